@@ -1,0 +1,1 @@
+//! Benchmarks of ringspan and its peers.

@@ -1,0 +1,305 @@
+//! Addresses: PCI functions, MAC addresses, and the device a port is bridged to.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Why an address was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AddressError {
+    /// Not a PCI address.
+    #[error("{0:?} is not a PCI address: write it as 0000:0a:00.2")]
+    Pci(String),
+    /// Not a MAC address.
+    #[error("{0:?} is not a MAC address: write it as 52:54:00:12:34:56")]
+    Mac(String),
+    /// A MAC address that no NIC may have.
+    #[error("{0} is not a unicast MAC address: the lowest bit of its first byte must be 0, and not all bytes 0")]
+    NotUnicast(MacAddress),
+    /// A device of no known kind.
+    #[error(
+        "{0:?} is not a device: write pci:0000:0a:00.2[,devargs], vdev:net_tap0[,devargs], soft:nic0/vf3 or vhost-vdpa:/dev/vhost-vdpa-0"
+    )]
+    Device(String),
+    /// Device arguments with a character that would end them.
+    #[error("the device arguments {0:?} have a space or control character: DPDK would cut them there")]
+    DeviceArguments(String),
+}
+
+/// A PCI function. Always printed in full and in lower case, whatever form it was read in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct PciAddress {
+    /// PCI domain (segment), 0 to 0xffffffff.
+    pub domain: u32,
+    /// Bus number.
+    pub bus: u8,
+    /// Device (slot), 0 to 31.
+    pub device: u8,
+    /// Function, 0 to 7.
+    pub function: u8,
+}
+
+impl FromStr for PciAddress {
+    type Err = AddressError;
+
+    /// Reads `0000:0a:00.2` or the short form `0a:00.2` (domain 0), in either case.
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        let bad = || AddressError::Pci(text.into());
+        let hex = |digits: &str, most: usize| {
+            let clean = !digits.is_empty() && digits.len() <= most && digits.bytes().all(|b| b.is_ascii_hexdigit());
+            if clean { u32::from_str_radix(digits, 16).map_err(|_| bad()) } else { Err(bad()) }
+        };
+        let (rest, function) = text.rsplit_once('.').ok_or_else(bad)?;
+        let (rest, device) = rest.rsplit_once(':').ok_or_else(bad)?;
+        let (domain, bus) = rest.rsplit_once(':').unwrap_or(("0", rest));
+        let (domain, bus) = (hex(domain, 8)?, hex(bus, 2)?);
+        let (device, function) = (hex(device, 2)?, hex(function, 1)?);
+        if device > 31 || function > 7 {
+            return Err(bad());
+        }
+        Ok(Self { domain, bus: bus as u8, device: device as u8, function: function as u8 })
+    }
+}
+
+impl fmt::Display for PciAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:04x}:{:02x}:{:02x}.{}", self.domain, self.bus, self.device, self.function)
+    }
+}
+
+/// An Ethernet address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct MacAddress(pub [u8; 6]);
+
+impl MacAddress {
+    /// The address itself when a NIC may have it, else why not.
+    pub fn unicast(self) -> Result<Self, AddressError> {
+        if self.0[0] & 1 == 1 || self.0 == [0; 6] { Err(AddressError::NotUnicast(self)) } else { Ok(self) }
+    }
+}
+
+impl FromStr for MacAddress {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        let bad = || AddressError::Mac(text.into());
+        let mut bytes = [0; 6];
+        let mut parts = text.split(':');
+        for byte in &mut bytes {
+            let part =
+                parts.next().filter(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit())).ok_or_else(bad)?;
+            *byte = u8::from_str_radix(part, 16).map_err(|_| bad())?;
+        }
+        if parts.next().is_some() { Err(bad()) } else { Ok(Self(bytes)) }
+    }
+}
+
+impl fmt::Display for MacAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+/// What a port is bridged to.
+///
+/// Written `pci:0000:0a:00.2[,devargs]`, `vdev:net_tap0[,devargs]`, `soft:nic0/vf3` or
+/// `vhost-vdpa:/dev/vhost-vdpa-0`. The devargs are DPDK's own, unchanged.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum DeviceSpec {
+    /// A PCI function, a VF for instance, or with `representor=vf3` among its arguments that representor.
+    Pci {
+        /// Address of the function that DPDK probes.
+        address: PciAddress,
+        /// DPDK device arguments without the leading comma; may be empty.
+        args: String,
+    },
+    /// A DPDK virtual device.
+    Vdev {
+        /// DPDK's name of the device, such as `net_null0`; unique within a lane.
+        name: String,
+        /// DPDK device arguments without the leading comma; may be empty.
+        args: String,
+    },
+    /// A VF of a software NIC.
+    Soft {
+        /// Name of the NIC.
+        nic: String,
+        /// Index of the VF.
+        vf: u16,
+    },
+    /// A vhost-vdpa character device.
+    VhostVdpa {
+        /// Path of the device node.
+        path: PathBuf,
+    },
+}
+
+impl DeviceSpec {
+    /// The part that identifies the device whatever else its arguments say: two ports with one identity clash.
+    ///
+    /// For PCI that is the address and the `representor=` argument, for a virtual device its name.
+    pub fn identity(&self) -> String {
+        match self {
+            Self::Pci { address, args } => match representor(args) {
+                Some(which) => format!("pci:{address},representor={which}"),
+                None => format!("pci:{address}"),
+            },
+            Self::Vdev { name, .. } => format!("vdev:{name}"),
+            Self::Soft { .. } | Self::VhostVdpa { .. } => self.to_string(),
+        }
+    }
+}
+
+/// The value of `representor=` among device arguments; brackets may hold commas.
+fn representor(args: &str) -> Option<&str> {
+    let at = if args.starts_with("representor=") { 0 } else { args.find(",representor=")? + 1 };
+    let value = &args[at + "representor=".len()..];
+    let mut depth = 0;
+    let end = value.find(|c| {
+        depth += i32::from(c == '[') - i32::from(c == ']');
+        c == ',' && depth == 0
+    });
+    Some(&value[..end.unwrap_or(value.len())])
+}
+
+impl FromStr for DeviceSpec {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        let bad = || AddressError::Device(text.into());
+        if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
+            return Err(AddressError::DeviceArguments(text.into()));
+        }
+        let (kind, rest) = text.split_once(':').ok_or_else(bad)?;
+        let (head, args) = rest.split_once(',').unwrap_or((rest, ""));
+        match kind {
+            "pci" => Ok(Self::Pci { address: head.parse()?, args: args.into() }),
+            "vdev" if head.starts_with("net_") || head.starts_with("eth_") => {
+                Ok(Self::Vdev { name: head.into(), args: args.into() })
+            }
+            "soft" => {
+                let (nic, vf) = rest.split_once("/vf").ok_or_else(bad)?;
+                let vf = vf.parse().map_err(|_| bad())?;
+                if nic.is_empty() { Err(bad()) } else { Ok(Self::Soft { nic: nic.into(), vf }) }
+            }
+            "vhost-vdpa" if rest.starts_with('/') => Ok(Self::VhostVdpa { path: rest.into() }),
+            _ => Err(bad()),
+        }
+    }
+}
+
+impl fmt::Display for DeviceSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (head, args) = match self {
+            Self::Pci { address, args } => (format!("pci:{address}"), args.as_str()),
+            Self::Vdev { name, args } => (format!("vdev:{name}"), args.as_str()),
+            Self::Soft { nic, vf } => (format!("soft:{nic}/vf{vf}"), ""),
+            Self::VhostVdpa { path } => (format!("vhost-vdpa:{}", path.display()), ""),
+        };
+        match args {
+            "" => f.pad(&head),
+            args => f.pad(&format!("{head},{args}")),
+        }
+    }
+}
+
+macro_rules! as_string {
+    ($type:ident, $about:literal, $pattern:literal) => {
+        impl TryFrom<String> for $type {
+            type Error = AddressError;
+            fn try_from(text: String) -> Result<Self, AddressError> {
+                text.parse()
+            }
+        }
+
+        impl From<$type> for String {
+            fn from(value: $type) -> String {
+                value.to_string()
+            }
+        }
+
+        impl schemars::JsonSchema for $type {
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($type).into()
+            }
+            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                schemars::json_schema!({ "type": "string", "description": $about, "pattern": $pattern })
+            }
+        }
+    };
+}
+
+as_string!(
+    PciAddress,
+    "A PCI function: 0000:0a:00.2, or 0a:00.2 in domain 0.",
+    r"^([0-9A-Fa-f]{1,8}:)?[0-9A-Fa-f]{1,2}:[0-9A-Fa-f]{1,2}\.[0-7]$"
+);
+as_string!(MacAddress, "An Ethernet address: 52:54:00:12:34:56.", "^([0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}$");
+as_string!(
+    DeviceSpec,
+    "pci:0000:0a:00.2[,devargs], vdev:net_tap0[,devargs], soft:nic0/vf3 or vhost-vdpa:/dev/vhost-vdpa-0.",
+    "^(pci|vdev|soft|vhost-vdpa):"
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pci_address_is_compared_as_a_number_and_not_as_text() {
+        let full: PciAddress = "0000:0A:00.2".parse().unwrap();
+        assert_eq!(full, "0a:00.2".parse().unwrap());
+        assert_eq!(full.to_string(), "0000:0a:00.2");
+        for bad in ["", "0a:00", "0a:20.0", "0a:00.8", "x:00.0", "0000:0a:00.2.1", "+a:00.0", ":0a:00.0"] {
+            assert!(bad.parse::<PciAddress>().is_err(), "{bad:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn a_mac_address_has_six_bytes_and_a_nic_has_a_unicast_one() {
+        let mac: MacAddress = "52:54:00:AB:cd:ef".parse().unwrap();
+        assert_eq!(mac.to_string(), "52:54:00:ab:cd:ef");
+        assert!(mac.unicast().is_ok());
+        assert!("ff:ff:ff:ff:ff:ff".parse::<MacAddress>().unwrap().unicast().is_err());
+        for bad in ["", "52:54:00:12:34", "52:54:00:12:34:56:78", "5:54:00:12:34:56", "+5:54:00:12:34:56"] {
+            assert!(bad.parse::<MacAddress>().is_err(), "{bad:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn a_device_reads_back_as_it_was_written() {
+        for text in [
+            "pci:0000:0a:00.2",
+            "pci:0000:0a:00.0,representor=vf3,dv_flow_en=1",
+            "vdev:net_null0,size=64,no-rx=1",
+            "vdev:net_tap0,iface=up0",
+            "soft:nic0/vf3",
+            "vhost-vdpa:/dev/vhost-vdpa-0",
+        ] {
+            assert_eq!(text.parse::<DeviceSpec>().unwrap().to_string(), text);
+        }
+        for bad in
+            ["", "null0", "vdev:", "vdev:crypto_null", "pci:zz", "soft:nic0", "vhost-vdpa:x", "vdev:net_null0,a b"]
+        {
+            assert!(bad.parse::<DeviceSpec>().is_err(), "{bad:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn two_representors_of_one_pf_are_two_devices_and_two_spellings_of_one_are_one() {
+        let identity = |text: &str| text.parse::<DeviceSpec>().unwrap().identity();
+        assert_ne!(identity("pci:0a:00.0,representor=vf3"), identity("pci:0a:00.0,representor=vf4"));
+        assert_ne!(identity("pci:0a:00.0,representor=vf3"), identity("pci:0a:00.0"));
+        assert_eq!(
+            identity("pci:0a:00.0,x=1,representor=pf[0,1]vf3,y=2"),
+            identity("pci:0000:0A:00.0,representor=pf[0,1]vf3")
+        );
+        assert_eq!(identity("vdev:net_null0,size=64"), identity("vdev:net_null0"));
+    }
+}

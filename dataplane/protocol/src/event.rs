@@ -1,0 +1,66 @@
+//! What happens in a lane without having been asked for.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::PortName;
+
+/// An event of a lane. Numbers start at 1 with each start of the lane and have no holes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LaneEvent {
+    /// Number within the lane's life.
+    pub sequence: u64,
+    /// Milliseconds since the Unix epoch.
+    pub time_ms: u64,
+    /// The port it is about.
+    pub port: PortName,
+    /// What happened.
+    #[serde(flatten)]
+    pub kind: LaneEventKind,
+}
+
+/// What happened to a port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum LaneEventKind {
+    /// The socket listens (server role).
+    PortListening,
+    /// A front-end connected (server role), or was connected to (client role).
+    FrontendConnected {
+        /// Its process id where the kernel says it, else 0.
+        pid: i32,
+    },
+    /// The front-end and ringspan could not agree; the connection was ended.
+    HandshakeFailed {
+        /// The message at which it ended, and why.
+        reason: String,
+    },
+    /// The guest's driver started its first ring.
+    DriverReady {
+        /// Negotiated virtio feature bits.
+        features: u64,
+        /// Queue pairs with both rings started and enabled.
+        pairs: u16,
+    },
+    /// The guest's driver stopped its last ring.
+    DriverStopped,
+    /// The front-end is gone.
+    FrontendDisconnected {
+        /// How the connection ended.
+        reason: String,
+    },
+    /// The guest broke its own ring: the port is stopped until the guest resets the device.
+    RingBroken {
+        /// Index of the ring: 2n receives, 2n+1 transmits.
+        ring: u16,
+        /// What the guest did.
+        reason: String,
+    },
+    /// The device's link changed.
+    LinkChanged {
+        /// Whether it is up now.
+        up: bool,
+    },
+    /// The device is gone from the bus.
+    DeviceRemoved,
+}

@@ -1,0 +1,20 @@
+//! What ringspan's control side and its lanes say to each other, and the names and addresses that both use.
+//!
+//! Nothing here knows of DPDK, of sysfs or of the control socket's JSON-RPC: the crate is the one narrow
+//! place where the two kinds of process meet. See [`message`] for the conversation itself.
+
+pub mod address;
+pub mod event;
+pub mod message;
+pub mod name;
+pub mod port;
+pub mod stats;
+
+pub use address::{DeviceSpec, MacAddress, PciAddress};
+pub use event::{LaneEvent, LaneEventKind};
+pub use message::{Envelope, Failure, FailureKind, Reply, Request, VERSION};
+pub use message::{LaneInfo, PortChange};
+pub use name::{LaneName, PortName};
+pub use port::{Compat, DeviceStatus, Policy, PolicyStatus, PortPhase, PortSpec, PortStatus, Role};
+pub use port::{MAX_QUEUE_PAIRS, MAX_RING_SIZE, MTU_RANGE};
+pub use stats::{Drops, PortCounters, QueueCounters};

@@ -1,0 +1,173 @@
+//! A port: one guest NIC, with a vhost-user socket on one side and a device on the other.
+
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{DeviceSpec, MacAddress, PortName};
+
+/// Most queue pairs a front-end may use, and most device queues a port may have.
+pub const MAX_QUEUE_PAIRS: u16 = 32;
+/// Largest ring, in descriptors.
+pub const MAX_RING_SIZE: u16 = 32768;
+/// MTU bounds in bytes, without the Ethernet header.
+pub const MTU_RANGE: std::ops::RangeInclusive<u16> = 68..=9216;
+
+/// Which side of the vhost-user socket listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// ringspan listens; the front-end connects, and again after every restart of either side.
+    #[default]
+    Server,
+    /// ringspan connects, and retries until it can.
+    Client,
+}
+
+/// The set of virtio features a port offers. It is fixed when the port is made, so that a later version of
+/// ringspan does not change what a restarted or migrated guest sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum Compat {
+    /// Split rings; VERSION_1, MRG_RXBUF, INDIRECT_DESC, EVENT_IDX, ANY_LAYOUT, MQ, MTU, GUEST_ANNOUNCE, CTRL_VQ and the
+    /// bits of the control queue that the front-end serves by itself.
+    #[serde(rename = "1")]
+    V1,
+}
+
+impl Compat {
+    /// What a new port gets when it does not name a level.
+    pub const LATEST: Self = Self::V1;
+}
+
+/// Whether a receive filter of the device is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Policy {
+    /// Opened where the device allows it; a refusal is shown and is no error. The guest's own filters never
+    /// reach ringspan, so this is what makes a guest's extra addresses work.
+    #[default]
+    Auto,
+    /// Opened; a refusal fails the port.
+    On,
+    /// Left closed.
+    Off,
+}
+
+fn one() -> u16 {
+    1
+}
+
+fn default_mtu() -> u16 {
+    1500
+}
+
+/// Everything a lane needs to know to make a port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PortSpec {
+    /// The port's name.
+    pub name: PortName,
+    /// Path of the vhost-user socket, 107 bytes at most.
+    pub socket: PathBuf,
+    /// Which side listens.
+    #[serde(default)]
+    pub role: Role,
+    /// What the port is bridged to.
+    pub device: DeviceSpec,
+    /// Queues of the device in each direction, 1 to 32. The guest may have more pairs, or use fewer.
+    #[serde(default = "one")]
+    pub queues: u16,
+    /// Largest frame without its Ethernet header, in bytes, 68 to 9216. Also told to the guest.
+    #[serde(default = "default_mtu")]
+    pub mtu: u16,
+    /// The device's MAC address; the device's own when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacAddress>,
+    /// Receive every unicast frame.
+    #[serde(default)]
+    pub promiscuous: Policy,
+    /// Receive every multicast frame (IPv6 needs it where the guest's groups do not reach the device).
+    #[serde(default)]
+    pub allmulti: Policy,
+    /// Owner of the listening socket, as numbers: user and group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket_owner: Option<(u32, u32)>,
+    /// Permission bits of the listening socket, such as 0o660.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket_mode: Option<u32>,
+    /// The set of virtio features the port offers.
+    pub compat: Compat,
+}
+
+/// How far a port has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum PortPhase {
+    /// Server role: the socket listens and no front-end is there.
+    Listening,
+    /// Client role: the socket of the front-end is not there yet; retried.
+    Connecting,
+    /// A front-end is connected; the guest's driver has not started its rings.
+    Connected,
+    /// At least one ring is started and enabled: packets flow.
+    DriverReady,
+    /// The guest broke its ring: stopped until it resets the device or reconnects.
+    Broken,
+}
+
+/// What became of a [`Policy`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum PolicyStatus {
+    /// The filter is open.
+    On,
+    /// The filter is closed, as asked.
+    Off,
+    /// The device refused; the text is its reason.
+    Refused(String),
+}
+
+/// The device side of a port as it is now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DeviceStatus {
+    /// DPDK's name of the driver, such as `mlx5_pci` or `net_tap`.
+    pub driver: String,
+    /// Whether the link is up.
+    pub link_up: bool,
+    /// Link speed in Mbit/s, where the driver knows it.
+    pub speed_mbps: Option<u32>,
+    /// The device's MAC address.
+    pub mac: MacAddress,
+    /// The device's MTU in bytes, and the port's.
+    pub mtu: u16,
+    /// Queues in each direction.
+    pub queues: u16,
+    /// What became of the promiscuous policy.
+    pub promiscuous: PolicyStatus,
+    /// What became of the allmulti policy.
+    pub allmulti: PolicyStatus,
+}
+
+/// A port as its lane sees it now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PortStatus {
+    /// What was asked for.
+    pub spec: PortSpec,
+    /// How far it has come.
+    pub phase: PortPhase,
+    /// Why it is broken, or why the last handshake failed.
+    pub reason: Option<String>,
+    /// The core whose worker runs it.
+    pub core: u16,
+    /// Virtio feature bits that were negotiated (0 before).
+    pub features: u64,
+    /// Queue pairs with both rings started and enabled.
+    pub active_pairs: u16,
+    /// Regions of guest memory that are mapped.
+    pub memory_regions: u16,
+    /// Bytes of guest memory that are mapped.
+    pub memory_bytes: u64,
+    /// The device side.
+    pub device: DeviceStatus,
+}

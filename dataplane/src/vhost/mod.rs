@@ -1,0 +1,25 @@
+//! The vhost-user session: the front-end's messages on one side, ring transitions on the other.
+
+use std::sync::Arc;
+
+use crate::memory::GuestMap;
+use crate::ring::RingConfig;
+
+/// Who is told of a session's transitions. Called from the session's thread, one call at a time.
+///
+/// Each call returns only when the workers have taken the change over: afterwards nothing of what was taken
+/// away (a ring, a memory map) is touched any more.
+pub trait RingSink: Send + Sync + 'static {
+    /// Guest memory was replaced; rings that run go on in the new map at the same guest addresses.
+    fn memory(&self, map: Arc<GuestMap>);
+
+    /// A ring is started and enabled. Rings 2n are filled by us (the guest receives), rings 2n+1 are drained.
+    fn start(&self, index: usize, config: RingConfig);
+
+    /// A ring is stopped or disabled. Returns the next available index, which equals the used index: nothing is in flight.
+    /// `None` when it was not running.
+    fn stop(&self, index: usize) -> Option<u16>;
+
+    /// What a person should know; see the event catalogue.
+    fn event(&self, event: ringspan_protocol::LaneEventKind);
+}
