@@ -1,1 +1,106 @@
-fn main() {}
+//! Finds DPDK by pkg-config, generates the bindings from its headers and compiles the shim.
+//!
+//! Both must see the same compiler flags: DPDK's structures depend on its configuration header, which pkg-config asks for
+//! with `-include rte_config.h`.
+
+use std::env;
+use std::path::PathBuf;
+use std::process::exit;
+
+/// Oldest release that is supported: Debian 12's.
+const OLDEST: &str = "22.11";
+
+/// Functions that are exported by DPDK's libraries and used as they are.
+const FUNCTIONS: &[&str] = &[
+    "rte_(eal_init|eal_cleanup|strerror|thread_register|thread_unregister|lcore_id_.*)",
+    "rte_(openlog_stream|log_set_global_level|log_cur_msg_loglevel|log_set_level_pattern)",
+    "rte_dev_(probe|remove|name|is_probed|event_monitor_start|event_callback_register|event_callback_unregister)",
+    "rte_eth_dev_(info_get|configure|start|stop|close|count_total|set_mtu|get_mtu|default_mac_addr_set|is_removed)",
+    "rte_eth_dev_(adjust_nb_rx_tx_desc|callback_register|callback_unregister|socket_id|get_name_by_port|is_valid_port)",
+    "rte_eth_(rx|tx)_queue_setup",
+    "rte_eth_(macaddr_get|promiscuous_(enable|disable|get)|allmulticast_(enable|disable|get)|link_get_nowait)",
+    "rte_eth_(stats_get|xstats_get|xstats_get_names|find_next|dev_set_link_up)",
+    "rte_(pktmbuf_pool_create|mempool_free|mempool_avail_count|mempool_in_use_count|malloc_get_socket_stats)",
+    "shim_.*",
+];
+
+/// Types that the functions above do not pull in by themselves.
+const TYPES: &[&str] = &["rte_eth_.*mq_mode", "rte_eth_event_type", "rte_dev_event_type", "shim_.*"];
+
+const CONSTANTS: &[&str] = &["SHIM_.*", "RTE_LOG_.*"];
+
+fn main() {
+    println!("cargo:rerun-if-changed=shim.h");
+    println!("cargo:rerun-if-changed=shim.c");
+
+    let dpdk = match pkg_config::Config::new().atleast_version(OLDEST).probe("libdpdk") {
+        Ok(dpdk) => dpdk,
+        Err(error) => {
+            eprintln!(
+                "DPDK {OLDEST} or newer is not installed, or not for developers: install the Debian package dpdk-dev"
+            );
+            eprintln!("(elsewhere: set PKG_CONFIG_PATH to the folder of libdpdk.pc)\n\n{error}");
+            exit(1)
+        }
+    };
+    let flags = compiler_flags();
+
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    let mut bindings = bindgen::Builder::default()
+        .header("shim.h")
+        .clang_args(&flags)
+        .clang_args(dpdk.include_paths.iter().map(|path| format!("-I{}", path.display())))
+        .default_enum_style(bindgen::EnumVariation::Consts)
+        .prepend_enum_name(false)
+        .derive_default(true)
+        .layout_tests(true)
+        // Reached through the shim's offsets alone: its unions and markers do not translate well.
+        .opaque_type("rte_mbuf")
+        .opaque_type("rte_mempool")
+        .opaque_type("rte_device")
+        .opaque_type("rte_devargs")
+        .opaque_type("rte_dev_iterator")
+        .generate_comments(false);
+    for name in FUNCTIONS {
+        bindings = bindings.allowlist_function(name);
+    }
+    for name in TYPES {
+        bindings = bindings.allowlist_type(name);
+    }
+    for name in CONSTANTS {
+        bindings = bindings.allowlist_var(name);
+    }
+    match bindings.generate() {
+        Ok(bindings) => bindings.write_to_file(out.join("bindings.rs")).expect("OUT_DIR is writable"),
+        Err(error) => {
+            eprintln!("no bindings from DPDK's headers: {error}");
+            eprintln!("bindgen needs libclang and its headers: install the Debian package libclang-dev");
+            exit(1)
+        }
+    }
+
+    let mut shim = cc::Build::new();
+    shim.file("shim.c").includes(&dpdk.include_paths).opt_level(3).warnings(true).extra_warnings(false);
+    for flag in &flags {
+        shim.flag(flag);
+    }
+    shim.compile("ringspan_dpdk_shim");
+}
+
+/// The flags of `pkg-config --cflags` that the pkg-config crate does not hand on: `-include` and `-march`.
+fn compiler_flags() -> Vec<String> {
+    let program = env::var_os("PKG_CONFIG").unwrap_or_else(|| "pkg-config".into());
+    let output = std::process::Command::new(program).args(["--cflags-only-other", "libdpdk"]).output();
+    let text = match output {
+        Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout).into_owned(),
+        Ok(output) => {
+            eprintln!("pkg-config --cflags-only-other libdpdk failed: {}", String::from_utf8_lossy(&output.stderr));
+            exit(1)
+        }
+        Err(error) => {
+            eprintln!("pkg-config cannot be run ({error}): install the Debian package pkg-config");
+            exit(1)
+        }
+    };
+    text.split_whitespace().map(String::from).collect()
+}

@@ -1,0 +1,77 @@
+#include "shim.h"
+
+const char *shim_version(void)
+{
+	return rte_version();
+}
+
+int shim_errno(void)
+{
+	return rte_errno;
+}
+
+uint16_t shim_rx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **packets, uint16_t n)
+{
+	return rte_eth_rx_burst(port, queue, packets, n);
+}
+
+uint16_t shim_tx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **packets, uint16_t n)
+{
+	return rte_eth_tx_burst(port, queue, packets, n);
+}
+
+int shim_alloc_bulk(struct rte_mempool *pool, struct rte_mbuf **packets, unsigned int n)
+{
+	return rte_pktmbuf_alloc_bulk(pool, packets, n);
+}
+
+void shim_free_bulk(struct rte_mbuf **packets, unsigned int n)
+{
+	rte_pktmbuf_free_bulk(packets, n);
+}
+
+int shim_matching_ports(const char *devargs, uint16_t *ports, int room)
+{
+	struct rte_dev_iterator iterator;
+	int found = 0;
+	int status = rte_eth_iterator_init(&iterator, devargs);
+
+	if (status != 0)
+		return status < 0 ? status : -status;
+	/* rte_eth_iterator_next() frees the iterator when it has no more. */
+	for (uint16_t port = rte_eth_iterator_next(&iterator); port != RTE_MAX_ETHPORTS;
+	     port = rte_eth_iterator_next(&iterator)) {
+		if (found < room)
+			ports[found] = port;
+		found++;
+	}
+	return found;
+}
+
+size_t shim_mbuf_layout(size_t *offsets, size_t room)
+{
+	const size_t all[] = {
+		sizeof(struct rte_mbuf),
+		offsetof(struct rte_mbuf, buf_addr),
+		offsetof(struct rte_mbuf, data_off),
+		offsetof(struct rte_mbuf, nb_segs),
+		offsetof(struct rte_mbuf, port),
+		offsetof(struct rte_mbuf, ol_flags),
+		offsetof(struct rte_mbuf, pkt_len),
+		offsetof(struct rte_mbuf, data_len),
+		offsetof(struct rte_mbuf, buf_len),
+		offsetof(struct rte_mbuf, pool),
+		offsetof(struct rte_mbuf, next),
+		offsetof(struct rte_mbuf, tx_offload),
+	};
+	const size_t count = sizeof(all) / sizeof(all[0]);
+
+	for (size_t i = 0; i < count && i < room; i++)
+		offsets[i] = all[i];
+	return count;
+}
+
+int shim_link_up(const struct rte_eth_link *link)
+{
+	return link->link_status == RTE_ETH_LINK_UP;
+}

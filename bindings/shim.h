@@ -1,0 +1,89 @@
+/*
+ * What ringspan needs of DPDK and bindgen cannot give: functions that are `static inline` in DPDK's headers, and macros.
+ *
+ * Everything per packet works on bursts, so that a call costs nothing that can be measured. See the DPDK programmer's
+ * guide, chapters "Poll Mode Driver", "Mbuf Library" and "Mempool Library".
+ */
+#ifndef RINGSPAN_DPDK_SHIM_H
+#define RINGSPAN_DPDK_SHIM_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include <rte_config.h>
+#include <rte_build_config.h>
+#include <rte_dev.h>
+#include <rte_eal.h>
+#include <rte_errno.h>
+#include <rte_ethdev.h>
+#include <rte_ether.h>
+#include <rte_lcore.h>
+#include <rte_log.h>
+#include <rte_malloc.h>
+#include <rte_mbuf.h>
+#include <rte_mempool.h>
+#include <rte_version.h>
+
+/* Field offsets of rte_mbuf. They moved between DPDK 22.11 and 24.11, so they come from the headers at build time. */
+enum shim_mbuf_layout {
+	SHIM_MBUF_SIZE = sizeof(struct rte_mbuf),
+	SHIM_MBUF_BUF_ADDR = offsetof(struct rte_mbuf, buf_addr),
+	SHIM_MBUF_DATA_OFF = offsetof(struct rte_mbuf, data_off),
+	SHIM_MBUF_NB_SEGS = offsetof(struct rte_mbuf, nb_segs),
+	SHIM_MBUF_PORT = offsetof(struct rte_mbuf, port),
+	SHIM_MBUF_OL_FLAGS = offsetof(struct rte_mbuf, ol_flags),
+	SHIM_MBUF_PKT_LEN = offsetof(struct rte_mbuf, pkt_len),
+	SHIM_MBUF_DATA_LEN = offsetof(struct rte_mbuf, data_len),
+	SHIM_MBUF_BUF_LEN = offsetof(struct rte_mbuf, buf_len),
+	SHIM_MBUF_POOL = offsetof(struct rte_mbuf, pool),
+	SHIM_MBUF_NEXT = offsetof(struct rte_mbuf, next),
+	SHIM_MBUF_TX_OFFLOAD = offsetof(struct rte_mbuf, tx_offload),
+};
+
+/* Limits and constants that are macros in DPDK. */
+enum shim_constants {
+	SHIM_MAX_ETHPORTS = RTE_MAX_ETHPORTS,
+	SHIM_MAX_LCORE = RTE_MAX_LCORE,
+	SHIM_PKTMBUF_HEADROOM = RTE_PKTMBUF_HEADROOM,
+	SHIM_MEMPOOL_CACHE_MAX = RTE_MEMPOOL_CACHE_MAX_SIZE,
+	SHIM_SOCKET_ID_ANY = SOCKET_ID_ANY,
+	SHIM_ETHER_HDR_LEN = RTE_ETHER_HDR_LEN,
+	SHIM_DPDK_VERSION = RTE_VERSION,
+};
+
+static const uint64_t SHIM_RX_OFFLOAD_SCATTER = RTE_ETH_RX_OFFLOAD_SCATTER;
+static const uint64_t SHIM_RX_OFFLOAD_RSS_HASH = RTE_ETH_RX_OFFLOAD_RSS_HASH;
+static const uint64_t SHIM_TX_OFFLOAD_MULTI_SEGS = RTE_ETH_TX_OFFLOAD_MULTI_SEGS;
+static const uint64_t SHIM_RSS_IP = RTE_ETH_RSS_IP;
+static const uint64_t SHIM_RSS_TCP = RTE_ETH_RSS_TCP;
+static const uint64_t SHIM_RSS_UDP = RTE_ETH_RSS_UDP;
+static const uint32_t SHIM_DEV_INTR_RMV = RTE_ETH_DEV_INTR_RMV;
+
+/* Version of the DPDK that is linked, such as "DPDK 22.11.1". */
+const char *shim_version(void);
+/* The calling thread's rte_errno. */
+int shim_errno(void);
+
+/* rte_eth_rx_burst(): up to n packets. */
+uint16_t shim_rx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **packets, uint16_t n);
+/* rte_eth_tx_burst(): gives away the first of the packets, and says how many. */
+uint16_t shim_tx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **packets, uint16_t n);
+/* rte_pktmbuf_alloc_bulk(): all n or none; 0 when done. */
+int shim_alloc_bulk(struct rte_mempool *pool, struct rte_mbuf **packets, unsigned int n);
+/* rte_pktmbuf_free_bulk(): whole chains. */
+void shim_free_bulk(struct rte_mbuf **packets, unsigned int n);
+
+/*
+ * Ports whose device arguments match (RTE_ETH_FOREACH_MATCHING_DEV), in DPDK's order: at most `room` ids are written to
+ * `ports`. Returns how many match, or a negative errno.
+ */
+int shim_matching_ports(const char *devargs, uint16_t *ports, int room);
+
+/* offsetof() as this file's compiler sees it, in the order of enum shim_mbuf_layout; what bindgen saw must agree. */
+size_t shim_mbuf_layout(size_t *offsets, size_t room);
+
+/* A field of rte_eth_link that is a bit field in some releases and not in others. */
+int shim_link_up(const struct rte_eth_link *link);
+
+#endif
