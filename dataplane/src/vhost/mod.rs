@@ -10,6 +10,9 @@ use crate::ring::RingConfig;
 /// Each call returns only when the workers have taken the change over: afterwards nothing of what was taken
 /// away (a ring, a memory map) is touched any more.
 pub trait RingSink: Send + Sync + 'static {
+    /// SET_FEATURES: the virtio feature bits that the guest accepted. Comes before the first `start`.
+    fn negotiated(&self, features: u64);
+
     /// Guest memory was replaced; rings that run go on in the new map at the same guest addresses.
     fn memory(&self, map: Arc<GuestMap>);
 
@@ -20,6 +23,7 @@ pub trait RingSink: Send + Sync + 'static {
     /// `None` when it was not running.
     fn stop(&self, index: usize) -> Option<u16>;
 
-    /// What a person should know; see the event catalogue.
+    /// The connection's life: PortListening, FrontendConnected, HandshakeFailed, FrontendDisconnected. What concerns rings
+    /// (DriverReady, DriverStopped, RingBroken) the sink says itself. All rings were stopped before the connection ends.
     fn event(&self, event: ringspan_protocol::LaneEventKind);
 }
