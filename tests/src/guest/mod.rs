@@ -1,0 +1,335 @@
+//! A guest in Rust: a vhost-user front-end with its own memory and the driver's side of its rings.
+//!
+//! It plays the part of QEMU and of the guest's virtio-net driver at once, against any vhost-user back-end: for checks that
+//! look at every byte, for hostile acts that no real guest commits, and as a load generator that is lean enough not to be
+//! what is measured. [`Guest::start`] brings everything up as QEMU does; [`Transmitter`] and [`Receiver`] move frames by
+//! the burst; [`loopback`] checks what comes back; [`frontend`] and [`message`] are the way around all of that.
+
+pub mod chain;
+pub mod feature;
+pub mod frontend;
+pub mod loopback;
+pub mod memory;
+pub mod message;
+pub mod queue;
+pub mod ring;
+
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+
+pub use chain::Shape;
+pub use frontend::{FrontEnd, StoppedOnPurpose};
+pub use memory::{Layout, Memory, Region};
+pub use queue::{Counts, Receiver, Transmitter};
+pub use ring::SplitRing;
+
+/// Which side of the socket listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The guest connects; the back-end listens.
+    Connect,
+    /// The guest listens; the back-end connects.
+    Listen,
+}
+
+/// When rings are enabled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EnableOrder {
+    /// Before SET_FEATURES, as QEMU 8 and later do.
+    Early,
+    /// After the rings were set up, as the specification's examples do.
+    Late,
+}
+
+/// How a guest shall look.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The vhost-user socket.
+    pub socket: PathBuf,
+    /// Who listens.
+    pub role: Role,
+    /// Queue pairs.
+    pub pairs: u16,
+    /// Of these, how many are enabled at the start: the first ones.
+    pub enabled_pairs: u16,
+    /// Descriptors in each ring.
+    pub ring_size: u16,
+    /// Virtio features that the guest's driver would take; see [`feature`].
+    pub features: u64,
+    /// vhost-user protocol features that the front-end would take.
+    pub protocol_features: u64,
+    /// When rings are enabled.
+    pub enable: EnableOrder,
+    /// Layout of frames to be sent.
+    pub tx_shape: Shape,
+    /// Layout of receive buffers.
+    pub rx_shape: Shape,
+    /// Largest frame that is sent.
+    pub tx_room: usize,
+    /// Bytes of a receive buffer, without the header.
+    pub rx_room: usize,
+    /// Memory regions.
+    pub regions: usize,
+    /// Bytes of guest-physical address space between two regions.
+    pub region_gap: u64,
+    /// Guest memory in hugepages.
+    pub huge_pages: bool,
+    /// The rings have no call descriptor: the guest only polls.
+    pub polled: bool,
+    /// End the handshake after this many messages.
+    pub stop_after: Option<usize>,
+    /// How long the back-end may take to be there.
+    pub timeout: Duration,
+}
+
+impl Options {
+    /// One pair of rings of 256, everything a Linux guest asks for, one memory region.
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self {
+            socket: socket.into(),
+            role: Role::Connect,
+            pairs: 1,
+            enabled_pairs: 1,
+            ring_size: 256,
+            features: feature::USUAL,
+            protocol_features: feature::PROTOCOL_MQ | feature::PROTOCOL_REPLY_ACK,
+            enable: EnableOrder::Early,
+            tx_shape: Shape::Whole,
+            rx_shape: Shape::Whole,
+            tx_room: 1514,
+            rx_room: 1536,
+            regions: 1,
+            region_gap: 0,
+            huge_pages: false,
+            polled: false,
+            stop_after: None,
+            timeout: Duration::from_secs(10),
+        }
+    }
+
+    /// This many pairs, all enabled.
+    pub fn pairs(self, pairs: u16) -> Self {
+        Self { pairs, enabled_pairs: pairs, ..self }
+    }
+
+    /// Without these features.
+    pub fn without(self, features: u64) -> Self {
+        Self { features: self.features & !features, ..self }
+    }
+
+    /// Bytes of memory that the guest needs, generously.
+    fn memory_size(&self) -> usize {
+        let buffers = self.tx_room + self.rx_room + 2 * (12 + 128) + 2 * 16 * 64;
+        let ring = usize::from(self.ring_size);
+        usize::from(self.pairs) * (ring * (buffers + 2 * 32) + 8 * 4096) + (1 << 16) * self.regions
+    }
+}
+
+/// A running guest.
+#[derive(Debug)]
+pub struct Guest {
+    options: Options,
+    listener: Option<UnixListener>,
+    memory: Arc<Memory>,
+    features: u64,
+    offered_pairs: u64,
+    frontend: Option<FrontEnd>,
+    /// The sending queue of each pair.
+    pub tx: Vec<Transmitter>,
+    /// The receiving queue of each pair.
+    pub rx: Vec<Receiver>,
+}
+
+impl Guest {
+    /// Connects, negotiates and starts all rings, with all receive buffers made available.
+    pub fn start(options: Options) -> anyhow::Result<Self> {
+        let listener = match options.role {
+            Role::Connect => None,
+            Role::Listen => Some(
+                UnixListener::bind(&options.socket)
+                    .with_context(|| format!("listening at {}", options.socket.display()))?,
+            ),
+        };
+        let memory = Arc::new(Memory::new(Layout {
+            size: options.memory_size(),
+            regions: options.regions,
+            start: 0,
+            gap: options.region_gap,
+            huge_pages: options.huge_pages,
+        })?);
+        let mut guest =
+            Self { options, listener, memory, features: 0, offered_pairs: 0, frontend: None, tx: vec![], rx: vec![] };
+        guest.connect()?;
+        guest.make_queues()?;
+        guest.start_rings()?;
+        for rx in &mut guest.rx {
+            rx.post(usize::MAX);
+        }
+        Ok(guest)
+    }
+
+    /// Connection and negotiation, up to SET_OWNER.
+    fn connect(&mut self) -> anyhow::Result<()> {
+        let mut frontend = match &self.listener {
+            None => FrontEnd::connect(&self.options.socket, self.options.timeout)?,
+            Some(listener) => FrontEnd::accept(listener, self.options.timeout)?,
+        };
+        frontend.stop_after(self.options.stop_after);
+        let (offered, pairs) = frontend.negotiate(self.options.protocol_features)?;
+        self.features = offered & (self.options.features | feature::PROTOCOL_FEATURES);
+        self.offered_pairs = pairs;
+        ensure!(
+            pairs >= u64::from(self.options.pairs),
+            "the back-end offers {pairs} queue pairs, {} are wanted",
+            self.options.pairs
+        );
+        self.frontend = Some(frontend);
+        Ok(())
+    }
+
+    /// Empty rings with all buffers free, as after a reset of the device.
+    fn make_queues(&mut self) -> anyhow::Result<()> {
+        self.tx.clear();
+        self.rx.clear();
+        self.memory.free_all();
+        let Options { ring_size, tx_room, rx_room, .. } = self.options;
+        let header = feature::header_length(self.features);
+        let event_idx = self.has(feature::EVENT_IDX);
+        let indirect = self.has(feature::INDIRECT_DESC);
+        let shape = |shape: Shape| {
+            let apart = shape == Shape::Whole && self.features & (feature::ANY_LAYOUT | feature::VERSION_1) == 0;
+            if apart { Shape::HeaderApart } else { shape }
+        };
+        for _ in 0..self.options.pairs {
+            let ring = SplitRing::new(&self.memory, ring_size, event_idx)?;
+            // Linux posts receive buffers as direct descriptors whenever they have one descriptor.
+            let rx_shape = shape(self.options.rx_shape);
+            let rx_indirect = indirect && rx_shape != Shape::Whole;
+            let mergeable = self.has(feature::MRG_RXBUF);
+            self.rx.push(Receiver::new(ring, rx_shape, rx_indirect, header, rx_room, mergeable)?);
+            let ring = SplitRing::new(&self.memory, ring_size, event_idx)?;
+            self.tx.push(Transmitter::new(ring, shape(self.options.tx_shape), indirect, header, tx_room)?);
+        }
+        for pair in 0..usize::from(self.options.pairs) {
+            self.tx[pair].ring().want_call(false);
+            self.rx[pair].ring().want_call(false);
+        }
+        Ok(())
+    }
+
+    /// From SET_VRING_CALL to the last ring's start. Rings begin at their used index: 0 for new ones, and where the last
+    /// back-end left them when it died, as QEMU does.
+    fn start_rings(&mut self) -> anyhow::Result<()> {
+        let Self { options, features, memory, tx, rx, .. } = self;
+        let frontend = self.frontend.as_mut().context("not connected")?;
+        let mut rings: Vec<(u32, &mut SplitRing)> = vec![];
+        for (pair, (rx, tx)) in rx.iter_mut().zip(tx).enumerate() {
+            rings.push((2 * pair as u32, rx.ring()));
+            rings.push((2 * pair as u32 + 1, tx.ring()));
+        }
+        for (index, ring) in &rings {
+            frontend.set_vring_call(*index, ring, options.polled)?;
+        }
+        let enabled = |index: u32| index < 2 * u32::from(options.enabled_pairs);
+        if options.enable == EnableOrder::Early {
+            for (index, _) in &rings {
+                frontend.set_vring_enable(*index, enabled(*index))?;
+            }
+        }
+        frontend.set_features(*features)?;
+        if frontend.protocol_features() & feature::PROTOCOL_CONFIGURE_MEM_SLOTS != 0 {
+            for region in memory.regions() {
+                frontend.add_mem_reg(memory, region)?;
+            }
+        } else {
+            frontend.set_mem_table(memory, memory.regions())?;
+        }
+        for (index, ring) in &rings {
+            frontend.set_vring_num(*index, u32::from(ring.size()))?;
+            frontend.set_vring_base(*index, u32::from(ring.used_index()))?;
+            frontend.set_vring_addr(*index, ring.user_addresses())?;
+            frontend.set_vring_kick(*index, ring, false)?;
+            frontend.set_vring_call(*index, ring, options.polled)?;
+        }
+        if options.enable == EnableOrder::Late {
+            for (index, _) in &rings {
+                frontend.set_vring_enable(*index, enabled(*index))?;
+            }
+        }
+        for (_, ring) in &rings {
+            ring.kick_now();
+        }
+        Ok(())
+    }
+
+    /// Connects again after the back-end died or was left, and goes on with the rings as they are.
+    pub fn reconnect(&mut self) -> anyhow::Result<()> {
+        self.frontend = None;
+        self.connect()?;
+        self.start_rings()
+    }
+
+    /// Closes the connection, as a front-end that was killed does. The rings stay as they are.
+    pub fn disconnect(&mut self) {
+        self.frontend = None;
+    }
+
+    /// Resets the device and starts it anew, as a driver that is loaded again does: all rings stop, and begin empty.
+    pub fn reset(&mut self) -> anyhow::Result<()> {
+        self.stop()?;
+        self.make_queues()?;
+        self.start_rings()?;
+        for rx in &mut self.rx {
+            rx.post(usize::MAX);
+        }
+        Ok(())
+    }
+
+    /// Stops all rings; the index at which each would go on.
+    pub fn stop(&mut self) -> anyhow::Result<Vec<u32>> {
+        let rings = 2 * u32::from(self.options.pairs);
+        let frontend = self.frontend()?;
+        (0..rings).map(|index| frontend.get_vring_base(index)).collect()
+    }
+
+    /// Enables or disables a pair while it runs.
+    pub fn enable(&mut self, pair: u16, enabled: bool) -> anyhow::Result<()> {
+        let frontend = self.frontend()?;
+        frontend.set_vring_enable(2 * u32::from(pair), enabled)?;
+        frontend.set_vring_enable(2 * u32::from(pair) + 1, enabled)?;
+        frontend.barrier()
+    }
+
+    /// The connection, for who wants to say something else.
+    pub fn frontend(&mut self) -> anyhow::Result<&mut FrontEnd> {
+        self.frontend.as_mut().context("not connected")
+    }
+
+    /// The guest's memory.
+    pub fn memory(&self) -> &Arc<Memory> {
+        &self.memory
+    }
+
+    /// Virtio features that were agreed on.
+    pub fn features(&self) -> u64 {
+        self.features
+    }
+
+    /// Most queue pairs that the back-end offers.
+    pub fn offered_pairs(&self) -> u64 {
+        self.offered_pairs
+    }
+
+    /// What the guest was made with.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    fn has(&self, feature: u64) -> bool {
+        self.features & feature != 0
+    }
+}
