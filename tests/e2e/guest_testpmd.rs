@@ -32,7 +32,7 @@ fn every_layout_comes_back_byte_for_byte() {
     let (_testpmd, options, _folder) = returning("layouts", 1, true);
     let none = 0;
     for without in [none, feature::EVENT_IDX, feature::MRG_RXBUF, feature::INDIRECT_DESC] {
-        for shape in [Shape::Whole, Shape::HeaderApart, Shape::Mixed(5)] {
+        for shape in [Shape::Whole, Shape::Cut(1), Shape::HeaderApart, Shape::Mixed(5)] {
             let options = Options { tx_shape: shape, ..options.clone().without(without) };
             let mut guest = Guest::start(options).unwrap();
             check(&mut guest, Plan::new(20_000, 128));

@@ -7,12 +7,13 @@ use super::ring::{Descriptor, INDIRECT, NEXT, SplitRing};
 /// `VERSION_1`; without them the header has a descriptor of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Shape {
-    /// One descriptor.
+    /// One descriptor, never indirect: what Linux does with a frame that is in one piece.
     #[default]
     Whole,
     /// The header in one, the frame in another.
     HeaderApart,
-    /// Pieces of about the same length; the header may be cut too.
+    /// Pieces of about the same length; the header may be cut too. `Cut(1)` is one descriptor, in a table where that is
+    /// negotiated.
     Cut(u16),
     /// One piece, then two and so on up to this many, then one again.
     Mixed(u16),
@@ -45,6 +46,7 @@ impl Chains {
     pub fn new(ring: &SplitRing, shape: Shape, indirect: bool, header: usize) -> anyhow::Result<Self> {
         let each = shape.most().next_power_of_two();
         let mut tables = Vec::new();
+        let indirect = indirect && shape != Shape::Whole;
         if indirect {
             for _ in 0..ring.size() {
                 tables.push(ring.memory().allocate(16 * usize::from(each), 64)?);

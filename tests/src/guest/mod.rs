@@ -206,11 +206,8 @@ impl Guest {
         };
         for _ in 0..self.options.pairs {
             let ring = SplitRing::new(&self.memory, ring_size, event_idx)?;
-            // Linux posts receive buffers as direct descriptors whenever they have one descriptor.
-            let rx_shape = shape(self.options.rx_shape);
-            let rx_indirect = indirect && rx_shape != Shape::Whole;
             let mergeable = self.has(feature::MRG_RXBUF);
-            self.rx.push(Receiver::new(ring, rx_shape, rx_indirect, header, rx_room, mergeable)?);
+            self.rx.push(Receiver::new(ring, shape(self.options.rx_shape), indirect, header, rx_room, mergeable)?);
             let ring = SplitRing::new(&self.memory, ring_size, event_idx)?;
             self.tx.push(Transmitter::new(ring, shape(self.options.tx_shape), indirect, header, tx_room)?);
         }
