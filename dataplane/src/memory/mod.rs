@@ -1,5 +1,9 @@
 //! Guest memory as the fast path sees it: a sorted table of mapped regions behind raw pointers.
+//!
+//! - [`GuestMap`] translates guest-physical addresses; it keeps the memory mapped while anybody holds it.
+//! - `guard` keeps the process alive when a front-end takes the file away behind a mapping.
 
+mod guard;
 mod map;
 
-pub use map::{GuestMap, RegionCache, Span};
+pub use map::{GuestMap, Region, RegionCache, Span};

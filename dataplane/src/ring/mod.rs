@@ -1,4 +1,36 @@
 //! Virtio rings, device side, written for bursts. Knows nothing of DPDK, so that it can be tested alone.
+//!
+//! A burst goes through the ring in phases, and each phase touches the memory of the whole burst: one load of the
+//! guest's index, heads, descriptors, addresses, payloads (prefetched, then copied), one store that publishes what was
+//! used, one decision to notify.
+//!
+//! - [`SplitRing`] is VIRTIO 1.2 section 2.7; `take` and `put` are its two halves and mirror each other.
+//! - [`FrameSink`] and [`FrameSource`] are where frames go to and come from: packet buffers, whatever they are.
+//! - [`RingError`] says what a guest did that stops its port; everything else that is wrong costs one frame.
+//!
+//! # What is unsafe here, and why it holds
+//!
+//! Guest memory is shared with a guest that writes there at any time, on purpose or not. So there is never a reference
+//! to it, only raw pointers that [`GuestMap`](crate::memory::GuestMap) gave out for a range inside a mapping; the indices
+//! and flags are accessed as atomics, everything else by volatile reads; each field is read once into a local, and
+//! only the local is checked and used. Payload is copied as bytes; what it holds decides nothing here.
+
+mod chain;
+mod copy;
+mod error;
+mod frames;
+mod header;
+mod layout;
+mod put;
+mod split;
+mod take;
+#[cfg(test)]
+mod tests;
+
+pub use error::RingError;
+pub use frames::{FrameSink, FrameSource, Put, Taken};
+pub use header::NetHeader;
+pub use split::SplitRing;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -37,4 +69,11 @@ pub struct RingFeatures {
     pub mergeable: bool,
     /// VIRTIO_F_VERSION_1: the virtio-net header has 12 bytes then, and 10 without it and without `mergeable`.
     pub version_1: bool,
+}
+
+impl RingFeatures {
+    /// Bytes of the virtio-net header that goes before each frame (VIRTIO 1.2 section 5.1.6, and 5.1.6.1 for legacy).
+    pub const fn header_len(self) -> usize {
+        if self.mergeable || self.version_1 { NetHeader::LEN } else { NetHeader::LEGACY_LEN }
+    }
 }

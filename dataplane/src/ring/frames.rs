@@ -1,0 +1,73 @@
+//! Where frames go to and come from, and what became of them.
+
+use std::ptr::NonNull;
+
+use super::NetHeader;
+
+/// Takes the frames that a guest sends.
+///
+/// # Safety
+///
+/// The pointer that [`FrameSink::frame`] returns is valid for writes of `len` bytes until [`SplitRing::take`] returns,
+/// does not lie in guest memory, and does not overlap what an earlier call of the same burst returned.
+///
+/// [`SplitRing::take`]: super::SplitRing::take
+pub unsafe trait FrameSink {
+    /// Room for a frame of `len` bytes, which comes with `header` as the guest wrote it (any value is possible).
+    /// Called in ring order; the bytes are there when `take` returns. `None` when there is no buffer: the frame is
+    /// dropped and counted.
+    fn frame(&mut self, header: &NetHeader, len: usize) -> Option<NonNull<u8>>;
+}
+
+/// The frames of one burst on their way to a guest.
+///
+/// # Safety
+///
+/// For each index below [`FrameSource::count`], the segments are valid for reads of their length until
+/// [`SplitRing::put`] returns, do not lie in guest memory, and together have [`FrameSource::frame_len`] bytes.
+///
+/// [`SplitRing::put`]: super::SplitRing::put
+pub unsafe trait FrameSource {
+    /// How many frames there are.
+    fn count(&self) -> usize;
+
+    /// Bytes of a frame.
+    fn frame_len(&self, index: usize) -> usize;
+
+    /// The pieces of a frame, in order.
+    fn segments(&self, index: usize) -> impl Iterator<Item = (*const u8, usize)>;
+}
+
+/// What became of a burst from the guest: `received == frames + malformed + too_long + no_buffers`, each counted where
+/// it happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Taken {
+    /// Chains that were taken from the ring.
+    pub received: u64,
+    /// Bytes in those, without the virtio-net headers.
+    pub received_bytes: u64,
+    /// Frames that are in the sink's buffers.
+    pub frames: u64,
+    /// Bytes of those.
+    pub bytes: u64,
+    /// Chains that hold no frame: shorter than the virtio-net header and an Ethernet header, or with a buffer that is
+    /// the device's to write.
+    pub malformed: u64,
+    /// Frames longer than asked for.
+    pub too_long: u64,
+    /// Frames that the sink had no buffer for.
+    pub no_buffers: u64,
+}
+
+/// What became of a burst to the guest: `frames + ring_full + too_long` is the number of frames in the source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Put {
+    /// Frames that the guest has.
+    pub frames: u64,
+    /// Bytes of those, without the virtio-net headers.
+    pub bytes: u64,
+    /// Frames for which the guest had made too few buffers available.
+    pub ring_full: u64,
+    /// Frames that are longer than the guest's buffer, or with mergeable buffers longer than all of them.
+    pub too_long: u64,
+}

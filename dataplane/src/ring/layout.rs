@@ -1,0 +1,188 @@
+//! A split ring's three parts in our memory (VIRTIO 1.2 section 2.7), checked once and then behind raw pointers.
+//!
+//! Invariant: `desc` points to `size` descriptors, `avail` to 3 + `size` half-words, `used` to 6 + 8 x `size` bytes and
+//! those of the event index, each inside one mapping of the map that the ring holds, and each aligned. Accessors take any
+//! index and mask it, so that no caller can leave the ring.
+
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use vm_memory::GuestAddress;
+
+use super::error::RingPart;
+use super::{RingConfig, RingError};
+use crate::memory::{GuestMap, RegionCache};
+
+/// One descriptor as it was read. `addr` is guest-physical.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Descriptor {
+    pub addr: u64,
+    pub len: u32,
+    pub flags: u16,
+    pub next: u16,
+}
+
+impl Descriptor {
+    /// Bytes in guest memory.
+    pub const LEN: usize = 16;
+    /// The chain goes on at `next`.
+    pub const NEXT: u16 = 1;
+    /// The device writes here.
+    pub const WRITE: u16 = 2;
+    /// The buffer is a table of descriptors.
+    pub const INDIRECT: u16 = 4;
+
+    /// Reads descriptor `index` of a table, each field once.
+    ///
+    /// # Safety
+    ///
+    /// `table` has more than `index` descriptors, and is aligned to 8 bytes or `ALIGNED` is false.
+    #[inline(always)]
+    pub(super) unsafe fn read<const ALIGNED: bool>(table: *const u8, index: usize) -> Self {
+        // SAFETY: inside the table, by the caller.
+        let (addr, rest): (u64, u64) = unsafe {
+            let at = table.add(index * Self::LEN);
+            if ALIGNED {
+                (at.cast::<u64>().read_volatile(), at.add(8).cast::<u64>().read_volatile())
+            } else {
+                (super::copy::read(at), super::copy::read(at.add(8)))
+            }
+        };
+        Self { addr, len: rest as u32, flags: (rest >> 32) as u16, next: (rest >> 48) as u16 }
+    }
+}
+
+const NO_INTERRUPT: u16 = 1;
+const NO_NOTIFY: u16 = 1;
+
+/// Raw pointers to the parts of a ring.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Layout {
+    desc: NonNull<u8>,
+    avail: NonNull<u16>,
+    used: NonNull<u16>,
+    mask: u16,
+}
+
+impl Layout {
+    /// Finds the parts in `map` and checks them.
+    pub fn new(map: &GuestMap, config: &RingConfig) -> Result<Self, RingError> {
+        let size = config.size;
+        if !size.is_power_of_two() {
+            return Err(RingError::Size(size));
+        }
+        let event = if config.features.event_idx { 2 } else { 0 };
+        let entries = usize::from(size);
+        let desc = place(map, RingPart::Descriptors, config.desc, Descriptor::LEN * entries, 16)?;
+        let avail = place(map, RingPart::Available, config.avail, 4 + 2 * entries + event, 2)?;
+        let used = place(map, RingPart::Used, config.used, 4 + 8 * entries + event, 4)?;
+        Ok(Self { desc, avail: avail.cast(), used: used.cast(), mask: size - 1 })
+    }
+
+    /// Descriptors in the ring.
+    #[inline(always)]
+    pub fn size(&self) -> u16 {
+        self.mask + 1
+    }
+
+    /// Descriptor `index & mask`.
+    #[inline(always)]
+    pub fn descriptor(&self, index: u16) -> Descriptor {
+        // SAFETY: masked, so inside the table, which is aligned.
+        unsafe { Descriptor::read::<true>(self.desc.as_ptr(), usize::from(index & self.mask)) }
+    }
+
+    /// Where descriptor `index & mask` is, for prefetching.
+    #[inline(always)]
+    pub fn descriptor_at(&self, index: u16) -> *const u8 {
+        self.desc.as_ptr().wrapping_add(usize::from(index & self.mask) * Descriptor::LEN)
+    }
+
+    /// The guest's available index; everything that it published before is visible afterwards.
+    #[inline(always)]
+    pub fn avail_index(&self) -> u16 {
+        self.half_word(self.avail, 1).load(Ordering::Acquire)
+    }
+
+    /// The head that the guest put at position `index` of the available ring.
+    #[inline(always)]
+    pub fn avail_head(&self, index: u16) -> u16 {
+        // SAFETY: masked, so inside the ring, which is aligned.
+        unsafe { self.avail.add(2 + usize::from(index & self.mask)).read_volatile() }
+    }
+
+    /// Whether the guest asked for no interrupts (without EVENT_IDX).
+    #[inline(always)]
+    pub fn no_interrupt(&self) -> bool {
+        self.half_word(self.avail, 0).load(Ordering::Relaxed) & NO_INTERRUPT != 0
+    }
+
+    /// The used index behind which the guest wants an interrupt. Only with EVENT_IDX.
+    #[inline(always)]
+    pub fn used_event(&self) -> u16 {
+        self.half_word(self.avail, 2 + usize::from(self.size())).load(Ordering::Relaxed)
+    }
+
+    /// The used index as it is in guest memory.
+    #[inline(always)]
+    pub fn used_index(&self) -> u16 {
+        self.half_word(self.used, 1).load(Ordering::Acquire)
+    }
+
+    /// Writes position `index` of the used ring: chain `head`, with `len` bytes written. Not seen by the guest before
+    /// [`Layout::publish_used`].
+    #[inline(always)]
+    pub fn write_used(&self, index: u16, head: u16, len: u32) {
+        let element = u64::from(head) | u64::from(len) << 32;
+        // SAFETY: masked, so inside the ring; elements are aligned to 4 bytes only.
+        unsafe {
+            let elements = self.used.as_ptr().add(2).cast::<u64>();
+            elements.add(usize::from(index & self.mask)).write_unaligned(element);
+        }
+    }
+
+    /// Shows the guest everything up to `index`: what was written to its buffers and the used ring is visible before.
+    #[inline(always)]
+    pub fn publish_used(&self, index: u16) {
+        self.half_word(self.used, 1).store(index, Ordering::Release);
+    }
+
+    /// Tells the guest whether to kick (without EVENT_IDX).
+    pub fn set_no_notify(&self, quiet: bool) {
+        self.half_word(self.used, 0).store(if quiet { NO_NOTIFY } else { 0 }, Ordering::Relaxed);
+    }
+
+    /// Tells the guest behind which available index to kick. Only with EVENT_IDX.
+    pub fn set_avail_event(&self, index: u16) {
+        self.half_word(self.used, 2 + 4 * usize::from(self.size())).store(index, Ordering::Relaxed);
+    }
+
+    /// A half-word of the available or the used ring, as an atomic.
+    #[inline(always)]
+    fn half_word(&self, part: NonNull<u16>, offset: usize) -> &AtomicU16 {
+        // SAFETY: every caller names a half-word inside the part, which is aligned to 2 bytes and mapped while the ring
+        // holds its map. An atomic may be changed by others behind a shared reference.
+        unsafe { AtomicU16::from_ptr(part.add(offset).as_ptr()) }
+    }
+}
+
+/// One part of a ring: inside one region, aligned for the guest and for us.
+fn place(
+    map: &GuestMap,
+    part: RingPart,
+    addr: GuestAddress,
+    len: usize,
+    align: usize,
+) -> Result<NonNull<u8>, RingError> {
+    let addr = addr.0;
+    if addr % align as u64 != 0 {
+        return Err(RingError::Alignment { part, addr, align });
+    }
+    match map.translate(&mut RegionCache::default(), addr, len) {
+        Some(span) if span.len < len => Err(RingError::Place { part, addr, len }),
+        // A region may start anywhere in its mapping, if the front-end is hostile.
+        Some(span) if span.start.addr().get() % align != 0 => Err(RingError::Alignment { part, addr, align }),
+        Some(span) => Ok(span.start),
+        None => Err(RingError::Place { part, addr, len }),
+    }
+}

@@ -1,0 +1,144 @@
+//! From the guest: drains a transmit ring.
+
+use super::chain::{Walk, spread};
+use super::layout::Descriptor;
+use super::split::{Chain, SplitRing};
+use super::{FrameSink, NetHeader, RingError, Taken, copy};
+use crate::BURST;
+
+/// Shortest frame: an Ethernet header. Linux guests refuse shorter ones, too.
+const MIN_FRAME: usize = 14;
+
+impl SplitRing {
+    /// Takes up to `limit` chains (64 at most) and copies the frame of each into `sink`'s buffers, frames longer than
+    /// `max_frame` bytes excepted. The chains are given back to the guest after everything was copied, at once: a process
+    /// that is killed here may lose frames but never doubles one.
+    ///
+    /// # Errors
+    ///
+    /// The guest broke the ring. Nothing was taken; what came before the break was returned by the call before.
+    pub fn take<S: FrameSink>(&mut self, limit: usize, max_frame: usize, sink: &mut S) -> Result<Taken, RingError> {
+        if let Some(error) = self.broken {
+            return Err(error);
+        }
+        let features = self.features();
+        let result = match (features.header_len(), features.indirect) {
+            (NetHeader::LEGACY_LEN, false) => self.take_burst::<10, false, S>(limit, max_frame, sink),
+            (NetHeader::LEGACY_LEN, true) => self.take_burst::<10, true, S>(limit, max_frame, sink),
+            (_, false) => self.take_burst::<12, false, S>(limit, max_frame, sink),
+            (_, true) => self.take_burst::<12, true, S>(limit, max_frame, sink),
+        };
+        self.broken = self.broken.or(result.err());
+        result
+    }
+
+    fn take_burst<const HEADER: usize, const INDIRECT: bool, S: FrameSink>(
+        &mut self,
+        limit: usize,
+        max_frame: usize,
+        sink: &mut S,
+    ) -> Result<Taken, RingError> {
+        let mut done = Taken::default();
+        let limit = limit.min(BURST) as u16;
+        let available = self.available(limit)?.min(limit);
+        if available == 0 {
+            return Ok(done);
+        }
+        let count = self.look(0, available, 0)?;
+        for i in 0..count {
+            let chain = self.window[usize::from(i)];
+            let frame_len = (chain.first.len as usize).wrapping_sub(HEADER);
+            if !chain.start.is_null() && (MIN_FRAME..=max_frame).contains(&frame_len) {
+                // SAFETY: the chain is one buffer of HEADER + `frame_len` bytes inside a region; the sink's buffer has
+                // `frame_len` bytes that are not guest memory.
+                unsafe {
+                    let header = NetHeader::read::<HEADER>(chain.start);
+                    match sink.frame(&header, frame_len) {
+                        Some(to) => {
+                            copy::copy(chain.start.add(HEADER), to.as_ptr(), frame_len);
+                            done.frames += 1;
+                            done.bytes += frame_len as u64;
+                        }
+                        None => done.no_buffers += 1,
+                    }
+                }
+                done.received_bytes += frame_len as u64;
+            } else if let Err(error) = self.take_chain::<HEADER, INDIRECT, S>(&chain, max_frame, sink, &mut done) {
+                self.broken = Some(error);
+                break;
+            }
+            self.layout.write_used(self.next.wrapping_add(i), chain.head, 0);
+            done.received += 1;
+        }
+        match self.broken {
+            Some(error) if done.received == 0 => return Err(error),
+            _ => self.publish(done.received as u16),
+        }
+        Ok(done)
+    }
+
+    /// Takes a chain of any shape, counts it in `done`.
+    #[inline(never)]
+    fn take_chain<const HEADER: usize, const INDIRECT: bool, S: FrameSink>(
+        &mut self,
+        chain: &Chain,
+        max_frame: usize,
+        sink: &mut S,
+        done: &mut Taken,
+    ) -> Result<(), RingError> {
+        let Self { layout, map, cache, spans, .. } = self;
+        spans.clear();
+        let mut walk = Walk::new(layout, map, chain.head, chain.first);
+        let (mut bytes, mut readable) = (0u64, true);
+        while let Some(buffer) = walk.next::<INDIRECT>()? {
+            if buffer.flags & Descriptor::WRITE != 0 {
+                readable = false;
+                break;
+            }
+            bytes += u64::from(buffer.len);
+            // What is too long is not touched, only counted.
+            if bytes <= (HEADER + max_frame) as u64 {
+                spread(map, cache, chain.head, &buffer, spans)?;
+            }
+        }
+        let frame_len = bytes.saturating_sub(HEADER as u64);
+        done.received_bytes += frame_len;
+        if !readable || frame_len < MIN_FRAME as u64 {
+            done.malformed += 1;
+            return Ok(());
+        }
+        if frame_len > max_frame as u64 {
+            done.too_long += 1;
+            return Ok(());
+        }
+        // The spans have exactly HEADER + `frame_len` bytes. The header goes first, wherever it ends.
+        let frame_len = frame_len as usize;
+        let mut bytes = [0; NetHeader::LEN];
+        let mut got = 0;
+        for span in spans.iter_mut() {
+            let part = span.len.min(HEADER - got);
+            // SAFETY: `part` bytes of this span and of the local array; afterwards the span starts behind them.
+            unsafe {
+                copy::copy_volatile(span.start.as_ptr(), bytes[got..].as_mut_ptr(), part);
+                span.start = span.start.add(part);
+            }
+            span.len -= part;
+            got += part;
+        }
+        let Some(to) = sink.frame(&NetHeader::parse(bytes), frame_len) else {
+            done.no_buffers += 1;
+            return Ok(());
+        };
+        let mut to = to.as_ptr();
+        for span in spans.iter() {
+            // SAFETY: what is left of the spans has `frame_len` bytes, as the sink's buffer has.
+            unsafe {
+                copy::copy(span.start.as_ptr(), to, span.len);
+                to = to.add(span.len);
+            }
+        }
+        done.frames += 1;
+        done.bytes += frame_len as u64;
+        Ok(())
+    }
+}

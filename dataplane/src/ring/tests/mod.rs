@@ -1,0 +1,5 @@
+//! What a guest may rely on, and what a hostile one may not do.
+
+mod driver;
+mod put;
+mod take;

@@ -1,0 +1,28 @@
+//! Filling a receive ring.
+
+use super::driver::*;
+use crate::ring::{NetHeader, Put};
+
+#[test]
+fn plain_frames_are_put_in_order_each_with_its_header() {
+    let mut driver = Driver::new(128, MODERN, 65_500);
+    let mut ring = driver.device();
+    for i in 0..100 {
+        driver.chain(i, &[(BUFFERS + 2048 * u64::from(i), 2048, WRITE)]);
+        driver.offer(i);
+    }
+    let frames: Vec<_> = (0..120).map(|i| frame(i, 60 + i as usize)).collect();
+    let put = ring.put(&Frames::plain(&frames)).unwrap();
+    let bytes = frames[..100].iter().map(|frame| frame.len() as u64).sum();
+    assert_eq!(put, Put { frames: 100, bytes, ring_full: 20, too_long: 0 });
+    for (i, (head, len)) in driver.collect().into_iter().enumerate() {
+        assert_eq!((head, len), (i as u32, 12 + frames[i].len() as u32));
+        let header = NetHeader { num_buffers: 1, ..NetHeader::default() }.emit();
+        assert_eq!(
+            driver.bytes(BUFFERS + 2048 * i as u64, len as usize),
+            [&header, &frames[i][..]].concat(),
+            "frame {i}"
+        );
+    }
+    assert_eq!(driver.interrupts(), 1);
+}
