@@ -1,6 +1,12 @@
-//! Shared parts of the end-to-end tests.
+//! Shared parts of the end-to-end tests, the demo and the benchmarks.
 
 pub mod binary;
 pub mod guest;
 pub mod lane;
+pub mod netns;
+pub mod paths;
+pub mod process;
+pub mod qemu;
+pub mod skip;
 pub mod testpmd;
+pub mod wait;

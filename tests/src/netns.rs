@@ -1,0 +1,231 @@
+//! Network namespaces of a test's own, with TAPs in them, and programs that run inside.
+//!
+//! A namespace is a file in /run/netns, as `ip netns` makes it; names carry the process id, so that tests in parallel do not
+//! meet. TAPs inside can have any name and any address: nobody else sees them.
+
+use std::io::Read;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
+
+use crate::{paths, process, wait};
+
+/// A network namespace. Programs that were started in it through [`Netns::spawn`] should be dropped first; the namespace
+/// and what is in it go on drop.
+pub struct Netns {
+    name: String,
+}
+
+impl Netns {
+    /// Makes a namespace with its loopback up. `label` is for whoever looks at `ip netns`.
+    pub fn new(label: &str) -> Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let namespace = Self { name: format!("ringspan-{label}-{}-{number}", std::process::id()) };
+        ip(&["netns", "add", &namespace.name])?;
+        namespace.ip(&["link", "set", "lo", "up"])?;
+        Ok(namespace)
+    }
+
+    /// Its name, as `ip netns exec` takes it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A command that will run in this namespace. Only the network differs: /sys and mounts stay those of the machine.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}", self.name)).arg("--").arg(program);
+        command
+    }
+
+    /// Runs `ip` in this namespace.
+    pub fn ip(&self, arguments: &[&str]) -> Result<String> {
+        ip(&[&["-n", &self.name], arguments].concat())
+    }
+
+    /// Makes a TAP that stays when the program that uses it is killed: persistent and multi-queue, as DPDK's net_tap
+    /// attaches to it. `address` is such as `192.0.2.1/24`.
+    pub fn tap(&self, name: &str, address: &str, mtu: u16) -> Result<()> {
+        self.ip(&["tuntap", "add", "dev", name, "mode", "tap", "multi_queue"])?;
+        // IPv6 would send router solicitations and confuse exact counts.
+        self.sysctl(&format!("net.ipv6.conf.{name}.disable_ipv6=1"))?;
+        self.ip(&["link", "set", name, "mtu", &mtu.to_string(), "up"])?;
+        self.ip(&["address", "add", address, "dev", name])?;
+        Ok(())
+    }
+
+    /// Sets one `name=value` in this namespace; a name that the kernel does not have is left alone.
+    pub fn sysctl(&self, setting: &str) -> Result<()> {
+        let mut sysctl = self.command(paths::on_path("sysctl").context("sysctl is missing: install procps")?);
+        wait::run(sysctl.args(["-e", "-q", "-w", setting]), Duration::from_secs(10))?.success("sysctl")?;
+        Ok(())
+    }
+
+    /// Runs a program in this namespace to its end, which must be good. Returns its output.
+    pub fn run(&self, limit: Duration, program: &str, arguments: &[&str]) -> Result<String> {
+        wait::run(self.command(program).args(arguments), limit)?.success(&format!("{program} {}", arguments.join(" ")))
+    }
+
+    /// Starts a program in this namespace that goes on in the background.
+    pub fn spawn(&self, program: &str, arguments: &[&str]) -> Result<Background> {
+        Background::start(self.command(program).args(arguments))
+    }
+
+    /// Waits until a ping to `address` is answered, and returns how long that took.
+    pub fn wait_ping(&self, address: &str, limit: Duration) -> Result<Duration> {
+        let start = Instant::now();
+        wait::until(limit, &format!("an answer to a ping of {address}"), || {
+            let mut ping = self.command("ping");
+            ping.args(["-n", "-q", "-c", "1", "-W", "1", address]);
+            Ok((wait::run(&mut ping, Duration::from_secs(5))?.code == 0).then_some(()))
+        })?;
+        Ok(start.elapsed())
+    }
+
+    /// Starts to ping `address` every `interval`, until [`Pinger::finish`].
+    pub fn ping(&self, address: &str, interval: Duration) -> Result<Pinger> {
+        let interval = format!("{:.3}", interval.as_secs_f64());
+        // -O says at once when an answer is outstanding, -D gives each line a time.
+        Ok(Pinger { ping: self.spawn("ping", &["-n", "-D", "-O", "-i", &interval, address])? })
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        let _ = ip(&["netns", "delete", &self.name]);
+    }
+}
+
+fn ip(arguments: &[&str]) -> Result<String> {
+    let mut command = Command::new(paths::on_path("ip").context("ip is missing: install iproute2")?);
+    wait::run(command.args(arguments), Duration::from_secs(10))?.success(&format!("ip {}", arguments.join(" ")))
+}
+
+/// A program in the background; killed on drop.
+pub struct Background {
+    child: Child,
+    output: Option<std::thread::JoinHandle<String>>,
+}
+
+impl Background {
+    /// Starts it, without standard input.
+    pub fn start(command: &mut Command) -> Result<Self> {
+        let what = format!("{command:?}");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().with_context(|| format!("cannot start {what}"))?;
+        let mut pipe = child.stdout.take().context("the output is piped")?;
+        let output = std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            let _ = pipe.read_to_end(&mut bytes);
+            String::from_utf8_lossy(&bytes).into_owned()
+        });
+        Ok(Self { child, output: Some(output) })
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a signal, waits up to 10 s for its end, and returns its standard output.
+    pub fn stop(mut self, signal: Signal) -> Result<String> {
+        process::signal(self.child.id(), signal)?;
+        wait::until(Duration::from_secs(10), "the end of a background program", || Ok(self.child.try_wait()?))?;
+        let output = self.output.take().context("the output was taken")?;
+        Ok(output.join().unwrap_or_default())
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A ping that runs.
+pub struct Pinger {
+    ping: Background,
+}
+
+/// What a ping saw.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PingReport {
+    /// Requests sent.
+    pub sent: u32,
+    /// Requests answered.
+    pub received: u32,
+    /// Answers that came twice.
+    pub duplicates: u32,
+    /// Times of the answers, in microseconds since the Unix epoch, in the order in which they came.
+    pub answered_at: Vec<u64>,
+}
+
+impl Pinger {
+    /// Waits until the last request had half a second to be answered, stops, and counts.
+    pub fn finish(self) -> Result<PingReport> {
+        let text = self.ping.stop(Signal::SIGINT)?;
+        PingReport::parse(&text)
+    }
+}
+
+impl PingReport {
+    /// Reads the output of iputils' ping.
+    pub fn parse(text: &str) -> Result<Self> {
+        let Some(summary) = text.lines().find(|line| line.contains(" packets transmitted")) else {
+            bail!("ping gave no summary:\n{text}");
+        };
+        let count = |word: &str| -> u32 {
+            let part = summary.split(", ").find(|part| part.contains(word));
+            part.and_then(|part| part.trim_start_matches('+').split(' ').next()?.parse().ok()).unwrap_or(0)
+        };
+        let answers = text.lines().filter(|line| line.contains("bytes from") && !line.contains("(DUP!)"));
+        let answered_at = answers.filter_map(|line| {
+            let seconds: f64 = line.strip_prefix('[')?.split(']').next()?.parse().ok()?;
+            Some((seconds * 1e6) as u64)
+        });
+        Ok(Self {
+            sent: count("packets transmitted"),
+            received: count("received"),
+            duplicates: count("duplicates"),
+            answered_at: answered_at.collect(),
+        })
+    }
+
+    /// Requests that were never answered. The very last one may still have been under way when ping was stopped; it
+    /// does not count.
+    pub fn lost(&self) -> u32 {
+        (self.sent - self.received.min(self.sent)).saturating_sub(1)
+    }
+
+    /// The longest time without an answer.
+    pub fn longest_gap(&self) -> Duration {
+        let gaps = self.answered_at.windows(2).map(|pair| pair[1].saturating_sub(pair[0]));
+        Duration::from_micros(gaps.max().unwrap_or(0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ping_report_counts_losses_duplicates_and_the_longest_gap() {
+        let text = "PING 192.0.2.2 (192.0.2.2) 56(84) bytes of data.\n\
+            [1700000000.000000] 64 bytes from 192.0.2.2: icmp_seq=1 ttl=64 time=0.5 ms\n\
+            [1700000000.100000] 64 bytes from 192.0.2.2: icmp_seq=2 ttl=64 time=0.5 ms\n\
+            [1700000000.100010] 64 bytes from 192.0.2.2: icmp_seq=2 ttl=64 time=0.6 ms (DUP!)\n\
+            [1700000000.300000] no answer yet for icmp_seq=3\n\
+            [1700000001.600000] 64 bytes from 192.0.2.2: icmp_seq=5 ttl=64 time=0.5 ms\n\n\
+            --- 192.0.2.2 ping statistics ---\n\
+            6 packets transmitted, 3 received, +1 duplicates, 50% packet loss, time 500ms\n";
+        let report = PingReport::parse(text).unwrap();
+        assert_eq!((report.sent, report.received, report.duplicates, report.lost()), (6, 3, 1, 2));
+        assert_eq!(report.longest_gap(), Duration::from_millis(1500));
+        assert!(PingReport::parse("ping: unknown host").is_err());
+    }
+}
