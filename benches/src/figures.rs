@@ -1,0 +1,161 @@
+//! The small figures: how soon a lane serves, how long a port takes, what idle guests cost, how big control is.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use ringspan_testkit::binary;
+use ringspan_testkit::guest::{Guest, Options};
+use ringspan_testkit::lane::{self, Lane};
+
+use crate::report::Figure;
+
+/// Attached guests whose cost is measured.
+const IDLE_GUESTS: usize = 16;
+
+/// All of them; what cannot be measured says why.
+pub fn all(core: usize) -> Vec<Figure> {
+    let figure = |name: &str, limit: f64, unit: &'static str, result: &anyhow::Result<f64>| Figure {
+        name: name.into(),
+        value: result.as_ref().ok().copied(),
+        limit,
+        unit,
+        note: result.as_ref().err().map(|error| format!("{error:#}")),
+    };
+    let lane = lane_figures(core);
+    let of_lane = |pick: fn(&LaneFigures) -> f64| match &lane {
+        Ok(figures) => Ok(pick(figures)),
+        Err(error) => Err(anyhow::anyhow!("{error:#}")),
+    };
+    let control = control_figures(core);
+    let of_control = |pick: fn(&(f64, f64)) -> f64| match &control {
+        Ok(figures) => Ok(pick(figures)),
+        Err(error) => Err(anyhow::anyhow!("{error:#}")),
+    };
+    vec![
+        figure("lane, start to first answer", 1000.0, "ms", &of_lane(|f| f.ready_ms)),
+        figure("daemon and lane, start to first port listening", 1000.0, "ms", &of_control(|f| f.0)),
+        figure("port add of a virtual device (median)", 100.0, "ms", &of_lane(|f| f.port_add_ms)),
+        figure("control, resident", 30.0, "MiB", &of_control(|f| f.1)),
+        figure("lane with 16 attached, idle guests", 3.0, "% of a core", &of_lane(|f| f.idle_percent)),
+    ]
+}
+
+struct LaneFigures {
+    ready_ms: f64,
+    port_add_ms: f64,
+    idle_percent: f64,
+}
+
+fn milliseconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e3
+}
+
+fn lane_figures(core: usize) -> anyhow::Result<LaneFigures> {
+    let folder = tempfile::tempdir()?;
+    let options = lane::Options { cores: core.to_string(), memory_mib: 256, ..lane::Options::new("figures") };
+    let start = Instant::now();
+    let mut lane = Lane::start(options, folder.path())?;
+    let ready_ms = milliseconds(start);
+    let mut add_ms = vec![];
+    let mut guests = vec![];
+    for i in 0..IDLE_GUESTS {
+        let start = Instant::now();
+        let device = format!("vdev:net_null{i},size=64,no-rx=1");
+        let socket = lane.add_port(&format!("vm{i}"), &device, 1)?;
+        add_ms.push(milliseconds(start));
+        guests.push(Guest::start(Options::new(socket))?);
+    }
+    add_ms.sort_by(f64::total_cmp);
+    // The naps of idle workers reach their full length within milliseconds; a second is generous.
+    std::thread::sleep(Duration::from_secs(1));
+    let (start, before) = (Instant::now(), cpu_seconds(lane.pid())?);
+    std::thread::sleep(Duration::from_secs(3));
+    let used = cpu_seconds(lane.pid())? - before;
+    ensure!(guests.len() == IDLE_GUESTS && lane.is_alive(), "the lane died");
+    Ok(LaneFigures {
+        ready_ms,
+        port_add_ms: add_ms[add_ms.len() / 2],
+        idle_percent: 100.0 * used / start.elapsed().as_secs_f64(),
+    })
+}
+
+/// Seconds of processor time that a process has used.
+fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
+    let mut nanoseconds = 0_u64;
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let text = std::fs::read_to_string(task?.path().join("schedstat")).unwrap_or_default();
+        nanoseconds += text.split_whitespace().next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+    }
+    Ok(nanoseconds as f64 / 1e9)
+}
+
+/// A daemon that is stopped, with its lane, when this is dropped.
+struct Daemon {
+    child: Child,
+    lane_pids: Vec<i32>,
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        use nix::sys::signal::{Signal, kill};
+        use nix::unistd::Pid;
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        // Lanes outlive the daemon by design.
+        for pid in &self.lane_pids {
+            let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+        }
+    }
+}
+
+/// Milliseconds from the daemon's start until its configured port listens, and MiB that the daemon holds.
+fn control_figures(core: usize) -> anyhow::Result<(f64, f64)> {
+    let folder = tempfile::tempdir()?;
+    let (program, _) = (binary::path("ringspan")?, binary::path("ringspan-lane")?);
+    let at = |name: &str| folder.path().join(name);
+    let config = format!(
+        "[control]\nsocket = {:?}\nstate_dir = {:?}\n[dataplane]\ncores = [{core}]\nmemory_mib = 128\n[[port]]\nname = \"vm1\"\n\
+         socket = {:?}\ndevice = \"vdev:net_null0,size=64,no-rx=1\"\n",
+        at("control.sock"),
+        at("state"),
+        at("vm1.sock")
+    );
+    std::fs::write(at("ringspan.toml"), config)?;
+    let start = Instant::now();
+    let child = Command::new(program)
+        .arg("serve")
+        .arg("--config")
+        .arg(at("ringspan.toml"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(std::fs::File::create(at("serve.log"))?)
+        .spawn()
+        .context("starting ringspan serve")?;
+    let mut daemon = Daemon { child, lane_pids: vec![] };
+    let log = || std::fs::read_to_string(at("serve.log")).unwrap_or_default();
+    while std::os::unix::net::UnixStream::connect(at("vm1.sock")).is_err() {
+        daemon.lane_pids = children(daemon.child.id());
+        let alive = daemon.child.try_wait()?.is_none();
+        ensure!(alive && start.elapsed() < Duration::from_secs(20), "the daemon does not serve: {}", log());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let ready_ms = milliseconds(start);
+    daemon.lane_pids = children(daemon.child.id());
+    Ok((ready_ms, resident_mib(daemon.child.id())?))
+}
+
+fn children(pid: u32) -> Vec<i32> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+    lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
+}
+
+fn resident_mib(pid: u32) -> anyhow::Result<f64> {
+    let path = format!("/proc/{pid}/status");
+    let text = std::fs::read_to_string(Path::new(&path))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
+    Ok(kib / 1024.0)
+}
