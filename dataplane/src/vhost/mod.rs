@@ -1,16 +1,34 @@
 //! The vhost-user session: the front-end's messages on one side, ring transitions on the other.
+//!
+//! A front-end's message comes in by the session's socket, is judged by the gate, served by the vhost-user-backend crate
+//! behind it, and what it means for a ring is worked out by its rings and told to a [`RingSink`].
+
+mod backend;
+mod features;
+mod gate;
+mod message;
+mod session;
+mod socket;
+mod vring;
+mod wire;
 
 use std::sync::Arc;
+
+pub use features::{feature_names, offered};
+pub use session::{Session, SessionConfig, SessionError};
+pub use socket::SocketError;
 
 use crate::memory::GuestMap;
 use crate::ring::RingConfig;
 
-/// Who is told of a session's transitions. Called from the session's thread, one call at a time.
+/// Who is told of a session's transitions. Called from the session's threads, one call at a time.
 ///
-/// Each call returns only when the workers have taken the change over: afterwards nothing of what was taken
-/// away (a ring, a memory map) is touched any more.
+/// For each connection: `negotiated` and `memory` before the first `start`; at its end a `stop` for each ring that runs,
+/// then `memory` with an empty map. Each call returns only when the workers have taken the change over: afterwards
+/// nothing of what was taken away (a ring, a memory map) is touched any more.
 pub trait RingSink: Send + Sync + 'static {
-    /// SET_FEATURES: the virtio feature bits that the guest accepted. Comes before the first `start`.
+    /// SET_FEATURES: the virtio feature bits that the guest accepted, when they are not what they were. No ring runs
+    /// meanwhile.
     fn negotiated(&self, features: u64);
 
     /// Guest memory was replaced; rings that run go on in the new map at the same guest addresses.

@@ -1,0 +1,343 @@
+//! A connection's rings: every word the front-end says of them, and what follows for the workers.
+//!
+//! The crate keeps rings of its own behind `VringT`. [`Vring`] is ours: it passes each call on to the crate's and tells
+//! [`Rings`], which knows when a ring runs. A ring **runs** while all of this holds:
+//!
+//! - features were negotiated, so that its header and notifications are known;
+//! - its addresses are known;
+//! - it is **started**: by SET_VRING_KICK, with a descriptor or with the word that it is polled, until GET_VRING_BASE;
+//! - it is **enabled**: by SET_VRING_ENABLE, or by SET_FEATURES without PROTOCOL_FEATURES.
+//!
+//! A disabled ring is not touched at all, as DPDK's vhost library does it (the specification would have a disabled
+//! transmit ring drained and its packets dropped; a guest that disables a queue does not use it).
+//!
+//! Whatever changes a ring that runs stops it first and starts it again: the index goes on where it was.
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLockReadGuard, RwLockWriteGuard};
+
+use vhost_user_backend::{VringRwLock, VringState, VringStateGuard, VringStateMutGuard, VringT};
+use virtio_queue::Error as QueueError;
+use vm_memory::{GuestAddress, GuestMemoryAtomic, GuestMemoryMmap};
+
+use super::RingSink;
+use super::features::ring_features;
+use super::message::MAX_RINGS;
+use crate::ring::RingConfig;
+
+type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
+
+/// One ring, as far as the front-end has described it.
+#[derive(Default)]
+struct Ring {
+    size: u16,
+    addresses: Option<[u64; 3]>,
+    base: u16,
+    kick: Option<Arc<OwnedFd>>,
+    call: Option<Arc<OwnedFd>>,
+    started: bool,
+    enabled: bool,
+    running: bool,
+    /// GET_VRING_BASE is under way: the descriptors that the crate takes away now mean nothing by themselves.
+    stopping: bool,
+}
+
+struct State {
+    rings: Vec<Ring>,
+    features: Option<u64>,
+    fault: Option<String>,
+}
+
+/// All rings of a connection. Calls into the sink are made one at a time.
+pub struct Rings {
+    state: Mutex<State>,
+    sink: Arc<dyn RingSink>,
+}
+
+impl Rings {
+    /// Rings of which nothing is known.
+    pub fn new(sink: Arc<dyn RingSink>) -> Self {
+        let rings = (0..MAX_RINGS).map(|_| Ring::default()).collect();
+        Self { state: Mutex::new(State { rings, features: None, fault: None }), sink }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes a ring: stops it when it runs and the change matters, and starts it when it may run afterwards.
+    fn change(&self, index: usize, differs: impl FnOnce(&Ring) -> bool, change: impl FnOnce(&mut Ring)) {
+        let mut state = self.lock();
+        if state.rings[index].running && differs(&state.rings[index]) {
+            self.halt(&mut state, index);
+        }
+        change(&mut state.rings[index]);
+        self.settle(&mut state, index);
+    }
+
+    /// Stops a ring that runs.
+    fn halt(&self, state: &mut State, index: usize) {
+        let ring = &mut state.rings[index];
+        if std::mem::take(&mut ring.running)
+            && let Some(next) = self.sink.stop(index)
+        {
+            ring.base = next;
+        }
+    }
+
+    /// Makes a ring run or not, as its state says.
+    fn settle(&self, state: &mut State, index: usize) {
+        let features = state.features;
+        let ring = &mut state.rings[index];
+        let may_run = ring.started && ring.enabled && ring.size > 0;
+        match (ring.addresses, features, may_run) {
+            (Some([desc, avail, used]), Some(features), true) => {
+                if std::mem::replace(&mut ring.running, true) {
+                    return;
+                }
+                let config = RingConfig {
+                    size: ring.size,
+                    desc: GuestAddress(desc),
+                    avail: GuestAddress(avail),
+                    used: GuestAddress(used),
+                    base: ring.base,
+                    features: ring_features(features),
+                    kick: ring.kick.clone(),
+                    call: ring.call.clone(),
+                };
+                let call = config.call.clone();
+                self.sink.start(index, config);
+                // Buffers may have been used before there was somebody to tell, or by the owner before us. One
+                // interrupt too many is allowed (virtio 1.2, 2.7.7), one too few hangs the guest.
+                if let Some(call) = call {
+                    let _ = nix::unistd::write(&*call, &1u64.to_ne_bytes());
+                }
+            }
+            _ => self.halt(state, index),
+        }
+    }
+
+    /// SET_FEATURES. Rings that run with other features are started again.
+    pub fn negotiated(&self, features: u64) {
+        let mut state = self.lock();
+        // QEMU says it again for each queue pair that it brings up.
+        if state.features == Some(features) {
+            return;
+        }
+        for index in 0..state.rings.len() {
+            self.halt(&mut state, index);
+        }
+        state.features = Some(features);
+        self.sink.negotiated(features);
+        for index in 0..state.rings.len() {
+            self.settle(&mut state, index);
+        }
+    }
+
+    /// SET_VRING_ENABLE.
+    pub fn enable(&self, index: usize, enabled: bool) {
+        self.change(index, |_| false, |ring| ring.enabled = enabled);
+    }
+
+    /// RESET_OWNER and RESET_DEVICE: rings are stopped and disabled, and features have to be negotiated and kicks given
+    /// again.
+    pub fn reset(&self) {
+        let mut state = self.lock();
+        for index in 0..state.rings.len() {
+            self.halt(&mut state, index);
+            state.rings[index].enabled = false;
+            state.rings[index].started = false;
+        }
+        state.features = None;
+    }
+
+    /// The connection ends: rings are stopped and forgotten.
+    pub fn close(&self) {
+        let mut state = self.lock();
+        for index in 0..state.rings.len() {
+            self.halt(&mut state, index);
+            state.rings[index] = Ring::default();
+        }
+        state.features = None;
+    }
+
+    /// What went wrong in a call that the crate gives no way to refuse.
+    pub fn take_fault(&self) -> Option<String> {
+        self.lock().fault.take()
+    }
+}
+
+thread_local! {
+    /// The rings that the next [`Vring::new`] calls on this thread belong to, and the next index: the crate makes its
+    /// rings on the thread that makes the daemon, in order, and tells them nothing.
+    static MAKING: RefCell<Option<(Arc<Rings>, usize)>> = const { RefCell::new(None) };
+}
+
+/// Runs `make`, in which the crate makes its rings, so that they report to `rings`.
+pub fn with_rings<T>(rings: &Arc<Rings>, make: impl FnOnce() -> T) -> T {
+    MAKING.set(Some((rings.clone(), 0)));
+    let made = make();
+    MAKING.set(None);
+    made
+}
+
+/// The crate's ring and ours, side by side.
+#[derive(Clone)]
+pub struct Vring {
+    inner: VringRwLock<Memory>,
+    rings: Arc<Rings>,
+    index: usize,
+}
+
+impl<'a> VringStateGuard<'a, Memory> for Vring {
+    type G = RwLockReadGuard<'a, VringState<Memory>>;
+}
+
+impl<'a> VringStateMutGuard<'a, Memory> for Vring {
+    type G = RwLockWriteGuard<'a, VringState<Memory>>;
+}
+
+impl VringT<Memory> for Vring {
+    fn new(memory: Memory, max_queue_size: u16) -> Result<Self, QueueError> {
+        let inner = VringRwLock::new(memory, max_queue_size)?;
+        let (rings, index) = MAKING
+            .with_borrow_mut(|making| {
+                making.as_mut().map(|(rings, next)| {
+                    *next += 1;
+                    (rings.clone(), *next - 1)
+                })
+            })
+            // Only `with_rings` makes daemons; a ring outside of it is a mistake in this file, and gets refused.
+            .filter(|(_, index)| *index < MAX_RINGS)
+            .ok_or(QueueError::QueueNotReady)?;
+        Ok(Self { inner, rings, index })
+    }
+
+    fn get_ref(&self) -> <Self as VringStateGuard<'_, Memory>>::G {
+        self.inner.get_ref()
+    }
+
+    fn get_mut(&self) -> <Self as VringStateMutGuard<'_, Memory>>::G {
+        self.inner.get_mut()
+    }
+
+    fn add_used(&self, desc_index: u16, len: u32) -> Result<(), QueueError> {
+        self.inner.add_used(desc_index, len)
+    }
+
+    fn signal_used_queue(&self) -> io::Result<()> {
+        self.inner.signal_used_queue()
+    }
+
+    fn enable_notification(&self) -> Result<bool, QueueError> {
+        self.inner.enable_notification()
+    }
+
+    fn disable_notification(&self) -> Result<(), QueueError> {
+        self.inner.disable_notification()
+    }
+
+    fn needs_notification(&self) -> Result<bool, QueueError> {
+        self.inner.needs_notification()
+    }
+
+    /// Comes when SET_FEATURES lacks PROTOCOL_FEATURES; SET_VRING_ENABLE is served by the gate.
+    fn set_enabled(&self, enabled: bool) {
+        self.inner.set_enabled(enabled);
+        self.rings.enable(self.index, enabled);
+    }
+
+    fn set_queue_info(&self, desc: u64, avail: u64, used: u64) -> Result<(), QueueError> {
+        self.inner.set_queue_info(desc, avail, used)?;
+        let addresses = Some([desc, avail, used]);
+        self.rings.change(self.index, |ring| ring.addresses != addresses, |ring| ring.addresses = addresses);
+        Ok(())
+    }
+
+    fn queue_next_avail(&self) -> u16 {
+        self.rings.lock().rings[self.index].base
+    }
+
+    fn set_queue_next_avail(&self, base: u16) {
+        self.inner.set_queue_next_avail(base);
+        self.rings.change(self.index, |_| true, |ring| ring.base = base);
+    }
+
+    fn set_queue_next_used(&self, index: u16) {
+        self.inner.set_queue_next_used(index);
+    }
+
+    fn queue_used_idx(&self) -> Result<u16, QueueError> {
+        self.inner.queue_used_idx()
+    }
+
+    fn set_queue_size(&self, size: u16) {
+        self.inner.set_queue_size(size);
+        self.rings.change(self.index, |ring| ring.size != size, |ring| ring.size = size);
+    }
+
+    fn set_queue_event_idx(&self, enabled: bool) {
+        self.inner.set_queue_event_idx(enabled);
+    }
+
+    /// False is the beginning of GET_VRING_BASE, which ends with [`Self::set_call`]. True follows [`Self::set_kick`],
+    /// which has said it all.
+    fn set_queue_ready(&self, ready: bool) {
+        self.inner.set_queue_ready(ready);
+        if !ready {
+            self.rings.change(
+                self.index,
+                |_| false,
+                |ring| {
+                    ring.started = false;
+                    ring.stopping = true;
+                },
+            );
+        }
+    }
+
+    fn set_kick(&self, file: Option<File>) {
+        // The crate needs to see a descriptor to call the ring ready, and keeps it for itself.
+        let kick = match file.as_ref().map(File::try_clone).transpose() {
+            Ok(kick) => kick.map(|kick| Arc::new(OwnedFd::from(kick))),
+            Err(error) => {
+                let fault = format!("ring {}: the kick descriptor cannot be kept: {error}", self.index);
+                self.rings.lock().fault = Some(fault);
+                return;
+            }
+        };
+        self.inner.set_kick(file);
+        self.rings.change(
+            self.index,
+            |_| true,
+            |ring| {
+                // SET_VRING_KICK starts the ring, with a descriptor or without; what GET_VRING_BASE takes away does not.
+                ring.started = !ring.stopping;
+                ring.kick = kick;
+            },
+        );
+    }
+
+    fn read_kick(&self) -> io::Result<bool> {
+        self.inner.read_kick()
+    }
+
+    fn set_call(&self, file: Option<File>) {
+        let call = file.map(|file| Arc::new(OwnedFd::from(file)));
+        self.rings.change(
+            self.index,
+            |_| true,
+            |ring| {
+                ring.stopping = false;
+                ring.call = call;
+            },
+        );
+    }
+
+    fn set_err(&self, file: Option<File>) {
+        self.inner.set_err(file);
+    }
+}
