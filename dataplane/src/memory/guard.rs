@@ -295,3 +295,6 @@ fn mend(addr: usize) -> bool {
     }
     mended
 }
+
+#[cfg(test)]
+mod tests;
