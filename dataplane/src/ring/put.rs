@@ -146,13 +146,13 @@ impl SplitRing {
                 if buffer.flags & Descriptor::WRITE == 0 {
                     continue;
                 }
-                let part = Descriptor { len: buffer.len.min((needed - filled) as u32), ..buffer };
                 spans.clear();
-                spread(map, cache, head, &part, spans)?;
+                spread(map, cache, head, &buffer, spans)?;
                 for span in spans.iter() {
+                    let part = span.len.min(needed - filled);
                     // SAFETY: the span is inside a region.
-                    unsafe { feed.fill(span.start.as_ptr(), span.len) };
-                    filled += span.len;
+                    unsafe { feed.fill(span.start.as_ptr(), part) };
+                    filled += part;
                 }
             }
             steps += walk.steps();

@@ -5,7 +5,7 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::memory::GuestMap;
 use crate::ring::{FrameSink, FrameSource, NetHeader, RingConfig, RingFeatures, SplitRing};
@@ -140,7 +140,7 @@ impl Driver {
         used
     }
 
-    /// Asks for an interrupt behind used index `event`, or by flags for all or none of them.
+    /// Asks for an interrupt when used index `event` is passed (with EVENT_IDX).
     pub fn want(&self, event: u16) {
         self.write(self.config.avail.0 + 4 + 2 * u64::from(self.config.size), event);
     }
@@ -152,11 +152,6 @@ impl Driver {
             Ok(_) => u64::from_ne_bytes(count),
             Err(_) => 0,
         }
-    }
-
-    /// The next address of the bytes, wherever they are.
-    pub fn at(&self, addr: u64, offset: u64) -> u64 {
-        GuestAddress(addr).unchecked_add(offset).0
     }
 }
 

@@ -1,0 +1,313 @@
+//! What a hostile or broken guest does: its port stops with a reason, or one frame is lost; nothing else is touched.
+
+use std::sync::Arc;
+
+use vm_memory::GuestAddress;
+
+use super::driver::*;
+use crate::BURST;
+use crate::ring::error::RingPart;
+use crate::ring::{Put, RingError, RingFeatures, SplitRing, Taken};
+
+const INDIRECT_TOO: RingFeatures = RingFeatures { indirect: true, ..MODERN };
+const SIZE: u16 = 16;
+const FRAME: (u64, u32, u16) = (BUFFERS, 12 + 60, 0);
+
+/// What a transmit ring and a receive ring say of the same chain at descriptor 0, which `write` puts there; the
+/// transmit ring has a good chain before it, which is completed.
+fn both(features: RingFeatures, write: impl Fn(&Driver, u16)) -> RingError {
+    let mut driver = Driver::new(SIZE, features, 0);
+    write(&driver, 0);
+    driver.chain(15, &[FRAME]);
+    driver.offer(15);
+    driver.offer(0);
+    driver.offer(15);
+    let mut ring = driver.device();
+    let mut sink = Sink::default();
+    assert_eq!(ring.take(BURST, 1514, &mut sink).map(|taken| taken.frames), Ok(1), "the good chain");
+    assert_eq!(driver.collect(), [(15, 0)], "what was before the bad chain is given back, the rest is not");
+    let error = ring.take(BURST, 1514, &mut sink).unwrap_err();
+    assert_eq!(ring.take(BURST, 1514, &mut sink), Err(error), "a broken ring stays broken");
+    assert!(ring.pending());
+    assert_eq!((sink.frames.len(), driver.collect().len()), (1, 0));
+
+    let mut driver = Driver::new(SIZE, features, 0);
+    write(&driver, WRITE);
+    driver.chain(15, &[(BUFFERS + 4096, 2048, WRITE)]);
+    for head in [15, 0, 15] {
+        driver.offer(head);
+    }
+    let mut ring = driver.device();
+    let frames = Frames::plain(&[frame(1, 60), frame(2, 60), frame(3, 60)]);
+    assert_eq!(ring.put(&frames), Ok(Put { frames: 1, bytes: 60, ring_full: 2, too_long: 0 }));
+    assert_eq!(driver.collect(), [(15, 72)]);
+    assert_eq!(ring.put(&frames), Err(error), "both directions agree");
+    assert_eq!(driver.collect(), []);
+    error
+}
+
+#[test]
+fn an_available_index_that_jumps_too_far() {
+    let mut driver = Driver::new(SIZE, MODERN, 65_530);
+    let mut ring = driver.device();
+    driver.write(driver.config.avail.0 + 2, 65_530u16.wrapping_add(17));
+    let error = RingError::AvailIndex { found: 11, next: 65_530, size: 16 };
+    assert_eq!(ring.take(BURST, 1514, &mut Sink::default()), Err(error));
+    assert_eq!(driver.collect(), []);
+}
+
+#[test]
+fn an_available_index_that_goes_back() {
+    let driver = Driver::new(SIZE, MODERN, 100);
+    let mut ring = driver.device();
+    driver.write(driver.config.avail.0 + 2, 99u16);
+    let error = RingError::AvailIndex { found: 99, next: 100, size: 16 };
+    assert_eq!(ring.put(&Frames::plain(&[frame(1, 60)])), Err(error));
+}
+
+#[test]
+fn a_head_that_is_no_descriptor() {
+    let mut driver = Driver::new(SIZE, MODERN, 0);
+    driver.chain(0, &[FRAME]);
+    for head in [0, 0, SIZE] {
+        driver.offer(head);
+    }
+    let mut ring = driver.device();
+    let mut sink = Sink::default();
+    assert_eq!(ring.take(BURST, 1514, &mut sink).map(|taken| taken.frames), Ok(2));
+    assert_eq!(ring.take(BURST, 1514, &mut sink), Err(RingError::Head { head: 16, size: 16 }));
+    assert_eq!(driver.collect().len(), 2);
+}
+
+#[test]
+fn a_next_that_is_no_descriptor() {
+    let error = both(MODERN, |driver, write| driver.descriptor(0, (BUFFERS, 10, NEXT | write, SIZE)));
+    assert_eq!(error, RingError::Next { head: 0, next: 16, size: 16 });
+}
+
+#[test]
+fn a_chain_that_loops() {
+    let error = both(MODERN, |driver, write| {
+        driver.descriptor(0, (BUFFERS, 1, NEXT | write, 1));
+        driver.descriptor(1, (BUFFERS, 1, NEXT | write, 0));
+    });
+    assert_eq!(error, RingError::ChainLength { head: 0, limit: 16 });
+}
+
+#[test]
+fn a_chain_of_empty_buffers_that_loops_in_the_largest_ring() {
+    let mut driver = Driver::new(32_768, MODERN, 0);
+    driver.descriptor(7, (BUFFERS, 0, NEXT, 7));
+    driver.offer(7);
+    let error = driver.device().take(BURST, 1514, &mut Sink::default()).unwrap_err();
+    assert_eq!(error, RingError::ChainLength { head: 7, limit: 1024 });
+}
+
+#[test]
+fn an_indirect_table_that_loops() {
+    let error = both(INDIRECT_TOO, |driver, write| {
+        driver.descriptor_at(TABLES, (BUFFERS, 0, NEXT | write, 0));
+        driver.descriptor(0, (TABLES, 16, INDIRECT, 0));
+    });
+    assert_eq!(error, RingError::ChainLength { head: 0, limit: 1024 });
+}
+
+#[test]
+fn an_indirect_descriptor_that_was_not_negotiated() {
+    let error = both(MODERN, |driver, write| driver.indirect_chain(0, TABLES, &[(BUFFERS, 100, write)]));
+    assert_eq!(error, RingError::IndirectNotNegotiated { head: 0 });
+}
+
+#[test]
+fn an_indirect_table_inside_an_indirect_table() {
+    let error = both(INDIRECT_TOO, |driver, write| {
+        driver.indirect_chain(0, TABLES, &[(BUFFERS, 5, write), (TABLES, 32, INDIRECT)]);
+    });
+    assert_eq!(error, RingError::IndirectNested { head: 0 });
+    let error = both(INDIRECT_TOO, |driver, _| driver.indirect_chain(0, TABLES, &[(TABLES, 16, INDIRECT)]));
+    assert_eq!(error, RingError::IndirectNested { head: 0 });
+}
+
+#[test]
+fn an_indirect_descriptor_with_a_successor() {
+    let error = both(INDIRECT_TOO, |driver, _| driver.descriptor(0, (TABLES, 16, INDIRECT | NEXT, 1)));
+    assert_eq!(error, RingError::IndirectNext { head: 0 });
+}
+
+#[test]
+fn an_indirect_table_of_an_impossible_length() {
+    for len in [0, 8, 17, 16 * 1025, u32::MAX] {
+        let error = both(INDIRECT_TOO, |driver, _| driver.descriptor(0, (TABLES, len, INDIRECT, 0)));
+        assert_eq!(error, RingError::IndirectLength { head: 0, len, max: 16_384 });
+    }
+}
+
+#[test]
+fn an_indirect_table_outside_memory() {
+    let error = both(INDIRECT_TOO, |driver, _| driver.descriptor(0, (BUFFERS_END, 16, INDIRECT, 0)));
+    assert_eq!(error, RingError::Address { head: 0, addr: BUFFERS_END, len: 16 });
+    let error = both(INDIRECT_TOO, |driver, _| driver.descriptor(0, (u64::MAX - 8, 16, INDIRECT, 0)));
+    assert_eq!(error, RingError::Address { head: 0, addr: u64::MAX - 8, len: 16 });
+    // The table begins inside, and the chain goes on where there is no memory any more.
+    let error = both(INDIRECT_TOO, |driver, write| {
+        driver.descriptor_at(BUFFERS_END - 16, (BUFFERS, 1, NEXT | write, 1));
+        driver.descriptor(0, (BUFFERS_END - 16, 32, INDIRECT, 0));
+    });
+    assert_eq!(error, RingError::Address { head: 0, addr: BUFFERS_END, len: 16 });
+}
+
+#[test]
+fn an_indirect_table_whose_next_leaves_it() {
+    let error = both(INDIRECT_TOO, |driver, write| {
+        driver.descriptor_at(TABLES, (BUFFERS, 1, NEXT | write, 2));
+        driver.descriptor(0, (TABLES, 32, INDIRECT, 0));
+    });
+    assert_eq!(error, RingError::Next { head: 0, next: 2, size: 2 });
+}
+
+#[test]
+fn a_buffer_outside_memory() {
+    for addr in [BUFFERS_END, BUFFERS_END - 10, BUFFERS - 1, u64::MAX - 20, u64::MAX] {
+        let error = both(MODERN, |driver, write| driver.descriptor(0, (addr, 100, write, 0)));
+        assert_eq!(error, RingError::Address { head: 0, addr, len: 100 }, "{addr:#x}");
+    }
+}
+
+/// Takes one chain that costs only its own frame.
+fn dropped(write: impl Fn(&Driver)) -> Taken {
+    let mut driver = Driver::new(SIZE, MODERN, 0);
+    write(&driver);
+    driver.chain(15, &[FRAME]);
+    driver.offer(0);
+    driver.offer(15);
+    let mut sink = Sink::default();
+    let taken = driver.device().take(BURST, 1514, &mut sink).unwrap();
+    assert_eq!(driver.collect(), [(0, 0), (15, 0)], "the chain is given back, and the next one is served");
+    assert_eq!((sink.frames.len(), taken.frames, taken.bytes), (1, 1, 60));
+    assert_eq!(taken.received, taken.frames + taken.malformed + taken.too_long + taken.no_buffers);
+    taken
+}
+
+#[test]
+fn a_chain_too_short_for_a_frame() {
+    for len in [0, 1, 11, 12, 25] {
+        let taken = dropped(|driver| driver.chain(0, &[(BUFFERS, len, 0)]));
+        assert_eq!((taken.malformed, taken.received_bytes), (1, 60 + u64::from(len.saturating_sub(12))), "{len} bytes");
+    }
+    let taken = dropped(|driver| driver.chain(0, &[(0, 0, 0), (BUFFERS, 11, 0), (0, 0, 0)]));
+    assert_eq!(taken.malformed, 1);
+}
+
+#[test]
+fn a_transmit_chain_that_the_device_should_write() {
+    let taken = dropped(|driver| driver.chain(0, &[(BUFFERS, 100, WRITE)]));
+    assert_eq!(taken.malformed, 1);
+    let taken = dropped(|driver| driver.chain(0, &[(BUFFERS, 100, 0), (BUFFERS, 100, WRITE)]));
+    assert_eq!(taken.malformed, 1);
+}
+
+#[test]
+fn a_frame_longer_than_asked_for() {
+    let taken = dropped(|driver| driver.chain(0, &[(BUFFERS, 12 + 1515, 0)]));
+    assert_eq!((taken.too_long, taken.received_bytes), (1, 1515 + 60));
+    // Four gigabytes a piece: not touched, so not even looked for in guest memory.
+    let taken = dropped(|driver| driver.chain(0, &[(BUFFERS, u32::MAX, 0); 3]));
+    assert_eq!((taken.too_long, taken.received_bytes), (1, 3 * u64::from(u32::MAX) - 12 + 60));
+}
+
+#[test]
+fn a_frame_without_a_buffer_is_counted() {
+    let mut driver = Driver::new(SIZE, MODERN, 0);
+    driver.chain(0, &[FRAME]);
+    driver.chain(1, &[(BUFFERS, 12, 0), (BUFFERS, 60, 0)]);
+    for head in [0, 1, 0] {
+        driver.offer(head);
+    }
+    let mut sink = Sink { room: Some(1), ..Sink::default() };
+    let taken = driver.device().take(BURST, 1514, &mut sink).unwrap();
+    let expected = Taken { received: 3, received_bytes: 180, frames: 1, bytes: 60, no_buffers: 2, ..Taken::default() };
+    assert_eq!(taken, expected);
+    assert_eq!(driver.collect().len(), 3);
+}
+
+#[test]
+fn a_receive_chain_that_the_device_may_not_write() {
+    let mut driver = Driver::new(SIZE, MODERN, 0);
+    driver.fill(BUFFERS, &[0xaa; 200]);
+    driver.chain(0, &[(BUFFERS, 200, 0)]);
+    driver.offer(0);
+    let mut ring = driver.device();
+    assert_eq!(ring.put(&Frames::plain(&[frame(1, 60)])), Ok(Put { too_long: 1, ..Put::default() }));
+    assert_eq!(driver.bytes(BUFFERS, 200), [0xaa; 200], "read-only for the device");
+    // Behind a read-only part the rest is used, as QEMU does.
+    driver.chain(0, &[(BUFFERS, 100, 0), (BUFFERS + 100, 100, WRITE)]);
+    assert_eq!(ring.put(&Frames::plain(&[frame(1, 60)])), Ok(Put { frames: 1, bytes: 60, ..Put::default() }));
+    assert_eq!(driver.bytes(BUFFERS, 100), [0xaa; 100]);
+    assert_eq!(driver.bytes(BUFFERS + 112, 60), frame(1, 60));
+}
+
+#[test]
+fn receive_chains_without_any_room_end() {
+    // All of the largest ring is empty buffers, in chains as long as may be: no frame may take that long to drop.
+    let mut driver = Driver::new(32_768, RingFeatures { mergeable: true, ..MODERN }, 0);
+    driver.chain(0, &[(BUFFERS, 0, WRITE); 1024]);
+    for _ in 0..32_768 {
+        driver.offer(0);
+    }
+    let frames: Vec<_> = (0..BURST as u64).map(|seed| frame(seed, 60)).collect();
+    let put = driver.device().put(&Frames::plain(&frames));
+    assert_eq!(put, Ok(Put { too_long: BURST as u64, ..Put::default() }));
+}
+
+#[test]
+fn a_ring_that_is_none() {
+    let refused = |change: &dyn Fn(&mut crate::ring::RingConfig)| {
+        let mut driver = Driver::new(SIZE, RingFeatures { event_idx: true, ..MODERN }, 0);
+        change(&mut driver.config);
+        SplitRing::new(driver.map(), &driver.config).err()
+    };
+    let (desc, avail, used) = (RingPart::Descriptors, RingPart::Available, RingPart::Used);
+    assert_eq!(refused(&|_| ()), None);
+    assert_eq!(refused(&|config| config.size = 0), Some(RingError::Size(0)));
+    assert_eq!(refused(&|config| config.size = 48), Some(RingError::Size(48)));
+    for (part, align) in [(desc, 16), (avail, 2), (used, 4)] {
+        for addr in [align as u64 / 2, 0x10_0000 + align as u64 / 2] {
+            let error = refused(&|config| *place(config, part) = GuestAddress(addr));
+            assert_eq!(error, Some(RingError::Alignment { part, addr, align }));
+        }
+        // Outside; at the very end of the address space; and across two regions, which is never one mapping.
+        for addr in [BUFFERS_END, u64::MAX & !15, BORDER - 16] {
+            let error = refused(&|config| *place(config, part) = GuestAddress(addr));
+            assert!(
+                matches!(error, Some(RingError::Place { part: found, .. }) if found == part),
+                "{part} at {addr:#x}"
+            );
+        }
+    }
+    // The event index counts: a ring that ends with its entries is too short.
+    let end = |len: u64| GuestAddress(BUFFERS_END - len);
+    assert_eq!(refused(&|config| config.avail = end(4 + 2 * 16 + 2)), None);
+    assert!(refused(&|config| config.avail = end(4 + 2 * 16)).is_some());
+    assert_eq!(refused(&|config| config.used = end(4 + 8 * 16 + 4)), None);
+    assert!(refused(&|config| config.used = end(4 + 8 * 16)).is_some());
+}
+
+fn place(config: &mut crate::ring::RingConfig, part: RingPart) -> &mut GuestAddress {
+    match part {
+        RingPart::Descriptors => &mut config.desc,
+        RingPart::Available => &mut config.avail,
+        RingPart::Used => &mut config.used,
+    }
+}
+
+#[test]
+fn a_map_without_the_ring_is_refused_and_the_old_one_stays() {
+    let mut driver = Driver::new(SIZE, MODERN, 0);
+    let mut ring = driver.device();
+    let ranges = [(GuestAddress(BUFFERS), 4096)];
+    let other = Arc::new(vm_memory::GuestMemoryMmap::from_ranges(&ranges).unwrap());
+    assert!(matches!(ring.remap(crate::memory::GuestMap::new(&other)), Err(RingError::Place { .. })));
+    driver.chain(0, &[FRAME]);
+    driver.offer(0);
+    assert_eq!(ring.take(BURST, 1514, &mut Sink::default()).map(|taken| taken.frames), Ok(1));
+}
