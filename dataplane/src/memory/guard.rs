@@ -74,7 +74,7 @@ impl Slot {
     /// Start, end, page size and first slot, when the slot holds a range with `addr` inside.
     fn around(&self, addr: usize) -> Option<(usize, usize, &'static Slot)> {
         let state = self.state.load(Ordering::Acquire);
-        if state % 2 == 0 {
+        if state.is_multiple_of(2) {
             return None;
         }
         let (start, end) = (self.start.load(Ordering::Relaxed), self.end.load(Ordering::Relaxed));
@@ -233,7 +233,7 @@ extern "C" fn handle(signal: libc::c_int, info: *mut libc::siginfo_t, context: *
         return;
     }
     // SAFETY: written before this handler was installed, never changed.
-    let previous = unsafe { (*(&raw const PREVIOUS)).assume_init_ref() };
+    let previous = unsafe { (&raw const PREVIOUS).cast::<libc::sigaction>().read() };
     match previous.sa_sigaction {
         libc::SIG_IGN if code <= 0 => {}
         libc::SIG_DFL | libc::SIG_IGN => {

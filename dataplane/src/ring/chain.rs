@@ -76,7 +76,7 @@ impl<'a> Walk<'a> {
             return Err(RingError::IndirectNext { head });
         }
         let max = u32::from(MAX_CHAIN) * Descriptor::LEN as u32;
-        if len == 0 || len > max || len % Descriptor::LEN as u32 != 0 {
+        if len == 0 || len > max || !len.is_multiple_of(Descriptor::LEN as u32) {
             return Err(RingError::IndirectLength { head, len, max });
         }
         let mut cache = RegionCache::default();

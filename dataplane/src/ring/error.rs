@@ -31,6 +31,9 @@ pub enum RingError {
         /// Its length in bytes.
         len: usize,
     },
+    /// What is to interrupt the guest is no eventfd.
+    #[error("the front-end's call descriptor is no eventfd")]
+    Call,
     /// The available index went further than the ring is long.
     #[error("the guest's available index is {found}, at most {size} after {next} are possible")]
     AvailIndex {

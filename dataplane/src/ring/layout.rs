@@ -175,13 +175,13 @@ fn place(
     align: usize,
 ) -> Result<NonNull<u8>, RingError> {
     let addr = addr.0;
-    if addr % align as u64 != 0 {
+    if !addr.is_multiple_of(align as u64) {
         return Err(RingError::Alignment { part, addr, align });
     }
     match map.translate(&mut RegionCache::default(), addr, len) {
         Some(span) if span.len < len => Err(RingError::Place { part, addr, len }),
         // A region may start anywhere in its mapping, if the front-end is hostile.
-        Some(span) if span.start.addr().get() % align != 0 => Err(RingError::Alignment { part, addr, align }),
+        Some(span) if !span.start.addr().get().is_multiple_of(align) => Err(RingError::Alignment { part, addr, align }),
         Some(span) => Ok(span.start),
         None => Err(RingError::Place { part, addr, len }),
     }

@@ -3,10 +3,11 @@
 //! Everything that is taken is completed in the same burst, in ring order. So nothing is ever in flight between two
 //! calls, the available and the used index are the same number, and guest memory itself says where to go on.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
+use super::call::Call;
 use super::layout::{Descriptor, Layout};
 use super::{RingConfig, RingError, RingFeatures, copy};
 use crate::BURST;
@@ -24,6 +25,7 @@ pub struct SplitRing {
     /// The guest was told of what it has, since this ring was started.
     signalled: bool,
     base_differed: bool,
+    call: Call,
     /// Found behind chains that were good; returned by the next call.
     pub(super) broken: Option<RingError>,
     pub(super) window: Box<[Chain; BURST]>,
@@ -53,7 +55,7 @@ impl SplitRing {
     ///
     /// # Errors
     ///
-    /// [`RingError::Size`], [`RingError::Alignment`] or [`RingError::Place`]: the front-end described no ring.
+    /// [`RingError::Size`], [`RingError::Alignment`], [`RingError::Place`] or [`RingError::Call`]: the front-end described no ring.
     pub fn new(map: Arc<GuestMap>, config: &RingConfig) -> Result<Self, RingError> {
         let layout = Layout::new(&map, config)?;
         let next = layout.used_index();
@@ -66,12 +68,13 @@ impl SplitRing {
             avail_seen: next,
             signalled: false,
             base_differed: config.base != next,
+            call: Call::new(config.call.clone())?,
             broken: None,
             window: Box::new([plain; BURST]),
             spans: Vec::with_capacity(BURST),
             config: config.clone(),
         };
-        ring.signal();
+        ring.call.signal();
         Ok(ring)
     }
 
@@ -217,16 +220,8 @@ impl SplitRing {
             !self.layout.no_interrupt()
         };
         if wanted {
-            self.signal();
+            self.call.signal();
         }
-    }
-
-    /// One write to the guest's eventfd.
-    fn signal(&self) {
-        let Some(call) = &self.config.call else { return };
-        let one = 1u64;
-        // SAFETY: an open descriptor, and eight readable bytes. A full counter (EAGAIN) is as good as a written one.
-        unsafe { libc::write(call.as_raw_fd(), (&raw const one).cast(), size_of_val(&one)) };
     }
 }
 
