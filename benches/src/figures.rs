@@ -5,9 +5,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use ringspan_testkit::binary;
 use ringspan_testkit::guest::{Guest, Options};
 use ringspan_testkit::lane::{self, Lane};
+use ringspan_testkit::paths;
 
 use crate::report::Figure;
 
@@ -113,7 +113,7 @@ impl Drop for Daemon {
 /// Milliseconds from the daemon's start until its configured port listens, and MiB that the daemon holds.
 fn control_figures(core: usize) -> anyhow::Result<(f64, f64)> {
     let folder = tempfile::tempdir()?;
-    let (program, _) = (binary::path("ringspan")?, binary::path("ringspan-lane")?);
+    let (program, _) = (paths::program("ringspan")?, paths::program("ringspan-lane")?);
     let at = |name: &str| folder.path().join(name);
     let config = format!(
         "[control]\nsocket = {:?}\nstate_dir = {:?}\n[dataplane]\ncores = [{core}]\nmemory_mib = 128\n[[port]]\nname = \"vm1\"\n\

@@ -119,7 +119,7 @@ impl Lane {
     pub fn restart(&mut self) -> anyhow::Result<()> {
         ensure!(self.child.is_none(), "lane {} still runs", self.options.name);
         let log = std::fs::File::options().create(true).append(true).open(self.log_path())?;
-        let mut command = Command::new(crate::binary::path("ringspan-lane")?);
+        let mut command = Command::new(crate::paths::program("ringspan-lane")?);
         command
             .args(["--name", &self.options.name, "--cores", &self.options.cores, "--log-format", "text"])
             .args(["--memory-mib", &self.options.memory_mib.to_string(), "--huge-pages", &self.options.huge_pages])

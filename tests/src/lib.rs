@@ -1,6 +1,5 @@
 //! Shared parts of the end-to-end tests, the demo and the benchmarks.
 
-pub mod binary;
 pub mod guest;
 pub mod lane;
 pub mod netns;

@@ -165,6 +165,9 @@ pub struct Piece {
     pub size: usize,
 }
 
+// SAFETY: an address; who uses it holds the memory and keeps to the module's rules.
+unsafe impl Send for Piece {}
+
 #[cfg(test)]
 mod tests {
     use super::*;

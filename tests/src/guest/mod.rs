@@ -13,6 +13,7 @@ pub mod memory;
 pub mod message;
 pub mod queue;
 pub mod ring;
+pub mod traffic;
 
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -26,6 +27,7 @@ pub use frontend::{FrontEnd, StoppedOnPurpose};
 pub use memory::{Layout, Memory, Region};
 pub use queue::{Counts, Receiver, Transmitter};
 pub use ring::SplitRing;
+pub use traffic::Traffic;
 
 /// Which side of the socket listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
