@@ -12,13 +12,13 @@ const OLDEST: &str = "22.11";
 
 /// Functions that are exported by DPDK's libraries and used as they are.
 const FUNCTIONS: &[&str] = &[
-    "rte_(eal_init|eal_cleanup|strerror|thread_register|thread_unregister|lcore_id_.*)",
-    "rte_(openlog_stream|log_set_global_level|log_cur_msg_loglevel|log_set_level_pattern)",
+    "rte_(eal_init|eal_cleanup|strerror|thread_register|thread_unregister)",
+    "rte_log_(set_global_level|set_level_pattern)",
     "rte_dev_(probe|remove|name|is_probed|event_monitor_start|event_callback_register|event_callback_unregister)",
     "rte_eth_dev_(info_get|configure|start|stop|close|count_total|set_mtu|get_mtu|default_mac_addr_set|is_removed)",
     "rte_eth_dev_(adjust_nb_rx_tx_desc|callback_register|callback_unregister|socket_id|get_name_by_port|is_valid_port)",
     "rte_eth_(rx|tx)_queue_setup",
-    "rte_eth_(macaddr_get|promiscuous_(enable|disable|get)|allmulticast_(enable|disable|get)|link_get_nowait)",
+    "rte_eth_(macaddr_get|promiscuous_(enable|disable|get)|allmulticast_(enable|disable|get))",
     "rte_eth_(stats_get|xstats_get|xstats_get_names|find_next|dev_set_link_up)",
     "rte_(pktmbuf_pool_create|mempool_free|mempool_avail_count|mempool_in_use_count|malloc_get_socket_stats)",
     "shim_.*",

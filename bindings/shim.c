@@ -1,4 +1,10 @@
+/* fopencookie() */
+#define _GNU_SOURCE
+
 #include "shim.h"
+
+#include <errno.h>
+#include <string.h>
 
 const char *shim_version(void)
 {
@@ -71,7 +77,41 @@ size_t shim_mbuf_layout(size_t *offsets, size_t room)
 	return count;
 }
 
-int shim_link_up(const struct rte_eth_link *link)
+int shim_link(uint16_t port, int *up, uint32_t *speed)
 {
-	return link->link_status == RTE_ETH_LINK_UP;
+	struct rte_eth_link link;
+	int status;
+
+	memset(&link, 0, sizeof(link));
+	status = rte_eth_link_get_nowait(port, &link);
+	*up = link.link_status == RTE_ETH_LINK_UP;
+	*speed = link.link_speed;
+	return status;
+}
+
+uint32_t shim_lcore_id(void)
+{
+	return rte_lcore_id();
+}
+
+static void (*log_write)(uint32_t level, const char *text, size_t length);
+
+static ssize_t log_stream_write(void *cookie, const char *text, size_t length)
+{
+	(void)cookie;
+	/* DPDK flushes after each message, so the message at hand is the one that is written. */
+	log_write(rte_log_cur_msg_loglevel(), text, length);
+	return length;
+}
+
+int shim_log_to(void (*write)(uint32_t level, const char *text, size_t length))
+{
+	const cookie_io_functions_t functions = { .write = log_stream_write };
+	FILE *stream;
+
+	log_write = write;
+	stream = fopencookie(NULL, "w", functions);
+	if (stream == NULL)
+		return -errno;
+	return rte_openlog_stream(stream);
 }

@@ -83,7 +83,19 @@ int shim_matching_ports(const char *devargs, uint16_t *ports, int room);
 /* offsetof() as this file's compiler sees it, in the order of enum shim_mbuf_layout; what bindgen saw must agree. */
 size_t shim_mbuf_layout(size_t *offsets, size_t room);
 
-/* A field of rte_eth_link that is a bit field in some releases and not in others. */
-int shim_link_up(const struct rte_eth_link *link);
+/*
+ * rte_eth_link_get_nowait(), whose result is laid out differently in each release. The speed is in Mbit/s, 0 when there is
+ * none, UINT32_MAX when the driver does not know it. Returns 0 or a negative errno.
+ */
+int shim_link(uint16_t port, int *up, uint32_t *speed);
+
+/* The calling thread's lcore id, UINT32_MAX for a thread that EAL does not know. */
+uint32_t shim_lcore_id(void);
+
+/*
+ * Sends DPDK's log to `write`, which gets the level (RTE_LOG_EMERG to RTE_LOG_DEBUG) and the text, in the thread that
+ * logs. Returns 0 or a negative errno.
+ */
+int shim_log_to(void (*write)(uint32_t level, const char *text, size_t length));
 
 #endif

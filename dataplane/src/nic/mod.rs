@@ -1,1 +1,35 @@
-//! The NIC side: DPDK.
+//! The NIC side: DPDK behind types that cannot be misused.
+//!
+//! [`Eal`] starts DPDK once per process. [`Device::open`] plugs a device in and gives out its [`QueuePair`]s; each belongs to
+//! one worker, which moves [`Burst`]s of frames through it. Frames live in a [`Pool`]'s buffers.
+//!
+//! # Safety invariants
+//! All of DPDK that ringspan uses is called from this module. It rests on these:
+//! - EAL is started before anything else here can be built: [`Device::open`] checks it.
+//! - A port's queue is polled by one thread at a time: its handle is not `Clone`, and receiving and sending need `&mut`.
+//! - A port is configured, stopped and closed only while nobody can poll it: [`Device::reconfigure`] takes all handles
+//!   back, and each handle keeps the port alive until it is dropped.
+//! - A frame's buffer outlives the frame: a [`Burst`] holds the pools it took frames from, a port holds its own pool until its
+//!   rings are emptied, and a pool with frames still outside is kept aside until they are back.
+//! - Plugging and unplugging is done by one thread at a time, under the lock of `registry`.
+
+mod burst;
+mod configure;
+mod device;
+mod eal;
+mod error;
+mod filter;
+mod log;
+mod pci;
+mod pool;
+mod port;
+mod queue;
+mod registry;
+
+pub use burst::{Burst, Frame, FrameMut, Segments};
+pub use configure::DeviceConfig;
+pub use device::{Device, Link};
+pub use eal::{Eal, EalConfig, HugePages, RegisteredThread};
+pub use error::{DeviceError, EalError};
+pub use pool::Pool;
+pub use queue::{QueuePair, RxQueue, TxQueue};

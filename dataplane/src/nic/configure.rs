@@ -1,0 +1,278 @@
+//! Setting a port up: limits of the driver, queues, rings, buffers, MTU (DPDK: *Poll Mode Driver*, section "Configuration").
+
+use std::mem::MaybeUninit;
+
+use dpdk_sys as sys;
+use ringspan_protocol::{DeviceSpec, MacAddress, Policy, PolicyStatus, PortSpec};
+
+use super::eal::Eal;
+use super::error::{DeviceError, describe};
+use super::filter::Filter;
+use super::log;
+use super::pool::Pool;
+use super::port::Port;
+
+/// Descriptors of a ring, where the driver has no other limits.
+const RING: u16 = 512;
+/// Buffers beyond those in rings, for each queue pair: bursts on their way.
+const ON_THE_WAY: u32 = 4 * crate::BURST as u32;
+/// Buffers that may lie idle in the caches of threads that once returned some.
+const IDLE: u32 = 512;
+/// Bytes around an MTU: Ethernet header, two VLAN tags, frame check sequence.
+const AROUND: u32 = 14 + 2 * 4 + 4;
+/// Least room of a buffer. Some NICs (e1000, igb, ixgbe) take the room in whole KiB.
+const LEAST_ROOM: u32 = 2048;
+/// With less memory than this in one piece, in bytes, a driver that says it has too little is believed.
+const LEAST_FREE: u64 = 1 << 20;
+
+/// How a device is used; all of it can be changed while it is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceConfig {
+    /// Queues in each direction, 1 at least.
+    pub queues: u16,
+    /// Largest frame without its Ethernet header, in bytes.
+    pub mtu: u16,
+    /// The device's MAC address; its own when absent.
+    pub mac: Option<MacAddress>,
+    /// Receive every unicast frame.
+    pub promiscuous: Policy,
+    /// Receive every multicast frame.
+    pub allmulti: Policy,
+}
+
+impl From<&PortSpec> for DeviceConfig {
+    fn from(spec: &PortSpec) -> Self {
+        let PortSpec { queues, mtu, mac, promiscuous, allmulti, .. } = *spec;
+        Self { queues, mtu, mac, promiscuous, allmulti }
+    }
+}
+
+/// What became of the receive filters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Filters {
+    pub promiscuous: PolicyStatus,
+    pub allmulti: PolicyStatus,
+}
+
+/// A port being set up, and how it is called in errors.
+pub(super) struct Setup<'a> {
+    pub port: &'a Port,
+    pub spec: &'a DeviceSpec,
+}
+
+impl Setup<'_> {
+    /// Sets a stopped port up and starts it. `pool` is taken when it fits, else a new one is made.
+    ///
+    /// # Errors
+    /// The port is stopped then, and must be set up again before it is used.
+    pub fn run(&self, config: &DeviceConfig, pool: Option<&Pool>) -> Result<(Pool, Filters), DeviceError> {
+        let info = self.info()?;
+        self.check_queues(config, &info)?;
+        self.check_mtu(config, &info)?;
+        let rings = self.configure(config, &info)?;
+        let pool = self.pool(config, &info, rings, pool)?;
+        self.port.keep_pools([&pool].into_iter());
+        self.queues(config, rings, &pool)?;
+        self.set_mtu(config)?;
+        if let Some(mac) = config.mac {
+            self.set_mac(mac)?;
+        }
+        self.step("start", || self.port.start())?;
+        // Filters of most drivers exist only while the port runs.
+        let filters = self.filters(config);
+        if filters.is_err() {
+            self.port.stop();
+        }
+        Ok((pool, filters?))
+    }
+
+    pub fn set_mac(&self, mac: MacAddress) -> Result<(), DeviceError> {
+        if self.mac() == mac {
+            return Ok(());
+        }
+        let mut address = sys::rte_ether_addr { addr_bytes: mac.0 };
+        // SAFETY: the port is ours; the address is read during the call.
+        let status = unsafe { sys::rte_eth_dev_default_mac_addr_set(self.port.id(), &mut address) };
+        if status == 0 {
+            return Ok(());
+        }
+        let (device, driver) = self.names();
+        Err(DeviceError::Mac { device, driver, mac, error: describe(status), errno: status.abs() })
+    }
+
+    /// The port's MAC address, all zero when the driver has none.
+    pub fn mac(&self) -> MacAddress {
+        let mut address = sys::rte_ether_addr { addr_bytes: [0; 6] };
+        // SAFETY: the port is ours; the function writes the address.
+        unsafe { sys::rte_eth_macaddr_get(self.port.id(), &mut address) };
+        MacAddress(address.addr_bytes)
+    }
+
+    pub fn filter(&self, filter: Filter, policy: Policy) -> Result<PolicyStatus, DeviceError> {
+        filter.apply(self.port.id(), policy).map_err(|errno| {
+            let (device, driver) = self.names();
+            DeviceError::Filter { device, driver, filter: filter.name(), error: describe(errno), errno }
+        })
+    }
+
+    fn filters(&self, config: &DeviceConfig) -> Result<Filters, DeviceError> {
+        Ok(Filters {
+            promiscuous: self.filter(Filter::Promiscuous, config.promiscuous)?,
+            allmulti: self.filter(Filter::AllMulticast, config.allmulti)?,
+        })
+    }
+
+    /// What the driver says of the port.
+    fn info(&self) -> Result<sys::rte_eth_dev_info, DeviceError> {
+        let mut info = MaybeUninit::<sys::rte_eth_dev_info>::zeroed();
+        // SAFETY: the port is ours; the function fills the structure, for which all zeroes are a valid value too.
+        self.step("reading its abilities", || unsafe { sys::rte_eth_dev_info_get(self.port.id(), info.as_mut_ptr()) })?;
+        // SAFETY: as above.
+        Ok(unsafe { info.assume_init() })
+    }
+
+    fn check_queues(&self, config: &DeviceConfig, info: &sys::rte_eth_dev_info) -> Result<(), DeviceError> {
+        let most = info.max_rx_queues.min(info.max_tx_queues);
+        if (1..=most).contains(&config.queues) {
+            return Ok(());
+        }
+        let (device, driver) = self.names();
+        Err(DeviceError::Queues { device, driver, asked: config.queues, most })
+    }
+
+    /// The bounds are ethdev's own; it would only say EINVAL.
+    fn check_mtu(&self, config: &DeviceConfig, info: &sys::rte_eth_dev_info) -> Result<(), DeviceError> {
+        let bounded = info.max_mtu != u16::MAX && info.max_rx_pktlen > u32::from(info.max_mtu);
+        let overhead = if bounded { info.max_rx_pktlen - u32::from(info.max_mtu) } else { 14 + 4 };
+        let longest = info.max_rx_pktlen.saturating_sub(overhead).min(u32::from(info.max_mtu)) as u16;
+        if (info.min_mtu..=longest).contains(&config.mtu) {
+            return Ok(());
+        }
+        let (device, driver) = self.names();
+        Err(DeviceError::Mtu { device, driver, asked: config.mtu, least: info.min_mtu, most: longest })
+    }
+
+    /// Configures the port; returns the lengths of its receive and transmit rings.
+    fn configure(&self, config: &DeviceConfig, info: &sys::rte_eth_dev_info) -> Result<(u16, u16), DeviceError> {
+        // SAFETY: a plain C structure, for which all zeroes mean defaults.
+        let mut conf: sys::rte_eth_conf = unsafe { std::mem::zeroed() };
+        conf.rxmode.mtu = u32::from(config.mtu);
+        let spread = info.flow_type_rss_offloads & (sys::SHIM_RSS_IP | sys::SHIM_RSS_TCP | sys::SHIM_RSS_UDP);
+        if config.queues > 1 && spread != 0 {
+            conf.rxmode.mq_mode = sys::RTE_ETH_MQ_RX_RSS;
+            conf.rx_adv_conf.rss_conf.rss_hf = spread;
+        }
+        // SAFETY: points to the flags of the port's own data, or is null.
+        let flags = unsafe { info.dev_flags.as_ref() }.copied().unwrap_or(0);
+        conf.intr_conf.set_rmv(u32::from(flags & sys::SHIM_DEV_INTR_RMV != 0));
+
+        let (mut rx, mut tx) = (RING, RING);
+        // SAFETY: the port is ours and stopped; the structure is read during the call.
+        self.step("configuration", || unsafe {
+            sys::rte_eth_dev_configure(self.port.id(), config.queues, config.queues, &conf)
+        })?;
+        // SAFETY: the port is ours; both lengths are adjusted in place.
+        self.step("choosing ring lengths", || unsafe {
+            sys::rte_eth_dev_adjust_nb_rx_tx_desc(self.port.id(), &mut rx, &mut tx)
+        })?;
+        Ok((rx, tx))
+    }
+
+    /// A pool with enough buffers, of enough room that every frame the port may have lies in one.
+    fn pool(
+        &self,
+        config: &DeviceConfig,
+        info: &sys::rte_eth_dev_info,
+        (rx, tx): (u16, u16),
+        old: Option<&Pool>,
+    ) -> Result<Pool, DeviceError> {
+        let frame = (u32::from(config.mtu) + AROUND).max(LEAST_ROOM).max(info.min_rx_bufsize.min(16 << 10));
+        let room = frame.next_multiple_of(1024) as u16;
+        let size = u32::from(config.queues) * (u32::from(rx) + u32::from(tx) + ON_THE_WAY) + IDLE;
+        if let Some(old) = old.filter(|old| old.size() == size && old.room() == room) {
+            return Ok(old.clone());
+        }
+        // SAFETY: the port is ours.
+        let socket = unsafe { sys::rte_eth_dev_socket_id(self.port.id()) };
+        Pool::new(size, room, socket).map_err(|error| match error.errno {
+            libc::ENOMEM | libc::EEXIST => self.no_memory("its packet buffers", error.need_bytes),
+            errno => self.failed("making its packet buffers", errno, String::new()),
+        })
+    }
+
+    fn queues(&self, config: &DeviceConfig, (rx, tx): (u16, u16), pool: &Pool) -> Result<(), DeviceError> {
+        let port = self.port.id();
+        // SAFETY: the port is ours.
+        let socket = unsafe { sys::rte_eth_dev_socket_id(port) } as u32;
+        for queue in 0..config.queues {
+            // SAFETY: the port is ours, configured and stopped; no queue settings of our own; the pool is kept by the port.
+            self.step("setting up a receive queue", || unsafe {
+                sys::rte_eth_rx_queue_setup(port, queue, rx, socket, std::ptr::null(), pool.raw())
+            })?;
+            // SAFETY: as above.
+            self.step("setting up a transmit queue", || unsafe {
+                sys::rte_eth_tx_queue_setup(port, queue, tx, socket, std::ptr::null())
+            })?;
+        }
+        self.port.set_queues(config.queues);
+        Ok(())
+    }
+
+    /// A driver without an MTU of its own (ENOTSUP: software rings) carries whatever fits its buffers.
+    fn set_mtu(&self, config: &DeviceConfig) -> Result<(), DeviceError> {
+        // SAFETY: the port is ours, configured and stopped.
+        let set = || match unsafe { sys::rte_eth_dev_set_mtu(self.port.id(), config.mtu) } {
+            status if status == -libc::ENOTSUP => 0,
+            status => status,
+        };
+        self.step("setting the MTU", set)
+    }
+
+    /// Runs one of DPDK's functions that return 0 or a negative errno.
+    fn step(&self, step: &'static str, call: impl FnOnce() -> i32) -> Result<(), DeviceError> {
+        let (status, said) = log::listen(call);
+        match status.abs() {
+            0 => Ok(()),
+            // Some drivers answer this to arguments they do not like, too.
+            libc::ENOMEM if largest_free() < LEAST_FREE => Err(self.no_memory(step, LEAST_FREE)),
+            errno => Err(self.failed(step, errno, said)),
+        }
+    }
+
+    /// The error of a port that would not stop.
+    pub fn not_stopped(&self, errno: i32) -> DeviceError {
+        self.failed("stop", errno.abs(), String::new())
+    }
+
+    fn failed(&self, step: &'static str, errno: i32, said: String) -> DeviceError {
+        let (device, driver) = self.names();
+        DeviceError::Driver { device, driver, step, error: describe(errno), errno, said }
+    }
+
+    fn no_memory(&self, what: &'static str, need: u64) -> DeviceError {
+        let memory_mib = Eal::started().map_or(0, |eal| eal.memory_mib());
+        let device = self.spec.to_string();
+        DeviceError::NoMemory {
+            device,
+            what,
+            need_kib: need.div_ceil(1024),
+            free_kib: largest_free() >> 10,
+            memory_mib,
+        }
+    }
+
+    fn names(&self) -> (String, String) {
+        (self.spec.to_string(), self.port.driver().to_string())
+    }
+}
+
+/// The largest free piece of DPDK's memory, in bytes.
+fn largest_free() -> u64 {
+    let on_node = |node| {
+        let mut stats = sys::rte_malloc_socket_stats::default();
+        // SAFETY: the function fills the structure, or says that there is no such node.
+        let status = unsafe { sys::rte_malloc_get_socket_stats(node, &mut stats) };
+        if status == 0 { stats.greatest_free_size as u64 } else { 0 }
+    };
+    (0..8).map(on_node).max().unwrap_or(0)
+}

@@ -1,0 +1,312 @@
+//! A device: plugged in, configured, asked, changed and closed.
+
+use std::ffi::{CStr, CString};
+use std::mem::MaybeUninit;
+use std::path::Path;
+use std::sync::Arc;
+
+use dpdk_sys as sys;
+use ringspan_protocol::{DeviceSpec, DeviceStatus, MacAddress, Policy};
+
+use super::configure::{DeviceConfig, Filters, Setup};
+use super::eal::Eal;
+use super::error::{DeviceError, describe};
+use super::filter::Filter;
+use super::pool::Pool;
+use super::port::Port;
+use super::queue::{QueuePair, RxQueue, TxQueue};
+use super::registry::{self, Registry};
+use super::{log, pci};
+
+/// Most ports that one probe can make: a physical function and its representors.
+const MOST_PORTS: usize = sys::SHIM_MAX_ETHPORTS as usize;
+
+/// A link's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Link {
+    /// Whether it is up.
+    pub up: bool,
+    /// Speed in Mbit/s, where the driver knows it.
+    pub speed_mbps: Option<u32>,
+}
+
+/// A device of DPDK that is open: the side that control asks and changes. Its queues are with the workers.
+///
+/// It is closed when this and all of its queue handles are dropped.
+#[derive(Debug)]
+pub struct Device {
+    port: Arc<Port>,
+    spec: DeviceSpec,
+    config: DeviceConfig,
+    pool: Pool,
+    filters: Filters,
+}
+
+impl Device {
+    /// Plugs a device in, configures and starts it. Its queue pairs are in order.
+    ///
+    /// # Errors
+    /// [`DeviceError`]; the device is unplugged again.
+    pub fn open(spec: &DeviceSpec, config: &DeviceConfig) -> Result<(Self, Vec<QueuePair>), DeviceError> {
+        let port = Arc::new(plug(spec)?);
+        let (pool, filters) = Setup { port: &port, spec }.run(config, None)?;
+        let device = Self { port, spec: spec.clone(), config: *config, pool, filters };
+        let queues = device.hand_out();
+        Ok((device, queues))
+    }
+
+    /// What was opened.
+    pub fn spec(&self) -> &DeviceSpec {
+        &self.spec
+    }
+
+    /// How it is configured.
+    pub fn config(&self) -> &DeviceConfig {
+        &self.config
+    }
+
+    /// Where frames for this device are best allocated.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// The device as it is now.
+    pub fn status(&self) -> DeviceStatus {
+        let Link { up: link_up, speed_mbps } = self.link();
+        let Filters { promiscuous, allmulti } = self.filters.clone();
+        DeviceStatus {
+            driver: self.port.driver().to_string(),
+            link_up,
+            speed_mbps,
+            mac: self.setup().mac(),
+            mtu: self.config.mtu,
+            queues: self.config.queues,
+            promiscuous,
+            allmulti,
+        }
+    }
+
+    /// The state of the link, without waiting for it.
+    pub fn link(&self) -> Link {
+        let (mut up, mut speed) = (0, 0);
+        // SAFETY: the port is ours; both results are written.
+        let status = unsafe { sys::shim_link(self.port.id(), &mut up, &mut speed) };
+        let known = status == 0 && speed != 0 && speed != u32::MAX;
+        Link { up: status == 0 && up != 0, speed_mbps: known.then_some(speed) }
+    }
+
+    /// The driver's own counters, by DPDK's names, since the device was opened.
+    pub fn extended_stats(&self) -> Vec<(String, u64)> {
+        let port = self.port.id();
+        // SAFETY: the port is ours; without room the functions only say how many there are.
+        let count = unsafe { sys::rte_eth_xstats_get_names(port, std::ptr::null_mut(), 0) }.max(0) as usize;
+        let mut names = vec![sys::rte_eth_xstat_name { name: [0; 64] }; count];
+        let mut values = vec![sys::rte_eth_xstat { id: 0, value: 0 }; count];
+        // SAFETY: both arrays have room for as many as the functions are told.
+        let (named, valued) = unsafe {
+            (
+                sys::rte_eth_xstats_get_names(port, names.as_mut_ptr(), count as u32),
+                sys::rte_eth_xstats_get(port, values.as_mut_ptr(), count as u32),
+            )
+        };
+        if named < 0 || named as usize > count {
+            return Vec::new();
+        }
+        names.truncate(named as usize);
+        values.truncate(valued.clamp(0, count as i32) as usize);
+        let named = |stat: &sys::rte_eth_xstat| {
+            let name = names.get(usize::try_from(stat.id).ok()?)?;
+            // SAFETY: DPDK terminates the name within its 64 bytes.
+            let name = unsafe { CStr::from_ptr(name.name.as_ptr()) };
+            Some((name.to_string_lossy().into_owned(), stat.value))
+        };
+        values.iter().filter_map(named).collect()
+    }
+
+    /// Whether the device is gone from its bus. Its queues give and take nothing any more; close it.
+    pub fn removed(&self) -> bool {
+        self.port.removed()
+    }
+
+    /// Changes the MAC address while frames flow.
+    pub fn set_mac(&mut self, mac: MacAddress) -> Result<(), DeviceError> {
+        self.setup().set_mac(mac)?;
+        self.config.mac = Some(mac);
+        Ok(())
+    }
+
+    /// Opens or closes the filter for unicast frames while frames flow.
+    pub fn set_promiscuous(&mut self, policy: Policy) -> Result<(), DeviceError> {
+        self.filters.promiscuous = self.setup().filter(Filter::Promiscuous, policy)?;
+        self.config.promiscuous = policy;
+        Ok(())
+    }
+
+    /// Opens or closes the filter for multicast frames while frames flow.
+    pub fn set_allmulti(&mut self, policy: Policy) -> Result<(), DeviceError> {
+        self.filters.allmulti = self.setup().filter(Filter::AllMulticast, policy)?;
+        self.config.allmulti = policy;
+        Ok(())
+    }
+
+    /// Stops the device, configures it anew and starts it. Takes all of its queue pairs back, so that nobody polls meanwhile, and
+    /// gives new ones out.
+    ///
+    /// # Errors
+    /// With the queue pairs that were given back: the device runs as before then, unless it refused its old
+    /// configuration too; that is logged, and its queues give and take nothing.
+    #[allow(clippy::result_large_err, reason = "not on the packet path")]
+    pub fn reconfigure(
+        &mut self,
+        queues: Vec<QueuePair>,
+        config: &DeviceConfig,
+    ) -> Result<Vec<QueuePair>, (DeviceError, Vec<QueuePair>)> {
+        if !self.has_all(&queues) {
+            let error = DeviceError::QueuesAway { device: self.spec.to_string(), expected: self.config.queues };
+            return Err((error, queues));
+        }
+        let setup = Setup { port: &self.port, spec: &self.spec };
+        let stopped = self.port.stop();
+        let result = match stopped {
+            0 => setup.run(config, Some(&self.pool)),
+            errno => Err(setup.not_stopped(errno)),
+        };
+        match result {
+            Ok((pool, filters)) => {
+                (self.pool, self.filters, self.config) = (pool, filters, *config);
+                drop(queues);
+                self.port.let_go_of_pools(&self.pool);
+                Ok(self.hand_out())
+            }
+            Err(error) => {
+                match setup.run(&self.config, Some(&self.pool)) {
+                    Ok((_, filters)) => self.filters = filters,
+                    Err(again) => tracing::error!("device {}: the old configuration failed too: {again}", self.spec),
+                }
+                self.port.let_go_of_pools(&self.pool);
+                Err((error, queues))
+            }
+        }
+    }
+
+    /// Closes the device, with all of its queue pairs.
+    pub fn close(self, queues: Vec<QueuePair>) {
+        drop(queues);
+        drop(self);
+    }
+
+    fn setup(&self) -> Setup<'_> {
+        Setup { port: &self.port, spec: &self.spec }
+    }
+
+    fn hand_out(&self) -> Vec<QueuePair> {
+        let pair = |index| QueuePair {
+            rx: RxQueue { port: self.port.clone(), pool: self.pool.clone(), index },
+            tx: TxQueue { port: self.port.clone(), pool: self.pool.clone(), index },
+        };
+        (0..self.config.queues).map(pair).collect()
+    }
+
+    /// Whether these are all handles of this device's queues. They cannot be copied, so the count is enough.
+    fn has_all(&self, queues: &[QueuePair]) -> bool {
+        let ours = |pair: &QueuePair| Arc::ptr_eq(&pair.rx.port, &self.port) && Arc::ptr_eq(&pair.tx.port, &self.port);
+        queues.len() == usize::from(self.config.queues) && queues.iter().all(ours)
+    }
+}
+
+/// Finds the port of a device, plugging it in when it is not there yet, and makes it ours.
+fn plug(spec: &DeviceSpec) -> Result<Port, DeviceError> {
+    let device = spec.to_string();
+    let devargs = match spec {
+        DeviceSpec::Pci { address, args } => devargs(&format!("pci:{address}"), args),
+        DeviceSpec::Vdev { name, args } => devargs(&format!("vdev:{name}"), args),
+        DeviceSpec::Soft { .. } => return Err(DeviceError::Kind { device, kind: "soft" }),
+        DeviceSpec::VhostVdpa { .. } => return Err(DeviceError::Kind { device, kind: "vhost-vdpa" }),
+    };
+    if Eal::started().is_none() {
+        return Err(DeviceError::NotStarted { device });
+    }
+    let mut registry = registry::lock();
+    let identity = spec.identity();
+    if registry.has(&identity) {
+        return Err(DeviceError::InUse { device });
+    }
+    // A port may be there already: the uplink of a function that was probed for one of its representors.
+    let mut found = free_port(&registry, &identity);
+    if found.is_none() {
+        // SAFETY: EAL is started.
+        let ports = unsafe { sys::rte_eth_dev_count_total() };
+        let limit = sys::SHIM_MAX_ETHPORTS as u16;
+        if ports >= limit {
+            return Err(DeviceError::PortLimit { device, limit });
+        }
+        if let DeviceSpec::Pci { address, .. } = spec {
+            pci::check(Path::new(pci::SYSFS), *address, &device)?;
+        }
+        let said = probe(spec, &devargs)?;
+        found = free_port(&registry, &identity);
+        if found.is_none() {
+            let remedy = ": its driver made no such port".to_string();
+            return Err(DeviceError::NotFound { device, remedy, said });
+        }
+    }
+    let (id, info) = found.unwrap_or_else(|| unreachable!("a port was found above"));
+    registry.claim(identity, id, info.device);
+    let driver = if info.driver_name.is_null() {
+        String::new()
+    } else {
+        // SAFETY: a static, terminated string of the driver.
+        unsafe { CStr::from_ptr(info.driver_name) }.to_string_lossy().into_owned()
+    };
+    Ok(Port::new(id, info.device, driver))
+}
+
+fn devargs(name: &str, args: &str) -> String {
+    if args.is_empty() { name.into() } else { format!("{name},{args}") }
+}
+
+/// The first port that matches and is nobody's. What is compared is the device and its `representor=` only: the other
+/// arguments are the driver's, and `mac=` for instance would be compared with the port's address.
+fn free_port(registry: &Registry, identity: &str) -> Option<(u16, sys::rte_eth_dev_info)> {
+    let filter = CString::new(identity).ok()?;
+    let mut ports = [0; MOST_PORTS];
+    // SAFETY: EAL is started; the string is terminated; the array has as much room as the function is told.
+    let (found, _) =
+        log::listen(|| unsafe { sys::shim_matching_ports(filter.as_ptr(), ports.as_mut_ptr(), MOST_PORTS as i32) });
+    let found = usize::try_from(found).unwrap_or(0).min(MOST_PORTS);
+    let id = ports[..found].iter().copied().find(|id| !registry.has_port(*id))?;
+    let mut info = MaybeUninit::<sys::rte_eth_dev_info>::zeroed();
+    // SAFETY: a valid port; the function fills the structure, for which all zeroes are a valid value too.
+    let (status, info) = unsafe { (sys::rte_eth_dev_info_get(id, info.as_mut_ptr()), info.assume_init()) };
+    (status == 0).then_some((id, info))
+}
+
+/// Asks DPDK to plug a device in. Returns what it logged as errors.
+fn probe(spec: &DeviceSpec, devargs: &str) -> Result<String, DeviceError> {
+    let device = spec.to_string();
+    let bad = |errno: i32, said| {
+        let driver = match spec {
+            DeviceSpec::Vdev { name, .. } => format!("driver {}", name.trim_end_matches(|c: char| c.is_ascii_digit())),
+            _ => String::new(),
+        };
+        // Virtual drivers answer a bare -1 to whatever is wrong, which is no EPERM.
+        let (error, errno) = match spec {
+            DeviceSpec::Vdev { .. } if errno == 1 => ("it gave no reason; look at the device arguments".into(), 0),
+            _ => (describe(errno), errno),
+        };
+        DeviceError::Probe { device: device.clone(), driver, error, errno, said }
+    };
+    let Ok(arguments) = CString::new(devargs) else { return Err(bad(libc::EINVAL, String::new())) };
+    // SAFETY: EAL is started; the string is terminated and read during the call.
+    let (status, said) = log::listen(|| unsafe { sys::rte_dev_probe(arguments.as_ptr()) });
+    match status.abs() {
+        // Plugged in before, by hand of another port: what it made is looked at by the caller.
+        0 | libc::EEXIST => Ok(said),
+        // What the parser of device arguments answers when no bus knows the name.
+        libc::EFAULT => {
+            let remedy = ": this build of DPDK has no driver of that name".to_string();
+            Err(DeviceError::NotFound { device: device.clone(), remedy, said: String::new() })
+        }
+        errno => Err(bad(errno, said)),
+    }
+}

@@ -1,0 +1,206 @@
+//! A DPDK port that is ours, from the moment it was found until it is closed.
+
+use std::fmt;
+use std::os::raw::{c_int, c_void};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use dpdk_sys as sys;
+
+use super::pool::{self, Pool};
+use super::registry;
+
+/// Frames that are taken out of a software ring before it is closed, at most.
+const DRAINED: usize = 1 << 20;
+
+/// A port of ours. Closed when the last handle (device or queue) is dropped.
+pub(super) struct Port {
+    id: u16,
+    /// Valid while the registry has an entry for this port.
+    device: *mut sys::rte_device,
+    driver: String,
+    removed: Arc<AtomicBool>,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    started: bool,
+    /// Receive queues that are set up.
+    queues: u16,
+    /// Pools whose buffers may be in this port's rings.
+    pools: Vec<Pool>,
+}
+
+// SAFETY: the pointer is only used under the lock of the registry; DPDK's control functions may be called from any thread,
+// one at a time for a port, which the lock of `inner` and the ownership of `Device` see to.
+unsafe impl Send for Port {}
+// SAFETY: as above.
+unsafe impl Sync for Port {}
+
+impl fmt::Debug for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Port {} ({})", self.id, self.driver)
+    }
+}
+
+impl Port {
+    /// Takes over a port that the registry has an entry for.
+    pub fn new(id: u16, device: *mut sys::rte_device, driver: String) -> Self {
+        let removed = Arc::new(AtomicBool::new(false));
+        let inner = Mutex::new(Inner { started: false, queues: 0, pools: Vec::new() });
+        let port = Self { id, device, driver, removed, inner };
+        // SAFETY: the callback gets a pointer into `removed`, which lives until the callback is unregistered in `drop`.
+        let status = unsafe {
+            sys::rte_eth_dev_callback_register(
+                id,
+                sys::RTE_ETH_EVENT_INTR_RMV,
+                Some(on_removal),
+                port.removal_argument(),
+            )
+        };
+        if status != 0 {
+            tracing::debug!("port {id}: removal will not be noticed ({status})");
+        }
+        port
+    }
+
+    /// DPDK's number of the port.
+    #[inline]
+    pub fn id(&self) -> u16 {
+        self.id
+    }
+
+    /// DPDK's name of the driver.
+    pub fn driver(&self) -> &str {
+        &self.driver
+    }
+
+    /// Whether the device is gone from its bus.
+    pub fn removed(&self) -> bool {
+        // SAFETY: EAL is started and the port is ours.
+        self.removed.load(Ordering::Relaxed) || unsafe { sys::rte_eth_dev_is_removed(self.id) } == 1
+    }
+
+    /// Keeps pools until the port is closed: their buffers go into its rings.
+    #[cold]
+    pub fn keep_pools<'a>(&self, pools: impl Iterator<Item = &'a Pool>) {
+        let mut inner = self.lock();
+        for pool in pools {
+            if !inner.pools.iter().any(|kept| kept.same(pool)) {
+                inner.pools.push(pool.clone());
+            }
+        }
+    }
+
+    /// Lets go of the pools other than `current` that have all their buffers back. The port is stopped, or its rings were set up anew.
+    pub fn let_go_of_pools(&self, current: &Pool) {
+        self.lock().pools.retain(|pool| pool.same(current) || pool.available() != pool.size());
+    }
+
+    /// Notes that queues were set up, or none.
+    pub fn set_queues(&self, queues: u16) {
+        self.lock().queues = queues;
+    }
+
+    /// Starts the port; 0 or a negative errno.
+    pub fn start(&self) -> i32 {
+        let mut inner = self.lock();
+        // SAFETY: the port is ours, and configured by the caller; starting it twice is refused by DPDK.
+        let status = unsafe { sys::rte_eth_dev_start(self.id) };
+        inner.started = status == 0;
+        status
+    }
+
+    /// Stops the port, which nobody polls; 0 or a negative errno.
+    pub fn stop(&self) -> i32 {
+        let mut inner = self.lock();
+        if !inner.started {
+            return 0;
+        }
+        inner.started = false;
+        // SAFETY: the port is ours, and the caller has all of its queue handles.
+        unsafe { sys::rte_eth_dev_stop(self.id) }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn removal_argument(&self) -> *mut c_void {
+        Arc::as_ptr(&self.removed).cast_mut().cast()
+    }
+
+    /// Software rings keep what was sent until it is received, and forget it when they are freed.
+    fn drain(&self, queues: u16) {
+        let mut frames = [std::ptr::null_mut(); crate::BURST];
+        for queue in 0..queues {
+            let mut drained = 0;
+            while drained < DRAINED {
+                // SAFETY: the queue is set up and nobody else polls it: the last handle is being dropped.
+                let n = unsafe { sys::shim_rx_burst(self.id, queue, frames.as_mut_ptr(), frames.len() as u16) };
+                if n == 0 {
+                    break;
+                }
+                // SAFETY: these frames were just given to us.
+                unsafe { sys::shim_free_bulk(frames.as_mut_ptr(), u32::from(n)) };
+                drained += usize::from(n);
+            }
+        }
+    }
+}
+
+impl Drop for Port {
+    fn drop(&mut self) {
+        let (started, queues) = {
+            let inner = self.lock();
+            (inner.started, inner.queues)
+        };
+        if started && self.driver == "net_ring" {
+            self.drain(queues);
+        }
+        let mut registry = registry::lock();
+        let stopped = self.stop();
+        if stopped != 0 {
+            tracing::warn!("port {}: stop failed ({stopped})", self.id);
+        }
+        // SAFETY: the same callback and argument as in `new`. -EAGAIN says that it runs at the moment.
+        while unsafe {
+            sys::rte_eth_dev_callback_unregister(
+                self.id,
+                sys::RTE_ETH_EVENT_INTR_RMV,
+                Some(on_removal),
+                self.removal_argument(),
+            )
+        } == -libc::EAGAIN
+        {
+            std::thread::yield_now();
+        }
+        // SAFETY: the port is ours and stopped, no handle is left.
+        let closed = unsafe { sys::rte_eth_dev_close(self.id) };
+        if closed != 0 {
+            tracing::warn!("port {}: close failed ({closed})", self.id);
+        }
+        if registry.release(self.id) {
+            // SAFETY: the device was plugged in for ports of ours, and the last one is closed.
+            let status = unsafe { sys::rte_dev_remove(self.device) };
+            if status != 0 {
+                tracing::warn!("port {}: its device could not be removed ({status})", self.id);
+            }
+        }
+        drop(registry);
+        self.lock().pools.clear();
+        pool::sweep();
+    }
+}
+
+/// Called by DPDK's interrupt thread.
+unsafe extern "C" fn on_removal(
+    _port: u16,
+    _event: sys::rte_eth_event_type,
+    argument: *mut c_void,
+    _more: *mut c_void,
+) -> c_int {
+    // SAFETY: the argument is the flag that `Port::new` registered, which lives until the callback is unregistered.
+    unsafe { &*argument.cast::<AtomicBool>() }.store(true, Ordering::Relaxed);
+    0
+}

@@ -1,0 +1,84 @@
+//! The queues of a device: where a worker receives and sends.
+
+use std::sync::Arc;
+
+use dpdk_sys as sys;
+
+use super::burst::Burst;
+use super::pool::Pool;
+use super::port::Port;
+
+/// One receive and one transmit queue of a device.
+#[derive(Debug)]
+pub struct QueuePair {
+    /// Where frames come from.
+    pub rx: RxQueue,
+    /// Where frames go to.
+    pub tx: TxQueue,
+}
+
+/// A receive queue. Keeps its device open.
+#[derive(Debug)]
+pub struct RxQueue {
+    pub(super) port: Arc<Port>,
+    pub(super) pool: Pool,
+    pub(super) index: u16,
+}
+
+/// A transmit queue. Keeps its device open.
+#[derive(Debug)]
+pub struct TxQueue {
+    pub(super) port: Arc<Port>,
+    pub(super) pool: Pool,
+    pub(super) index: u16,
+}
+
+impl RxQueue {
+    /// Appends frames that have come in, as many as the burst has room for. Returns how many.
+    #[inline]
+    pub fn receive(&mut self, burst: &mut Burst) -> usize {
+        burst.hold(&self.pool);
+        let spare = burst.spare();
+        // SAFETY: the queue exists and is polled here alone (`&mut self`); `spare` has room for as many pointers as it is long.
+        let n = unsafe { sys::shim_rx_burst(self.port.id(), self.index, spare.as_mut_ptr(), spare.len() as u16) };
+        // SAFETY: the driver gave us that many frames, of the queue's pool, which is held.
+        unsafe { burst.filled(usize::from(n)) };
+        usize::from(n)
+    }
+
+    /// The queue's number within its device.
+    pub fn index(&self) -> u16 {
+        self.index
+    }
+}
+
+impl TxQueue {
+    /// Sends from the front; what the device does not take stays in the burst. Returns how many were taken.
+    ///
+    /// A frame must be at most as long as the device's MTU allows: drivers count and drop a longer one, or take no frame behind it.
+    #[inline]
+    pub fn send(&mut self, burst: &mut Burst) -> usize {
+        if burst.is_empty() {
+            return 0;
+        }
+        if !burst.is_of(&self.pool) {
+            self.port.keep_pools(burst.pools());
+        }
+        let frames = burst.filled_places();
+        // SAFETY: the queue exists and is used here alone (`&mut self`); all of `frames` are valid and ours to give.
+        let n = unsafe { sys::shim_tx_burst(self.port.id(), self.index, frames.as_mut_ptr(), frames.len() as u16) };
+        burst.forget_front(usize::from(n));
+        usize::from(n)
+    }
+
+    /// Where frames for this queue are best allocated: their buffers hold any frame the device can send.
+    #[inline]
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// The queue's number within its device.
+    pub fn index(&self) -> u16 {
+        self.index
+    }
+}

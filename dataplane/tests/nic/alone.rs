@@ -1,0 +1,116 @@
+//! A test that runs in a process of its own.
+
+use std::io::Read;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use ringspan_dataplane::nic::{Burst, Device, DeviceConfig, DeviceError, Eal, EalConfig, HugePages, QueuePair};
+use ringspan_protocol::Policy;
+
+/// Says to a process that it is the one for the test.
+const MARK: &str = "RINGSPAN_TEST_ALONE";
+/// Longest run of a test.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Runs `body` in a new process of this test program, with EAL started with 64 MiB. `name` is the test's own name.
+pub fn alone(name: &str, body: impl FnOnce(Eal)) {
+    alone_with(name, 64, body);
+}
+
+/// The same with another amount of memory.
+pub fn alone_with(name: &str, memory_mib: u32, body: impl FnOnce(Eal)) {
+    in_own_process(name, || {
+        let config = EalConfig { name: format!("test-{}", std::process::id()), memory_mib, huge_pages: HugePages::Off };
+        body(Eal::start(&config).expect("EAL starts without hugepages"));
+    });
+}
+
+/// The same without EAL.
+pub fn in_own_process(name: &str, body: impl FnOnce()) {
+    if std::env::var_os(MARK).is_some() {
+        return body();
+    }
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture", "--test-threads=1"])
+        .env(MARK, "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let read = |mut stream: Box<dyn Read + Send>| {
+        std::thread::spawn(move || {
+            let mut text = Vec::new();
+            stream.read_to_end(&mut text).ok();
+            String::from_utf8_lossy(&text).into_owned()
+        })
+    };
+    let out = read(Box::new(child.stdout.take().unwrap()));
+    let err = read(Box::new(child.stderr.take().unwrap()));
+    let end = Instant::now() + LIMIT;
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if Instant::now() > end {
+            child.kill().unwrap();
+            break child.wait().unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    let (out, err) = (out.join().unwrap(), err.join().unwrap());
+    assert!(status.success() && out.contains("1 passed"), "{name}: {status}\n{out}\n{err}");
+}
+
+/// Waits until `condition` holds.
+pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(Instant::now() < end, "waited in vain: {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// One queue, MTU 1500, filters as they are.
+pub const PLAIN: DeviceConfig =
+    DeviceConfig { queues: 1, mtu: 1500, mac: None, promiscuous: Policy::Auto, allmulti: Policy::Auto };
+
+/// Opens a device by its text.
+pub fn open(device: &str, config: &DeviceConfig) -> Result<(Device, Vec<QueuePair>), DeviceError> {
+    Device::open(&device.parse().expect("a device"), config)
+}
+
+/// A frame whose bytes say which one it is and are different everywhere.
+pub fn frame(number: usize, len: usize) -> Vec<u8> {
+    (0..len).map(|at| (number.wrapping_mul(31) ^ at.wrapping_mul(7) ^ (at >> 8)) as u8).collect()
+}
+
+/// Allocates, fills and sends frames; all must be taken.
+pub fn send(queue: &mut QueuePair, frames: &[Vec<u8>]) {
+    let mut burst = Burst::new();
+    for part in frames.chunks(Burst::CAPACITY) {
+        assert!(burst.allocate(&queue.tx.pool().clone(), part.len()), "no buffers");
+        for (index, frame) in part.iter().enumerate() {
+            burst.frame_mut(index).fill(frame);
+        }
+        let mut sent = 0;
+        wait_for("room in the device", || {
+            sent += queue.tx.send(&mut burst);
+            burst.is_empty()
+        });
+        assert_eq!(sent, part.len());
+    }
+}
+
+/// Receives until there are `n` frames.
+pub fn receive(queue: &mut QueuePair, n: usize) -> Vec<Vec<u8>> {
+    let mut frames = Vec::new();
+    let mut burst = Burst::new();
+    wait_for("frames", || {
+        queue.rx.receive(&mut burst);
+        frames.extend(burst.iter().map(|frame| frame.to_vec()));
+        burst.clear();
+        frames.len() >= n
+    });
+    frames
+}

@@ -1,0 +1,9 @@
+//! The NIC side against DPDK's own virtual devices, without hugepages.
+//!
+//! EAL starts once per process, so every test runs in a process of its own: see [`alone`].
+
+mod alone;
+mod devices;
+mod limits;
+mod loopback;
+mod tap;

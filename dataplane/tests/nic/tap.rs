@@ -1,0 +1,1 @@
+//! A TAP of our own: frames between the kernel and a port.
