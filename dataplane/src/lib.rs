@@ -1,13 +1,20 @@
 //! The packet side of ringspan.
 //!
-//! A packet's way: guest ring → [`ring`] (descriptors, bounds, header) → relay → [`nic`] (burst) → wire, and back the
-//! same way. [`vhost`] brings the rings up and down, the worker runs relays on pinned threads, the port ties one guest NIC
-//! together, the lane serves control.
+//! A packet's way: guest ring → [`ring`] (descriptors, bounds, header) → [`relay`] → [`nic`] (burst) → wire, and back the
+//! same way. [`vhost`] brings the rings up and down, [`worker`] runs relays on pinned threads, [`port`] ties one guest NIC
+//! together, [`lane`] serves control.
 
+pub mod events;
+pub mod journal;
+pub mod lane;
 pub mod memory;
 pub mod nic;
+pub mod port;
+pub mod relay;
 pub mod ring;
+pub mod stats;
 pub mod vhost;
+pub mod worker;
 
 /// Most packets that are moved in one go, in either direction.
 pub const BURST: usize = 64;

@@ -1,0 +1,214 @@
+//! A lane: its workers, its ports, and what control may ask of it.
+
+mod server;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crossbeam::channel::{self, Receiver, Sender};
+use ringspan_protocol::{
+    Failure, FailureKind, LaneEventKind, LaneInfo, PortChange, PortName, PortSpec, PortStatus, Reply, Request, VERSION,
+};
+
+use crate::events::EventLog;
+use crate::port::{Port, Surroundings};
+use crate::relay::Fault;
+use crate::worker::Worker;
+pub use server::serve;
+
+/// How often links are looked at. Drivers do not always say when one changes.
+pub const MONITOR_PERIOD: Duration = Duration::from_millis(200);
+/// Longest wait for events that a request may ask for.
+const MAX_EVENT_WAIT: Duration = Duration::from_secs(10);
+
+/// One lane.
+pub struct Lane {
+    info: LaneInfo,
+    workers: Vec<Arc<Worker>>,
+    ports: Mutex<Ports>,
+    events: Arc<EventLog>,
+    faults: Sender<Fault>,
+    journals: PathBuf,
+    private_dir: PathBuf,
+    stop: Sender<()>,
+}
+
+#[derive(Default)]
+struct Ports {
+    by_name: BTreeMap<PortName, Port>,
+    last_id: u64,
+    stopping: bool,
+}
+
+/// The ends of a lane's channels that `main` keeps.
+pub struct Ends {
+    /// What guests did to their rings.
+    pub faults: Receiver<Fault>,
+    /// Gets a message when the lane was told to shut down.
+    pub stop: Receiver<()>,
+}
+
+/// Whether a device's link is up, and whether the device is gone, by port.
+pub type Links = BTreeMap<u64, (bool, bool)>;
+
+impl Lane {
+    /// A lane without ports.
+    pub fn new(info: LaneInfo, workers: Vec<Worker>, journals: &Path, private_dir: &Path) -> (Arc<Self>, Ends) {
+        let (faults, fault_end) = channel::unbounded();
+        let (stop, stop_end) = channel::bounded(1);
+        let lane = Self {
+            info,
+            workers: workers.into_iter().map(Arc::new).collect(),
+            ports: Mutex::default(),
+            events: Arc::default(),
+            faults,
+            journals: journals.into(),
+            private_dir: private_dir.into(),
+            stop,
+        };
+        (Arc::new(lane), Ends { faults: fault_end, stop: stop_end })
+    }
+
+    /// Answers one request.
+    pub fn answer(&self, request: Request) -> Reply {
+        let outcome = match request {
+            Request::Hello { version } => self.hello(version),
+            Request::PortAdd(spec) => self.add(*spec).map(|status| Reply::Port(Box::new(status))),
+            Request::PortRemove { name, forget } => self.remove(&name, forget).map(|()| Reply::Done),
+            Request::PortSet { name, change } => self.set(&name, &change).map(|status| Reply::Port(Box::new(status))),
+            Request::PortList => Ok(Reply::Ports(self.lock().by_name.values().map(Port::status).collect())),
+            Request::PortStats { name, extended } => self.stats(name.as_ref(), extended),
+            Request::Events { after, wait_ms } => {
+                let wait = Duration::from_millis(wait_ms.into()).min(MAX_EVENT_WAIT);
+                Ok(Reply::Events(self.events.after(after, wait)))
+            }
+            Request::Shutdown => {
+                // The channel holds one message; a second shutdown changes nothing.
+                let _ = self.stop.try_send(());
+                Ok(Reply::Done)
+            }
+        };
+        outcome.unwrap_or_else(Reply::Failed)
+    }
+
+    fn hello(&self, version: u32) -> Result<Reply, Failure> {
+        if version == VERSION {
+            return Ok(Reply::Hello(self.info.clone()));
+        }
+        let message = format!(
+            "lane {} speaks version {VERSION} of the lane protocol, not {version}: restart the lane to replace it",
+            self.info.name
+        );
+        Err(Failure::new(FailureKind::Version, message))
+    }
+
+    fn add(&self, spec: PortSpec) -> Result<PortStatus, Failure> {
+        let mut ports = self.lock();
+        if ports.stopping {
+            return Err(Failure::new(FailureKind::Failed, format!("lane {} is stopping", self.info.name)));
+        }
+        if let Some(port) = ports.by_name.get(&spec.name) {
+            if *port.spec() == spec {
+                return Ok(port.status());
+            }
+            let message =
+                format!("port {} exists with other properties: remove it first, or change it with port set", spec.name);
+            return Err(Failure::new(FailureKind::Exists, message));
+        }
+        for other in ports.by_name.values().map(Port::spec) {
+            let shared = if other.device.identity() == spec.device.identity() {
+                format!("device {}", spec.device.identity())
+            } else if other.socket == spec.socket {
+                format!("socket {}", spec.socket.display())
+            } else {
+                continue;
+            };
+            let message =
+                format!("port {}: {shared} is used by port {}: name another, or remove that port", spec.name, other.name);
+            return Err(Failure::new(FailureKind::Busy, message));
+        }
+        let worker = self.workers.iter().min_by_key(|worker| worker.relays());
+        let worker = worker.ok_or_else(|| Failure::new(FailureKind::NoRoom, "the lane has no worker: give it a core"))?;
+        ports.last_id += 1;
+        let around = Surroundings {
+            journals: &self.journals,
+            private_dir: &self.private_dir,
+            events: &self.events,
+            faults: &self.faults,
+        };
+        let port = Port::open(ports.last_id, spec, Arc::clone(worker), &around)?;
+        let status = port.status();
+        ports.by_name.insert(port.spec().name.clone(), port);
+        Ok(status)
+    }
+
+    fn remove(&self, name: &PortName, forget: bool) -> Result<(), Failure> {
+        let mut ports = self.lock();
+        let port = ports.by_name.remove(name).ok_or_else(|| self.not_found(name))?;
+        // Under the lock: the next port may want the same device or socket.
+        port.close(forget);
+        Ok(())
+    }
+
+    fn set(&self, name: &PortName, change: &PortChange) -> Result<PortStatus, Failure> {
+        let mut ports = self.lock();
+        let port = ports.by_name.get_mut(name).ok_or_else(|| self.not_found(name))?;
+        port.set(change)?;
+        Ok(port.status())
+    }
+
+    fn stats(&self, name: Option<&PortName>, extended: bool) -> Result<Reply, Failure> {
+        let ports = self.lock();
+        let of = |port: &Port| (port.spec().name.clone(), port.counters(extended));
+        let stats = match name {
+            Some(name) => vec![of(ports.by_name.get(name).ok_or_else(|| self.not_found(name))?)],
+            None => ports.by_name.values().map(of).collect(),
+        };
+        Ok(Reply::Stats(stats))
+    }
+
+    fn not_found(&self, name: &PortName) -> Failure {
+        Failure::new(FailureKind::NotFound, format!("lane {} has no port {name}: see port list", self.info.name))
+    }
+
+    /// Says what a guest did. Its relay has stopped by itself.
+    pub fn report(&self, fault: &Fault) {
+        let state = self.lock().by_name.values().find(|port| port.id() == fault.relay).map(|port| Arc::clone(port.state()));
+        if let Some(state) = state {
+            state.broken(fault.ring, fault.offence.to_string());
+        }
+    }
+
+    /// Looks at every device once and says what changed since the last look.
+    pub fn monitor(&self, links: &mut Links) {
+        let ports = self.lock();
+        links.retain(|id, _| ports.by_name.values().any(|port| port.id() == *id));
+        for port in ports.by_name.values() {
+            let now = (port.device().link().up, port.device().removed());
+            let before = links.insert(port.id(), now).unwrap_or((now.0, false));
+            if before.0 != now.0 {
+                port.state().device_event(LaneEventKind::LinkChanged { up: now.0 });
+            }
+            if now.1 && !before.1 {
+                port.state().device_event(LaneEventKind::DeviceRemoved);
+            }
+        }
+    }
+
+    /// Takes all ports down, in order, and takes no new ones.
+    pub fn close(&self) {
+        let mut ports = self.lock();
+        ports.stopping = true;
+        for (name, port) in std::mem::take(&mut ports.by_name) {
+            tracing::info!(port = %name, "closing");
+            port.close(false);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Ports> {
+        // A port is inserted only when it is whole, and removed before it is taken down.
+        self.ports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,205 @@
+//! A port: a vhost-user session and a device, tied together by a relay on one worker.
+
+mod state;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crossbeam::channel::Sender;
+use ringspan_protocol::{
+    Failure, FailureKind, MAX_QUEUE_PAIRS, MTU_RANGE, PortChange, PortCounters, PortSpec, PortStatus, Role,
+};
+
+use crate::events::EventLog;
+use crate::journal::Journal;
+use crate::nic::{Device, DeviceConfig};
+use crate::relay::{Fault, Relay};
+use crate::vhost::{Session, SessionConfig};
+use crate::worker::{Worker, WorkerError};
+pub use state::PortState;
+
+/// A port of this lane. Dropping it takes it down: first the session, then the relay, then the device.
+pub struct Port {
+    spec: PortSpec,
+    session: Option<Session>,
+    state: Arc<PortState>,
+    worker: Arc<Worker>,
+    journal: Arc<Journal>,
+    device: Device,
+}
+
+/// What all ports of a lane share.
+pub struct Surroundings<'a> {
+    /// The folder of the journals.
+    pub journals: &'a Path,
+    /// A folder that only this lane may enter.
+    pub private_dir: &'a Path,
+    /// Where events go.
+    pub events: &'a Arc<EventLog>,
+    /// Where relays report what guests did.
+    pub faults: &'a Sender<Fault>,
+}
+
+impl From<WorkerError> for Failure {
+    fn from(error: WorkerError) -> Self {
+        Failure::new(FailureKind::Failed, error.to_string())
+    }
+}
+
+impl Port {
+    /// Makes a port: opens the device, gives its queues to the worker and starts the session. When a step fails, those
+    /// before it are undone.
+    pub fn open(id: u64, spec: PortSpec, worker: Arc<Worker>, around: &Surroundings<'_>) -> Result<Self, Failure> {
+        check(&spec)?;
+        let journal = Journal::open(around.journals, &spec.name).map_err(|error| {
+            let message = format!("port {}: cannot open its journal in {}: {error}", spec.name, around.journals.display());
+            Failure { errno: error.raw_os_error(), ..Failure::new(FailureKind::Failed, message) }
+        })?;
+        let (device, queues) = Device::open(&spec.device, &device_config(&spec)).map_err(|error| named(&spec, error.into()))?;
+        let relay = Relay::new(id, queues, device.pool().clone(), spec.mtu, Arc::clone(&journal), around.faults.clone());
+        worker.add(relay)?;
+        let state = Arc::new(PortState::new(id, spec.name.clone(), spec.role, &worker, around.events));
+        // From here on dropping the port undoes what was done.
+        let mut port = Self { spec, session: None, state, worker, journal, device };
+        let config = session_config(&port.spec, around.private_dir);
+        let session = Session::start(config, Arc::clone(&port.state) as _).map_err(|error| named(&port.spec, error.into()))?;
+        port.session = Some(session);
+        Ok(port)
+    }
+
+    /// What was asked for.
+    pub fn spec(&self) -> &PortSpec {
+        &self.spec
+    }
+
+    /// Its number in this lane.
+    pub fn id(&self) -> u64 {
+        self.state.id()
+    }
+
+    /// Its state, which events and faults reach.
+    pub fn state(&self) -> &Arc<PortState> {
+        &self.state
+    }
+
+    /// Its device.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The port as it is now.
+    pub fn status(&self) -> PortStatus {
+        self.state.status(&self.spec, self.worker.core(), self.device.status())
+    }
+
+    /// Its counters, with the device's own when `extended`.
+    pub fn counters(&self, extended: bool) -> PortCounters {
+        let device = if extended { self.device.extended_stats() } else { Vec::new() };
+        PortCounters { device, ..self.journal.read() }
+    }
+
+    /// Changes it while it runs. On failure everything is as before.
+    pub fn set(&mut self, change: &PortChange) -> Result<(), Failure> {
+        let wanted = change.apply(&self.spec);
+        check(&wanted)?;
+        if device_config(&wanted) != device_config(&self.spec) {
+            self.reconfigure(&wanted).map_err(|failure| named(&wanted, failure))?;
+        }
+        if let Some(session) = &self.session {
+            session.set_offer(wanted.compat, wanted.mtu);
+        }
+        self.spec = wanted;
+        Ok(())
+    }
+
+    /// Removes the port and, when `forget`, its counters.
+    pub fn close(self, forget: bool) {
+        if forget && let Err(error) = self.journal.forget() {
+            tracing::warn!(port = %self.spec.name, %error, "cannot remove the journal");
+        }
+    }
+
+    /// The device is stopped for it, so its queues come back from the worker first, and go there again whatever happens.
+    fn reconfigure(&mut self, wanted: &PortSpec) -> Result<(), Failure> {
+        let id = self.id();
+        let queues = self.worker.call(move |running| running.relay(id).map(|(relay, _)| relay.take_queues()))?;
+        let queues = queues.ok_or_else(|| Failure::new(FailureKind::NotFound, "the port's relay is gone"))?;
+        let (queues, mtu, outcome) = match self.device.reconfigure(queues, &device_config(wanted)) {
+            Ok(queues) => (queues, wanted.mtu, Ok(())),
+            Err((error, queues)) => (queues, self.spec.mtu, Err(error.into())),
+        };
+        let pool = self.device.pool().clone();
+        self.worker.call(move |running| {
+            if let Some((relay, _)) = running.relay(id) {
+                relay.resize(pool, mtu);
+                relay.give_queues(queues);
+            }
+        })?;
+        outcome
+    }
+}
+
+impl Drop for Port {
+    fn drop(&mut self) {
+        // The session stops its rings through the state while the relay is still there.
+        self.session = None;
+        if let Err(error) = self.worker.remove(self.id()) {
+            tracing::warn!(port = %self.spec.name, %error, "the relay was not taken back");
+        }
+    }
+}
+
+fn device_config(spec: &PortSpec) -> DeviceConfig {
+    DeviceConfig {
+        queues: spec.queues,
+        mtu: spec.mtu,
+        mac: spec.mac,
+        promiscuous: spec.promiscuous,
+        allmulti: spec.allmulti,
+    }
+}
+
+fn session_config(spec: &PortSpec, private_dir: &Path) -> SessionConfig {
+    SessionConfig {
+        name: spec.name.to_string(),
+        socket: spec.socket.clone(),
+        role: spec.role,
+        owner: spec.socket_owner,
+        mode: spec.socket_mode,
+        compat: spec.compat,
+        mtu: spec.mtu,
+        private_dir: private_dir.into(),
+    }
+}
+
+/// What can be wrong with a spec whatever the machine.
+fn check(spec: &PortSpec) -> Result<(), Failure> {
+    let invalid = |what: String| Err(Failure::new(FailureKind::Invalid, format!("port {}: {what}", spec.name)));
+    if !(1..=MAX_QUEUE_PAIRS).contains(&spec.queues) {
+        return invalid(format!("queues is {}: choose 1 to {MAX_QUEUE_PAIRS}", spec.queues));
+    }
+    if !MTU_RANGE.contains(&spec.mtu) {
+        return invalid(format!("mtu is {}: choose {} to {}", spec.mtu, MTU_RANGE.start(), MTU_RANGE.end()));
+    }
+    match spec.mac.map(|mac| mac.unicast()) {
+        Some(Err(error)) => invalid(error.to_string()),
+        _ => Ok(()),
+    }
+}
+
+/// The failure with the port's name in front.
+fn named(spec: &PortSpec, failure: Failure) -> Failure {
+    let prefix = format!("port {}: ", spec.name);
+    if failure.message.starts_with(&prefix) {
+        return failure;
+    }
+    Failure { message: prefix + &failure.message, ..failure }
+}
+
+/// The phase of a port whose front-end is not there.
+fn waiting_phase(role: Role) -> ringspan_protocol::PortPhase {
+    match role {
+        Role::Server => ringspan_protocol::PortPhase::Listening,
+        Role::Client => ringspan_protocol::PortPhase::Connecting,
+    }
+}

@@ -1,0 +1,178 @@
+//! What a port's session says, turned into calls on the worker, and into the phase and the events that people see.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ringspan_protocol::{DeviceStatus, LaneEventKind, PortName, PortPhase, PortSpec, PortStatus, Role};
+
+use super::waiting_phase;
+use crate::events::EventLog;
+use crate::memory::GuestMap;
+use crate::ring::{RingConfig, SplitRing};
+use crate::vhost::RingSink;
+use crate::worker::Worker;
+
+/// A port's changing side.
+pub struct PortState {
+    id: u64,
+    name: PortName,
+    role: Role,
+    worker: Arc<Worker>,
+    events: Arc<EventLog>,
+    now: Mutex<Now>,
+}
+
+struct Now {
+    phase: PortPhase,
+    reason: Option<String>,
+    features: u64,
+    active_pairs: u16,
+    map: Option<Arc<GuestMap>>,
+}
+
+impl PortState {
+    pub(super) fn new(id: u64, name: PortName, role: Role, worker: &Arc<Worker>, events: &Arc<EventLog>) -> Self {
+        let now = Now { phase: waiting_phase(role), reason: None, features: 0, active_pairs: 0, map: None };
+        let (worker, events) = (Arc::clone(worker), Arc::clone(events));
+        Self { id, name, role, worker, events, now: Mutex::new(now) }
+    }
+
+    /// The number of the port in its lane.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The guest broke a ring: the relay has stopped already, this says so.
+    pub fn broken(&self, ring: usize, reason: String) {
+        {
+            let mut now = self.lock();
+            now.phase = PortPhase::Broken;
+            now.reason = Some(format!("ring {ring}: {reason}"));
+        }
+        self.events.push(&self.name, LaneEventKind::RingBroken { ring: ring as u16, reason });
+    }
+
+    /// An event of the port's device.
+    pub fn device_event(&self, kind: LaneEventKind) {
+        self.events.push(&self.name, kind);
+    }
+
+    pub(super) fn status(&self, spec: &PortSpec, core: u16, device: DeviceStatus) -> PortStatus {
+        let now = self.lock();
+        PortStatus {
+            spec: spec.clone(),
+            phase: now.phase,
+            reason: now.reason.clone(),
+            core,
+            features: now.features,
+            active_pairs: now.active_pairs,
+            memory_regions: now.map.as_ref().map_or(0, |map| map.regions().len() as u16),
+            memory_bytes: now.map.as_ref().map_or(0, |map| map.bytes()),
+            device,
+        }
+    }
+
+    /// After a ring came or went: how many pairs run, and what that means.
+    fn rings_changed(&self, active_pairs: u16, broken: bool) {
+        let mut now = self.lock();
+        let before = std::mem::replace(&mut now.active_pairs, active_pairs);
+        if broken {
+            return;
+        }
+        let event = match (before, active_pairs) {
+            (0, 1..) => Some(LaneEventKind::DriverReady { features: now.features, pairs: active_pairs }),
+            (1.., 0) => Some(LaneEventKind::DriverStopped),
+            _ => None,
+        };
+        if active_pairs > 0 {
+            now.phase = PortPhase::DriverReady;
+            now.reason = None;
+        } else if matches!(now.phase, PortPhase::DriverReady | PortPhase::Broken) {
+            now.phase = PortPhase::Connected;
+            now.reason = None;
+        }
+        drop(now);
+        if let Some(event) = event {
+            self.events.push(&self.name, event);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Now> {
+        // Nothing that can panic runs under this lock.
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl RingSink for PortState {
+    fn negotiated(&self, features: u64) {
+        self.lock().features = features;
+    }
+
+    fn memory(&self, map: Arc<GuestMap>) {
+        self.lock().map = Some(Arc::clone(&map));
+        let id = self.id;
+        // An error means that the lane is stopping: then no worker holds the old map either.
+        let _ = self.worker.call(move |running| {
+            if let Some((relay, _)) = running.relay(id) {
+                relay.remap(&map);
+            }
+        });
+    }
+
+    fn start(&self, index: usize, config: RingConfig) {
+        let Some(map) = self.lock().map.clone() else {
+            return self.broken(index, "started before the front-end shared its memory".into());
+        };
+        let ring = match SplitRing::new(map, &config) {
+            Ok(ring) => ring,
+            Err(error) => return self.broken(index, error.to_string()),
+        };
+        let id = self.id;
+        let outcome = self.worker.call(move |running| {
+            let (relay, watch) = running.relay(id)?;
+            relay.start(index, ring, watch);
+            Some((relay.active_pairs(), relay.is_broken()))
+        });
+        if let Ok(Some((pairs, broken))) = outcome {
+            self.rings_changed(pairs, broken);
+        }
+    }
+
+    fn stop(&self, index: usize) -> Option<u16> {
+        let id = self.id;
+        let outcome = self.worker.call(move |running| {
+            let (relay, watch) = running.relay(id)?;
+            let next = relay.stop(index, watch);
+            Some((next, relay.active_pairs(), relay.is_broken()))
+        });
+        let (next, pairs, broken) = outcome.ok().flatten()?;
+        if next.is_some() {
+            self.rings_changed(pairs, broken);
+        }
+        next
+    }
+
+    fn event(&self, event: LaneEventKind) {
+        {
+            let mut now = self.lock();
+            match &event {
+                LaneEventKind::PortListening => now.phase = PortPhase::Listening,
+                LaneEventKind::FrontendConnected { .. } => {
+                    now.phase = PortPhase::Connected;
+                    now.reason = None;
+                }
+                LaneEventKind::FrontendDisconnected { .. } | LaneEventKind::HandshakeFailed { .. } => {
+                    now.phase = waiting_phase(self.role);
+                    now.active_pairs = 0;
+                    now.features = 0;
+                    now.map = None;
+                    now.reason = match &event {
+                        LaneEventKind::HandshakeFailed { reason } => Some(reason.clone()),
+                        _ => None,
+                    };
+                }
+                _ => {}
+            }
+        }
+        self.events.push(&self.name, event);
+    }
+}

@@ -1,0 +1,114 @@
+//! Frames on their way from a guest's ring to a device queue.
+
+use std::ptr::NonNull;
+use std::time::{Duration, Instant};
+
+use ringspan_protocol::Drops;
+
+use crate::nic::{Burst, Pool, TxQueue};
+use crate::ring::{FrameSink, NetHeader};
+use crate::stats::QueueCells;
+
+/// How long a frame waits for a device that takes nothing before it is dropped.
+const PATIENCE: Duration = Duration::from_millis(1);
+
+/// Free buffers to copy into, and the frames that the device has not taken yet.
+pub struct Outbox {
+    /// Free buffers; while a ring is drained the first `filled` of them hold frames.
+    spare: Burst,
+    filled: usize,
+    ready: Burst,
+    /// Bytes in `ready`.
+    bytes: u64,
+    stuck: Option<Instant>,
+}
+
+impl Outbox {
+    pub(super) fn new() -> Self {
+        Self { spare: Burst::new(), filled: 0, ready: Burst::new(), bytes: 0, stuck: None }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.ready.is_empty()
+    }
+
+    /// Sees to a burst of free buffers. With fewer, frames are dropped and counted when there is no buffer for them.
+    pub(super) fn refill(&mut self, pool: &Pool) {
+        let missing = self.spare.room();
+        if missing > 0 {
+            self.spare.allocate(pool, missing);
+        }
+    }
+
+    /// What a ring was drained into is ready to be sent. Only when the outbox is empty.
+    pub(super) fn close(&mut self, frames: usize, bytes: u64) {
+        debug_assert_eq!(frames, self.filled);
+        self.spare.move_front(self.filled, &mut self.ready);
+        self.filled = 0;
+        self.bytes += bytes;
+    }
+
+    /// Offers the frames to the device. What it does not take stays, for [`PATIENCE`] at most. Returns how many are gone.
+    pub(super) fn flush(&mut self, queue: &mut TxQueue, counters: &QueueCells) -> usize {
+        if self.ready.is_empty() {
+            return 0;
+        }
+        let sent = self.offer(queue, counters);
+        if sent > 0 {
+            self.stuck = None;
+            return sent;
+        }
+        let now = Instant::now();
+        if now.duration_since(*self.stuck.get_or_insert(now)) < PATIENCE {
+            return 0;
+        }
+        self.abandon(counters)
+    }
+
+    fn offer(&mut self, queue: &mut TxQueue, counters: &QueueCells) -> usize {
+        let sent = queue.send(&mut self.ready);
+        let left = self.ready.iter().map(|frame| frame.len() as u64).sum();
+        counters.sent(sent as u64, self.bytes - left);
+        self.bytes = left;
+        sent
+    }
+
+    /// Offers the frames a last time and drops what is not taken: the queue or the ring goes away.
+    pub(super) fn finish(&mut self, queue: &mut TxQueue, counters: &QueueCells) {
+        let until = Instant::now() + PATIENCE;
+        while !self.ready.is_empty() && Instant::now() < until {
+            self.offer(queue, counters);
+        }
+        self.abandon(counters);
+    }
+
+    /// Drops what the device did not take. Returns how many that were.
+    pub(super) fn abandon(&mut self, counters: &QueueCells) -> usize {
+        let dropped = self.ready.len();
+        counters.dropped(&Drops { nic_full: dropped as u64, ..Drops::default() });
+        self.ready.clear();
+        self.bytes = 0;
+        self.stuck = None;
+        dropped
+    }
+
+    /// Gives the free buffers back to their pool, which is about to go.
+    pub(super) fn release(&mut self) {
+        self.spare.clear();
+    }
+}
+
+// SAFETY: each call hands out the buffer of another frame of `spare`, which has room for `len` bytes (`set_len` checks it),
+// belongs to this outbox until it is sent, and is packet memory, never guest memory.
+unsafe impl FrameSink for Outbox {
+    #[inline]
+    fn frame(&mut self, _header: &NetHeader, len: usize) -> Option<NonNull<u8>> {
+        if self.filled == self.spare.len() {
+            return None;
+        }
+        let mut frame = self.spare.frame_mut(self.filled);
+        frame.set_len(len);
+        self.filled += 1;
+        NonNull::new(frame.as_mut_ptr())
+    }
+}

@@ -1,0 +1,95 @@
+//! Counters that a worker writes and everybody may read, without a lock on either side.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ringspan_protocol::{Drops, QueueCounters};
+
+/// The counters of one queue in one direction, as they lie in the journal: two cache lines, one writer.
+///
+/// A worker adds with a plain load and store, which is exact because it is the only writer; a reader sees each
+/// counter whole, and `received` never behind what it has seen sent.
+#[repr(C, align(128))]
+#[derive(Debug, Default)]
+pub struct QueueCells {
+    received: AtomicU64,
+    received_bytes: AtomicU64,
+    sent: AtomicU64,
+    sent_bytes: AtomicU64,
+    guest_ring_full: AtomicU64,
+    no_ring: AtomicU64,
+    too_long: AtomicU64,
+    malformed_chain: AtomicU64,
+    nic_full: AtomicU64,
+    no_buffers: AtomicU64,
+}
+
+/// Adds to a counter that nobody else writes.
+fn bump(cell: &AtomicU64, by: u64) {
+    if by != 0 {
+        cell.store(cell.load(Ordering::Relaxed).wrapping_add(by), Ordering::Release);
+    }
+}
+
+impl QueueCells {
+    /// Counts packets that came in.
+    pub fn received(&self, packets: u64, bytes: u64) {
+        bump(&self.received, packets);
+        bump(&self.received_bytes, bytes);
+    }
+
+    /// Counts packets that went out.
+    pub fn sent(&self, packets: u64, bytes: u64) {
+        bump(&self.sent, packets);
+        bump(&self.sent_bytes, bytes);
+    }
+
+    /// Counts packets that were dropped.
+    pub fn dropped(&self, drops: &Drops) {
+        let Drops { guest_ring_full, no_ring, too_long, malformed_chain, nic_full, no_buffers } = drops;
+        bump(&self.guest_ring_full, *guest_ring_full);
+        bump(&self.no_ring, *no_ring);
+        bump(&self.too_long, *too_long);
+        bump(&self.malformed_chain, *malformed_chain);
+        bump(&self.nic_full, *nic_full);
+        bump(&self.no_buffers, *no_buffers);
+    }
+
+    /// The counters now. What went out is read before what came in, so that a busy queue never shows more out than in.
+    pub fn read(&self) -> QueueCounters {
+        let drops = Drops {
+            guest_ring_full: self.guest_ring_full.load(Ordering::Acquire),
+            no_ring: self.no_ring.load(Ordering::Acquire),
+            too_long: self.too_long.load(Ordering::Acquire),
+            malformed_chain: self.malformed_chain.load(Ordering::Acquire),
+            nic_full: self.nic_full.load(Ordering::Acquire),
+            no_buffers: self.no_buffers.load(Ordering::Acquire),
+        };
+        let (sent_bytes, sent) = (self.sent_bytes.load(Ordering::Acquire), self.sent.load(Ordering::Acquire));
+        let received_bytes = self.received_bytes.load(Ordering::Acquire);
+        QueueCounters { received: self.received.load(Ordering::Acquire), received_bytes, sent, sent_bytes, drops }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_counter_is_read_back_as_it_was_written() {
+        let cells = QueueCells::default();
+        let drops = Drops {
+            guest_ring_full: 1,
+            no_ring: 2,
+            too_long: 3,
+            malformed_chain: 4,
+            nic_full: 5,
+            no_buffers: 6,
+        };
+        cells.received(30, 300);
+        cells.sent(9, 90);
+        cells.dropped(&drops);
+        let want = QueueCounters { received: 30, received_bytes: 300, sent: 9, sent_bytes: 90, drops };
+        assert_eq!(cells.read(), want);
+        assert_eq!(want.received, want.sent + want.drops.total());
+    }
+}

@@ -1,0 +1,202 @@
+//! A worker: one pinned thread that runs relays, and the way in which changes reach it.
+//!
+//! The thread owns its relays alone. Whoever wants to change something sends a call, a closure that the worker runs
+//! between two bursts, where nothing is half done; the sender waits for its result. So a change needs no lock on the
+//! packet path, and when [`Worker::call`] returns, nothing of what was taken away is touched any more.
+
+mod idle;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+
+use crossbeam::channel::{self, Receiver, Sender};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+
+use crate::nic::Eal;
+use crate::relay::Relay;
+pub use idle::Watch;
+use idle::{Idle, Wake};
+
+/// Why a worker could not be started or asked.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// The core cannot be used.
+    #[error("core {core} cannot be used by a worker: {error}; choose one that exists and that this process is allowed to use")]
+    Core {
+        /// The core.
+        core: u16,
+        /// The operating system's reason.
+        error: nix::Error,
+    },
+    /// The operating system refused something else.
+    #[error("cannot start the worker on core {core}: {error}")]
+    Start {
+        /// The core.
+        core: u16,
+        /// The operating system's reason.
+        error: std::io::Error,
+    },
+    /// The worker has ended.
+    #[error("the worker on core {0} has ended: the lane is stopping")]
+    Gone(u16),
+}
+
+/// The relays of one worker, in the order in which they are run.
+pub type Relays = Vec<Relay>;
+
+type Call = Box<dyn FnOnce(&mut Running) + Send>;
+
+/// What a call may touch: the worker's relays, and the set of kicks that wake it.
+pub struct Running {
+    /// The relays.
+    pub relays: Relays,
+    /// Wakes the worker when a guest kicks.
+    pub watch: Watch,
+}
+
+impl Running {
+    /// The relay of that number, if it is here.
+    pub fn relay(&mut self, id: u64) -> Option<(&mut Relay, &Watch)> {
+        let Self { relays, watch } = self;
+        relays.iter_mut().find(|relay| relay.id() == id).map(|relay| (relay, &*watch))
+    }
+}
+
+/// A handle on a worker. Dropping the last one ends the thread.
+pub struct Worker {
+    core: u16,
+    calls: Option<Sender<Call>>,
+    waiting: Arc<AtomicBool>,
+    wake: Wake,
+    relays: AtomicUsize,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Starts a worker on `core`.
+    pub fn start(core: u16, eal: Eal) -> Result<Self, WorkerError> {
+        let failed = move |error| WorkerError::Start { core, error };
+        let (calls, inbox) = channel::unbounded::<Call>();
+        let (started, outcome) = channel::bounded(1);
+        let waiting = Arc::new(AtomicBool::new(false));
+        let (idle, wake) = Idle::new().map_err(|errno| failed(errno.into()))?;
+        let flag = Arc::clone(&waiting);
+        let thread = std::thread::Builder::new()
+            .name(format!("worker-{core}"))
+            .spawn(move || {
+                let ready = pin(core).and_then(|()| eal.register_thread().map_err(|error| failed(std::io::Error::other(error))));
+                match ready {
+                    Ok(_registered) => {
+                        // Nobody waits any more only when the starter has died.
+                        let _ = started.send(Ok(()));
+                        run(idle, &inbox, &flag);
+                    }
+                    Err(error) => drop(started.send(Err(error))),
+                }
+            })
+            .map_err(failed)?;
+        outcome.recv().map_err(|_| WorkerError::Gone(core))??;
+        Ok(Self { core, calls: Some(calls), waiting, wake, relays: AtomicUsize::new(0), thread: Some(thread) })
+    }
+
+    /// The core it is pinned to.
+    pub fn core(&self) -> u16 {
+        self.core
+    }
+
+    /// How many relays were given to it; a new port goes where there are fewest.
+    pub fn relays(&self) -> usize {
+        self.relays.load(Ordering::Relaxed)
+    }
+
+    /// Runs `change` on the worker between two bursts, and returns what it returned.
+    pub fn call<T: Send + 'static>(&self, change: impl FnOnce(&mut Running) -> T + Send + 'static) -> Result<T, WorkerError> {
+        let gone = || WorkerError::Gone(self.core);
+        let (answer, result) = channel::bounded(1);
+        let call: Call = Box::new(move |running| {
+            // The caller waits below, so there is always somebody to take it.
+            let _ = answer.send(change(running));
+        });
+        self.calls.as_ref().ok_or_else(gone)?.send(call).map_err(|_| gone())?;
+        self.waiting.store(true, Ordering::Release);
+        self.wake.wake();
+        result.recv().map_err(|_| gone())
+    }
+
+    /// Gives a relay to the worker.
+    pub fn add(&self, relay: Relay) -> Result<(), WorkerError> {
+        self.call(move |running| running.relays.push(relay))?;
+        self.relays.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Takes a relay back, with everything it owns. `None` when it is not here.
+    pub fn remove(&self, id: u64) -> Result<Option<Relay>, WorkerError> {
+        let relay = self.call(move |running| {
+            let at = running.relays.iter().position(|relay| relay.id() == id)?;
+            let mut relay = running.relays.remove(at);
+            relay.stop_all(&running.watch);
+            Some(relay)
+        })?;
+        if relay.is_some() {
+            self.relays.fetch_sub(1, Ordering::Relaxed);
+        }
+        Ok(relay)
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.calls = None;
+        self.waiting.store(true, Ordering::Release);
+        self.wake.wake();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!(core = self.core, "a worker panicked");
+        }
+    }
+}
+
+fn pin(core: u16) -> Result<(), WorkerError> {
+    let mut set = CpuSet::new();
+    set.set(core.into()).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set)).map_err(|error| WorkerError::Core { core, error })
+}
+
+/// The loop. One relaxed load a round tells whether a call waits; a round without a packet leads towards sleep.
+fn run(idle: Idle, inbox: &Receiver<Call>, waiting: &AtomicBool) {
+    let mut idle = idle;
+    let mut running = Running { relays: Relays::new(), watch: idle.watch() };
+    loop {
+        if waiting.load(Ordering::Relaxed)
+            && waiting.swap(false, Ordering::Acquire)
+            && answer(inbox, &mut running) == Inbox::Closed
+        {
+            break;
+        }
+        let moved: usize = running.relays.iter_mut().map(Relay::run).sum();
+        if moved > 0 {
+            idle.busy(&mut running.relays);
+        } else {
+            idle.empty(&mut running.relays, waiting);
+        }
+    }
+}
+
+#[derive(PartialEq, Eq)]
+enum Inbox {
+    Empty,
+    Closed,
+}
+
+fn answer(inbox: &Receiver<Call>, running: &mut Running) -> Inbox {
+    loop {
+        match inbox.try_recv() {
+            Ok(call) => call(running),
+            Err(channel::TryRecvError::Empty) => return Inbox::Empty,
+            Err(channel::TryRecvError::Disconnected) => return Inbox::Closed,
+        }
+    }
+}
