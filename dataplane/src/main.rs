@@ -83,7 +83,11 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let journals = run_dir.join("journal");
     let private_dir = run_dir.join(format!("lane-{name}.private"));
     for dir in [&journals, &private_dir] {
-        DirBuilder::new().recursive(true).mode(0o700).create(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .with_context(|| format!("cannot make {}", dir.display()))?;
     }
     leave_worker_cores(cores)?;
     let huge_pages = match arguments.huge_pages {
@@ -149,7 +153,9 @@ fn lock(run_dir: &Path, name: &LaneName) -> anyhow::Result<Flock<File>> {
         .open(&path)
         .with_context(|| format!("cannot open {}", path.display()))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-        nix::Error::EWOULDBLOCK => anyhow::anyhow!("a lane {name} runs already in {}: stop it, or choose another name", run_dir.display()),
+        nix::Error::EWOULDBLOCK => {
+            anyhow::anyhow!("a lane {name} runs already in {}: stop it, or choose another name", run_dir.display())
+        }
         errno => anyhow::anyhow!("cannot lock {}: {errno}", path.display()),
     })
 }
@@ -178,15 +184,12 @@ fn listen(path: &Path) -> anyhow::Result<UnixListener> {
     let _ = std::fs::remove_file(&hidden);
     let listener = UnixListener::bind(&hidden).with_context(|| format!("cannot listen on {}", hidden.display()))?;
     std::fs::set_permissions(&hidden, PermissionsExt::from_mode(0o600))?;
-    std::fs::rename(&hidden, path).with_context(|| format!("cannot rename {} to {}", hidden.display(), path.display()))?;
+    std::fs::rename(&hidden, path)
+        .with_context(|| format!("cannot rename {} to {}", hidden.display(), path.display()))?;
     Ok(listener)
 }
 
-fn start_threads(
-    lane: &Arc<Lane>,
-    faults: Receiver<Fault>,
-    listener: UnixListener,
-) -> anyhow::Result<()> {
+fn start_threads(lane: &Arc<Lane>, faults: Receiver<Fault>, listener: UnixListener) -> anyhow::Result<()> {
     let thread = |name: &str| std::thread::Builder::new().name(name.into());
     let reporter = Arc::clone(lane);
     thread("faults").spawn(move || faults.iter().for_each(|fault| reporter.report(&fault)))?;

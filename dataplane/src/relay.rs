@@ -96,17 +96,8 @@ impl Relay {
             .map(|_| Pair { to_guest: None, from_guest: None, outbox: Outbox::new(), queue: 0 })
             .collect();
         let max_frame = usize::from(mtu) + FRAME_OVERHEAD;
-        let mut relay = Self {
-            id,
-            pairs,
-            queues: Vec::new(),
-            pool,
-            map: None,
-            journal,
-            max_frame,
-            broken: false,
-            faults,
-        };
+        let mut relay =
+            Self { id, pairs, queues: Vec::new(), pool, map: None, journal, max_frame, broken: false, faults };
         relay.give_queues(queues);
         relay
     }
@@ -121,11 +112,11 @@ impl Relay {
         let mut moved = 0;
         for pair in 0..self.pairs.len() {
             if self.pairs[pair].from_guest.is_some() {
-                moved += self.from_guest(pair);
+                moved += self.drain_guest(pair);
             }
         }
         for queue in 0..self.queues.len() {
-            moved += self.to_guest(queue);
+            moved += self.fill_guest(queue);
         }
         if self.map.as_ref().is_some_and(|map| map.poisoned()) {
             self.break_down(0, Offence::MemoryGone);
@@ -135,7 +126,7 @@ impl Relay {
 
     /// Guest to device: frames are copied out of the ring, the ring is published, and only then are they sent. A lane
     /// killed in between loses frames but never sends one twice.
-    fn from_guest(&mut self, index: usize) -> usize {
+    fn drain_guest(&mut self, index: usize) -> usize {
         let pair = &mut self.pairs[index];
         let (Some(ring), Some(queue)) = (&mut pair.from_guest, self.queues.get_mut(pair.queue)) else { return 0 };
         let counters = self.journal.from_guest(index);
@@ -167,7 +158,7 @@ impl Relay {
     }
 
     /// Device to guest.
-    fn to_guest(&mut self, index: usize) -> usize {
+    fn fill_guest(&mut self, index: usize) -> usize {
         let queue = &mut self.queues[index];
         let received = queue.nic.rx.receive(&mut queue.inbox);
         if received == 0 {
@@ -206,7 +197,7 @@ impl Relay {
     pub fn start(&mut self, index: usize, mut ring: SplitRing, watch: &Watch) {
         self.stop(index, watch);
         let Some(pair) = self.pairs.get_mut(index / 2) else { return };
-        if index % 2 == 0 {
+        if index.is_multiple_of(2) {
             // Buffers that the guest adds are found when a frame comes: a kick would tell nothing.
             ring.suppress_kicks();
             pair.to_guest = Some(ring);
@@ -222,7 +213,7 @@ impl Relay {
     /// Stops a ring. Returns where it stands, or `None` when it did not run.
     pub fn stop(&mut self, index: usize, watch: &Watch) -> Option<u16> {
         let pair = self.pairs.get_mut(index / 2)?;
-        let ring = if index % 2 == 0 {
+        let ring = if index.is_multiple_of(2) {
             pair.to_guest.take()?
         } else {
             let ring = pair.from_guest.take()?;

@@ -77,14 +77,8 @@ mod tests {
     #[test]
     fn every_counter_is_read_back_as_it_was_written() {
         let cells = QueueCells::default();
-        let drops = Drops {
-            guest_ring_full: 1,
-            no_ring: 2,
-            too_long: 3,
-            malformed_chain: 4,
-            nic_full: 5,
-            no_buffers: 6,
-        };
+        let drops =
+            Drops { guest_ring_full: 1, no_ring: 2, too_long: 3, malformed_chain: 4, nic_full: 5, no_buffers: 6 };
         cells.received(30, 300);
         cells.sent(9, 90);
         cells.dropped(&drops);

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use ringspan_protocol::message::PortChange;
 use ringspan_protocol::{
-    Compat, Envelope, Failure, FailureKind, LaneEventKind, Policy, PortPhase, PortSpec, PortStatus, Reply, Request, Role,
-    VERSION,
+    Compat, Envelope, Failure, FailureKind, LaneEventKind, Policy, PortPhase, PortSpec, PortStatus, Reply, Request,
+    Role, VERSION,
 };
 
 /// A lane in a folder of its own, killed at the end of the test.
@@ -20,7 +20,14 @@ struct Lane {
 
 fn command(dir: &Path, name: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ringspan-lane"));
-    command.args(["--name", name, "--run-dir"]).arg(dir).args(["--cores", "0", "--memory-mib", "64", "--huge-pages", "off"]);
+    command.args(["--name", name, "--run-dir"]).arg(dir).args([
+        "--cores",
+        "0",
+        "--memory-mib",
+        "64",
+        "--huge-pages",
+        "off",
+    ]);
     command.stdin(Stdio::null());
     command
 }
@@ -71,7 +78,9 @@ impl Lane {
         let stream = UnixStream::connect(self.socket()).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let mut control = Control(BufReader::new(stream));
-        assert!(matches!(control.ask(Request::Hello { version: VERSION }), Reply::Hello(info) if info.name.as_str() == "test"));
+        assert!(
+            matches!(control.ask(Request::Hello { version: VERSION }), Reply::Hello(info) if info.name.as_str() == "test")
+        );
         control
     }
 

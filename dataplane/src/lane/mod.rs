@@ -125,12 +125,15 @@ impl Lane {
             } else {
                 continue;
             };
-            let message =
-                format!("port {}: {shared} is used by port {}: name another, or remove that port", spec.name, other.name);
+            let message = format!(
+                "port {}: {shared} is used by port {}: name another, or remove that port",
+                spec.name, other.name
+            );
             return Err(Failure::new(FailureKind::Busy, message));
         }
         let worker = self.workers.iter().min_by_key(|worker| worker.relays());
-        let worker = worker.ok_or_else(|| Failure::new(FailureKind::NoRoom, "the lane has no worker: give it a core"))?;
+        let worker =
+            worker.ok_or_else(|| Failure::new(FailureKind::NoRoom, "the lane has no worker: give it a core"))?;
         ports.last_id += 1;
         let around = Surroundings {
             journals: &self.journals,
@@ -175,7 +178,8 @@ impl Lane {
 
     /// Says what a guest did. Its relay has stopped by itself.
     pub fn report(&self, fault: &Fault) {
-        let state = self.lock().by_name.values().find(|port| port.id() == fault.relay).map(|port| Arc::clone(port.state()));
+        let state =
+            self.lock().by_name.values().find(|port| port.id() == fault.relay).map(|port| Arc::clone(port.state()));
         if let Some(state) = state {
             state.broken(fault.ring, fault.offence.to_string());
         }

@@ -118,6 +118,18 @@ impl Burst {
         self.forget_front(n);
     }
 
+    /// Moves the first `n` frames behind those of `to`: as many as there are, and as fit. The others move up.
+    #[inline]
+    pub fn move_front(&mut self, n: usize, to: &mut Self) {
+        let n = n.min(self.len).min(to.room());
+        for pool in self.pools() {
+            to.hold(pool);
+        }
+        to.frames[to.len..to.len + n].copy_from_slice(&self.frames[..n]);
+        to.len += n;
+        self.forget_front(n);
+    }
+
     /// Returns all frames to their pool.
     #[inline]
     pub fn clear(&mut self) {

@@ -52,17 +52,21 @@ impl Port {
     pub fn open(id: u64, spec: PortSpec, worker: Arc<Worker>, around: &Surroundings<'_>) -> Result<Self, Failure> {
         check(&spec)?;
         let journal = Journal::open(around.journals, &spec.name).map_err(|error| {
-            let message = format!("port {}: cannot open its journal in {}: {error}", spec.name, around.journals.display());
+            let message =
+                format!("port {}: cannot open its journal in {}: {error}", spec.name, around.journals.display());
             Failure { errno: error.raw_os_error(), ..Failure::new(FailureKind::Failed, message) }
         })?;
-        let (device, queues) = Device::open(&spec.device, &device_config(&spec)).map_err(|error| named(&spec, error.into()))?;
-        let relay = Relay::new(id, queues, device.pool().clone(), spec.mtu, Arc::clone(&journal), around.faults.clone());
+        let (device, queues) =
+            Device::open(&spec.device, &device_config(&spec)).map_err(|error| named(&spec, error.into()))?;
+        let relay =
+            Relay::new(id, queues, device.pool().clone(), spec.mtu, Arc::clone(&journal), around.faults.clone());
         worker.add(relay)?;
         let state = Arc::new(PortState::new(id, spec.name.clone(), spec.role, &worker, around.events));
         // From here on dropping the port undoes what was done.
         let mut port = Self { spec, session: None, state, worker, journal, device };
         let config = session_config(&port.spec, around.private_dir);
-        let session = Session::start(config, Arc::clone(&port.state) as _).map_err(|error| named(&port.spec, error.into()))?;
+        let session =
+            Session::start(config, Arc::clone(&port.state) as _).map_err(|error| named(&port.spec, error.into()))?;
         port.session = Some(session);
         Ok(port)
     }

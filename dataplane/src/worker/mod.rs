@@ -23,7 +23,9 @@ use idle::{Idle, Wake};
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
     /// The core cannot be used.
-    #[error("core {core} cannot be used by a worker: {error}; choose one that exists and that this process is allowed to use")]
+    #[error(
+        "core {core} cannot be used by a worker: {error}; choose one that exists and that this process is allowed to use"
+    )]
     Core {
         /// The core.
         core: u16,
@@ -86,7 +88,8 @@ impl Worker {
         let thread = std::thread::Builder::new()
             .name(format!("worker-{core}"))
             .spawn(move || {
-                let ready = pin(core).and_then(|()| eal.register_thread().map_err(|error| failed(std::io::Error::other(error))));
+                let ready = pin(core)
+                    .and_then(|()| eal.register_thread().map_err(|error| failed(std::io::Error::other(error))));
                 match ready {
                     Ok(_registered) => {
                         // Nobody waits any more only when the starter has died.
@@ -112,7 +115,10 @@ impl Worker {
     }
 
     /// Runs `change` on the worker between two bursts, and returns what it returned.
-    pub fn call<T: Send + 'static>(&self, change: impl FnOnce(&mut Running) -> T + Send + 'static) -> Result<T, WorkerError> {
+    pub fn call<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&mut Running) -> T + Send + 'static,
+    ) -> Result<T, WorkerError> {
         let gone = || WorkerError::Gone(self.core);
         let (answer, result) = channel::bounded(1);
         let call: Call = Box::new(move |running| {
@@ -162,7 +168,9 @@ impl Drop for Worker {
 
 fn pin(core: u16) -> Result<(), WorkerError> {
     let mut set = CpuSet::new();
-    set.set(core.into()).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set)).map_err(|error| WorkerError::Core { core, error })
+    set.set(core.into())
+        .and_then(|()| sched_setaffinity(Pid::from_raw(0), &set))
+        .map_err(|error| WorkerError::Core { core, error })
 }
 
 /// The loop. One relaxed load a round tells whether a call waits; a round without a packet leads towards sleep.
