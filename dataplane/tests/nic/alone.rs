@@ -25,6 +25,19 @@ pub fn alone_with(name: &str, memory_mib: u32, body: impl FnOnce(Eal)) {
     });
 }
 
+/// The same with 64 MiB, in a network namespace of its own; skipped where there can be none.
+pub fn alone_in_namespace(name: &str, body: impl FnOnce(Eal)) {
+    if !crate::kernel::namespaces(name) {
+        return;
+    }
+    in_own_process(name, || {
+        crate::kernel::own_namespace();
+        let config =
+            EalConfig { name: format!("test-{}", std::process::id()), memory_mib: 64, huge_pages: HugePages::Off };
+        body(Eal::start(&config).expect("EAL starts without hugepages"));
+    });
+}
+
 /// The same without EAL.
 pub fn in_own_process(name: &str, body: impl FnOnce()) {
     if std::env::var_os(MARK).is_some() {

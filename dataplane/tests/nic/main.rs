@@ -4,6 +4,7 @@
 
 mod alone;
 mod devices;
+mod kernel;
 mod limits;
 mod loopback;
 mod tap;
