@@ -29,8 +29,6 @@ impl NetHeader {
     pub const LEN: usize = 12;
     /// Bytes on the ring without either: `num_buffers` is missing.
     pub const LEGACY_LEN: usize = 10;
-    /// Where `num_buffers` is.
-    pub const NUM_BUFFERS: usize = 10;
 
     /// From the bytes on the ring; the last two are zero for the legacy header.
     #[inline(always)]

@@ -114,7 +114,7 @@ impl SplitRing {
     }
 
     /// Puts a frame into chains of any shape, from the one at `used` on: one chain, or with mergeable buffers as many as
-    /// it takes. Nothing of it is seen by the guest unless it fits as a whole.
+    /// it takes. Room is found first: nothing is written unless the frame fits as a whole.
     #[inline(never)]
     fn scatter<const HEADER: usize, const MERGEABLE: bool, const INDIRECT: bool, F: FrameSource + ?Sized>(
         &mut self,
@@ -122,48 +122,43 @@ impl SplitRing {
         index: usize,
         used: u16,
     ) -> Result<Placed, RingError> {
-        let header = NetHeader { num_buffers: 1, ..NetHeader::default() }.emit();
-        let pieces = std::iter::once((header.as_ptr(), HEADER)).chain(frames.segments(index));
-        let mut feed = Feed::new(pieces);
         let needed = HEADER + frames.frame_len(index);
-        let (mut filled, mut chains, mut steps) = (0, 0u16, 0);
-        while filled < needed {
-            if chains > 0 && !MERGEABLE {
+        self.spans.clear();
+        self.parts.clear();
+        let (mut room, mut chains, mut steps) = (0, 0u16, 0);
+        while room < needed {
+            if chains > 0 && !MERGEABLE || steps > MAX_CHAIN || chains == self.layout.size() {
                 return Ok(Placed::TooLong);
             }
             if self.available(used + chains + 1)? <= used + chains {
-                // The whole ring may be one frame's, but no more.
-                let whole = chains == self.layout.size();
-                return Ok(if whole { Placed::TooLong } else { Placed::RingFull });
+                return Ok(Placed::RingFull);
             }
-            let position = self.next.wrapping_add(used + chains);
-            let head = self.head(position)?;
-            let Self { layout, map, cache, spans, .. } = self;
+            let head = self.head(self.next.wrapping_add(used + chains))?;
+            let Self { layout, map, cache, spans, parts, .. } = self;
             let mut walk = Walk::new(layout, map, head, layout.descriptor(head));
-            let before = filled;
-            while filled < needed {
+            let before = room;
+            while room < needed {
                 let Some(buffer) = walk.next::<INDIRECT>()? else { break };
-                if buffer.flags & Descriptor::WRITE == 0 {
-                    continue;
-                }
-                spans.clear();
-                spread(map, cache, head, &buffer, spans)?;
-                for span in spans.iter() {
-                    let part = span.len.min(needed - filled);
-                    // SAFETY: the span is inside a region.
-                    unsafe { feed.fill(span.start.as_ptr(), part) };
-                    filled += part;
+                if buffer.flags & Descriptor::WRITE != 0 {
+                    spread(map, cache, head, &buffer, spans)?;
+                    room += buffer.len as usize;
                 }
             }
             steps += walk.steps();
-            if steps > MAX_CHAIN {
-                return Ok(Placed::TooLong);
-            }
-            self.layout.write_used(position, head, (filled - before) as u32);
             chains += 1;
+            parts.push((head, (room.min(needed) - before) as u32));
         }
-        if MERGEABLE && chains > 1 {
-            feed.set_num_buffers(chains);
+        let header = NetHeader { num_buffers: chains, ..NetHeader::default() }.emit();
+        let mut feed = Feed::new(std::iter::once((header.as_ptr(), HEADER)).chain(frames.segments(index)));
+        let mut left = needed;
+        for span in &self.spans {
+            let part = span.len.min(left);
+            // SAFETY: the span is inside a region; the header and the frame live until the end.
+            unsafe { feed.fill(span.start.as_ptr(), part) };
+            left -= part;
+        }
+        for (position, &(head, len)) in (used..).zip(&self.parts) {
+            self.layout.write_used(self.next.wrapping_add(position), head, len);
         }
         Ok(Placed::Chains(chains))
     }
@@ -197,15 +192,11 @@ struct Feed<I> {
     /// The piece at hand, as far as it was not given out.
     from: *const u8,
     left: usize,
-    /// Bytes that were given out.
-    fed: usize,
-    /// Where num_buffers went, byte by byte: even those two may lie in different buffers.
-    num_buffers: [*mut u8; 2],
 }
 
 impl<I: Iterator<Item = (*const u8, usize)>> Feed<I> {
     fn new(pieces: I) -> Self {
-        Self { pieces, from: std::ptr::null(), left: 0, fed: 0, num_buffers: [std::ptr::null_mut(); 2] }
+        Self { pieces, from: std::ptr::null(), left: 0 }
     }
 
     /// Writes the next `room` bytes to `at`; fewer if the source broke its promise.
@@ -221,11 +212,6 @@ impl<I: Iterator<Item = (*const u8, usize)>> Feed<I> {
                 continue;
             }
             let step = room.min(self.left);
-            for (i, byte) in (NetHeader::NUM_BUFFERS..).zip(&mut self.num_buffers) {
-                if (self.fed..self.fed + step).contains(&i) {
-                    *byte = at.wrapping_add(i - self.fed);
-                }
-            }
             // SAFETY: `step` bytes of the room and of the piece.
             unsafe {
                 copy::copy(self.from, at, step);
@@ -233,18 +219,7 @@ impl<I: Iterator<Item = (*const u8, usize)>> Feed<I> {
                 at = at.add(step);
             }
             self.left -= step;
-            self.fed += step;
             room -= step;
-        }
-    }
-
-    /// Corrects what the header says, once it is known.
-    fn set_num_buffers(&self, chains: u16) {
-        for (at, byte) in self.num_buffers.into_iter().zip(chains.to_le_bytes()) {
-            if !at.is_null() {
-                // SAFETY: a byte of guest memory that `fill` wrote, in the same map.
-                unsafe { at.write_volatile(byte) };
-            }
         }
     }
 }

@@ -29,8 +29,10 @@ pub struct SplitRing {
     /// Found behind chains that were good; returned by the next call.
     pub(super) broken: Option<RingError>,
     pub(super) window: Box<[Chain; BURST]>,
-    /// Room for the parts of one chain that is not plain; empty between chains.
+    /// Scratch for one frame that is not in one plain buffer: its pieces of guest memory...
     pub(super) spans: Vec<Span>,
+    /// ... and its chains: their heads, and the bytes that go into each.
+    pub(super) parts: Vec<(u16, u32)>,
     config: RingConfig,
 }
 
@@ -72,6 +74,7 @@ impl SplitRing {
             broken: None,
             window: Box::new([plain; BURST]),
             spans: Vec::with_capacity(BURST),
+            parts: Vec::with_capacity(BURST),
             config: config.clone(),
         };
         ring.call.signal();

@@ -14,8 +14,10 @@ pub const NEXT: u16 = 1;
 pub const WRITE: u16 = 2;
 pub const INDIRECT: u16 = 4;
 
-/// Where rings and indirect tables are: 0 to 4 MiB.
-const RINGS: (u64, usize) = (0, 4 << 20);
+/// Where rings and indirect tables are: two regions that touch.
+pub const RINGS: u64 = 0;
+pub const RINGS_BORDER: u64 = 3 << 20;
+pub const RINGS_END: u64 = 4 << 20;
 /// Where buffers are: two regions that touch, so that a buffer may cross from one into the other.
 pub const BUFFERS: u64 = 1 << 32;
 pub const BORDER: u64 = BUFFERS + (1 << 20);
@@ -40,7 +42,8 @@ impl Driver {
     /// A ring whose indices stand at `start`, with nothing in it.
     pub fn new(size: u16, features: RingFeatures, start: u16) -> Self {
         let ranges = [
-            (GuestAddress(RINGS.0), RINGS.1),
+            (GuestAddress(RINGS), (RINGS_BORDER - RINGS) as usize),
+            (GuestAddress(RINGS_BORDER), (RINGS_END - RINGS_BORDER) as usize),
             (GuestAddress(BUFFERS), (BORDER - BUFFERS) as usize),
             (GuestAddress(BORDER), (BUFFERS_END - BORDER) as usize),
         ];

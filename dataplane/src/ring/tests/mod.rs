@@ -2,6 +2,8 @@
 
 mod driver;
 mod hostile;
+mod model;
 mod notify;
 mod put;
+mod reference;
 mod take;
