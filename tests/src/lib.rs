@@ -1,5 +1,6 @@
 //! Shared parts of the end-to-end tests, the demo and the benchmarks.
 
+pub mod daemon;
 pub mod guest;
 pub mod lane;
 pub mod netns;

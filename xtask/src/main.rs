@@ -1,2 +1,59 @@
-//! Project commands.
-fn main() {}
+//! Project commands: `cargo xtask demo | test | packages`.
+//!
+//! This program itself needs nothing but the Rust toolchain and a C linker, so that it can install the rest.
+
+mod debian13;
+mod demo;
+mod hugepages;
+mod packages;
+mod step;
+mod tally;
+mod test;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "What a developer or a first visitor of ringspan runs")]
+struct Cli {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Show the main job: a QEMU guest behind a port of ringspan, with everything that can be killed being killed
+    Demo(demo::Options),
+    /// Run every test, the end-to-end ones and those on Debian 13 included
+    Test(test::Options),
+    /// Install the Debian packages that building and testing need
+    Packages,
+    /// Run a benchmark of the `benches` folder, such as `quick`
+    Bench {
+        /// Passed on to the benchmark
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+}
+
+fn main() -> std::process::ExitCode {
+    let result = match Cli::parse().command {
+        Task::Demo(options) => demo::run(&options),
+        Task::Test(options) => test::run(&options),
+        Task::Packages => packages::ensure(packages::ALL),
+        Task::Bench { arguments } => bench(&arguments),
+    };
+    match result {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+fn bench(arguments: &[String]) -> anyhow::Result<()> {
+    packages::ensure(packages::ALL)?;
+    let programs = step::build_release()?;
+    let mut bench = step::cargo(&["run", "--release", "--package", "ringspan-benches", "--"]);
+    step::run(bench.args(arguments).env("RINGSPAN_BIN_DIR", programs))
+}

@@ -216,13 +216,17 @@ fn arguments(spec: &GuestSpec, kernel: &Kernel, folder: &Path, initrd: &Path, ve
     add("-display", "none".into());
     // Debian 12's QEMU 7.2 without KVM ends with a segmentation fault when the driver of a vhost-user NIC starts with
     // MSI-X (msix_set_vector_notifiers calls into KVM). Without vectors the NIC uses the PCI interrupt line.
-    if version < 8 {
+    let broken_vectors = version < 8;
+    if broken_vectors {
         add("-global", "virtio-net-pci.vectors=0".into());
     }
     // No network boot: it would only cost time.
     add("-global", "virtio-net-pci.romfile=".into());
     words.extend(["-nodefaults".into(), "-no-user-config".into()]);
-    words.extend(spec.nics.iter().cloned());
+    for argument in &spec.nics {
+        let options = argument.split(',').filter(|option| !broken_vectors || !option.starts_with("vectors="));
+        words.push(options.collect::<Vec<_>>().join(","));
+    }
     words
 }
 

@@ -1,0 +1,87 @@
+//! `cargo xtask test`: every test there is, on this machine and in a Debian 13 tree.
+
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use ringspan_testkit::{paths, qemu};
+
+use crate::debian13::Debian13;
+use crate::hugepages::HugePages;
+use crate::tally::Tally;
+use crate::{packages, step};
+
+/// Longest time for one `cargo test` in seconds, its building included.
+const LIMIT: &str = "2400";
+
+#[derive(clap::Args)]
+pub struct Options {
+    /// Fail when a test was skipped (the default where the environment has CI set)
+    #[arg(long)]
+    ci: bool,
+    /// Leave out the run in a Debian 13 tree
+    #[arg(long)]
+    no_debian13: bool,
+    /// Run nothing but the Debian 13 part
+    #[arg(long, conflicts_with = "no_debian13")]
+    debian13: bool,
+}
+
+/// Runs everything and ends with one line of counts.
+pub fn run(options: &Options) -> Result<()> {
+    let nothing_skipped = options.ci || std::env::var_os("CI").is_some();
+    let start = Instant::now();
+    packages::ensure(packages::ALL)?;
+    let record = paths::scratch()?;
+    let skipped = record.path().join("skipped");
+    let mut tally = Tally::default();
+
+    step::say("preparing the machine");
+    let _pages = HugePages::try_reserve(512);
+    if !options.debian13 {
+        let kernel = qemu::Kernel::prepare()?;
+        println!("    guest kernel: {}", kernel.release);
+        let programs = step::build_release()?;
+        let mut unit = limited(&["test", "--no-fail-fast", "--workspace", "--exclude", "ringspan-testkit"]);
+        unit.env("RINGSPAN_SKIPPED", &skipped).env("RINGSPAN_BIN_DIR", &programs);
+        tally.run("unit and property tests", &mut unit)?;
+        // One at a time: each has a guest, lanes that poll, and limits on time.
+        let mut whole = limited(&["test", "--no-fail-fast", "--release", "--package", "ringspan-testkit"]);
+        whole.args(["--", "--test-threads", "1"]);
+        whole.env("RINGSPAN_SKIPPED", &skipped).env("RINGSPAN_BIN_DIR", &programs);
+        tally.run("end-to-end tests", &mut whole)?;
+    }
+    if !options.no_debian13 {
+        match Debian13::prepare() {
+            Ok(tree) => tree.test(&mut tally)?,
+            Err(error) => {
+                println!("skipped: Debian 13: {error:#}");
+                tally.skipped += 1;
+            }
+        }
+    }
+
+    println!("\n==> done in {} min {} s", start.elapsed().as_secs() / 60, start.elapsed().as_secs() % 60);
+    tally.settle_skipped(&skipped);
+    tally.failures.iter().for_each(|failure| println!("FAILED {failure}"));
+    println!("{} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.skipped);
+    if tally.failed > 0 {
+        bail!("{} tests failed", tally.failed);
+    }
+    if tally.passed == 0 {
+        bail!("no test ran");
+    }
+    if nothing_skipped && tally.skipped > 0 {
+        bail!("{} tests were skipped, and on the CI machine nothing may be", tally.skipped);
+    }
+    Ok(())
+}
+
+/// A cargo command that is ended when it takes too long.
+fn limited(arguments: &[&str]) -> Command {
+    let cargo = step::cargo(arguments);
+    let mut command = Command::new("timeout");
+    command.args(["-k", "10", LIMIT]).arg(cargo.get_program()).args(cargo.get_args());
+    command.current_dir(ringspan_testkit::paths::checkout());
+    command
+}
