@@ -12,7 +12,7 @@ const OLDEST: &str = "22.11";
 
 /// Functions that are exported by DPDK's libraries and used as they are.
 const FUNCTIONS: &[&str] = &[
-    "rte_(eal_init|eal_cleanup|strerror|thread_register|thread_unregister)",
+    "rte_(eal_init|eal_get_runtime_dir|strerror|thread_register|thread_unregister)",
     "rte_log_(set_global_level|set_level_pattern)",
     "rte_dev_(probe|remove|name|is_probed|event_monitor_start|event_callback_register|event_callback_unregister)",
     "rte_eth_dev_(info_get|configure|start|stop|close|count_total|set_mtu|get_mtu|default_mac_addr_set|is_removed)",

@@ -91,7 +91,7 @@ impl fmt::Debug for Eal {
 }
 
 impl Eal {
-    /// Starts DPDK: no device is probed, no file is left anywhere, no other thread changes its CPUs.
+    /// Starts DPDK: no device is probed, no file is left anywhere, and the calling thread keeps its CPUs.
     ///
     /// # Errors
     /// [`EalError`]; after [`EalError::Init`] the process cannot try again.
@@ -117,6 +117,7 @@ impl Eal {
         // EAL pins the calling thread to its main lcore, and threads made later would inherit that.
         sched_setaffinity(this_thread, &affinity).map_err(EalError::Affinity)?;
         result?;
+        leave_no_folder();
         let started = STARTED.get_or_init(|| Started { memory_mib: config.memory_mib, huge_pages });
         Ok(Self { started })
     }
@@ -195,6 +196,16 @@ fn init(arguments: &[String]) -> Result<(), EalError> {
         return Err(EalError::Init { error, said, arguments: arguments[1..].join(" ") });
     }
     Ok(())
+}
+
+/// EAL makes a folder for files that it was told not to write.
+fn leave_no_folder() {
+    // SAFETY: EAL is started; the result is null or a terminated string that stays.
+    let folder = unsafe { dpdk_sys::rte_eal_get_runtime_dir().as_ref().map(|path| CStr::from_ptr(path)) };
+    if let Some(folder) = folder.and_then(|path| path.to_str().ok()) {
+        // Not empty, or never there: both are fine.
+        fs::remove_dir(folder).ok();
+    }
 }
 
 fn arguments(config: &EalConfig, huge_pages: bool, affinity: &CpuSet) -> Vec<String> {

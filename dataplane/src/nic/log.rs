@@ -1,7 +1,8 @@
 //! DPDK's log: every message becomes a `tracing` event of the target `dpdk`, in the thread that logged it.
 //!
-//! Messages of the level error are also kept while a call runs under [`listen`], so that a refusal can say what DPDK gave as
-//! its reason: most of its functions return a bare errno.
+//! Messages of the level error are kept while a call runs under [`listen`], so that a refusal can say what DPDK gave as its
+//! reason: most of its functions return a bare errno. They are logged as warnings then, because whether something failed is
+//! for the caller to say: net_tap for instance calls it an error that the kernel has no multiq scheduler, and works without.
 
 use std::cell::RefCell;
 use std::ffi::c_char;
@@ -46,8 +47,11 @@ extern "C" fn write(level: u32, text: *const c_char, length: usize) {
 fn event(level: u32, line: &str) {
     match level {
         0..=dpdk_sys::RTE_LOG_ERR => {
-            keep(line);
-            tracing::error!(target: "dpdk", "{line}");
+            if keep(line) {
+                tracing::warn!(target: "dpdk", "{line}");
+            } else {
+                tracing::error!(target: "dpdk", "{line}");
+            }
         }
         dpdk_sys::RTE_LOG_WARNING => tracing::warn!(target: "dpdk", "{line}"),
         dpdk_sys::RTE_LOG_NOTICE => tracing::info!(target: "dpdk", "{line}"),
@@ -56,13 +60,34 @@ fn event(level: u32, line: &str) {
     }
 }
 
-fn keep(line: &str) {
+/// Keeps a line when somebody listens. Returns whether somebody does.
+fn keep(line: &str) -> bool {
     HEARD.with_borrow_mut(|heard| {
-        if let Some(heard) = heard.as_mut().filter(|heard| heard.len() + line.len() < KEPT) {
+        let Some(heard) = heard else { return false };
+        if heard.len() + line.len() < KEPT {
             if !heard.is_empty() {
                 heard.push_str("; ");
             }
             heard.push_str(line.trim());
         }
-    });
+        true
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_is_kept_while_somebody_listens() {
+        let say = |level, text: &str| write(level, text.as_ptr().cast(), text.len());
+        say(dpdk_sys::RTE_LOG_ERR, "EAL: before\n");
+        let ((), said) = listen(|| {
+            say(dpdk_sys::RTE_LOG_ERR, "EAL: first\nEAL: second\n");
+            say(dpdk_sys::RTE_LOG_INFO, "EAL: by the way\n");
+            say(dpdk_sys::RTE_LOG_ERR, &"x".repeat(KEPT));
+        });
+        assert_eq!(said, "EAL: first; EAL: second");
+        assert_eq!(listen(|| ()).1, "");
+    }
 }

@@ -17,10 +17,14 @@ fn eal_starts_once_and_leaves_affinity_alone() {
         assert!(matches!(open("vdev:net_null0", &PLAIN), Err(DeviceError::NotStarted { .. })));
         let config = EalConfig { name: "bad name".into(), memory_mib: 32, huge_pages: HugePages::Off };
         assert!(matches!(Eal::start(&config), Err(EalError::Name(_))));
-        let config = EalConfig { name: "once".into(), ..config };
+        let config = EalConfig { name: format!("once-{}", std::process::id()), ..config };
         let eal = Eal::start(&config).unwrap();
         assert!(matches!(Eal::start(&config), Err(EalError::AlreadyStarted)));
         assert_eq!(affinity(), before);
+        assert!(
+            !std::path::Path::new(&format!("/run/dpdk/ringspan-{}", config.name)).exists(),
+            "an empty folder is left"
+        );
         assert!(!eal.huge_pages() && eal.max_ports() >= 32 && eal.dpdk_version().starts_with("DPDK "));
         // The thread that started EAL is known to it already; others are told from it.
         let _again = eal.register_thread().unwrap();

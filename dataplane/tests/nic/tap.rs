@@ -92,6 +92,12 @@ fn interfaces_by_af_packet_and_pcap() {
             exchange("rsnic4", &mut queues[0], sizes);
             opened.close(queues);
         }
+        // Its driver sets no MTU: the interface keeps what the host gave it.
+        ip("link set rsnic4 mtu 9000");
+        ip("link set rsnic5 mtu 9000");
+        let (opened, mut queues) = open("vdev:net_pcap0,iface=rsnic5", &DeviceConfig { mtu: 9000, ..PLAIN }).unwrap();
+        exchange("rsnic4", &mut queues[0], &[60, 9014]);
+        opened.close(queues);
         // AF_PACKET has no filter for multicast: an error only when it must be open.
         let config = DeviceConfig { allmulti: Policy::On, ..PLAIN };
         let error = open("vdev:net_af_packet0,iface=rsnic5", &config).map(|_| ()).unwrap_err();
