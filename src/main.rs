@@ -1,2 +1,5 @@
 //! The daemon and the command line of ringspan.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    ringspan::cli::main()
+}

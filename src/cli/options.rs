@@ -1,0 +1,306 @@
+//! The grammar of the command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ringspan_protocol::{Compat, DeviceSpec, LaneName, MacAddress, PortName};
+
+use crate::config::{DEFAULT_FILE, DEFAULT_SOCKET};
+
+/// Bridges guests' virtio rings to the queues of DPDK devices.
+#[derive(Debug, Parser)]
+#[command(name = "ringspan", version, propagate_version = true, arg_required_else_help = true)]
+pub(super) struct Options {
+    /// The daemon's control socket.
+    #[arg(long, global = true, env = "RINGSPAN_CONTROL", default_value = DEFAULT_SOCKET, value_name = "PATH")]
+    pub control: PathBuf,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run the daemon.
+    Serve {
+        /// The configuration file.
+        #[arg(long, default_value = DEFAULT_FILE, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// End the daemon, and return when it has ended. Lanes go on.
+    Stop {
+        /// Shut the lanes down too: guests lose their network.
+        #[arg(long)]
+        lanes: bool,
+    },
+    /// Read the configuration file again, and change what differs.
+    Reload {
+        /// Return at once, with the number of the job.
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Ports: guests' NICs.
+    #[command(subcommand)]
+    Port(Port),
+    /// Lanes: the DPDK processes that carry the ports.
+    #[command(subcommand)]
+    Lane(Lane),
+    /// Jobs: slow work.
+    #[command(subcommand)]
+    Job(Job),
+    /// Call a method of the control API.
+    Call {
+        /// The method, such as port.list.
+        method: String,
+        /// Its parameters, a JSON object.
+        #[arg(value_name = "JSON")]
+        params: Option<String>,
+    },
+    /// Show events.
+    Events {
+        /// Begin after the event of this number; 0: with the oldest that is kept. Without it, and without --follow: 0.
+        #[arg(long, value_name = "N")]
+        after: Option<u64>,
+        /// Go on with each new event.
+        #[arg(long)]
+        follow: bool,
+        /// One JSON object a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print shell completions.
+    Completions {
+        /// For which shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write manual pages.
+    Man {
+        /// Into this folder.
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+    },
+}
+
+/// Output for programs.
+#[derive(Debug, Args)]
+pub(super) struct Output {
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Port {
+    /// Add a port; it survives restarts.
+    Add(Box<Add>),
+    /// Remove a port that was added at run time.
+    Remove {
+        /// Its name.
+        name: PortName,
+        /// A port that is not there is a success.
+        #[arg(long)]
+        if_exists: bool,
+    },
+    /// List all ports.
+    List(Output),
+    /// Show one port.
+    Show {
+        /// Its name.
+        name: PortName,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Show counters of one port, or of all.
+    Stats {
+        /// Its name.
+        name: Option<PortName>,
+        /// Show rates each second, until interrupted.
+        #[arg(long, conflicts_with = "json")]
+        watch: bool,
+        /// With the device's extended statistics.
+        #[arg(long)]
+        extended: bool,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Change a running port that was added at run time.
+    Set {
+        /// Its name.
+        name: PortName,
+        /// The MTU in bytes, 68 to 9216.
+        #[arg(long)]
+        mtu: Option<u16>,
+        /// The device's MAC address.
+        #[arg(long)]
+        mac: Option<MacAddress>,
+        /// Receive every unicast frame.
+        #[arg(long)]
+        promiscuous: Option<PolicyWord>,
+        /// Receive every multicast frame.
+        #[arg(long)]
+        allmulti: Option<PolicyWord>,
+        /// The set of virtio features.
+        #[arg(long, value_parser = parse_compat)]
+        compat: Option<Compat>,
+    },
+    /// Wait until a port has come that far.
+    Wait {
+        /// Its name.
+        name: PortName,
+        /// What to wait for.
+        phase: PhaseWord,
+        /// Longest wait in seconds.
+        #[arg(long, default_value_t = 30.0, value_name = "SECONDS")]
+        timeout: f64,
+    },
+    /// Print what QEMU must be told so that a guest gets the port.
+    QemuArgs {
+        /// Its name.
+        name: PortName,
+        /// Print elements of a libvirt domain.
+        #[arg(long)]
+        libvirt: bool,
+        /// For this version; that of qemu-system-x86_64 in PATH when not given.
+        #[arg(long, value_name = "X.Y")]
+        qemu_version: Option<String>,
+        /// Size of the guest's memory.
+        #[arg(long, default_value = "512M", conflicts_with = "no_memory")]
+        memory: String,
+        /// No arguments for memory: for a guest's second port.
+        #[arg(long)]
+        no_memory: bool,
+        /// Queue pairs of the guest's NIC; the port's when not given.
+        #[arg(long, value_name = "N")]
+        guest_queues: Option<u16>,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Add {
+    /// Its name.
+    pub name: PortName,
+    /// Path of the vhost-user socket.
+    #[arg(long, visible_alias = "socket", value_name = "PATH")]
+    pub socket_path: PathBuf,
+    /// Which side listens: server: ringspan does; client: the front-end does.
+    #[arg(long, default_value = "server")]
+    pub role: RoleWord,
+    /// What it is bridged to: pci:ADDRESS[,devargs], vdev:NAME[,devargs], soft:NIC/vfN or vhost-vdpa:PATH.
+    #[arg(long)]
+    pub device: DeviceSpec,
+    /// Queues of the device in each direction, 1 to 32.
+    #[arg(long, default_value_t = 1)]
+    pub queues: u16,
+    /// The MTU in bytes, 68 to 9216.
+    #[arg(long, default_value_t = 1500)]
+    pub mtu: u16,
+    /// The device's MAC address; its own when not given.
+    #[arg(long)]
+    pub mac: Option<MacAddress>,
+    /// Receive every unicast frame.
+    #[arg(long, default_value = "auto")]
+    pub promiscuous: PolicyWord,
+    /// Receive every multicast frame.
+    #[arg(long, default_value = "auto")]
+    pub allmulti: PolicyWord,
+    /// Owner of the listening socket.
+    #[arg(long, value_name = "USER:GROUP")]
+    pub socket_owner: Option<String>,
+    /// Permission bits of the listening socket, octal.
+    #[arg(long, value_name = "MODE")]
+    pub socket_mode: Option<String>,
+    /// The set of virtio features; the latest when not given.
+    #[arg(long, value_parser = parse_compat)]
+    pub compat: Option<Compat>,
+    /// The lane that carries it; the one with the fewest ports when not given.
+    #[arg(long)]
+    pub lane: Option<LaneName>,
+    /// An equal port of that name is a success.
+    #[arg(long)]
+    pub may_exist: bool,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Lane {
+    /// List all lanes.
+    List {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Shut a lane down and start it again; its guests wait meanwhile.
+    Restart {
+        /// Its name.
+        name: LaneName,
+        /// Return at once, with the number of the job.
+        #[arg(long)]
+        no_wait: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Job {
+    /// List jobs that run or have ended.
+    List {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one job.
+    Get {
+        /// Its number.
+        id: u64,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Wait for a job's end.
+    Wait {
+        /// Its number.
+        id: u64,
+        /// Longest wait in seconds.
+        #[arg(long, default_value_t = 600.0, value_name = "SECONDS")]
+        timeout: f64,
+    },
+    /// Ask a job to end.
+    Cancel {
+        /// Its number.
+        id: u64,
+    },
+}
+
+/// The words of a port's role.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum RoleWord {
+    Server,
+    Client,
+}
+
+/// The words of a policy.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum PolicyWord {
+    Auto,
+    On,
+    Off,
+}
+
+/// What can be waited for.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum PhaseWord {
+    Listening,
+    Connected,
+    DriverReady,
+    Closed,
+}
+
+/// The word as the API has it.
+pub(super) fn api_word(word: impl ValueEnum) -> String {
+    word.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+}
+
+fn parse_compat(text: &str) -> Result<Compat, String> {
+    serde_json::from_value(text.into()).map_err(|_| format!("{text:?} is no set of features: there is 1"))
+}

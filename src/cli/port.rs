@@ -1,0 +1,291 @@
+//! `ringspan port`.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use ringspan_protocol::{PolicyStatus, PortName};
+use serde_json::{Value, json};
+
+use super::client::Client;
+use super::options::{Add, Port, api_word};
+use super::table::Table;
+use super::{Failure, print_json, word};
+use crate::control::{PortEntry, PortStats};
+use crate::qemu_args::QemuArgs;
+
+pub(super) fn run(mut client: Client, command: Port) -> Result<(), Failure> {
+    match command {
+        Port::Add(add) => {
+            let as_json = add.output.json;
+            let added = client.call("port.add", params_of(&add))?;
+            if as_json { print_json(&added) } else { Ok(()) }
+        }
+        Port::Remove { name, if_exists } => {
+            client.call("port.remove", json!({ "name": name, "if_exists": if_exists })).map(drop)
+        }
+        Port::List(output) => {
+            let ports = client.call("port.list", json!({}))?;
+            if output.json { print_json(&ports) } else { list(&serde_json::from_value::<Vec<PortEntry>>(ports)?) }
+        }
+        Port::Show { name, output } => {
+            let port = client.call("port.get", json!({ "name": name }))?;
+            if output.json { print_json(&port) } else { show(&serde_json::from_value(port)?) }
+        }
+        Port::Stats { name, watch, extended, output } => {
+            let params = stats_params(name.as_ref(), extended);
+            if watch {
+                return watch_stats(&mut client, &params);
+            }
+            let stats = client.call("port.stats", params)?;
+            if output.json {
+                print_json(&stats)
+            } else {
+                print_stats(&serde_json::from_value::<Vec<PortStats>>(stats)?)
+            }
+        }
+        Port::Set { name, mtu, mac, promiscuous, allmulti, compat } => {
+            let mut params = json!({ "name": name });
+            let mut put = |key: &str, value: Option<Value>| {
+                if let Some(value) = value {
+                    params[key] = value;
+                }
+            };
+            put("mtu", mtu.map(Value::from));
+            put("mac", mac.map(|mac| mac.to_string().into()));
+            put("promiscuous", promiscuous.map(|policy| api_word(policy).into()));
+            put("allmulti", allmulti.map(|policy| api_word(policy).into()));
+            put("compat", compat.map(|compat| json!(compat)));
+            client.call("port.set", params).map(drop)
+        }
+        Port::Wait { name, phase, timeout } => {
+            let timeout_ms = (timeout.max(0.0) * 1000.0) as u64;
+            let params = json!({ "name": name, "phase": api_word(phase), "timeout_ms": timeout_ms });
+            client.call("port.wait", params).map(drop)
+        }
+        Port::QemuArgs { name, libvirt, qemu_version, memory, no_memory, guest_queues, output } => {
+            let mut params = json!({ "name": name, "memory": if no_memory { String::new() } else { memory } });
+            if let Some(version) = qemu_version.or_else(installed_qemu) {
+                params["qemu_version"] = version.into();
+            }
+            if let Some(queues) = guest_queues {
+                params["guest_queues"] = queues.into();
+            }
+            let made = client.call("port.qemu-args", params)?;
+            if output.json {
+                return print_json(&made);
+            }
+            let made: QemuArgs = serde_json::from_value(made)?;
+            let mut out = std::io::stdout();
+            match libvirt {
+                true => write!(out, "{}", made.libvirt)?,
+                false => writeln!(out, "{}", made.args.iter().map(|arg| quoted(arg)).collect::<Vec<_>>().join(" "))?,
+            }
+            Ok(())
+        }
+    }
+}
+
+fn params_of(add: &Add) -> Value {
+    let mut params = json!({
+        "name": add.name,
+        "socket": add.socket_path,
+        "role": api_word(add.role),
+        "device": add.device,
+        "queues": add.queues,
+        "mtu": add.mtu,
+        "promiscuous": api_word(add.promiscuous),
+        "allmulti": api_word(add.allmulti),
+        "may_exist": add.may_exist,
+    });
+    let mut put = |key: &str, value: Option<Value>| {
+        if let Some(value) = value {
+            params[key] = value;
+        }
+    };
+    put("mac", add.mac.map(|mac| mac.to_string().into()));
+    put("socket_owner", add.socket_owner.clone().map(Value::from));
+    put("socket_mode", add.socket_mode.clone().map(Value::from));
+    put("compat", add.compat.map(|compat| json!(compat)));
+    put("lane", add.lane.as_ref().map(|lane| lane.to_string().into()));
+    params
+}
+
+fn stats_params(name: Option<&PortName>, extended: bool) -> Value {
+    match name {
+        Some(name) => json!({ "name": name, "extended": extended }),
+        None => json!({ "extended": extended }),
+    }
+}
+
+/// A word that a shell reads back as it is.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=,./:+@%".contains(c);
+    if word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+}
+
+/// The first line of what the QEMU in PATH says of its version.
+fn installed_qemu() -> Option<String> {
+    let output = Command::new("qemu-system-x86_64").arg("--version").stderr(Stdio::null()).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    text.lines().next().map(str::to_owned)
+}
+
+fn list(ports: &[PortEntry]) -> Result<(), Failure> {
+    let mut table = Table::new(&["PORT", "LANE", "PHASE", "DEVICE", "QUEUES", "MTU", "SOCKET", "NOTE"]);
+    for port in ports {
+        table.row([
+            port.name.to_string(),
+            port.lane.as_ref().map_or_else(|| "-".into(), ToString::to_string),
+            word(&port.phase),
+            port.spec.device.to_string(),
+            port.spec.queues.to_string(),
+            port.spec.mtu.to_string(),
+            port.spec.socket.display().to_string(),
+            port.reason.clone().unwrap_or_default(),
+        ]);
+    }
+    table.print()
+}
+
+fn show(port: &PortEntry) -> Result<(), Failure> {
+    let spec = &port.spec;
+    let mut rows = vec![
+        ("port", port.name.to_string()),
+        ("lane", port.lane.as_ref().map_or_else(|| "-".into(), ToString::to_string)),
+        ("origin", word(&port.origin)),
+        ("phase", word(&port.phase)),
+    ];
+    rows.extend(port.reason.clone().map(|reason| ("reason", reason)));
+    rows.extend([
+        ("socket", format!("{} ({})", spec.socket.display(), word(&spec.role))),
+        ("device", spec.device.to_string()),
+        ("queues", spec.queues.to_string()),
+        ("mtu", spec.mtu.to_string()),
+        ("compat", word(&spec.compat)),
+    ]);
+    if let Some(status) = &port.status {
+        let device = &status.device;
+        let speed = device.speed_mbps.map_or_else(String::new, |mbps| format!(", {mbps} Mbit/s"));
+        rows.extend([
+            ("core", status.core.to_string()),
+            ("features", format!("{:#x}", status.features)),
+            ("active pairs", status.active_pairs.to_string()),
+            ("guest memory", format!("{} MiB in {} regions", status.memory_bytes >> 20, status.memory_regions)),
+            ("driver", device.driver.clone()),
+            ("link", format!("{}{speed}", if device.link_up { "up" } else { "down" })),
+            ("device mac", device.mac.to_string()),
+            ("promiscuous", policy(&device.promiscuous)),
+            ("allmulti", policy(&device.allmulti)),
+        ]);
+    }
+    let width = rows.iter().map(|(key, _)| key.len()).max().unwrap_or(0);
+    let mut out = std::io::stdout().lock();
+    for (key, value) in rows {
+        writeln!(out, "{key:<width$}  {value}")?;
+    }
+    Ok(())
+}
+
+fn policy(status: &PolicyStatus) -> String {
+    match status {
+        PolicyStatus::On => "on".into(),
+        PolicyStatus::Off => "off".into(),
+        PolicyStatus::Refused(reason) => format!("refused by the device: {reason}"),
+    }
+}
+
+fn print_stats(stats: &[PortStats]) -> Result<(), Failure> {
+    let headings = [
+        "PORT",
+        "DIRECTION",
+        "QUEUE",
+        "RECEIVED",
+        "SENT",
+        "FULL",
+        "NO-RING",
+        "LONG",
+        "BAD",
+        "NIC-FULL",
+        "NO-BUF",
+        "BYTES",
+    ];
+    let mut table = Table::new(&headings);
+    for port in stats {
+        let name = if port.current { port.name.to_string() } else { format!("{} (last known)", port.name) };
+        let (counters, totals) = (&port.counters, &port.totals);
+        let sides = [
+            ("from-guest", &counters.from_guest, &totals.from_guest),
+            ("to-guest", &counters.to_guest, &totals.to_guest),
+        ];
+        for (direction, queues, total) in sides {
+            let queues = queues.iter().enumerate().map(|(index, queue)| (index.to_string(), queue));
+            for (queue, counts) in queues.chain([("all".to_owned(), total)]) {
+                let drops = &counts.drops;
+                let numbers = [
+                    counts.received,
+                    counts.sent,
+                    drops.guest_ring_full,
+                    drops.no_ring,
+                    drops.too_long,
+                    drops.malformed_chain,
+                    drops.nic_full,
+                    drops.no_buffers,
+                    counts.sent_bytes,
+                ];
+                let cells = [name.clone(), direction.into(), queue];
+                table.row(cells.into_iter().chain(numbers.iter().map(u64::to_string)));
+            }
+        }
+    }
+    table.print()?;
+    let mut out = std::io::stdout().lock();
+    for port in stats.iter().filter(|port| !port.counters.device.is_empty()) {
+        writeln!(out, "\n{} device", port.name)?;
+        for (name, value) in port.counters.device.iter().filter(|(_, value)| *value > 0) {
+            writeln!(out, "  {name} {value}")?;
+        }
+    }
+    Ok(())
+}
+
+/// Rates, each second, until the daemon or the reader goes.
+fn watch_stats(client: &mut Client, params: &Value) -> Result<(), Failure> {
+    let mut before: Option<(Instant, Vec<PortStats>)> = None;
+    loop {
+        let now: Vec<PortStats> = serde_json::from_value(client.call("port.stats", params.clone())?)?;
+        let at = Instant::now();
+        if let Some((then, old)) = &before {
+            let seconds = at.duration_since(*then).as_secs_f64();
+            let rate = |now: u64, old: u64| format!("{:.0}", now.saturating_sub(old) as f64 / seconds);
+            let mut table = Table::new(&[
+                "PORT",
+                "FROM-GUEST/s",
+                "DROPPED/s",
+                "TO-GUEST/s",
+                "DROPPED/s",
+                "Mbit/s OUT",
+                "Mbit/s IN",
+            ]);
+            for port in &now {
+                let Some(old) = old.iter().find(|old| old.name == port.name) else { continue };
+                let ((out, back), (out_old, back_old)) =
+                    ((&port.totals.from_guest, &port.totals.to_guest), (&old.totals.from_guest, &old.totals.to_guest));
+                let mbit = |now: u64, old: u64| rate(now * 8 / 1_000_000, old * 8 / 1_000_000);
+                table.row([
+                    port.name.to_string(),
+                    rate(out.sent, out_old.sent),
+                    rate(out.drops.total(), out_old.drops.total()),
+                    rate(back.sent, back_old.sent),
+                    rate(back.drops.total(), back_old.drops.total()),
+                    mbit(out.sent_bytes, out_old.sent_bytes),
+                    mbit(back.sent_bytes, back_old.sent_bytes),
+                ]);
+            }
+            table.print()?;
+            writeln!(std::io::stdout())?;
+        }
+        before = Some((at, now));
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}

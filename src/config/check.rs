@@ -1,0 +1,221 @@
+//! What a file must fulfil beyond its grammar. Every refusal carries the offset where it stands.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+use ringspan_protocol::{DeviceSpec, LaneName};
+use toml::Spanned;
+
+use super::{Config, ConfigPort, Control, ControlTable, DEFAULT_SOCKET, DEFAULT_STATE_DIR, File};
+use super::{HostCores, LaneSettings, Log, MAIN_LANE};
+use crate::port_request::{PortRequest, check_socket, parse_group, parse_mode};
+
+/// Default of `memory_mib`.
+const DEFAULT_MEMORY_MIB: u32 = 256;
+/// What DPDK itself needs, in MiB, before there is any packet.
+const LANE_BASE_MIB: u32 = 16;
+/// The least that one device queue takes, in MiB: two rings of 512 descriptors, a buffer of 2 KiB behind half of them.
+const QUEUE_MIB: u32 = 1;
+
+/// Byte offset in the file, and what is wrong there.
+type Refusal = (usize, String);
+
+fn at<T>(value: &Spanned<T>, message: impl Into<String>) -> Refusal {
+    (value.span().start, message.into())
+}
+
+pub(super) fn check(
+    file: &Path,
+    read: File,
+    host: &HostCores,
+    line_of: impl Fn(usize) -> usize,
+) -> Result<Config, Refusal> {
+    let control = control(&read.control)?;
+    let lanes = lanes(&read, host)?;
+    ports(&read.port, &lanes, &control)?;
+    memory(&read, &lanes)?;
+    let ports = read.port.into_iter();
+    let ports = ports.map(|port| ConfigPort { line: line_of(port.span().start), request: port.into_inner() }).collect();
+    Ok(Config {
+        file: file.to_owned(),
+        control,
+        log: Log { format: read.log.format, level: read.log.level },
+        lanes,
+        ports,
+    })
+}
+
+fn control(table: &ControlTable) -> Result<Control, Refusal> {
+    let path = |key: &str, value: &Option<Spanned<PathBuf>>, default: PathBuf| match value {
+        Some(path) if path.get_ref().is_absolute() => Ok(path.get_ref().clone()),
+        Some(path) => Err(at(path, format!("control.{key} {:?} is not absolute: begin it with /", path.get_ref()))),
+        None => Ok(default),
+    };
+    let group = |key: &str, value: &Option<Spanned<String>>| match value {
+        Some(name) => parse_group(name.get_ref()).map(|gid| Some(gid.as_raw())).ok_or_else(|| {
+            at(name, format!("control.{key}: there is no group {:?} here: create it, or name another", name.get_ref()))
+        }),
+        None => Ok(None),
+    };
+    let socket = path("socket", &table.socket, DEFAULT_SOCKET.into())?;
+    if let Err(message) = check_socket(&socket) {
+        return Err((table.socket.as_ref().map_or(0, |s| s.span().start), format!("control.{message}")));
+    }
+    let beside_socket = socket.parent().unwrap_or(Path::new("/")).to_owned();
+    let run_dir = path("run_dir", &table.run_dir, beside_socket)?;
+    let lane_socket = crate::lanes::socket_path(&run_dir, &"x".parse().map_err(|_| (0, String::new()))?);
+    if let (Err(_), Some(key)) = (check_socket(&lane_socket), &table.run_dir) {
+        return Err(at(key, format!("control.run_dir {run_dir:?} is too long for the lanes' sockets in it")));
+    }
+    let readers = group("readers", &table.readers)?;
+    let socket_mode = match &table.socket_mode {
+        Some(mode) => {
+            parse_mode(mode.get_ref()).map_err(|message| at(mode, format!("control.socket_mode: {message}")))?
+        }
+        None if readers.is_some() => 0o666,
+        None => 0o660,
+    };
+    Ok(Control {
+        socket,
+        socket_mode,
+        state_dir: path("state_dir", &table.state_dir, DEFAULT_STATE_DIR.into())?,
+        run_dir,
+        group: group("group", &table.group)?,
+        readers,
+        lane_program: match &table.lane_program {
+            Some(_) => Some(path("lane_program", &table.lane_program, PathBuf::new())?),
+            None => None,
+        },
+    })
+}
+
+fn lanes(read: &File, host: &HostCores) -> Result<Vec<LaneSettings>, Refusal> {
+    let main = MAIN_LANE.parse::<LaneName>().map_err(|error| (0, error.to_string()))?;
+    let memory = |value: &Option<Spanned<u32>>| match value {
+        Some(mib) if *mib.get_ref() < LANE_BASE_MIB => {
+            Err(at(mib, format!("memory_mib is {}: a lane needs at least {LANE_BASE_MIB}", mib.get_ref())))
+        }
+        Some(mib) => Ok(*mib.get_ref()),
+        None => Ok(DEFAULT_MEMORY_MIB),
+    };
+    let dataplane = &read.dataplane;
+    let cores = match &dataplane.cores {
+        Some(cores) => checked_cores(cores, host)?,
+        None => vec![host.online.first().copied().unwrap_or(0)],
+    };
+    let mut lanes = vec![LaneSettings {
+        name: main,
+        cores,
+        memory_mib: memory(&dataplane.memory_mib)?,
+        huge_pages: dataplane.huge_pages,
+    }];
+    for table in &read.lane {
+        let lane = table.get_ref();
+        if lane.name.as_str() == MAIN_LANE {
+            return Err(at(table, "the lane \"main\" is described by [dataplane]: give this [[lane]] another name"));
+        }
+        if lanes.iter().any(|other| other.name == lane.name) {
+            return Err(at(table, format!("there are two lanes {}: give one another name", lane.name)));
+        }
+        lanes.push(LaneSettings {
+            name: lane.name.clone(),
+            cores: checked_cores(&lane.cores, host)?,
+            memory_mib: memory(&lane.memory_mib)?,
+            huge_pages: lane.huge_pages.unwrap_or(dataplane.huge_pages),
+        });
+    }
+    Ok(lanes)
+}
+
+fn checked_cores(cores: &Spanned<Vec<u16>>, host: &HostCores) -> Result<Vec<u16>, Refusal> {
+    let list = cores.get_ref();
+    if list.is_empty() {
+        return Err(at(cores, "cores is empty: a lane needs at least one"));
+    }
+    for (index, core) in list.iter().enumerate() {
+        if !host.online.contains(core) {
+            let online = &host.online;
+            return Err(at(cores, format!("core {core} does not exist or is offline: this machine has {online:?}")));
+        }
+        if list[..index].contains(core) {
+            return Err(at(cores, format!("core {core} is listed twice: a core has one worker of a lane")));
+        }
+    }
+    Ok(list.clone())
+}
+
+/// What two ports may not share: the lane counts for a device that exists only within one.
+pub(crate) fn device_key(device: &DeviceSpec, lane: Option<&LaneName>) -> (Option<LaneName>, String) {
+    match device {
+        DeviceSpec::Pci { .. } | DeviceSpec::VhostVdpa { .. } => (None, device.identity()),
+        DeviceSpec::Vdev { .. } | DeviceSpec::Soft { .. } => (lane.cloned(), device.identity()),
+    }
+}
+
+fn ports(ports: &[Spanned<PortRequest>], lanes: &[LaneSettings], control: &Control) -> Result<(), Refusal> {
+    let (mut names, mut sockets, mut devices) = (HashMap::new(), HashMap::new(), HashMap::new());
+    for table in ports {
+        let port = table.get_ref();
+        port.spec(None).map_err(|error| at(table, error.message))?;
+        if names.insert(&port.name, ()).is_some() {
+            return Err(at(table, format!("there are two ports {}: give one another name", port.name)));
+        }
+        if port.socket == control.socket {
+            return Err(at(table, format!("port {}: {:?} is the control socket", port.name, port.socket)));
+        }
+        if let Some(other) = sockets.insert(&port.socket, &port.name) {
+            let socket = &port.socket;
+            return Err(at(table, format!("port {}: the port {other} has the socket {socket:?} already", port.name)));
+        }
+        if let Some(lane) = &port.lane
+            && !lanes.iter().any(|known| known.name == *lane)
+        {
+            return Err(at(
+                table,
+                format!(
+                    "port {}: there is no lane {lane}: add a [[lane]], or name one of {}",
+                    port.name,
+                    names_of(lanes)
+                ),
+            ));
+        }
+        // A port that names no lane goes where there is room: only with one lane is it known here which that is.
+        let lane = port.lane.as_ref().or(if lanes.len() == 1 { Some(&lanes[0].name) } else { None });
+        let key = device_key(&port.device, lane);
+        let placed = lane.is_some()
+            || key.0.is_none() && !matches!(port.device, DeviceSpec::Vdev { .. } | DeviceSpec::Soft { .. });
+        if placed && let Some(other) = devices.insert(key, &port.name) {
+            let device = port.device.identity();
+            return Err(at(table, format!("port {}: the port {other} has the device {device} already", port.name)));
+        }
+    }
+    Ok(())
+}
+
+fn names_of(lanes: &[LaneSettings]) -> String {
+    lanes.iter().map(|lane| lane.name.as_str()).collect::<Vec<_>>().join(", ")
+}
+
+/// Refuses a lane whose memory can never hold the queues of the ports that name it (all ports when it is the only one).
+fn memory(read: &File, lanes: &[LaneSettings]) -> Result<(), Refusal> {
+    let mut needs: BTreeMap<&LaneName, u32> = BTreeMap::new();
+    for port in &read.port {
+        let port = port.get_ref();
+        if let Some(lane) = port.lane.as_ref().or(if lanes.len() == 1 { Some(&lanes[0].name) } else { None }) {
+            *needs.entry(lane).or_insert(LANE_BASE_MIB) += u32::from(port.queues) * QUEUE_MIB;
+        }
+    }
+    for lane in lanes {
+        let need = needs.get(&lane.name).copied().unwrap_or(0);
+        if lane.memory_mib < need {
+            let table = read.lane.iter().find(|table| table.get_ref().name == lane.name);
+            let key = match table {
+                Some(table) => table.get_ref().memory_mib.as_ref().map_or(table.span().start, |key| key.span().start),
+                None => read.dataplane.memory_mib.as_ref().map_or(0, |key| key.span().start),
+            };
+            let (name, has) = (&lane.name, lane.memory_mib);
+            return Err((key, format!("memory_mib of lane {name} is {has}: its ports need at least {need}")));
+        }
+    }
+    Ok(())
+}

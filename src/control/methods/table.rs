@@ -1,0 +1,97 @@
+//! The table of methods. To add one: its types and function in a file beside this one, and a row here.
+
+use super::{Method, Nothing, check_example, daemon, job, lane, port, port_change, typed};
+use crate::control::jobs::Job;
+use crate::control::peer::Role;
+use crate::lanes::LaneView;
+use crate::qemu_args::QemuArgs;
+
+macro_rules! method {
+    ($name:literal, $role:ident, $answer:path, $params:ty => $result:ty, $doc:literal, $given:expr => $gives:expr) => {
+        Method {
+            name: $name,
+            role: Role::$role,
+            doc: $doc,
+            example: ($given, $gives),
+            params: |generator| generator.subschema_for::<$params>(),
+            result: |generator| generator.subschema_for::<$result>(),
+            check_example: check_example::<$params, $result>,
+            answer: |call, params| typed::<$params, $result>(call, params, $name, $answer),
+        }
+    };
+}
+
+/// What examples show of a port.
+macro_rules! vm1 {
+    () => {
+        r#"{"name":"vm1","lane":"main","origin":"run-time","phase":"listening","spec":{"name":"vm1","socket":"/run/ringspan/vm1.sock","role":"server","device":"vdev:net_null0,size=64,no-rx=1","queues":1,"mtu":1500,"promiscuous":"auto","allmulti":"auto","compat":"1"}}"#
+    };
+}
+
+/// All methods, in the order in which a reader wants to meet them.
+pub(crate) static METHODS: &[Method] = &[
+    method!("version.get", Read, daemon::version, Nothing => daemon::Version,
+        "Versions of the daemon, of this API and of the lane protocol.",
+        "{}" => r#"{"version":"0.1.0","api":1,"lane_protocol":1,"pid":4711}"#),
+    method!("schema.get", Read, daemon::schema, Nothing => serde_json::Value,
+        "JSON Schema of every method's parameters and result, of the events and of errors.",
+        "{}" => r#"{"methods":{}}"#),
+    method!("port.add", Change, port_change::add, port_change::Add => port::PortEntry,
+        "Adds a port and answers when its lane has made it. It survives restarts of the daemon, the lane and the machine. With `may_exist`, \
+         a port that is there already and is the same is a success. Refused with `exists` when the name is taken (by the configuration file, too), \
+         with `busy` when the socket or the device is. When it is refused, nothing stays.",
+        r#"{"name":"vm1","socket":"/run/ringspan/vm1.sock","device":"vdev:net_null0,size=64,no-rx=1"}"# => vm1!()),
+    method!("port.remove", Change, port_change::remove, port_change::Remove => Nothing,
+        "Removes a port that was added at run time, its socket and its counters. With `if_exists`, a port that is not there is a success. A port of the \
+         configuration file is refused with `conflict`.",
+        r#"{"name":"vm1"}"# => "{}"),
+    method!("port.list", Read, port::list, Nothing => Vec<port::PortEntry>,
+        "All ports, as wanted and as they are, sorted by name. Ports that clash with another one are listed too, in phase `aside`.",
+        "{}" => concat!("[", vm1!(), "]")),
+    method!("port.get", Read, port::get, port::ByName => port::PortEntry,
+        "One port, as wanted and as it is.",
+        r#"{"name":"vm1"}"# => vm1!()),
+    method!("port.set", Change, port_change::set, port_change::Set => port::PortEntry,
+        "Changes a running port that was added at run time; what is absent stays.",
+        r#"{"name":"vm1","mtu":1500}"# => vm1!()),
+    method!("port.stats", Read, port::stats, port::Stats => Vec<port::PortStats>,
+        "Counters of one port or of all, sorted by name. They never go back while the port exists, whatever is restarted. While a lane cannot be asked they \
+         are the last known, and `current` is false.",
+        r#"{"name":"vm1"}"# => r#"[{"name":"vm1","lane":"main","current":true,"counters":{"from_guest":[{"received":3,"received_bytes":180,"sent":2,"sent_bytes":120,"drops":{"guest_ring_full":0,"no_ring":0,"too_long":0,"malformed_chain":0,"nic_full":1,"no_buffers":0}}],"to_guest":[{"received":0,"received_bytes":0,"sent":0,"sent_bytes":0,"drops":{"guest_ring_full":0,"no_ring":0,"too_long":0,"malformed_chain":0,"nic_full":0,"no_buffers":0}}]},"totals":{"from_guest":{"received":3,"received_bytes":180,"sent":2,"sent_bytes":120,"drops":{"guest_ring_full":0,"no_ring":0,"too_long":0,"malformed_chain":0,"nic_full":1,"no_buffers":0}},"to_guest":{"received":0,"received_bytes":0,"sent":0,"sent_bytes":0,"drops":{"guest_ring_full":0,"no_ring":0,"too_long":0,"malformed_chain":0,"nic_full":0,"no_buffers":0}}}}]"#),
+    method!("port.wait", Read, port::wait, port::Wait => port::PortEntry,
+        "Answers when the port has come that far, or with `timeout`. Other requests on the same connection wait meanwhile.",
+        r#"{"name":"vm1","phase":"listening","timeout_ms":1000}"# => vm1!()),
+    method!("port.qemu-args", Read, port::qemu_args, port::ForQemu => QemuArgs,
+        "What QEMU, or libvirt, must be told so that a guest gets the port as its NIC.",
+        r#"{"name":"vm1","qemu_version":"7.2"}"# => r#"{"args":["-object","memory-backend-memfd,id=mem-vm1,size=512M,share=on","-machine","memory-backend=mem-vm1","-chardev","socket,id=chr-vm1,path=/run/ringspan/vm1.sock,reconnect=1","-netdev","vhost-user,id=net-vm1,chardev=chr-vm1,queues=1","-device","virtio-net-pci,netdev=net-vm1,mac=02:1f:5c:87:0a:11"],"libvirt":"<interface type='vhostuser'>...</interface>\n"}"#),
+    method!("lane.list", Read, lane::list, Nothing => Vec<LaneView>,
+        "All lanes, sorted by name.",
+        "{}" => r#"[{"name":"main","phase":"up","reason":null,"configured":true,"differs":false,"adopted":false,"pid":4712,"deaths":0,"ports":1,"info":{"name":"main","protocol":1,"version":"0.1.0","dpdk":"DPDK 22.11.11","pid":4712,"started_ms":1790000000000,"cores":[0],"memory_mib":256,"huge_pages":true,"max_ports":32}}]"#),
+    method!("lane.restart", Change, lane::restart, lane::Restart => Job,
+        "Shuts a lane down and starts it again: to give it the cores and memory of the configuration file, another version, or a new life when it hangs. Its guests \
+         wait meanwhile and go on. A job.",
+        r#"{"name":"main","wait":true}"# => r#"{"id":1,"method":"lane.restart","item":"main","state":"done","started_ms":1790000000000,"ended_ms":1790000000900,"outcome":["lane main runs again with 1 ports"]}"#),
+    method!("job.list", Read, job::list, Nothing => Vec<Job>,
+        "Jobs that run, and the last 64 that ended, by number.",
+        "{}" => r#"[{"id":1,"method":"lane.restart","item":"main","state":"running","started_ms":1790000000000}]"#),
+    method!("job.get", Read, job::get, job::JobId => Job,
+        "One job.",
+        r#"{"id":1}"# => r#"{"id":1,"method":"lane.restart","item":"main","state":"running","started_ms":1790000000000}"#),
+    method!("job.wait", Read, job::wait, job::JobWait => Job,
+        "The job when it has ended, or as it is after `timeout_ms`. Other requests on the same connection wait meanwhile.",
+        r#"{"id":1,"timeout_ms":10000}"# => r#"{"id":1,"method":"config.reload","state":"done","started_ms":1790000000000,"ended_ms":1790000000040,"outcome":["port vm2 added"]}"#),
+    method!("job.cancel", Change, job::cancel, job::JobId => Job,
+        "Asks a job to end; it does at its next step, or not at all when it is past the last one. Answers at once.",
+        r#"{"id":1}"# => r#"{"id":1,"method":"lane.restart","item":"main","state":"running","started_ms":1790000000000}"#),
+    method!("config.reload", Change, daemon::reload, daemon::Reload => Job,
+        "Reads the configuration file again and changes only what differs, as SIGHUP does. A file that is refused changes nothing, and neither does one that would take \
+         something away from a port that was added at run time. A job.",
+        r#"{"wait":true}"# => r#"{"id":2,"method":"config.reload","state":"done","started_ms":1790000000000,"ended_ms":1790000000040,"outcome":["port vm2 added"]}"#),
+    method!("events.subscribe", Read, daemon::subscribe, daemon::Subscribe => daemon::Subscribed,
+        "From here on this connection is sent events, as notifications with the method `event`. With `after`, those that came after it are sent first; what is not kept any more is told in a \
+         notification with the method `missed`. The connection goes on answering requests.",
+        r#"{"after":17}"# => r#"{"last":19}"#),
+    method!("daemon.stop", Change, daemon::stop, daemon::Stop => Nothing,
+        "Ends the daemon; the connection closes when it has ended. Lanes go on, unless `lanes` is true.",
+        r#"{"lanes":false}"# => "{}"),
+];

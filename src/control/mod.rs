@@ -1,0 +1,234 @@
+//! The daemon: what it holds, and what its parts do to one another.
+//!
+//! `socket` accepts and bounds connections, `connection` reads requests, `methods` answers them, `events` and `jobs` are what
+//! they follow, `reload` applies the file again.
+
+mod connection;
+mod docs;
+mod events;
+mod jobs;
+mod methods;
+mod peer;
+mod reload;
+mod schema;
+mod socket;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+use std::thread::JoinHandle;
+
+use ringspan_protocol::LaneName;
+
+pub(crate) use events::{EventKind, EventLog};
+pub(crate) use jobs::{Job, JobState, Jobs};
+pub(crate) use methods::port::{PortEntry, PortStats};
+pub(crate) use socket::Listener;
+
+use crate::config::{Config, HostCores, LogFormat};
+use crate::desired::{Desired, Room};
+use crate::error::Error;
+use crate::lanes::{self, Lane, LanePhase, Order, Wanted};
+use crate::state::StateDir;
+
+/// Stack of the daemon's threads, in bytes: there may be a thousand, and none recurses deeply.
+const STACK: usize = 512 << 10;
+
+/// Starts a thread of the daemon. Running out of threads ends only what it was for.
+pub(crate) fn spawn(name: String, work: impl FnOnce() + Send + 'static) -> Option<JoinHandle<()>> {
+    match std::thread::Builder::new().name(name.clone()).stack_size(STACK).spawn(work) {
+        Ok(handle) => Some(handle),
+        Err(error) => {
+            tracing::error!("no thread for {name}: {error}");
+            None
+        }
+    }
+}
+
+/// How the daemon ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// Lanes go on.
+    LeaveLanes,
+    /// Lanes are shut down.
+    StopLanes,
+}
+
+/// The daemon.
+pub(crate) struct Daemon {
+    /// What happened.
+    pub(crate) events: EventLog,
+    /// Slow work.
+    pub(crate) jobs: Arc<Jobs>,
+    state_dir: Arc<StateDir>,
+    config: Mutex<Config>,
+    desired: Mutex<Desired>,
+    lanes: RwLock<BTreeMap<LaneName, Arc<Lane>>>,
+    keepers: Mutex<Vec<JoinHandle<()>>>,
+    cores: HostCores,
+    set_log: Box<dyn Fn(crate::config::LogLevel) + Send + Sync>,
+    end: Box<dyn Fn(Ending) + Send + Sync>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+impl Daemon {
+    /// Reads the state and works out what should be. Nothing runs yet.
+    pub(crate) fn new(
+        config: Config,
+        cores: HostCores,
+        set_log: impl Fn(crate::config::LogLevel) + Send + Sync + 'static,
+        end: impl Fn(Ending) + Send + Sync + 'static,
+    ) -> Result<Arc<Self>, Error> {
+        let state_dir = Arc::new(StateDir::open(&config.control.state_dir)?);
+        let saved = state_dir.load()?;
+        let run_dir = &config.control.run_dir;
+        std::fs::create_dir_all(run_dir).map_err(|error| Error::io(run_dir.display(), &error))?;
+        let mut lanes = BTreeMap::new();
+        for settings in &config.lanes {
+            lanes.insert(settings.name.clone(), Lane::new(settings.name.clone(), run_dir, Some(settings.clone()))?);
+        }
+        for name in lanes::found_in(run_dir) {
+            if !lanes.contains_key(&name) {
+                lanes.insert(name.clone(), Lane::new(name, run_dir, None)?);
+            }
+        }
+        let daemon = Self {
+            events: EventLog::new(Arc::clone(&state_dir)),
+            jobs: Arc::default(),
+            state_dir,
+            config: Mutex::new(config.clone()),
+            desired: Mutex::default(),
+            lanes: RwLock::new(lanes),
+            keepers: Mutex::default(),
+            cores,
+            set_log: Box::new(set_log),
+            end: Box::new(end),
+        };
+        let desired = Desired::build(&config, &saved, &daemon.room(&config));
+        for aside in &desired.aside {
+            tracing::warn!(port = %aside.spec.name, "{}", aside.reason);
+        }
+        if desired.saved() != saved {
+            daemon.state_dir.save(&desired.saved())?;
+        }
+        *locked(&daemon.desired) = desired;
+        Ok(Arc::new(daemon))
+    }
+
+    /// Sets the lanes going.
+    pub(crate) fn start(self: &Arc<Self>) {
+        self.events.tell(None, None, EventKind::DaemonStarted { version: env!("CARGO_PKG_VERSION").into() });
+        let aside = locked(&self.desired).aside.clone();
+        for port in aside {
+            self.events.tell(
+                port.lane.as_ref(),
+                Some(&port.spec.name),
+                EventKind::ConfigConflict { message: port.reason.message },
+            );
+        }
+        for lane in self.all_lanes() {
+            self.retire(&lane);
+            self.keep(lane);
+        }
+    }
+
+    fn keep(self: &Arc<Self>, lane: Arc<Lane>) {
+        let daemon = Arc::clone(self);
+        let keeper = spawn(format!("lane-{}", lane.name), move || lanes::keep(lane, daemon));
+        locked(&self.keepers).extend(keeper);
+    }
+
+    /// A lane that the file does not have and no port needs is shut down.
+    fn retire(&self, lane: &Lane) {
+        let needed = {
+            let desired = locked(&self.desired);
+            desired.count_on(&lane.name) > 0
+        };
+        if lane.settings().is_none() && !needed {
+            lane.order(Order::Stop);
+        }
+    }
+
+    /// Ends what [`Daemon::start`] set going, and waits for it.
+    pub(crate) fn stop(&self, ending: Ending) {
+        self.events.tell(None, None, EventKind::DaemonStopping);
+        let order = match ending {
+            Ending::LeaveLanes => Order::Leave,
+            Ending::StopLanes => Order::Stop,
+        };
+        for lane in self.all_lanes() {
+            lane.order(order);
+        }
+        let keepers = std::mem::take(&mut *locked(&self.keepers));
+        for keeper in keepers {
+            let _ = keeper.join();
+        }
+        self.events.close();
+        self.state_dir.release();
+    }
+
+    /// What a lane should have.
+    pub(crate) fn wanted_on(&self, lane: &LaneName) -> Wanted {
+        locked(&self.desired).wanted_on(lane)
+    }
+
+    /// The configured lane program, and the lanes' log format.
+    pub(crate) fn lane_program(&self) -> (Option<PathBuf>, LogFormat) {
+        let config = locked(&self.config);
+        (config.control.lane_program.clone(), config.log.format)
+    }
+
+    fn all_lanes(&self) -> Vec<Arc<Lane>> {
+        let lanes = self.lanes.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        lanes.values().cloned().collect()
+    }
+
+    fn lane(&self, name: &LaneName) -> Result<Arc<Lane>, Error> {
+        let lanes = self.lanes.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        lanes.get(name).cloned().ok_or_else(|| {
+            let known = lanes.keys().map(LaneName::as_str).collect::<Vec<_>>().join(", ");
+            let message = format!("there is no lane {name}: there are {known}");
+            Error::new(crate::error::ErrorKind::NotFound, message).about(name)
+        })
+    }
+
+    /// The configured lanes, and how many ports each can have.
+    fn room(&self, config: &Config) -> Room {
+        let most = |name: &LaneName| self.lane(name).map_or(32, |lane| lane.max_ports());
+        config.lanes.iter().map(|lane| (lane.name.clone(), most(&lane.name))).collect()
+    }
+
+    /// Replaces the lanes: adds what is new, forgets what has stopped and is in no file.
+    fn set_lanes(self: &Arc<Self>, config: &Config) -> Result<(), Error> {
+        let mut started = Vec::new();
+        {
+            let mut lanes = self.lanes.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+            lanes.retain(|name, lane| config.lane(name).is_some() || lane.phase() != LanePhase::Stopped);
+            for settings in &config.lanes {
+                match lanes.get(&settings.name) {
+                    Some(lane) if lane.phase() != LanePhase::Stopped => lane.set_settings(Some(settings.clone())),
+                    _ => {
+                        let run_dir = &config.control.run_dir;
+                        let lane = Lane::new(settings.name.clone(), run_dir, Some(settings.clone()))?;
+                        lanes.insert(settings.name.clone(), Arc::clone(&lane));
+                        started.push(lane);
+                    }
+                }
+            }
+            for (name, lane) in lanes.iter() {
+                if config.lane(name).is_none() {
+                    lane.set_settings(None);
+                }
+            }
+        }
+        for lane in started {
+            self.keep(lane);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,145 @@
+//! Lanes live longer than the daemon, and are started again when they die.
+
+use std::time::Instant;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+
+use super::{Bench, kind};
+use crate::control::Ending;
+
+fn kill_now(pid: i64) {
+    kill(Pid::from_raw(pid as i32), Signal::SIGKILL).unwrap();
+}
+
+#[test]
+fn a_lane_goes_on_without_the_daemon_and_is_adopted_with_its_ports() {
+    let mut bench = Bench::start("");
+    bench.add("vm1", "vdev:net_null0").unwrap();
+    let pid = bench.lane_pid("main");
+    bench.stop(Ending::LeaveLanes);
+    bench.boot();
+    assert_eq!(bench.lane_pid("main"), pid);
+    assert_eq!(bench.phase("vm1"), "listening");
+    let lanes = bench.call("lane.list", json!({})).unwrap();
+    assert_eq!(lanes[0]["adopted"], true);
+    // Adopted, it is watched like one of our own.
+    kill_now(pid);
+    bench.until("another lane has the port", || (bench.phase("vm1") == "listening").then_some(()));
+    assert_ne!(bench.lane_pid("main"), pid);
+}
+
+#[test]
+fn a_dead_lane_is_started_again_at_once_and_has_its_ports_back() {
+    let bench = Bench::start("");
+    bench.add("vm1", "vdev:net_null0").unwrap();
+    let before = bench.call("port.stats", json!({ "name": "vm1" })).unwrap();
+    let pid = bench.lane_pid("main");
+    let killed = Instant::now();
+    kill_now(pid);
+    bench.until("the lane is another", || {
+        let lanes = bench.call("lane.list", json!({})).unwrap();
+        (lanes[0]["deaths"] == 1 && lanes[0]["phase"] == "up").then_some(())
+    });
+    bench.until("the port is back", || (bench.phase("vm1") == "listening").then_some(()));
+    println!("port back {:?} after the kill", killed.elapsed());
+    assert_eq!(bench.call("port.stats", json!({ "name": "vm1" })).unwrap(), before);
+    let events = bench.events_after(0);
+    let died = events.iter().find(|event| event["event"] == "lane-died").expect("a lane-died event");
+    assert_eq!((&died["pid"], &died["lane"]), (&json!(pid), &json!("main")));
+}
+
+#[test]
+fn a_lane_that_cannot_start_is_named_with_its_last_words_and_tried_again() {
+    let bench = Bench::stopped("");
+    std::fs::write(bench.path("FAKE_LANE_DIES"), "").unwrap();
+    let mut bench = bench;
+    bench.boot();
+    let lane = bench.until("the lane waits", || {
+        let lanes = bench.call("lane.list", json!({})).unwrap();
+        (lanes[0]["phase"] == "waiting").then(|| lanes[0].clone())
+    });
+    assert!(lane["reason"].as_str().unwrap().contains("no hugepages"), "{lane}");
+    let error = bench.add("vm1", "vdev:net_null0").unwrap_err();
+    assert_eq!(kind(&error), "lane-down");
+    assert!(error["message"].as_str().unwrap().contains("no hugepages"), "{error}");
+    assert_eq!(bench.call("port.list", json!({})).unwrap(), json!([]));
+    std::fs::remove_file(bench.path("FAKE_LANE_DIES")).unwrap();
+    bench.lane_pid("main");
+    bench.add("vm1", "vdev:net_null0").unwrap();
+}
+
+#[test]
+fn a_device_that_kills_the_lane_does_not_stay_and_kill_it_again() {
+    let bench = Bench::start("");
+    bench.add("vm1", "vdev:net_null0").unwrap();
+    let error = bench.add("vm2", "vdev:net_null1,die=1").unwrap_err();
+    assert_eq!(kind(&error), "lane-down");
+    bench.until("the first port is back", || (bench.phase("vm1") == "listening").then_some(()));
+    assert_eq!(bench.call("port.list", json!({})).unwrap().as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn a_lane_of_another_version_is_left_alone_until_it_is_restarted() {
+    let mut bench = Bench::stopped("");
+    std::fs::write(bench.path("FAKE_LANE_VERSION"), "99").unwrap();
+    bench.boot();
+    let lane = bench.until("the lane is found", || {
+        let lanes = bench.call("lane.list", json!({})).unwrap();
+        (lanes[0]["phase"] == "other-version").then(|| lanes[0].clone())
+    });
+    let error = bench.add("vm1", "vdev:net_null0").unwrap_err();
+    assert_eq!(kind(&error), "version");
+    assert!(error["message"].as_str().unwrap().contains("ringspan lane restart main"), "{error}");
+    std::fs::remove_file(bench.path("FAKE_LANE_VERSION")).unwrap();
+    let job = bench.call("lane.restart", json!({ "name": "main", "wait": true })).unwrap();
+    assert_eq!(job["state"], "done", "{job}");
+    assert_ne!(json!(bench.lane_pid("main")), lane["pid"]);
+    bench.add("vm1", "vdev:net_null0").unwrap();
+}
+
+#[test]
+fn a_lane_with_other_cores_than_the_file_says_goes_on_and_is_put_right_by_a_restart() {
+    let mut bench = Bench::start("[dataplane]\ncores = [0]");
+    bench.add("vm1", "vdev:net_null0").unwrap();
+    let pid = bench.lane_pid("main");
+    bench.stop(Ending::LeaveLanes);
+    bench.write_config("[dataplane]\ncores = [1]");
+    bench.boot();
+    assert_eq!(bench.lane_pid("main"), pid);
+    let lanes = bench.call("lane.list", json!({})).unwrap();
+    assert_eq!(lanes[0]["differs"], true, "{lanes}");
+    let job = bench.call("lane.restart", json!({ "name": "main", "wait": true })).unwrap();
+    assert_eq!(job["state"], "done", "{job}");
+    let lanes = bench.call("lane.list", json!({})).unwrap();
+    assert_eq!((&lanes[0]["differs"], &lanes[0]["info"]["cores"]), (&json!(false), &json!([1])));
+    assert_eq!(bench.phase("vm1"), "listening");
+}
+
+#[test]
+fn ports_go_to_the_lane_with_the_fewest_and_a_full_house_is_refused() {
+    let bench = Bench::start("[[lane]]\nname = \"second\"\ncores = [1]");
+    bench.lane_pid("main");
+    bench.lane_pid("second");
+    let lanes: Vec<_> =
+        (0..8).map(|n| bench.add(&format!("vm{n}"), &format!("vdev:net_null{n}")).unwrap()["lane"].clone()).collect();
+    assert_eq!(lanes.iter().filter(|lane| **lane == "main").count(), 4, "{lanes:?}");
+    let error = bench.add("vm8", "vdev:net_null8").unwrap_err();
+    assert_eq!(kind(&error), "no-room");
+    assert!(error["message"].as_str().unwrap().contains("add a [[lane]]"), "{error}");
+}
+
+#[test]
+fn the_daemon_that_is_told_to_shuts_its_lanes_down() {
+    let mut bench = Bench::start("");
+    bench.lane_pid("main");
+    bench.call("daemon.stop", json!({ "lanes": true })).unwrap();
+    let running = bench.running.take().unwrap();
+    assert_eq!(running.ended.recv_timeout(super::SOON), Ok(Ending::StopLanes));
+    running.daemon.stop(Ending::StopLanes);
+    running.closer.close();
+    let lock = std::fs::File::open(bench.path("lane-main.lock")).unwrap();
+    assert!(nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusiveNonblock).is_ok(), "the lane runs");
+    assert!(!bench.path("c.sock").exists());
+}

@@ -1,0 +1,216 @@
+//! What ports should be: those of the configuration file and those added at run time, and which of them stand aside.
+//!
+//! The two never fight silently. The file comes first; a run-time port that clashes with it stands aside with a reason that is
+//! listed and told as an event, and comes back when the file no longer clashes.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+use ringspan_protocol::{DeviceSpec, LaneName, PortName, PortSpec};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Config, device_key};
+use crate::error::{Error, ErrorKind};
+use crate::lanes::Wanted;
+use crate::state::{Pin, Saved, SavedPort};
+
+/// Who wants a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Origin {
+    /// The configuration file.
+    Config,
+    /// Somebody who added it over the control socket.
+    RunTime,
+}
+
+/// A port that should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct DesiredPort {
+    /// What it is.
+    pub spec: PortSpec,
+    /// The lane that carries it.
+    pub lane: LaneName,
+    /// Who wants it.
+    pub origin: Origin,
+    /// Whether its lane is being asked at this moment: its name, socket and device are taken, but it is not saved yet.
+    pub pending: bool,
+}
+
+/// A port that cannot be, because something else is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Aside {
+    /// What it would be.
+    pub spec: PortSpec,
+    /// The lane it would be on.
+    pub lane: Option<LaneName>,
+    /// Who wants it.
+    pub origin: Origin,
+    /// What it clashes with, and the remedy.
+    pub reason: Error,
+}
+
+/// Lanes that take ports, in the file's order, each with the most ports it can have.
+pub(crate) type Room = Vec<(LaneName, usize)>;
+
+/// All ports that should be.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Desired {
+    /// Those that are to be made.
+    pub ports: BTreeMap<PortName, DesiredPort>,
+    /// Those that stand aside. A run-time port may have the name of one that is made.
+    pub aside: Vec<Aside>,
+}
+
+impl Desired {
+    /// The file's ports, then the saved ones that do not clash with them.
+    pub(crate) fn build(config: &Config, saved: &Saved, room: &Room) -> Self {
+        let mut desired = Self::default();
+        // Run-time ports keep the lane they have, so they count where there is room, whatever their turn.
+        let lanes = |lane: &LaneName| saved.ports.values().filter(|port| port.lane == *lane).count();
+        let reserved: BTreeMap<_, _> = room.iter().map(|(lane, _)| (lane.clone(), lanes(lane))).collect();
+        for port in &config.ports {
+            let request = &port.request;
+            let pin = saved.config_ports.get(&request.name);
+            let pin = pin.cloned().or_else(|| {
+                let taken_over = saved.ports.get(&request.name)?;
+                Some(Pin { lane: taken_over.lane.clone(), compat: taken_over.spec.compat })
+            });
+            let spec = match request.spec(pin.as_ref().map(|pin| pin.compat)) {
+                Ok(spec) => spec,
+                Err(reason) => {
+                    tracing::error!("{}:{}: {reason}", config.file.display(), port.line);
+                    continue;
+                }
+            };
+            let kept = pin.map(|pin| pin.lane).filter(|lane| config.lane(lane).is_some());
+            let lane = request.lane.clone().or(kept);
+            desired.place(spec, lane, Origin::Config, room, &reserved);
+        }
+        for (name, port) in &saved.ports {
+            let SavedPort { lane, spec } = port.clone();
+            match desired.ports.get(name) {
+                // The file says the same by now: it has taken the port over.
+                Some(ours) if ours.spec == spec => {}
+                Some(_) => {
+                    let message = format!(
+                        "port {name} was added at run time and is also in {}, with other values: the file's is made; run ringspan port remove {name} to forget the other, or take it out of the file",
+                        config.file.display()
+                    );
+                    let reason = Error::new(ErrorKind::Conflict, message).about(name);
+                    desired.aside.push(Aside { spec, lane: Some(lane), origin: Origin::RunTime, reason });
+                }
+                None => desired.place(spec, Some(lane), Origin::RunTime, room, &reserved),
+            }
+        }
+        desired
+    }
+
+    fn place(
+        &mut self,
+        spec: PortSpec,
+        lane: Option<LaneName>,
+        origin: Origin,
+        room: &Room,
+        reserved: &BTreeMap<LaneName, usize>,
+    ) {
+        let chosen = match &lane {
+            Some(lane) => Ok(lane.clone()),
+            None => self.choose_lane(&spec, room, reserved),
+        };
+        match chosen.and_then(|lane| self.claim(&spec, &lane).map(|()| lane)) {
+            Ok(lane) => {
+                self.ports.insert(spec.name.clone(), DesiredPort { spec, lane, origin, pending: false });
+            }
+            Err(reason) => self.aside.push(Aside { spec, lane, origin, reason }),
+        }
+    }
+
+    /// The lane with the fewest ports that has room, and not the device already.
+    pub(crate) fn choose_lane(
+        &self,
+        spec: &PortSpec,
+        room: &Room,
+        reserved: &BTreeMap<LaneName, usize>,
+    ) -> Result<LaneName, Error> {
+        let ports = |lane: &LaneName| {
+            let placed = self.ports.values().filter(|port| port.lane == *lane).count();
+            placed + reserved.get(lane).copied().unwrap_or(0)
+        };
+        let free = room.iter().filter(|(lane, most)| ports(lane) < *most);
+        let fits = free.clone().filter(|(lane, _)| self.claim(spec, lane).is_ok());
+        if let Some((lane, _)) = fits.min_by_key(|(lane, _)| ports(lane)) {
+            return Ok(lane.clone());
+        }
+        if let Some((lane, _)) = free.clone().next() {
+            return Err(self.claim(spec, lane).err().unwrap_or_else(|| Error::new(ErrorKind::NoRoom, "no lane")));
+        }
+        let full = room.iter().map(|(lane, most)| format!("{lane} has {most}")).collect::<Vec<_>>().join(", ");
+        let message = format!("port {}: no lane has room for one more port ({full}): add a [[lane]]", spec.name);
+        Err(Error::new(ErrorKind::NoRoom, message).about(&spec.name))
+    }
+
+    /// Whether name, socket and device are free for this port on this lane.
+    pub(crate) fn claim(&self, spec: &PortSpec, lane: &LaneName) -> Result<(), Error> {
+        let name = &spec.name;
+        if self.ports.contains_key(name) {
+            return Err(Error::new(ErrorKind::Exists, format!("port {name} exists already")).about(name));
+        }
+        let key = device_key(&spec.device, Some(lane));
+        for (other, port) in &self.ports {
+            if port.spec.socket == spec.socket {
+                let message = format!("port {name}: the port {other} has the socket {:?} already", spec.socket);
+                return Err(Error::new(ErrorKind::Busy, message).about(name));
+            }
+            if device_key(&port.spec.device, Some(&port.lane)) == key {
+                let scope = if matches!(spec.device, DeviceSpec::Vdev { .. }) { " on this lane" } else { "" };
+                let message =
+                    format!("port {name}: the port {other} has the device {}{scope} already", spec.device.identity());
+                return Err(Error::new(ErrorKind::Busy, message).about(name));
+            }
+        }
+        Ok(())
+    }
+
+    /// What is to be written down.
+    pub(crate) fn saved(&self) -> Saved {
+        let mut saved = Saved::default();
+        for (name, port) in self.ports.iter().filter(|(_, port)| !port.pending) {
+            let (lane, spec) = (port.lane.clone(), port.spec.clone());
+            match port.origin {
+                Origin::Config => {
+                    saved.config_ports.insert(name.clone(), Pin { lane, compat: spec.compat });
+                }
+                Origin::RunTime => {
+                    saved.ports.insert(name.clone(), SavedPort { lane, spec });
+                }
+            }
+        }
+        for port in self.aside.iter().filter(|port| port.origin == Origin::RunTime) {
+            if let Some(lane) = port.lane.clone() {
+                saved.ports.insert(port.spec.name.clone(), SavedPort { lane, spec: port.spec.clone() });
+            }
+        }
+        saved
+    }
+
+    /// What a lane should have.
+    pub(crate) fn wanted_on(&self, lane: &LaneName) -> Wanted {
+        let mut wanted = Wanted::default();
+        for (name, port) in self.ports.iter().filter(|(_, port)| port.lane == *lane) {
+            match port.pending {
+                true => drop(wanted.pending.insert(name.clone())),
+                false => drop(wanted.ports.insert(name.clone(), port.spec.clone())),
+            }
+        }
+        wanted
+    }
+
+    /// How many ports a lane has to carry.
+    pub(crate) fn count_on(&self, lane: &LaneName) -> usize {
+        self.ports.values().filter(|port| port.lane == *lane).count()
+    }
+}

@@ -1,0 +1,360 @@
+//! A lane's keeper: one thread that adopts the lane or starts it, applies its ports, notices its end, and begins again.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use ringspan_protocol::{LaneInfo, Request};
+
+use super::client::{Connected, Greeting, LaneClient, NotConnected, QUICK};
+use super::lane::{Lane, LanePhase, Order, lock};
+use super::process::{Process, lane_program};
+use super::reconcile::reconcile;
+use super::watch_events::watch_events;
+use crate::config::{HugePages, LaneSettings};
+use crate::control::{Daemon, EventKind, spawn};
+use crate::error::{Error, ErrorKind};
+
+/// How long a new lane may take until it listens: zeroing hugepages takes its time.
+const START_LIMIT: Duration = Duration::from_secs(60);
+/// How long a lane may take to shut down before it is killed.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+/// A life shorter than this counts as one more failure in a row.
+const SHORT_LIFE: Duration = Duration::from_secs(5);
+/// The first and the longest pause before a lane that failed is started again.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// How often what a lane refused is tried again, first and at most.
+const RETRIES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// A lane that runs, and the process behind it.
+struct Running {
+    connected: Connected,
+    process: Process,
+    adopted: bool,
+}
+
+/// How a life ended.
+enum End {
+    Died(String),
+    Restarted,
+    Stopped,
+    Left,
+}
+
+/// The keeper of one lane; returns when the lane was stopped, or is to be left alone.
+pub(crate) fn keep(lane: Arc<Lane>, daemon: Arc<Daemon>) {
+    let mut failures = 0u32;
+    loop {
+        if order(&lane) == Order::Leave {
+            return;
+        }
+        let born = Instant::now();
+        let running = match find_or_start(&lane, &daemon) {
+            Ok(Some(running)) => running,
+            Ok(None) => return set_phase(&lane, LanePhase::Stopped, None),
+            Err(error) => {
+                let repeated = lock(&lane.state).reason.as_ref() == Some(&error.message);
+                if !repeated {
+                    tracing::error!(lane = %lane.name, "not started: {error}");
+                    daemon.events.tell(
+                        Some(&lane.name),
+                        None,
+                        EventKind::LaneStartFailed { reason: error.message.clone() },
+                    );
+                }
+                set_phase(&lane, LanePhase::Waiting, Some(error.message));
+                failures += 1;
+                pause(&lane, failures);
+                continue;
+            }
+        };
+        let end = live(&lane, &daemon, running);
+        lane.disconnected();
+        match end {
+            End::Left => return,
+            End::Stopped => {
+                set_phase(&lane, LanePhase::Stopped, None);
+                return daemon.events.tell(Some(&lane.name), None, EventKind::LaneStopped);
+            }
+            End::Restarted => {
+                lock(&lane.state).order = Order::Keep;
+                set_phase(&lane, LanePhase::Starting, None);
+                failures = 0;
+            }
+            End::Died(reason) => {
+                let pid = {
+                    let mut state = lock(&lane.state);
+                    state.deaths += 1;
+                    std::mem::take(&mut state.pid)
+                };
+                tracing::error!(lane = %lane.name, pid, "the lane died: {reason}");
+                daemon.events.tell(Some(&lane.name), None, EventKind::LaneDied { pid, reason: reason.clone() });
+                failures = if born.elapsed() < SHORT_LIFE { failures + 1 } else { 0 };
+                if failures > 1 {
+                    set_phase(&lane, LanePhase::Waiting, Some(reason));
+                    pause(&lane, failures - 1);
+                }
+                set_phase(&lane, LanePhase::Starting, None);
+            }
+        }
+    }
+}
+
+fn order(lane: &Lane) -> Order {
+    lock(&lane.state).order
+}
+
+fn set_phase(lane: &Lane, phase: LanePhase, reason: Option<String>) {
+    {
+        let mut state = lock(&lane.state);
+        state.phase = phase;
+        state.reason = reason;
+        if phase != LanePhase::Up && phase != LanePhase::OtherVersion {
+            state.pid = 0;
+        }
+    }
+    lane.changed.notify_all();
+}
+
+/// Waits before another attempt, longer each time; an order ends it.
+fn pause(lane: &Lane, failures: u32) {
+    let (first, longest) = PAUSES;
+    let length = first.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(longest);
+    lane.wait_for(length, |state| state.order != Order::Keep);
+}
+
+/// Nothing when the lane does not run and is not to be started.
+fn find_or_start(lane: &Lane, daemon: &Daemon) -> Result<Option<Running>, Error> {
+    match LaneClient::connect(&lane.socket()) {
+        Ok(connected) => {
+            let process = Process::adopt(connected.pid);
+            return Ok(Some(Running { connected, process, adopted: true }));
+        }
+        Err(NotConnected::Nobody(_)) => {}
+        Err(NotConnected::Stuck(pid, reason)) => {
+            // It may still move packets, so it is ended only when somebody asks for that.
+            if order(lane) == Order::Keep {
+                let name = &lane.name;
+                let message = format!(
+                    "process {pid} listens as lane {name} and does not answer ({reason}): run ringspan lane restart {name}"
+                );
+                return Err(Error::new(ErrorKind::LaneDown, message));
+            }
+            let mut process = Process::adopt(pid);
+            process.kill();
+            process.wait(STOP_LIMIT);
+        }
+    }
+    let restart = {
+        let mut state = lock(&lane.state);
+        let restart = state.order != Order::Stop;
+        if state.order == Order::Restart {
+            state.order = Order::Keep;
+        }
+        restart
+    };
+    match lane.settings().or_else(|| as_it_ran(lane)).filter(|_| restart) {
+        Some(settings) => start(lane, daemon, &settings).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// A lane that the file does not have any more is started again as it last ran, as long as it has ports.
+fn as_it_ran(lane: &Lane) -> Option<LaneSettings> {
+    let info = lock(&lane.state).info.clone()?;
+    Some(LaneSettings {
+        name: info.name,
+        cores: info.cores,
+        memory_mib: info.memory_mib,
+        huge_pages: if info.huge_pages { HugePages::Auto } else { HugePages::Off },
+    })
+}
+
+fn start(lane: &Lane, daemon: &Daemon, settings: &LaneSettings) -> Result<Running, Error> {
+    let (program, log) = daemon.lane_program();
+    let program = lane_program(program.as_deref())?;
+    let mut process = Process::start(&program, &lane.run_dir, settings, log)?;
+    tracing::info!(lane = %lane.name, pid = process.pid, "starting {}", program.display());
+    let until = Instant::now() + START_LIMIT;
+    let mut step = Duration::from_millis(2);
+    loop {
+        match LaneClient::connect(&lane.socket()) {
+            Ok(connected) if connected.pid == process.pid => {
+                return Ok(Running { connected, process, adopted: false });
+            }
+            // Another process has the socket: ours will find the lane's lock taken, and end.
+            Ok(_) | Err(_) => {}
+        }
+        if let Some(how) = process.wait(step) {
+            let words = process.last_words();
+            let words = if words.is_empty() { "see the journal".into() } else { words };
+            let message = format!("lane {}: the program ended at once ({how}): {words}", lane.name);
+            return Err(Error::new(ErrorKind::LaneDown, message));
+        }
+        if Instant::now() > until || matches!(order(lane), Order::Stop) {
+            process.kill();
+            process.wait(STOP_LIMIT);
+            let seconds = START_LIMIT.as_secs();
+            let message = format!("lane {}: it did not listen within {seconds} s: {}", lane.name, process.last_words());
+            return Err(Error::new(ErrorKind::LaneDown, message));
+        }
+        step = (step * 2).min(Duration::from_millis(20));
+    }
+}
+
+/// One life of the lane, from its first answer to its end.
+fn live(lane: &Arc<Lane>, daemon: &Arc<Daemon>, running: Running) -> End {
+    let Running { connected, mut process, adopted } = running;
+    let pid = process.pid;
+    let fits = match connected.greeting {
+        Greeting::Fits(info) => {
+            up(lane, daemon, connected.client, info, pid, adopted);
+            true
+        }
+        Greeting::OtherVersion(reason) => {
+            lock(&lane.state).pid = pid;
+            set_phase(lane, LanePhase::OtherVersion, Some(reason.clone()));
+            tracing::warn!(lane = %lane.name, pid, "adopted, but {reason}");
+            daemon.events.tell(Some(&lane.name), None, EventKind::LaneOtherVersion { pid, reason });
+            false
+        }
+    };
+    watch(lane, daemon, &mut process, fits)
+}
+
+fn up(lane: &Arc<Lane>, daemon: &Arc<Daemon>, mut client: LaneClient, info: LaneInfo, pid: i32, adopted: bool) {
+    let started_ms = info.started_ms;
+    let differs = lane.settings().and_then(|settings| differences(&settings, &info));
+    // Held until the ports are applied, so that a change that arrives now comes after them.
+    let mut change = lane.hold_change();
+    let life = {
+        let mut state = lock(&lane.state);
+        state.phase = LanePhase::Up;
+        state.reason.clone_from(&differs);
+        state.pid = pid;
+        state.adopted = adopted;
+        state.lives += 1;
+        state.info = Some(info.clone());
+        state.lives
+    };
+    lane.changed.notify_all();
+    let kind = match adopted {
+        true => EventKind::LaneAdopted { pid, version: info.version },
+        false => EventKind::LaneStarted { pid, version: info.version },
+    };
+    tracing::info!(lane = %lane.name, pid, "{}", if adopted { "adopted" } else { "started" });
+    daemon.events.tell(Some(&lane.name), None, kind);
+    if let Some(message) = differs {
+        tracing::warn!(lane = %lane.name, "{message}");
+        daemon.events.tell(Some(&lane.name), None, EventKind::LaneDiffers { message });
+    }
+    let (events_lane, events_daemon) = (Arc::clone(lane), Arc::clone(daemon));
+    spawn(format!("events-{}", lane.name), move || watch_events(&events_lane, &events_daemon, life, started_ms));
+    match reconcile(lane, &mut client, daemon) {
+        Ok(()) => *change = Some(client),
+        Err(error) => {
+            tracing::warn!(lane = %lane.name, "its ports were not all applied: {error}");
+            *change = None;
+        }
+    }
+}
+
+/// What a running lane has otherwise than the file says.
+fn differences(settings: &LaneSettings, info: &LaneInfo) -> Option<String> {
+    if settings.cores == info.cores && settings.memory_mib == info.memory_mib {
+        return None;
+    }
+    Some(format!(
+        "it runs with cores {:?} and {} MiB, the file says cores {:?} and {} MiB: run ringspan lane restart {}",
+        info.cores, info.memory_mib, settings.cores, settings.memory_mib, settings.name
+    ))
+}
+
+/// Waits for the lane's end, or an order; applies what changes meanwhile.
+fn watch(lane: &Arc<Lane>, daemon: &Arc<Daemon>, process: &mut Process, fits: bool) -> End {
+    let mut retry = RETRIES.0;
+    let mut retry_at = Instant::now() + retry;
+    loop {
+        if let Some(how) = process.ended() {
+            let words = process.last_words();
+            return End::Died(if words.is_empty() { how } else { format!("{how}: {words}") });
+        }
+        match order(lane) {
+            Order::Keep => {}
+            Order::Leave => return End::Left,
+            Order::Restart => return shut_down(lane, process).map_or(End::Restarted, End::Died),
+            Order::Stop => return shut_down(lane, process).map_or(End::Stopped, End::Died),
+        }
+        let (asked, refused) = {
+            let mut state = lock(&lane.state);
+            (std::mem::take(&mut state.look_again), !state.refused.is_empty())
+        };
+        let connected = !fits || lane.hold_change().is_some();
+        if asked {
+            retry = RETRIES.0;
+        }
+        let due = (refused || !connected) && Instant::now() >= retry_at;
+        if fits && (asked || due) {
+            apply(lane, daemon);
+            retry_at = Instant::now() + retry;
+            retry = (retry * 2).min(RETRIES.1);
+        } else if !refused && connected {
+            retry = RETRIES.0;
+        }
+        let unsettled = lane.hold_change().is_none() || !lock(&lane.state).refused.is_empty();
+        let timeout = if fits && unsettled {
+            let left = retry_at.saturating_duration_since(Instant::now());
+            PollTimeout::try_from(left.max(Duration::from_millis(10))).unwrap_or(PollTimeout::MAX)
+        } else if process.pidfd.is_some() {
+            PollTimeout::NONE
+        } else {
+            PollTimeout::from(500u16)
+        };
+        let mut fds = vec![PollFd::new(lane.wake.as_fd(), PollFlags::POLLIN)];
+        fds.extend(process.pidfd.as_ref().map(|pidfd| PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)));
+        let _ = poll(&mut fds, timeout);
+        let _ = lane.wake.read();
+    }
+}
+
+/// Compares and applies once more, over a new connection where the old one broke.
+pub(crate) fn apply(lane: &Lane, daemon: &Daemon) {
+    let mut change = lane.hold_change();
+    if change.is_none() {
+        match LaneClient::connect(&lane.socket()) {
+            Ok(connected) => *change = Some(connected.client),
+            Err(error) => {
+                tracing::warn!(lane = %lane.name, "{}", Error::from(error).message);
+                return;
+            }
+        }
+    }
+    if let Some(client) = change.as_mut()
+        && let Err(error) = reconcile(lane, client, daemon)
+    {
+        tracing::warn!(lane = %lane.name, "its ports were not all applied: {error}");
+        *change = None;
+    }
+}
+
+/// Ends the lane: asked first, killed when it does not. The value is why it could not be ended.
+fn shut_down(lane: &Lane, process: &mut Process) -> Option<String> {
+    let asked = {
+        let mut change = lane.hold_change();
+        let client = match change.take() {
+            Some(client) => Some(client),
+            None => LaneClient::connect(&lane.socket()).ok().map(|connected| connected.client),
+        };
+        client.is_some_and(|mut client| client.call(Request::Shutdown, QUICK).is_ok())
+    };
+    if asked && process.wait(STOP_LIMIT).is_some() {
+        return None;
+    }
+    tracing::warn!(lane = %lane.name, pid = process.pid, "it did not shut down: killed");
+    process.kill();
+    match process.wait(STOP_LIMIT) {
+        Some(_) => None,
+        None => Some(format!("process {} cannot be killed", process.pid)),
+    }
+}

@@ -1,0 +1,155 @@
+//! From what a lane has to what it should have, in the fewest steps: a port that is as wanted is not touched.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ringspan_protocol::{PortChange, PortName, PortSpec, Reply, Request};
+
+use super::client::{CallError, LaneClient, QUICK, SLOW};
+use super::lane::{Lane, lock};
+use crate::control::{Daemon, EventKind};
+use crate::error::Error;
+
+/// What is wanted on a lane.
+#[derive(Debug, Default)]
+pub(crate) struct Wanted {
+    /// Ports that should be there.
+    pub ports: BTreeMap<PortName, PortSpec>,
+    /// Ports that somebody is adding at this moment: neither missing nor unknown.
+    pub pending: BTreeSet<PortName>,
+}
+
+/// Removals come first, so that sockets and devices are free; then changes, then what is missing.
+fn plan(wanted: &Wanted, present: &BTreeMap<PortName, PortSpec>) -> Vec<Request> {
+    let (mut removals, mut changes, mut additions) = (Vec::new(), Vec::new(), Vec::new());
+    for (name, has) in present {
+        match wanted.ports.get(name) {
+            _ if wanted.pending.contains(name) => {}
+            Some(spec) if spec == has => {}
+            Some(spec) => match change_between(has, spec) {
+                Some(change) => changes.push(Request::PortSet { name: name.clone(), change }),
+                None => {
+                    removals.push(Request::PortRemove { name: name.clone(), forget: false });
+                    additions.push(Request::PortAdd(Box::new(spec.clone())));
+                }
+            },
+            None => removals.push(Request::PortRemove { name: name.clone(), forget: true }),
+        }
+    }
+    for (name, spec) in &wanted.ports {
+        if !present.contains_key(name) && !wanted.pending.contains(name) {
+            additions.push(Request::PortAdd(Box::new(spec.clone())));
+        }
+    }
+    removals.into_iter().chain(changes).chain(additions).collect()
+}
+
+/// The change of a running port that leads there, when there is one.
+fn change_between(has: &PortSpec, wants: &PortSpec) -> Option<PortChange> {
+    let differs = |same: bool| !same;
+    let change = PortChange {
+        mtu: differs(has.mtu == wants.mtu).then_some(wants.mtu),
+        mac: wants.mac.filter(|mac| has.mac != Some(*mac)),
+        promiscuous: differs(has.promiscuous == wants.promiscuous).then_some(wants.promiscuous),
+        allmulti: differs(has.allmulti == wants.allmulti).then_some(wants.allmulti),
+        compat: differs(has.compat == wants.compat).then_some(wants.compat),
+    };
+    (change.apply(has) == *wants).then_some(change)
+}
+
+/// Makes the lane's ports what is wanted. What it refuses is kept with the reason, and told once.
+pub(super) fn reconcile(lane: &Lane, client: &mut LaneClient, daemon: &Daemon) -> Result<(), CallError> {
+    let wanted = daemon.wanted_on(&lane.name);
+    let Reply::Ports(present) = client.call(Request::PortList, QUICK)? else {
+        return Err(CallError::Lost("the lane answered PortList with something else".into()));
+    };
+    let present: BTreeMap<_, _> = present.into_iter().map(|port| (port.spec.name.clone(), port.spec)).collect();
+    lock(&lane.state).refused.retain(|name, _| wanted.ports.contains_key(name));
+    for request in plan(&wanted, &present) {
+        let name = match &request {
+            Request::PortAdd(spec) => spec.name.clone(),
+            Request::PortSet { name, .. } | Request::PortRemove { name, .. } => name.clone(),
+            _ => continue,
+        };
+        tracing::info!(lane = %lane.name, port = %name, "{}", verb(&request));
+        match client.call(request, SLOW) {
+            Ok(_) => {
+                if lock(&lane.state).refused.remove(&name).is_some() {
+                    daemon.events.tell(Some(&lane.name), Some(&name), EventKind::PortApplied);
+                }
+            }
+            Err(CallError::Refused(failure)) => {
+                let error = Error::from(failure).about(&name);
+                tracing::warn!(lane = %lane.name, port = %name, "refused: {error}");
+                let before = lock(&lane.state).refused.insert(name.clone(), error.clone());
+                if before.as_ref() != Some(&error) {
+                    let kind = EventKind::PortRefused { kind: error.kind, message: error.message };
+                    daemon.events.tell(Some(&lane.name), Some(&name), kind);
+                }
+            }
+            Err(lost) => return Err(lost),
+        }
+    }
+    Ok(())
+}
+
+fn verb(request: &Request) -> &'static str {
+    match request {
+        Request::PortAdd(_) => "adding a port",
+        Request::PortSet { .. } => "changing a port",
+        _ => "removing a port",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(name: &str, more: &str) -> PortSpec {
+        let text =
+            format!(r#"{{"name":"{name}","socket":"/run/{name}.sock","device":"vdev:net_null0","compat":"1"{more}}}"#);
+        serde_json::from_str(&text).unwrap()
+    }
+
+    fn by_name(specs: &[PortSpec]) -> BTreeMap<PortName, PortSpec> {
+        specs.iter().map(|spec| (spec.name.clone(), spec.clone())).collect()
+    }
+
+    fn words(wanted: &[PortSpec], pending: &[&str], present: &[PortSpec]) -> Vec<String> {
+        let pending = pending.iter().map(|name| name.parse().unwrap()).collect();
+        let wanted = Wanted { ports: by_name(wanted), pending };
+        let word = |request: &Request| match request {
+            Request::PortAdd(spec) => format!("add {}", spec.name),
+            Request::PortRemove { name, forget } => format!("remove {name} {forget}"),
+            Request::PortSet { name, change } => format!("set {name} {}", serde_json::to_string(change).unwrap()),
+            other => format!("{other:?}"),
+        };
+        plan(&wanted, &by_name(present)).iter().map(word).collect()
+    }
+
+    #[test]
+    fn a_port_that_is_as_wanted_is_not_touched() {
+        assert!(words(&[spec("a", "")], &[], &[spec("a", "")]).is_empty());
+    }
+
+    #[test]
+    fn missing_unknown_and_differing_ports_are_put_right_removals_first() {
+        let wanted = [spec("a", r#","mtu":9000"#), spec("b", r#","queues":2"#), spec("new", "")];
+        let present = [spec("a", ""), spec("b", ""), spec("z", "")];
+        assert_eq!(
+            words(&wanted, &[], &present),
+            ["remove b false", "remove z true", r#"set a {"mtu":9000}"#, "add b", "add new"]
+        );
+    }
+
+    #[test]
+    fn a_mac_that_is_taken_back_needs_a_new_port() {
+        let has = spec("a", r#","mac":"52:54:00:00:00:01""#);
+        assert_eq!(words(&[spec("a", "")], &[], &[has]), ["remove a false", "add a"]);
+    }
+
+    #[test]
+    fn a_port_that_is_being_added_is_left_alone() {
+        assert!(words(&[], &["a"], &[spec("a", "")]).is_empty());
+        assert!(words(&[spec("a", "")], &["a"], &[]).is_empty());
+    }
+}
