@@ -1,0 +1,73 @@
+//! Guests and front-ends that mean harm, or are broken: each stops its own port and nothing else, the lane says what was done,
+//! and the port works again for the next one.
+//!
+//! Every test runs beside a neighbour: another guest on the same lane and the same worker, which checks each byte of its
+//! own traffic all the while.
+
+mod frontend;
+mod ring;
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use ringspan_protocol::{LaneEventKind, PortPhase};
+use ringspan_testkit::guest::loopback::{self, Plan};
+use ringspan_testkit::guest::{Guest, Options, Traffic};
+use ringspan_testkit::lane::{self, Lane};
+use ringspan_testkit::paths;
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// A lane with a victim's port, and a neighbour that is busy on another.
+struct Scene {
+    lane: Lane,
+    neighbour: Option<Traffic>,
+    victim: Options,
+    _folder: tempfile::TempDir,
+}
+
+impl Scene {
+    fn new(name: &str) -> Result<Self> {
+        let folder = paths::scratch()?;
+        let mut lane = Lane::start(lane::Options::new(name), folder.path())?;
+        let socket = lane.add_port("neighbour", "vdev:net_ring0", 1)?;
+        let neighbour = Traffic::start(vec![Guest::start(Options::new(socket))?], Plan::new(0, 64));
+        neighbour.wait_more(1000, SOON)?;
+        let victim = Options::new(lane.add_port("victim", "vdev:net_ring1", 1)?);
+        Ok(Self { lane, neighbour: Some(neighbour), victim, _folder: folder })
+    }
+
+    /// The victim's port passes frames of this guest.
+    fn passes(&mut self, guest: &mut Guest) -> Result<()> {
+        loopback::run(guest, Plan::new(300, 64)).map(drop)
+    }
+
+    /// A new guest comes to the victim's port, and all is well.
+    fn recovers(&mut self) -> Result<()> {
+        let mut guest = Guest::start(self.victim.clone()).context("a new guest at the victim's port")?;
+        self.passes(&mut guest)
+    }
+
+    /// The lane says that the victim broke its ring, and how; the port shows it.
+    fn broken(&mut self) -> Result<String> {
+        let event = self.lane.wait_event("victim", SOON, |kind| matches!(kind, LaneEventKind::RingBroken { .. }))?;
+        let LaneEventKind::RingBroken { reason, .. } = event else { unreachable!("only that was waited for") };
+        let status = self.lane.port("victim")?;
+        ensure!(status.phase == PortPhase::Broken, "{reason}: the port's phase is {:?}", status.phase);
+        Ok(reason)
+    }
+
+    /// Nothing of the neighbour's was lost, doubled or changed, and the lane counted it all.
+    fn unharmed(mut self) -> Result<()> {
+        let neighbour = self.neighbour.take().context("checked twice")?;
+        neighbour.wait_more(1000, SOON).with_context(|| format!("the neighbour; log:\n{}", self.lane.log()))?;
+        let passed = neighbour.stop()?[0];
+        self.lane.wait_totals("neighbour", |from, to| {
+            let none = from.drops.total() == 0 && to.drops.total() == 0;
+            none && (from.received, from.sent, to.received, to.sent)
+                == (passed.frames, passed.frames, passed.frames, passed.frames)
+        })?;
+        ensure!(self.lane.is_alive(), "the lane died:\n{}", self.lane.log());
+        Ok(())
+    }
+}

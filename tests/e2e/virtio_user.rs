@@ -1,0 +1,117 @@
+//! DPDK's virtio-user as the front-end: a driver of another make, which counts for itself.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use ringspan_protocol::{PortSpec, Role};
+use ringspan_testkit::lane::{self, Lane};
+use ringspan_testkit::testpmd::{self, PortCounts, Testpmd};
+use ringspan_testkit::{needs, paths, wait};
+
+const READY: Duration = Duration::from_secs(20);
+
+/// A lane with one port, and a testpmd whose port 0 is virtio-user on the port's socket.
+fn start(name: &str, device: &str, queues: u16, role: Role) -> Result<(Lane, Testpmd, tempfile::TempDir)> {
+    let folder = paths::scratch()?;
+    let mut lane = Lane::start(lane::Options { memory_mib: 256, ..lane::Options::new(name) }, folder.path())?;
+    let spec = PortSpec { role, ..lane.spec("vm", device, queues) };
+    let server = u8::from(role == Role::Client);
+    let socket = spec.socket.display();
+    let count = queues.to_string();
+    let mut options = testpmd::Options::new(format!("{name}-{}", std::process::id()))
+        .device(format!("net_virtio_user0,path={socket},queues={queues},queue_size=1024,server={server}"))
+        .arguments(["--rxq", &count, "--txq", &count, "--rxd=1024", "--txd=1024", "--total-num-mbufs=16384"]);
+    options.core = 1;
+    options.huge_pages = false;
+    // In either role the port comes first: as a client it retries until virtio-user, which waits for it, is there.
+    lane.add(&spec)?;
+    let testpmd = Testpmd::start(&options)?;
+    lane.wait_port("vm", READY, |status| status.active_pairs == queues)?;
+    Ok((lane, testpmd, folder))
+}
+
+/// The counters of testpmd's port when they have come to rest.
+fn at_rest(testpmd: &mut Testpmd) -> Result<PortCounts> {
+    let mut last = testpmd.counts(0)?;
+    wait::until(READY, "counters at rest", || {
+        std::thread::sleep(Duration::from_millis(300));
+        let now = testpmd.counts(0)?;
+        let rest = now == last;
+        last = now;
+        Ok(rest.then_some(now))
+    })
+}
+
+#[test]
+fn what_testpmd_sends_arrives_in_the_device() -> Result<()> {
+    needs!(Root, Ringspan, Program("dpdk-testpmd"));
+    let (mut lane, mut testpmd, _folder) = start("vu-tx", "vdev:net_null0,size=64,no-rx=1", 1, Role::Server)?;
+    testpmd.command("set fwd txonly")?;
+    testpmd.command("start")?;
+    std::thread::sleep(Duration::from_secs(1));
+    testpmd.command("stop")?;
+    let counts = at_rest(&mut testpmd)?;
+    ensure!(counts.tx_packets > 100_000, "testpmd sent only {}", counts.tx_packets);
+    let (from, to) = lane.wait_totals("vm", |from, _| from.received == counts.tx_packets)?;
+    assert_eq!((from.sent, from.sent_bytes, from.drops.total()), (counts.tx_packets, counts.tx_bytes, 0));
+    assert_eq!((to.received, to.sent), (0, 0));
+    Ok(())
+}
+
+#[test]
+fn what_the_device_makes_arrives_in_testpmd() -> Result<()> {
+    needs!(Root, Ringspan, Program("dpdk-testpmd"));
+    let (mut lane, mut testpmd, _folder) = start("vu-rx", "vdev:net_null0,size=64", 1, Role::Server)?;
+    testpmd.command("set fwd rxonly")?;
+    testpmd.command("start")?;
+    std::thread::sleep(Duration::from_secs(1));
+    // The device never stops: end the flow at the guest's end, and then compare.
+    let running = testpmd.counts(0)?;
+    ensure!(running.rx_packets > 100_000, "testpmd received only {}", running.rx_packets);
+    let (_, to) = lane.totals("vm")?;
+    assert_eq!(to.received, to.sent + to.drops.total(), "{to:?}");
+    let later = testpmd.counts(0)?;
+    ensure!(later.rx_packets + 2048 >= to.sent && running.rx_packets <= to.sent, "{running:?} {to:?} {later:?}");
+    assert_eq!(to.sent_bytes, 64 * to.sent);
+    assert_eq!(to.drops.total(), to.drops.guest_ring_full + to.drops.no_ring, "{to:?}");
+    Ok(())
+}
+
+/// Frames that circle between testpmd and the device, and are counted at both ends.
+fn both_directions(name: &str, queues: u16, role: Role) -> Result<()> {
+    let (mut lane, mut testpmd, _folder) = start(name, "vdev:net_ring0", queues, role)?;
+    testpmd.command("set fwd io")?;
+    testpmd.command("start tx_first 4")?;
+    std::thread::sleep(Duration::from_secs(1));
+    testpmd.command("stop")?;
+    // What is still on its way is received, and not sent again.
+    testpmd.command("set fwd rxonly")?;
+    testpmd.command("start")?;
+    let counts = at_rest(&mut testpmd)?;
+    testpmd.command("stop")?;
+    ensure!(counts.tx_packets > 10_000, "testpmd sent only {}", counts.tx_packets);
+    assert_eq!(counts.rx_packets, counts.tx_packets, "testpmd lost some of its own");
+    let (from, to) = lane.wait_totals("vm", |_, to| to.sent == counts.rx_packets)?;
+    assert_eq!((from.received, from.sent, from.drops.total()), (counts.tx_packets, counts.tx_packets, 0));
+    assert_eq!((to.received, to.drops.total()), (counts.rx_packets, 0));
+    assert_eq!((from.received_bytes, to.sent_bytes), (counts.tx_bytes, counts.rx_bytes));
+    Ok(())
+}
+
+#[test]
+fn frames_circle_through_the_port() -> Result<()> {
+    needs!(Root, Ringspan, Program("dpdk-testpmd"));
+    both_directions("vu-io", 1, Role::Server)
+}
+
+#[test]
+fn frames_circle_through_a_port_that_connects() -> Result<()> {
+    needs!(Root, Ringspan, Program("dpdk-testpmd"));
+    both_directions("vu-client", 1, Role::Client)
+}
+
+#[test]
+fn frames_circle_through_four_pairs() -> Result<()> {
+    needs!(Root, Ringspan, Program("dpdk-testpmd"));
+    both_directions("vu-four", 4, Role::Server)
+}
