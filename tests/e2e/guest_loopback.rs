@@ -35,7 +35,7 @@ fn check(lane: &mut Lane, port: &str, guest: &mut Guest, plan: Plan) -> Result<V
 
 #[test]
 fn ten_million_frames_come_back_byte_for_byte() -> Result<()> {
-    needs!(Root, Ringspan);
+    needs!(Root, Lane);
     let folder = paths::scratch()?;
     let mut lane = lane(&folder, "millions")?;
     let socket = lane.add_port("vm", "vdev:net_ring0", 1)?;
@@ -48,7 +48,7 @@ fn ten_million_frames_come_back_byte_for_byte() -> Result<()> {
 
 #[test]
 fn every_layout_and_feature_comes_back_byte_for_byte() -> Result<()> {
-    needs!(Root, Ringspan);
+    needs!(Root, Lane);
     let folder = paths::scratch()?;
     let mut lane = lane(&folder, "layouts")?;
     let socket = lane.add_port("vm", "vdev:net_ring0", 1)?;
@@ -69,7 +69,7 @@ fn every_layout_and_feature_comes_back_byte_for_byte() -> Result<()> {
 
 #[test]
 fn frames_of_nine_thousand_bytes_fit_where_the_mtu_allows_them() -> Result<()> {
-    needs!(Root, Ringspan);
+    needs!(Root, Lane);
     let folder = paths::scratch()?;
     let mut lane = lane(&folder, "jumbo")?;
     let spec = ringspan_protocol::PortSpec { mtu: 9000, ..lane.spec("vm", "vdev:net_ring0", 1) };
@@ -88,7 +88,7 @@ fn frames_of_nine_thousand_bytes_fit_where_the_mtu_allows_them() -> Result<()> {
 
 #[test]
 fn four_pairs_on_four_queues_and_on_one() -> Result<()> {
-    needs!(Root, Ringspan);
+    needs!(Root, Lane);
     let folder = paths::scratch()?;
     let mut lane = lane(&folder, "pairs")?;
     let socket = lane.add_port("four", "vdev:net_ring0", 4)?;
@@ -106,7 +106,7 @@ fn four_pairs_on_four_queues_and_on_one() -> Result<()> {
 
 #[test]
 fn both_orders_of_enabling_and_both_ways_of_giving_memory_work() -> Result<()> {
-    needs!(Root, Ringspan);
+    needs!(Root, Lane);
     let folder = paths::scratch()?;
     let mut lane = lane(&folder, "orders")?;
     let socket = lane.add_port("vm", "vdev:net_ring0", 1)?;
@@ -126,7 +126,7 @@ fn both_orders_of_enabling_and_both_ways_of_giving_memory_work() -> Result<()> {
 
 #[test]
 fn rings_of_any_size_work() -> Result<()> {
-    needs!(Root, Ringspan);
+    needs!(Root, Lane);
     let folder = paths::scratch()?;
     let mut lane = lane(&folder, "sizes")?;
     let socket = lane.add_port("vm", "vdev:net_ring0", 1)?;
@@ -141,7 +141,7 @@ fn rings_of_any_size_work() -> Result<()> {
 
 #[test]
 fn a_guest_may_come_and_go_and_reset() -> Result<()> {
-    needs!(Root, Ringspan);
+    needs!(Root, Lane);
     let folder = paths::scratch()?;
     let mut lane = lane(&folder, "again")?;
     let socket = lane.add_port("vm", "vdev:net_ring0", 1)?;

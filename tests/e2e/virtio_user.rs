@@ -44,7 +44,7 @@ fn at_rest(testpmd: &mut Testpmd) -> Result<PortCounts> {
 
 #[test]
 fn what_testpmd_sends_arrives_in_the_device() -> Result<()> {
-    needs!(Root, Ringspan, Program("dpdk-testpmd"));
+    needs!(Root, Lane, Program("dpdk-testpmd"));
     let (mut lane, mut testpmd, _folder) = start("vu-tx", "vdev:net_null0,size=64,no-rx=1", 1, Role::Server)?;
     testpmd.command("set fwd txonly")?;
     testpmd.command("start")?;
@@ -60,7 +60,7 @@ fn what_testpmd_sends_arrives_in_the_device() -> Result<()> {
 
 #[test]
 fn what_the_device_makes_arrives_in_testpmd() -> Result<()> {
-    needs!(Root, Ringspan, Program("dpdk-testpmd"));
+    needs!(Root, Lane, Program("dpdk-testpmd"));
     let (mut lane, mut testpmd, _folder) = start("vu-rx", "vdev:net_null0,size=64", 1, Role::Server)?;
     testpmd.command("set fwd rxonly")?;
     testpmd.command("start")?;
@@ -100,18 +100,18 @@ fn both_directions(name: &str, queues: u16, role: Role) -> Result<()> {
 
 #[test]
 fn frames_circle_through_the_port() -> Result<()> {
-    needs!(Root, Ringspan, Program("dpdk-testpmd"));
+    needs!(Root, Lane, Program("dpdk-testpmd"));
     both_directions("vu-io", 1, Role::Server)
 }
 
 #[test]
 fn frames_circle_through_a_port_that_connects() -> Result<()> {
-    needs!(Root, Ringspan, Program("dpdk-testpmd"));
+    needs!(Root, Lane, Program("dpdk-testpmd"));
     both_directions("vu-client", 1, Role::Client)
 }
 
 #[test]
 fn frames_circle_through_four_pairs() -> Result<()> {
-    needs!(Root, Ringspan, Program("dpdk-testpmd"));
+    needs!(Root, Lane, Program("dpdk-testpmd"));
     both_directions("vu-four", 4, Role::Server)
 }

@@ -26,6 +26,8 @@ pub enum Need {
     Guest,
     /// The project's own programs are built.
     Ringspan,
+    /// The lane's program is built; the daemon is not needed.
+    Lane,
     /// This program is installed.
     Program(&'static str),
     /// This many free hugepages of 2 MiB.
@@ -45,6 +47,7 @@ impl Need {
                 .iter()
                 .find_map(|name| crate::paths::program(name).err())
                 .map(|error| error.to_string()),
+            Self::Lane => crate::paths::program("ringspan-lane").err().map(|error| error.to_string()),
             Self::Program(name) => crate::paths::on_path(name).is_none().then(|| format!("the program {name}")),
             Self::HugePages(count) => {
                 let path = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";

@@ -14,7 +14,7 @@ use super::{SOON, Scene};
 
 #[test]
 fn a_front_end_may_die_at_every_message_of_the_handshake() -> Result<()> {
-    needs!(Root, Ringspan);
+    needs!(Root, Lane);
     let mut scene = Scene::new("dies")?;
     let mut messages = 0;
     loop {
@@ -145,7 +145,7 @@ fn ended(frontend: &FrontEnd, patience: Duration) -> Result<bool> {
 
 #[test]
 fn bad_messages_end_their_own_connection_at_most() -> Result<()> {
-    needs!(Root, Ringspan);
+    needs!(Root, Lane);
     let mut scene = Scene::new("messages")?;
     let file = tempfile::tempfile()?;
     file.set_len(8192)?;
@@ -179,7 +179,7 @@ fn bad_messages_end_their_own_connection_at_most() -> Result<()> {
 
 #[test]
 fn the_same_messages_as_the_first_of_a_connection() -> Result<()> {
-    needs!(Root, Ringspan);
+    needs!(Root, Lane);
     let mut scene = Scene::new("first")?;
     let file = tempfile::tempfile()?;
     file.set_len(8192)?;
@@ -197,7 +197,7 @@ fn the_same_messages_as_the_first_of_a_connection() -> Result<()> {
 
 #[test]
 fn half_a_message_and_then_silence_blocks_nothing() -> Result<()> {
-    needs!(Root, Ringspan);
+    needs!(Root, Lane);
     let mut scene = Scene::new("half")?;
     let whole = well_formed(Request::SetFeatures, longs(&[0]));
     for length in [0, 1, 11, 12, 13, whole.len() - 1] {
@@ -222,7 +222,7 @@ fn half_a_message_and_then_silence_blocks_nothing() -> Result<()> {
 
 #[test]
 fn a_front_end_that_reads_no_answers_blocks_nothing() -> Result<()> {
-    needs!(Root, Ringspan);
+    needs!(Root, Lane);
     let mut scene = Scene::new("deaf")?;
     let mut frontend = FrontEnd::connect(&scene.victim.socket, SOON)?;
     frontend.stream().set_write_timeout(Some(Duration::from_millis(200)))?;

@@ -213,7 +213,7 @@ const ACTS: &[Act] = &[
 
 #[test]
 fn each_broken_ring_stops_its_own_port_until_the_device_is_reset() -> Result<()> {
-    needs!(Root, Ringspan);
+    needs!(Root, Lane);
     let mut scene = Scene::new("acts")?;
     let mut guest = Guest::start(scene.victim.clone())?;
     for act in ACTS {
@@ -237,7 +237,7 @@ fn each_broken_ring_stops_its_own_port_until_the_device_is_reset() -> Result<()>
 
 #[test]
 fn indirect_descriptors_that_were_not_negotiated_stop_the_port() -> Result<()> {
-    needs!(Root, Ringspan);
+    needs!(Root, Lane);
     let mut scene = Scene::new("indirect")?;
     let mut guest = Guest::start(scene.victim.clone().without(feature::INDIRECT_DESC))?;
     scene.passes(&mut guest)?;
@@ -250,7 +250,7 @@ fn indirect_descriptors_that_were_not_negotiated_stop_the_port() -> Result<()> {
 
 #[test]
 fn chains_that_hold_no_frame_cost_that_frame_only() -> Result<()> {
-    needs!(Root, Ringspan);
+    needs!(Root, Lane);
     let mut scene = Scene::new("malformed")?;
     let mut guest = Guest::start(scene.victim.clone())?;
     let at = good(&guest)?;
@@ -307,7 +307,7 @@ impl Random {
 
 #[test]
 fn rings_full_of_nonsense_harm_nobody() -> Result<()> {
-    needs!(Root, Ringspan);
+    needs!(Root, Lane);
     let mut scene = Scene::new("nonsense")?;
     let mut guest = Guest::start(scene.victim.clone())?;
     for seed in 0..150 {
@@ -345,7 +345,7 @@ fn rings_full_of_nonsense_harm_nobody() -> Result<()> {
 
 #[test]
 fn memory_that_is_cut_off_stops_the_port() -> Result<()> {
-    needs!(Root, Ringspan);
+    needs!(Root, Lane);
     let mut scene = Scene::new("cut")?;
     // The buffers only: the rings still work.
     let mut guest = Guest::start(scene.victim.clone())?;
@@ -372,7 +372,7 @@ fn memory_that_is_cut_off_stops_the_port() -> Result<()> {
 
 #[test]
 fn a_ring_that_is_unmapped_while_it_runs_stops_the_port() -> Result<()> {
-    needs!(Root, Ringspan);
+    needs!(Root, Lane);
     let mut scene = Scene::new("unmapped")?;
     let options = Options { regions: 2, region_gap: 1 << 30, ..scene.victim.clone() };
     let mut guest = Guest::start(options)?;
@@ -391,7 +391,7 @@ fn a_ring_that_is_unmapped_while_it_runs_stops_the_port() -> Result<()> {
 
 #[test]
 fn memory_may_be_replaced_while_rings_run() -> Result<()> {
-    needs!(Root, Ringspan);
+    needs!(Root, Lane);
     let mut scene = Scene::new("replaced")?;
     let options = Options { regions: 2, region_gap: 1 << 30, ..scene.victim.clone() };
     let mut guest = Guest::start(options)?;
@@ -406,7 +406,7 @@ fn memory_may_be_replaced_while_rings_run() -> Result<()> {
 
 #[test]
 fn a_ring_that_shrinks_while_it_runs_harms_nobody() -> Result<()> {
-    needs!(Root, Ringspan);
+    needs!(Root, Lane);
     let mut scene = Scene::new("shrunk")?;
     for size in [128, 2, 1, 0, 3, 65535, 32768] {
         let mut guest = Guest::start(scene.victim.clone())?;
