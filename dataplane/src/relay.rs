@@ -67,6 +67,8 @@ struct Queue {
 pub struct Relay {
     id: u64,
     pairs: Vec<Pair>,
+    /// The pairs whose transmit ring runs, so that a round does not look at the others.
+    sending: Vec<usize>,
     queues: Vec<Queue>,
     pool: Pool,
     /// The guest's memory, once it is known.
@@ -96,8 +98,18 @@ impl Relay {
             .map(|_| Pair { to_guest: None, from_guest: None, outbox: Outbox::new(), queue: 0 })
             .collect();
         let max_frame = usize::from(mtu) + FRAME_OVERHEAD;
-        let mut relay =
-            Self { id, pairs, queues: Vec::new(), pool, map: None, journal, max_frame, broken: false, faults };
+        let mut relay = Self {
+            id,
+            pairs,
+            sending: Vec::new(),
+            queues: Vec::new(),
+            pool,
+            map: None,
+            journal,
+            max_frame,
+            broken: false,
+            faults,
+        };
         relay.give_queues(queues);
         relay
     }
@@ -110,10 +122,8 @@ impl Relay {
     /// One round over all rings and queues. Returns how many packets were moved or dropped.
     pub fn run(&mut self) -> usize {
         let mut moved = 0;
-        for pair in 0..self.pairs.len() {
-            if self.pairs[pair].from_guest.is_some() {
-                moved += self.drain_guest(pair);
-            }
+        for at in 0..self.sending.len() {
+            moved += self.drain_guest(self.sending[at]);
         }
         for queue in 0..self.queues.len() {
             moved += self.fill_guest(queue);
@@ -289,9 +299,9 @@ impl Relay {
         for (index, queue) in self.queues.iter_mut().enumerate() {
             queue.pair = (!receiving.is_empty()).then(|| receiving[index % receiving.len()]);
         }
-        let sending = self.pairs.iter_mut().filter(|pair| pair.from_guest.is_some());
-        for (index, pair) in sending.enumerate() {
-            pair.queue = index % self.queues.len().max(1);
+        self.sending = (0..self.pairs.len()).filter(|&pair| self.pairs[pair].from_guest.is_some()).collect();
+        for (index, &pair) in self.sending.iter().enumerate() {
+            self.pairs[pair].queue = index % self.queues.len().max(1);
         }
     }
 
