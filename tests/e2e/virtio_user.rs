@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use ringspan_protocol::{PortSpec, Role};
 use ringspan_testkit::lane::{self, Lane};
 use ringspan_testkit::testpmd::{self, PortCounts, Testpmd};
@@ -69,7 +69,8 @@ fn what_the_device_makes_arrives_in_testpmd() -> Result<()> {
     let running = testpmd.counts(0)?;
     ensure!(running.rx_packets > 100_000, "testpmd received only {}", running.rx_packets);
     let (_, to) = lane.totals("vm")?;
-    assert_eq!(to.received, to.sent + to.drops.total(), "{to:?}");
+    // The device is never at rest, so one burst may be counted half: received, and not yet sent or dropped.
+    ensure!(to.received.abs_diff(to.sent + to.drops.total()) <= 64, "{to:?}");
     let later = testpmd.counts(0)?;
     ensure!(later.rx_packets + 2048 >= to.sent && running.rx_packets <= to.sent, "{running:?} {to:?} {later:?}");
     assert_eq!(to.sent_bytes, 64 * to.sent);
@@ -87,10 +88,13 @@ fn both_directions(name: &str, queues: u16, role: Role) -> Result<()> {
     // What is still on its way is received, and not sent again.
     testpmd.command("set fwd rxonly")?;
     testpmd.command("start")?;
-    let counts = at_rest(&mut testpmd)?;
-    testpmd.command("stop")?;
+    let mut counts = PortCounts::default();
+    let all_back = wait::until(READY, "all frames back in testpmd", || {
+        counts = testpmd.counts(0)?;
+        Ok((counts.rx_packets == counts.tx_packets).then_some(()))
+    });
+    all_back.with_context(|| format!("testpmd counts {counts:?}, the lane {:?}", lane.totals("vm")))?;
     ensure!(counts.tx_packets > 10_000, "testpmd sent only {}", counts.tx_packets);
-    assert_eq!(counts.rx_packets, counts.tx_packets, "testpmd lost some of its own");
     let (from, to) = lane.wait_totals("vm", |_, to| to.sent == counts.rx_packets)?;
     assert_eq!((from.received, from.sent, from.drops.total()), (counts.tx_packets, counts.tx_packets, 0));
     assert_eq!((to.received, to.drops.total()), (counts.rx_packets, 0));

@@ -86,8 +86,9 @@ pub struct PortCounts {
 impl Testpmd {
     /// Starts it and waits for its prompt. Forwarding starts with `start`.
     pub fn start(options: &Options) -> anyhow::Result<Self> {
-        let mut command = Command::new("dpdk-testpmd");
-        command.arg("--lcores").arg(format!("0@{0},1@{0}", options.core));
+        // Into a pipe, testpmd's answers would come after its next prompt, or never.
+        let mut command = Command::new("stdbuf");
+        command.args(["-o0", "dpdk-testpmd"]).arg("--lcores").arg(format!("0@{0},1@{0}", options.core));
         if options.huge_pages && huge_pages_free() {
             // virtio-user as a front-end may not show more than 8 regions of memory.
             command.args(["--in-memory", "--single-file-segments"]);

@@ -1,0 +1,244 @@
+//! Every frame is delivered or counted as dropped, with its reason: the lane's counters against what the guest itself
+//! counted, never against each other.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use ringspan_protocol::PortSpec;
+use ringspan_testkit::guest::loopback::{self, Plan};
+use ringspan_testkit::guest::{Guest, Options, feature};
+use ringspan_testkit::lane::{self, Lane};
+use ringspan_testkit::{needs, paths, wait};
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// Sends `frames` frames of `length` bytes on a pair, and waits until the lane has taken them all.
+fn send(guest: &mut Guest, pair: usize, frames: u64, length: usize) -> Result<()> {
+    let start = Instant::now();
+    let mut frame = vec![0; length];
+    let mut sent = 0;
+    while sent < frames || guest.tx[pair].in_flight() > 0 {
+        let burst = (frames - sent).min(32) as usize;
+        let now = guest.tx[pair].transmit(burst, |i, room| {
+            loopback::make(&mut frame, pair as u16, sent + i as u64);
+            room.put(0, &frame);
+            length
+        });
+        sent += now as u64;
+        guest.tx[pair].reclaim();
+        ensure!(start.elapsed() < SOON, "the lane took {sent} of {frames} frames");
+        if now == 0 {
+            std::thread::yield_now();
+        }
+    }
+    Ok(())
+}
+
+/// Frames that are received until none comes any more: `expected` of them, or an error.
+fn receive(guest: &mut Guest, pair: usize, expected: u64) -> Result<()> {
+    let start = Instant::now();
+    while guest.rx[pair].counts().frames < expected {
+        guest.rx[pair].receive(64, |_| ());
+        ensure!(start.elapsed() < SOON, "{} of {expected} frames came", guest.rx[pair].counts().frames);
+        std::thread::yield_now();
+    }
+    Ok(())
+}
+
+fn lane(folder: &tempfile::TempDir, name: &str) -> Result<Lane> {
+    Lane::start(lane::Options::new(name), folder.path())
+}
+
+#[test]
+fn frames_for_a_full_guest_ring_are_counted() -> Result<()> {
+    needs!(Root, Lane);
+    let folder = paths::scratch()?;
+    let mut lane = lane(&folder, "full")?;
+    let mut guest = Guest::start(Options::new(lane.add_port("vm", "vdev:net_ring0", 1)?))?;
+    // 256 buffers are there, and are not given back.
+    guest.rx[0].hold_back(true);
+    send(&mut guest, 0, 1000, 100)?;
+    receive(&mut guest, 0, 256)?;
+    let (from, to) = lane.wait_totals("vm", |_, to| to.received == 1000)?;
+    assert_eq!((from.received, from.sent, from.drops.total()), (1000, 1000, 0));
+    assert_eq!((to.sent, to.sent_bytes), (256, 25_600));
+    assert_eq!((to.drops.guest_ring_full, to.drops.total()), (744, 744));
+    // The guest is served again as soon as it has buffers.
+    guest.rx[0].hold_back(false);
+    guest.rx[0].post(usize::MAX);
+    send(&mut guest, 0, 50, 100)?;
+    receive(&mut guest, 0, 306)?;
+    lane.wait_totals("vm", |_, to| (to.sent, to.drops.total()) == (306, 744))?;
+    Ok(())
+}
+
+#[test]
+fn frames_that_are_too_long_are_counted() -> Result<()> {
+    needs!(Root, Lane);
+    let folder = paths::scratch()?;
+    let mut lane = lane(&folder, "long")?;
+    // From the guest: longer than the MTU of 1500 and an Ethernet header with a VLAN tag.
+    let mut guest = Guest::start(Options { tx_room: 4000, ..Options::new(lane.add_port("vm", "vdev:net_ring0", 1)?) })?;
+    send(&mut guest, 0, 300, 1600)?;
+    send(&mut guest, 0, 200, 1514)?;
+    receive(&mut guest, 0, 200)?;
+    let (from, to) = lane.wait_totals("vm", |_, to| to.sent == 200)?;
+    assert_eq!((from.received, from.sent, from.drops.too_long, from.drops.total()), (500, 200, 300, 300));
+    assert_eq!((to.received, to.drops.total()), (200, 0));
+    drop(guest);
+    // To the guest: longer than its only buffer.
+    let spec = PortSpec { mtu: 4000, ..lane.spec("jumbo", "vdev:net_ring1", 1) };
+    lane.add(&spec)?;
+    let options = Options { tx_room: 4000, rx_room: 1536, ..Options::new(&spec.socket) };
+    let mut guest = Guest::start(options.without(feature::MRG_RXBUF))?;
+    send(&mut guest, 0, 300, 3000)?;
+    send(&mut guest, 0, 200, 1000)?;
+    receive(&mut guest, 0, 200)?;
+    let (from, to) = lane.wait_totals("jumbo", |_, to| to.received == 500)?;
+    assert_eq!((from.sent, from.drops.total()), (500, 0));
+    assert_eq!((to.sent, to.drops.too_long, to.drops.total()), (200, 300, 300));
+    Ok(())
+}
+
+#[test]
+fn frames_without_a_ring_are_counted() -> Result<()> {
+    needs!(Root, Lane);
+    let folder = paths::scratch()?;
+    let mut lane = lane(&folder, "none")?;
+    let mut guest = Guest::start(Options::new(lane.add_port("vm", "vdev:net_ring0", 1)?))?;
+    // The receiving ring is disabled, the sending one is not.
+    guest.frontend()?.set_vring_enable(0, false)?;
+    guest.frontend()?.barrier()?;
+    send(&mut guest, 0, 400, 100)?;
+    let (from, to) = lane.wait_totals("vm", |_, to| to.received == 400)?;
+    assert_eq!((from.sent, to.sent, to.drops.no_ring, to.drops.total()), (400, 0, 400, 400));
+    assert_eq!(guest.rx[0].ring().pending(), 0, "a disabled ring was written to");
+    guest.frontend()?.set_vring_enable(0, true)?;
+    guest.frontend()?.barrier()?;
+    send(&mut guest, 0, 100, 100)?;
+    receive(&mut guest, 0, 100)?;
+    lane.wait_totals("vm", |_, to| (to.sent, to.drops.total()) == (100, 400))?;
+    Ok(())
+}
+
+#[test]
+fn frames_that_the_device_refuses_are_counted() -> Result<()> {
+    needs!(Root, Lane, Program("ip"));
+    let folder = paths::scratch()?;
+    let mut lane = lane(&folder, "refuse")?;
+    let interface = format!("rsg{}", std::process::id());
+    let socket = lane.add_port("vm", &format!("vdev:net_tap0,iface={interface}"), 1)?;
+    let mut guest = Guest::start(Options::new(socket))?;
+    // A TAP that is down takes nothing.
+    let mut ip = Command::new("ip");
+    wait::run(ip.args(["link", "set", &interface, "down"]), SOON)?.success("ip link set down")?;
+    let before = lane.totals("vm")?.0;
+    send(&mut guest, 0, 300, 100)?;
+    let (from, _) = lane.wait_totals("vm", |from, _| from.drops.total() == before.drops.total() + 300)?;
+    assert_eq!((from.received - before.received, from.sent - before.sent), (300, 0));
+    assert_eq!(from.drops.nic_full - before.drops.nic_full, 300);
+    Ok(())
+}
+
+#[test]
+fn counters_are_by_pair_and_by_queue() -> Result<()> {
+    needs!(Root, Lane);
+    let folder = paths::scratch()?;
+    let mut lane = lane(&folder, "queues")?;
+    let mut guest = Guest::start(Options::new(lane.add_port("vm", "vdev:net_ring0", 4)?).pairs(4))?;
+    for pair in 0..4 {
+        send(&mut guest, pair, 100 * (pair as u64 + 1), 100)?;
+    }
+    lane.wait_totals("vm", |_, to| to.received == 1000)?;
+    let counters = lane.counters("vm")?;
+    let from: Vec<u64> = counters.from_guest.iter().map(|queue| queue.received).collect();
+    assert_eq!(from, [100, 200, 300, 400]);
+    for queue in counters.from_guest.iter().chain(&counters.to_guest) {
+        assert_eq!(queue.received, queue.sent + queue.drops.total(), "{queue:?}");
+    }
+    Ok(())
+}
+
+/// The frames of all pairs, wherever they come back: each pair's own in order, and all of them.
+#[test]
+fn a_guest_that_enables_fewer_rings_than_the_device_has_queues_loses_nothing() -> Result<()> {
+    needs!(Root, Lane);
+    let folder = paths::scratch()?;
+    let mut lane = lane(&folder, "fewer")?;
+    let socket = lane.add_port("vm", "vdev:net_ring0", 4)?;
+    let mut total = 0;
+    for enabled in 1..=3_u32 {
+        let mut guest = Guest::start(Options::new(&socket).pairs(4))?;
+        // All four send, so that every device queue has frames; only the first rings receive.
+        for pair in enabled..4 {
+            guest.frontend()?.set_vring_enable(2 * pair, false)?;
+        }
+        guest.frontend()?.barrier()?;
+        let plan = Plan::new(0, 0);
+        let (mut sent, mut next) = ([0_u64; 4], [0_u64; 4]);
+        let (each, start) = (20_000, Instant::now());
+        let mut frame = vec![0; 2048];
+        while next.iter().sum::<u64>() < 4 * each {
+            for pair in 0..4 {
+                let on_their_way = sent.iter().sum::<u64>() - next.iter().sum::<u64>();
+                let burst = if on_their_way < 150 { (each - sent[pair]).min(16) as usize } else { 0 };
+                let first = sent[pair];
+                sent[pair] += guest.tx[pair].transmit(burst, |i, room| {
+                    let frame = &mut frame[..plan.length(pair as u16, first + i as u64)];
+                    loopback::make(frame, pair as u16, first + i as u64);
+                    room.put(0, frame);
+                    frame.len()
+                }) as u64;
+                let mut fault = None;
+                guest.rx[pair].receive(64, |got| {
+                    let mut want = vec![0; got.length()];
+                    got.copy_to(&mut frame);
+                    match loopback::claims(&frame) {
+                        Some((from, number)) if from < 4 && number == next[usize::from(from)] => {
+                            loopback::make(&mut want, from, number);
+                            next[usize::from(from)] += 1;
+                            if want != frame[..want.len()] {
+                                fault = Some(format!("frame {number} of pair {from} was changed"));
+                            }
+                        }
+                        claim => fault = Some(format!("{claim:?} came, expected next: {next:?}")),
+                    }
+                });
+                if let Some(fault) = fault {
+                    anyhow::bail!("{enabled} rings enabled: {fault}");
+                }
+            }
+            ensure!(start.elapsed() < 3 * SOON, "{enabled} rings enabled: sent {sent:?}, came back {next:?}");
+            std::thread::yield_now();
+        }
+        for pair in enabled as usize..4 {
+            assert_eq!(guest.rx[pair].counts().frames, 0, "{enabled} rings enabled, and ring {pair} got frames");
+        }
+        total += 4 * each;
+        lane.wait_totals("vm", |from, to| {
+            (from.received, from.sent, to.received, to.sent) == (total, total, total, total)
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn pairs_may_be_enabled_and_disabled_under_traffic() -> Result<()> {
+    needs!(Root, Lane);
+    let folder = paths::scratch()?;
+    let mut lane = lane(&folder, "toggle")?;
+    let socket = lane.add_port("vm", "vdev:net_ring0", 4)?;
+    let mut guest = Guest::start(Options { enabled_pairs: 1, ..Options::new(socket).pairs(4) })?;
+    let mut frames = 0;
+    for round in 0..40 {
+        for pair in 1..4 {
+            guest.enable(pair, (round + pair) % 2 == 0)?;
+        }
+        // The first pair's frames all come back, whatever the others do.
+        frames += loopback::run(&mut guest, Plan::new(500, 64))?[0].frames;
+    }
+    assert_eq!(frames, 20_000);
+    lane.wait_totals("vm", |from, to| from.received == frames && to.sent == frames)?;
+    Ok(())
+}

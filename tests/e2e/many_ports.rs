@@ -1,0 +1,72 @@
+//! 64 live ports over three lanes, all passing traffic, while one lane is killed.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use ringspan_testkit::guest::loopback::Plan;
+use ringspan_testkit::guest::{Guest, Options, Traffic};
+use ringspan_testkit::lane::{self, Lane};
+use ringspan_testkit::{needs, paths};
+
+/// Ports of each lane: 64 in all.
+const PORTS: [usize; 3] = [22, 21, 21];
+const SOON: Duration = Duration::from_secs(30);
+
+/// A lane with this many ports and a guest at each.
+fn start(number: usize, ports: usize, folder: &std::path::Path) -> Result<(Lane, Vec<Guest>)> {
+    let options = lane::Options {
+        memory_mib: 384,
+        cores: (number % 2).to_string(),
+        ..lane::Options::new(format!("lane{number}"))
+    };
+    let mut lane = Lane::start(options, folder)?;
+    let mut guests = vec![];
+    for port in 0..ports {
+        let name = name(number, port);
+        let socket = lane.add_port(&name, &format!("vdev:net_ring{port}"), 1).with_context(|| name.clone())?;
+        let guest = Guest::start(Options { ring_size: 64, ..Options::new(socket) }).with_context(|| name)?;
+        guests.push(guest);
+    }
+    Ok((lane, guests))
+}
+
+fn name(lane: usize, port: usize) -> String {
+    format!("vm{lane}-{port}")
+}
+
+#[test]
+fn a_lane_that_is_killed_costs_the_ports_of_others_no_frame() -> Result<()> {
+    needs!(Root, Lane);
+    let folder = paths::scratch()?;
+    let mut lanes = vec![];
+    let mut traffic = vec![];
+    for (number, ports) in PORTS.into_iter().enumerate() {
+        let (lane, guests) = start(number, ports, folder.path())?;
+        lanes.push(lane);
+        traffic.push(Traffic::start(guests, Plan { burst: 16, ..Plan::new(0, 32) }));
+    }
+    for (number, traffic) in traffic.iter().enumerate() {
+        traffic.wait_more(20_000, SOON).with_context(|| format!("lane {number}, all alive"))?;
+    }
+
+    lanes.remove(0).kill()?;
+    let killed = traffic.remove(0);
+    for (number, traffic) in traffic.iter().enumerate() {
+        traffic.wait_more(20_000, SOON).with_context(|| format!("lane {}, after the kill", number + 1))?;
+    }
+    // The killed lane's guests wait for frames that nobody returns; what came back before was right.
+    drop(killed);
+
+    for (number, (traffic, lane)) in traffic.into_iter().zip(&mut lanes).enumerate() {
+        let number = number + 1;
+        for (port, passed) in traffic.stop().with_context(|| format!("lane {number}"))?.into_iter().enumerate() {
+            let frames = passed.frames;
+            assert!(frames > 0, "port {port} of lane {number} passed nothing");
+            lane.wait_totals(&name(number, port), |from, to| {
+                let none = from.drops.total() == 0 && to.drops.total() == 0;
+                none && (from.received, from.sent, to.received, to.sent) == (frames, frames, frames, frames)
+            })?;
+        }
+    }
+    Ok(())
+}
