@@ -68,7 +68,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         mtu: 1500,
         private_dir: folder.path().into(),
     };
-    tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(std::io::stderr).init();
     let trace = Trace { start: Instant::now(), bases: Mutex::default() };
     let mut session = Session::start(config, Arc::new(trace))?;
     std::io::stdin().read_to_end(&mut Vec::new())?;

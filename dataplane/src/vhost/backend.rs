@@ -182,6 +182,10 @@ impl Daemon {
         self.ended = true;
         let reason = match self.daemon.wait() {
             Ok(()) => "the vhost-user daemon ended".to_owned(),
+            // The crate's own words before the cause say nothing more.
+            Err(vhost_user_backend::Error::HandleRequest(vhost::vhost_user::Error::ReqHandlerError(cause))) => {
+                cause.to_string()
+            }
             Err(vhost_user_backend::Error::HandleRequest(error)) => error.to_string(),
             Err(error) => error.to_string(),
         };

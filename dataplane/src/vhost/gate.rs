@@ -20,10 +20,7 @@ use ringspan_protocol::{MAX_QUEUE_PAIRS, MTU_RANGE};
 
 use super::backend::{Daemon, Refusal};
 use super::features::feature_names;
-use super::message::{
-    Body, HEADER_SIZE, Header, MAX_REGIONS, PROTOCOL_F_REPLY_ACK, PROTOCOL_FEATURES, Region, Request, Shape,
-    memory_table,
-};
+use super::message::{Body, HEADER_SIZE, Header, MAX_REGIONS, PROTOCOL_FEATURES, Region, Request, Shape, memory_table};
 use super::socket::ServerSocket;
 use super::vring::Rings;
 use super::wire::{Stop, receive, send, wait_any};
@@ -99,9 +96,11 @@ impl Gate<'_> {
 
     fn serve(&mut self, mut message: Message) -> Result<(), End> {
         let header = message.header;
+        tracing::trace!(message = %header, need_reply = header.need_reply(), payload = ?message.payload.get(..16), fds = message.fds.len());
         let fail = |why: String| End::Failed(format!("{header}: {why}"));
-        let negotiated = self.talk.protocol & PROTOCOL_F_REPLY_ACK != 0;
-        let acknowledge = header.need_reply() && negotiated;
+        // Whether REPLY_ACK was negotiated is not asked: who sets the flag waits for the answer, as DPDK and
+        // libvhost-user have it.
+        let acknowledge = header.need_reply();
         let Some((request, shape)) =
             Request::from_code(header.code).and_then(|request| request.shape().map(|shape| (request, shape)))
         else {

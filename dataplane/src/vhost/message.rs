@@ -348,7 +348,7 @@ impl Body {
                 for (what, at, align) in [("descriptor table", 8, 16), ("used ring", 16, 4), ("available ring", 24, 2)]
                 {
                     let address = read_u64(payload, at);
-                    if address % align != 0 {
+                    if !address.is_multiple_of(align) {
                         return Err(format!(
                             "ring {index}: the {what}'s address {address:#x} is not aligned to {align}"
                         ));

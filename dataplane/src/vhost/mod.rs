@@ -9,6 +9,8 @@ mod gate;
 mod message;
 mod session;
 mod socket;
+#[cfg(test)]
+mod tests;
 mod vring;
 mod wire;
 
