@@ -1,5 +1,6 @@
 //! `ringspan serve`: start, signals, end.
 
+use std::io::IsTerminal;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
@@ -84,8 +85,11 @@ fn notify(states: &[NotifyState]) {
 fn start_log(log: config::Log) -> anyhow::Result<impl Fn(LogLevel) + Send + Sync + 'static> {
     let (level, handle) = reload::Layer::<LevelFilter, Registry>::new(log.level.into());
     let registry = tracing_subscriber::registry().with(level);
+    let colours = std::io::stderr().is_terminal();
     match log.format {
-        LogFormat::Text => registry.with(fmt::layer().with_writer(std::io::stderr).with_target(false)).try_init()?,
+        LogFormat::Text => {
+            registry.with(fmt::layer().with_writer(std::io::stderr).with_ansi(colours).with_target(false)).try_init()?
+        }
         LogFormat::Json => registry.with(fmt::layer().json().with_writer(std::io::stderr)).try_init()?,
     }
     Ok(move |level: LogLevel| {

@@ -16,7 +16,7 @@ use crate::port_request::PortRequest;
 pub(crate) use check::device_key;
 
 /// Where the file is looked for when none is named.
-pub(crate) const DEFAULT_FILE: &str = "/etc/ringspan/ringspan.toml";
+pub(crate) const DEFAULT_FILE: &str = "/etc/ringspan.toml";
 /// Where the control socket is when nobody says otherwise.
 pub(crate) const DEFAULT_SOCKET: &str = "/run/ringspan/control.sock";
 /// Where the desired state is kept when nobody says otherwise.

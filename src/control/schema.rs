@@ -3,7 +3,7 @@
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
-use super::events::{Event, EventKind, Missed};
+use super::events::{Event, Missed};
 use super::methods::METHODS;
 use crate::error::ErrorKind;
 
@@ -71,9 +71,15 @@ pub(super) fn words<T: schemars::JsonSchema>(tag: Option<&str>) -> Vec<(String, 
     list
 }
 
-/// The catalogue of events: word and description, the daemon's own first.
-pub(super) fn event_words() -> Vec<(String, String)> {
-    let mut list = words::<EventKind>(Some("event"));
-    list.extend(words::<ringspan_protocol::LaneEventKind>(Some("event")));
-    list
+/// The fields that come with a word of a tagged enum, and their descriptions.
+pub(super) fn fields_of<T: schemars::JsonSchema>(word: &str) -> Vec<(String, String)> {
+    let schema = schemars::schema_for!(T);
+    let variants = schema.get("oneOf").and_then(Value::as_array).into_iter().flatten();
+    let properties = variants.filter_map(|variant| variant["properties"].as_object());
+    let Some(fields) = properties.into_iter().find(|fields| fields["event"]["const"] == word) else {
+        return Vec::new();
+    };
+    let described = fields.iter().filter(|(name, _)| *name != "event");
+    let about = |field: &Value| field["description"].as_str().unwrap_or_default().replace('\n', " ");
+    described.map(|(name, field)| (name.clone(), about(field))).collect()
 }

@@ -30,7 +30,7 @@ pub(crate) enum Phase {
     DriverReady,
     /// The guest broke its ring: stopped until it resets the device or reconnects.
     Broken,
-    /// The lane is being given the port at this moment.
+    /// The lane is being started, or being given the port, at this moment.
     Pending,
     /// The lane refuses the port; it is tried again.
     Refused,
@@ -134,7 +134,7 @@ fn entries(daemon: &Daemon, only: Option<&PortName>) -> Vec<PortEntry> {
             (Some(status), None) => (status.phase.into(), status.reason.clone()),
             (_, Some(refusal)) => (Phase::Refused, Some(refusal.message)),
             (None, None) => match lane.map(|lane| lane.phase()) {
-                Some(LanePhase::Up) => (Phase::Pending, None),
+                Some(LanePhase::Up | LanePhase::Starting) => (Phase::Pending, None),
                 Some(_) => (Phase::LaneDown, Some(format!("see ringspan lane list: {}", port.lane))),
                 None => (
                     Phase::LaneDown,

@@ -75,8 +75,9 @@ impl Bench {
         let control = config.control.clone();
         let (end, ended) = channel();
         let end = std::sync::Mutex::new(end);
-        let daemon = Daemon::new(config, cores(), |_| {}, move |ending| drop(end.lock().unwrap().send(ending)))
-            .map_err(|error| error.message)?;
+        let daemon =
+            Daemon::new(config, cores(), |_| {}, move |ending| end.lock().unwrap().send(ending).unwrap_or_default())
+                .map_err(|error| error.message)?;
         let listener = Listener::bind(&control).map_err(|error| error.message)?;
         daemon.start();
         let closer = listener.serve(&daemon);
