@@ -14,7 +14,7 @@ const OLDEST: &str = "22.11";
 const FUNCTIONS: &[&str] = &[
     "rte_(eal_init|eal_get_runtime_dir|strerror|thread_register|thread_unregister)",
     "rte_log_(set_global_level|set_level_pattern)",
-    "rte_dev_(probe|remove|name|is_probed|event_monitor_start|event_callback_register|event_callback_unregister)",
+    "rte_dev_(probe|remove|name|is_probed|event_monitor_start|event_callback_(register|unregister|process))",
     "rte_eth_dev_(info_get|configure|start|stop|close|count_total|set_mtu|get_mtu|default_mac_addr_set|is_removed)",
     "rte_eth_dev_(adjust_nb_rx_tx_desc|callback_register|callback_unregister|socket_id|get_name_by_port|is_valid_port)",
     "rte_eth_(rx|tx)_queue_setup",

@@ -22,6 +22,8 @@ const IDLE: u32 = 512;
 const AROUND: u32 = 14 + 2 * 4 + 4;
 /// Least room of a buffer. Some NICs (e1000, igb, ixgbe) take the room in whole KiB.
 const LEAST_ROOM: u32 = 2048;
+/// NUMA nodes that are looked at.
+const MOST_NODES: i32 = 32;
 /// With less memory than this in one piece, in bytes, a driver that says it has too little is believed.
 const LEAST_FREE: u64 = 1 << 20;
 
@@ -192,9 +194,7 @@ impl Setup<'_> {
         if let Some(old) = old.filter(|old| old.size() == size && old.room() == room) {
             return Ok(old.clone());
         }
-        // SAFETY: the port is ours.
-        let socket = unsafe { sys::rte_eth_dev_socket_id(self.port.id()) };
-        Pool::new(size, room, socket).map_err(|error| match error.errno {
+        Pool::new(size, room, self.node()).map_err(|error| match error.errno {
             libc::ENOMEM | libc::EEXIST => self.no_memory("its packet buffers", error.need_bytes),
             errno => self.failed("making its packet buffers", errno, String::new()),
         })
@@ -202,8 +202,7 @@ impl Setup<'_> {
 
     fn queues(&self, config: &DeviceConfig, (rx, tx): (u16, u16), pool: &Pool) -> Result<(), DeviceError> {
         let port = self.port.id();
-        // SAFETY: the port is ours.
-        let socket = unsafe { sys::rte_eth_dev_socket_id(port) } as u32;
+        let socket = self.node() as u32;
         for queue in 0..config.queues {
             // SAFETY: the port is ours, configured and stopped; no queue settings of our own; the pool is kept by the port.
             self.step("setting up a receive queue", || unsafe {
@@ -216,6 +215,17 @@ impl Setup<'_> {
         }
         self.port.set_queues(config.queues);
         Ok(())
+    }
+
+    /// The NUMA node of the device, where the lane has memory there; else any.
+    fn node(&self) -> i32 {
+        // SAFETY: the port is ours.
+        let node = unsafe { sys::rte_eth_dev_socket_id(self.port.id()) };
+        if node >= 0 && memory(node).is_some_and(|stats| stats.heap_totalsz_bytes > 0) {
+            node
+        } else {
+            sys::SHIM_SOCKET_ID_ANY
+        }
     }
 
     /// A driver without an MTU of its own (ENOTSUP: software rings) carries whatever fits its buffers.
@@ -268,11 +278,12 @@ impl Setup<'_> {
 
 /// The largest free piece of DPDK's memory, in bytes.
 fn largest_free() -> u64 {
-    let on_node = |node| {
-        let mut stats = sys::rte_malloc_socket_stats::default();
-        // SAFETY: the function fills the structure, or says that there is no such node.
-        let status = unsafe { sys::rte_malloc_get_socket_stats(node, &mut stats) };
-        if status == 0 { stats.greatest_free_size as u64 } else { 0 }
-    };
-    (0..8).map(on_node).max().unwrap_or(0)
+    (0..MOST_NODES).filter_map(memory).map(|stats| stats.greatest_free_size as u64).max().unwrap_or(0)
+}
+
+/// What DPDK's heap has on a NUMA node.
+fn memory(node: i32) -> Option<sys::rte_malloc_socket_stats> {
+    let mut stats = sys::rte_malloc_socket_stats::default();
+    // SAFETY: the function fills the structure, or says that there is no such node.
+    (unsafe { sys::rte_malloc_get_socket_stats(node, &mut stats) } == 0).then_some(stats)
 }

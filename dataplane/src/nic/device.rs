@@ -3,7 +3,7 @@
 use std::ffi::{CStr, CString};
 use std::mem::MaybeUninit;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use dpdk_sys as sys;
 use ringspan_protocol::{DeviceSpec, DeviceStatus, MacAddress, Policy};
@@ -242,6 +242,7 @@ fn plug(spec: &DeviceSpec) -> Result<Port, DeviceError> {
         }
         if let DeviceSpec::Pci { address, .. } = spec {
             pci::check(Path::new(pci::SYSFS), *address, &device)?;
+            watch_buses();
         }
         let said = probe(spec, &devargs)?;
         found = free_port(&registry, &identity);
@@ -259,6 +260,16 @@ fn plug(spec: &DeviceSpec) -> Result<Port, DeviceError> {
         unsafe { CStr::from_ptr(info.driver_name) }.to_string_lossy().into_owned()
     };
     Ok(Port::new(id, info.device, driver))
+}
+
+/// Has DPDK listen to what the kernel says of devices that come and go.
+fn watch_buses() {
+    static WATCHED: Once = Once::new();
+    // SAFETY: EAL is started.
+    WATCHED.call_once(|| match unsafe { sys::rte_dev_event_monitor_start() } {
+        0 => {}
+        status => tracing::warn!("devices that are unplugged will not all be noticed: {}", describe(status)),
+    });
 }
 
 fn devargs(name: &str, args: &str) -> String {

@@ -1,9 +1,9 @@
 //! A DPDK port that is ours, from the moment it was found until it is closed.
 
 use std::fmt;
-use std::os::raw::{c_int, c_void};
+use std::os::raw::{c_char, c_int, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use dpdk_sys as sys;
 
@@ -19,7 +19,8 @@ pub(super) struct Port {
     /// Valid while the registry has an entry for this port.
     device: *mut sys::rte_device,
     driver: String,
-    removed: Arc<AtomicBool>,
+    /// In a box of its own, because DPDK keeps a pointer to it.
+    removed: Box<AtomicBool>,
     inner: Mutex<Inner>,
 }
 
@@ -46,20 +47,18 @@ impl fmt::Debug for Port {
 impl Port {
     /// Takes over a port that the registry has an entry for.
     pub fn new(id: u16, device: *mut sys::rte_device, driver: String) -> Self {
-        let removed = Arc::new(AtomicBool::new(false));
+        let removed = Box::new(AtomicBool::new(false));
         let inner = Mutex::new(Inner { started: false, queues: 0, pools: Vec::new() });
         let port = Self { id, device, driver, removed, inner };
         // SAFETY: the callback gets a pointer into `removed`, which lives until the callback is unregistered in `drop`.
-        let status = unsafe {
-            sys::rte_eth_dev_callback_register(
-                id,
-                sys::RTE_ETH_EVENT_INTR_RMV,
-                Some(on_removal),
-                port.removal_argument(),
-            )
+        let of_port = unsafe {
+            sys::rte_eth_dev_callback_register(id, sys::RTE_ETH_EVENT_INTR_RMV, Some(on_port_event), port.flag())
         };
-        if status != 0 {
-            tracing::debug!("port {id}: removal will not be noticed ({status})");
+        // SAFETY: as above; the name is the device's own, which lives as long as the device.
+        let of_bus =
+            unsafe { sys::rte_dev_event_callback_register(sys::rte_dev_name(device), Some(on_bus_event), port.flag()) };
+        if of_port != 0 || of_bus != 0 {
+            tracing::warn!("port {id}: removal of its device may not be noticed ({of_port}, {of_bus})");
         }
         port
     }
@@ -126,8 +125,27 @@ impl Port {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn removal_argument(&self) -> *mut c_void {
-        Arc::as_ptr(&self.removed).cast_mut().cast()
+    /// What the callbacks are given.
+    fn flag(&self) -> *mut c_void {
+        (&raw const *self.removed).cast_mut().cast()
+    }
+
+    /// Ends the callbacks. -EAGAIN says that one runs at the moment.
+    fn unregister(&self) {
+        let until_done = |call: &dyn Fn() -> c_int| {
+            while call() == -libc::EAGAIN {
+                std::thread::yield_now();
+            }
+        };
+        let event = sys::RTE_ETH_EVENT_INTR_RMV;
+        // SAFETY: the same callback and argument as in `new`.
+        until_done(&|| unsafe {
+            sys::rte_eth_dev_callback_unregister(self.id, event, Some(on_port_event), self.flag())
+        });
+        // SAFETY: the same callback and argument as in `new`; the device is not removed yet.
+        until_done(&|| unsafe {
+            sys::rte_dev_event_callback_unregister(sys::rte_dev_name(self.device), Some(on_bus_event), self.flag())
+        });
     }
 
     /// Software rings keep what was sent until it is received, and forget it when they are freed.
@@ -163,18 +181,7 @@ impl Drop for Port {
         if stopped != 0 {
             tracing::warn!("port {}: stop failed ({stopped})", self.id);
         }
-        // SAFETY: the same callback and argument as in `new`. -EAGAIN says that it runs at the moment.
-        while unsafe {
-            sys::rte_eth_dev_callback_unregister(
-                self.id,
-                sys::RTE_ETH_EVENT_INTR_RMV,
-                Some(on_removal),
-                self.removal_argument(),
-            )
-        } == -libc::EAGAIN
-        {
-            std::thread::yield_now();
-        }
+        self.unregister();
         // SAFETY: the port is ours and stopped, no handle is left.
         let closed = unsafe { sys::rte_eth_dev_close(self.id) };
         if closed != 0 {
@@ -193,14 +200,22 @@ impl Drop for Port {
     }
 }
 
-/// Called by DPDK's interrupt thread.
-unsafe extern "C" fn on_removal(
+/// The driver says that its device is gone. Called by DPDK's interrupt thread.
+unsafe extern "C" fn on_port_event(
     _port: u16,
     _event: sys::rte_eth_event_type,
-    argument: *mut c_void,
+    flag: *mut c_void,
     _more: *mut c_void,
 ) -> c_int {
-    // SAFETY: the argument is the flag that `Port::new` registered, which lives until the callback is unregistered.
-    unsafe { &*argument.cast::<AtomicBool>() }.store(true, Ordering::Relaxed);
+    // SAFETY: the flag that `Port::new` registered, which lives until the callback is unregistered.
+    unsafe { &*flag.cast::<AtomicBool>() }.store(true, Ordering::Relaxed);
     0
+}
+
+/// The bus says that something happened to a device. Called by DPDK's interrupt thread.
+unsafe extern "C" fn on_bus_event(_device: *const c_char, event: sys::rte_dev_event_type, flag: *mut c_void) {
+    if event == sys::RTE_DEV_EVENT_REMOVE {
+        // SAFETY: as above.
+        unsafe { &*flag.cast::<AtomicBool>() }.store(true, Ordering::Relaxed);
+    }
 }

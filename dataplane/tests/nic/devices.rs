@@ -2,6 +2,7 @@
 
 use ringspan_dataplane::nic::{Burst, Device, DeviceConfig, DeviceError, Eal, EalConfig, EalError, HugePages};
 use ringspan_protocol::{Failure, FailureKind, MacAddress, Policy, PolicyStatus};
+use ringspan_testkit::skip::{Need, can_run};
 
 use crate::alone::{PLAIN, alone, frame, in_own_process, open, receive, send};
 
@@ -29,6 +30,46 @@ fn eal_starts_once_and_leaves_affinity_alone() {
         // The thread that started EAL is known to it already; others are told from it.
         let _again = eal.register_thread().unwrap();
         std::thread::spawn(move || drop(eal.register_thread().unwrap())).join().unwrap();
+    });
+}
+
+#[test]
+fn hugepages_are_used_where_enough_are_free() {
+    let name = "devices::hugepages_are_used_where_enough_are_free";
+    if !can_run(name, &[Need::Root, Need::HugePages(32)]) {
+        return;
+    }
+    in_own_process(name, || {
+        let config =
+            EalConfig { name: format!("huge-{}", std::process::id()), memory_mib: 32, huge_pages: HugePages::Auto };
+        let eal = Eal::start(&config).unwrap();
+        assert!(eal.huge_pages());
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let used = status.lines().find_map(|line| line.strip_prefix("HugetlbPages:")).unwrap().trim();
+        assert_eq!(used, "32768 kB", "as much as was asked for, not more");
+        let (_device, mut queues) = open("vdev:net_ring0", &PLAIN).unwrap();
+        let sent: Vec<_> = (0..100).map(|n| frame(n, 1514)).collect();
+        send(&mut queues[0], &sent);
+        assert_eq!(receive(&mut queues[0], 100), sent);
+        // The memory does not grow: a device too many is refused.
+        let ports: Vec<_> = (0..12).map_while(|n| open(&format!("vdev:net_null{n}"), &PLAIN).ok()).collect();
+        assert!(ports.len() < 12, "12 ports and 32 MiB");
+    });
+}
+
+#[test]
+fn removal_from_the_bus_is_noticed() {
+    alone("devices::removal_from_the_bus_is_noticed", |_| {
+        let (device, mut queues) = open("vdev:net_null0,size=64", &PLAIN).unwrap();
+        let (other, _queues) = open("vdev:net_null1,size=64", &PLAIN).unwrap();
+        assert!(!device.removed());
+        // What DPDK does when the kernel says that a device is gone.
+        // SAFETY: EAL is started, the name is terminated.
+        unsafe { dpdk_sys::rte_dev_event_callback_process(c"net_null0".as_ptr(), dpdk_sys::RTE_DEV_EVENT_REMOVE) };
+        assert!(device.removed() && !other.removed());
+        queues[0].rx.receive(&mut Burst::new());
+        device.close(queues);
+        open("vdev:net_null0,size=64", &PLAIN).unwrap();
     });
 }
 
