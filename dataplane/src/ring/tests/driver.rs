@@ -35,7 +35,7 @@ pub struct Driver {
     pub config: RingConfig,
     pub avail: u16,
     pub used: u16,
-    call: Option<std::fs::File>,
+    call: std::fs::File,
 }
 
 impl Driver {
@@ -57,7 +57,7 @@ impl Driver {
             base: start,
             features,
             kick: None,
-            call: call.as_ref().map(|file| Arc::new(OwnedFd::from(file.try_clone().unwrap()))),
+            call: Some(Arc::new(OwnedFd::from(call.try_clone().unwrap()))),
         };
         let driver = Self { memory, config, avail: start, used: start, call };
         driver.write::<u16>(driver.config.avail.0 + 2, start);
@@ -151,19 +151,19 @@ impl Driver {
     /// Interrupts since the last call.
     pub fn interrupts(&self) -> u64 {
         let mut count = [0; 8];
-        match self.call.as_ref().unwrap().read(&mut count) {
-            Ok(_) => u64::from_ne_bytes(count),
+        match (&self.call).read_exact(&mut count) {
+            Ok(()) => u64::from_ne_bytes(count),
             Err(_) => 0,
         }
     }
 }
 
-fn eventfd() -> Option<std::fs::File> {
+fn eventfd() -> std::fs::File {
     // SAFETY: no preconditions.
     let fd = unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) };
     assert!(fd >= 0);
     // SAFETY: just opened, owned by nobody else.
-    Some(unsafe { std::fs::File::from_raw_fd(fd) })
+    unsafe { std::fs::File::from_raw_fd(fd) }
 }
 
 /// Keeps every frame.

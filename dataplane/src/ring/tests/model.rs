@@ -150,7 +150,7 @@ impl Guest {
             .iter()
             .map(|cut| match *cut {
                 Cut::After(at) => at.min(bytes.len()),
-                Cut::Part(part) => bytes.len() * usize::from(part) >> 16,
+                Cut::Part(part) => (bytes.len() * usize::from(part)) >> 16,
             })
             .collect();
         let indirect = shape.indirect_behind.filter(|_| self.driver.config.features.indirect);

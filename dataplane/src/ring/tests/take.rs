@@ -44,6 +44,6 @@ fn a_legacy_header_has_ten_bytes() {
     driver.chain(0, &[(BUFFERS, 70, 0)]);
     driver.offer(0);
     let mut sink = Sink::default();
-    assert_eq!(ring.take(BURST, 1514, &mut sink), Ok(taken(&[sent.clone()])));
+    assert_eq!(ring.take(BURST, 1514, &mut sink), Ok(taken(std::slice::from_ref(&sent))));
     assert_eq!(sink.frames, [(NetHeader { flags: 1, csum_start: 34, csum_offset: 6, ..NetHeader::default() }, sent)]);
 }

@@ -1,0 +1,240 @@
+//! The rings alone, on one core, everything in the cache: what a packet costs before any NIC is asked.
+//!
+//! The driver's part is one store of the available index: all chains are written beforehand and used again and again.
+//!
+//! `cargo bench -p ringspan-benches --bench ring`
+
+use std::hint::black_box;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use ringspan_dataplane::BURST;
+use ringspan_dataplane::memory::{GuestMap, RegionCache};
+use ringspan_dataplane::ring::{FrameSink, FrameSource, NetHeader, RingConfig, RingFeatures, SplitRing};
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+const SIZE: u16 = 256;
+const HEADER: usize = 12;
+const BUFFER: u64 = 2048;
+const BUFFERS: u64 = 1 << 20;
+const WRITE: u16 = 2;
+
+/// A ring whose chains are all written, with one plain buffer each.
+struct Guest {
+    memory: Arc<GuestMemoryMmap>,
+    map: Arc<GuestMap>,
+    config: RingConfig,
+    avail: u16,
+}
+
+impl Guest {
+    /// Buffers of `len` bytes; the device writes them if `flags` says so.
+    fn new(len: usize, flags: u16, features: RingFeatures) -> Self {
+        let config = RingConfig {
+            size: SIZE,
+            desc: GuestAddress(0),
+            avail: GuestAddress(0x8000),
+            used: GuestAddress(0x1_0000),
+            base: 0,
+            features,
+            kick: None,
+            call: None,
+        };
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 4 << 20)]).expect("memory");
+        for i in 0..u64::from(SIZE) {
+            let rest = len as u64 | u64::from(flags) << 32;
+            memory.write_obj(BUFFERS + BUFFER * i, GuestAddress(16 * i)).expect("inside");
+            memory.write_obj(rest, GuestAddress(16 * i + 8)).expect("inside");
+            memory.write_obj(i as u16, GuestAddress(config.avail.0 + 4 + 2 * i)).expect("inside");
+        }
+        let memory = Arc::new(memory);
+        let map = GuestMap::new(&memory);
+        Self { memory, map, config, avail: 0 }
+    }
+
+    /// Makes `count` chains available.
+    fn offer(&mut self, count: u16) {
+        self.avail = self.avail.wrapping_add(count);
+        let span = self.map.translate(&mut RegionCache::default(), self.config.avail.0 + 2, 2).expect("inside");
+        // SAFETY: an aligned half-word inside guest memory, which only atomics touch.
+        unsafe { AtomicU16::from_ptr(span.start.as_ptr().cast()) }.store(self.avail, Ordering::Release);
+    }
+
+    fn queue(&self) -> Queue {
+        let mut queue = Queue::new(SIZE).expect("a power of two");
+        queue.try_set_desc_table_address(self.config.desc).expect("aligned");
+        queue.try_set_avail_ring_address(self.config.avail).expect("aligned");
+        queue.try_set_used_ring_address(self.config.used).expect("aligned");
+        queue.set_event_idx(self.config.features.event_idx);
+        queue.set_ready(true);
+        queue
+    }
+}
+
+/// Packet buffers that are used again for each burst.
+struct Buffers {
+    bytes: Vec<u8>,
+    next: usize,
+}
+
+// SAFETY: each frame of a burst has a slot of its own; no frame here is longer than a slot.
+unsafe impl FrameSink for Buffers {
+    #[inline(always)]
+    fn frame(&mut self, header: &NetHeader, len: usize) -> Option<NonNull<u8>> {
+        black_box(header.flags);
+        let slot = self.bytes.get_mut(self.next * BUFFER as usize..)?.get_mut(..len)?;
+        self.next += 1;
+        NonNull::new(slot.as_mut_ptr())
+    }
+}
+
+/// One frame, many times.
+struct Same<'a>(&'a [u8]);
+
+// SAFETY: one borrowed slice.
+unsafe impl FrameSource for Same<'_> {
+    #[inline(always)]
+    fn count(&self) -> usize {
+        BURST
+    }
+    #[inline(always)]
+    fn frame_len(&self, _: usize) -> usize {
+        self.0.len()
+    }
+    #[inline(always)]
+    fn segments(&self, _: usize) -> impl Iterator<Item = (*const u8, usize)> {
+        std::iter::once((self.0.as_ptr(), self.0.len()))
+    }
+}
+
+fn features(mergeable: bool) -> RingFeatures {
+    RingFeatures { event_idx: true, indirect: true, mergeable, version_1: true }
+}
+
+fn take(c: &mut Criterion) {
+    let mut group = c.benchmark_group("take a burst of 64");
+    for len in [64, 1500] {
+        group.throughput(Throughput::Elements(BURST as u64));
+        let mut buffers = Buffers { bytes: vec![0; BURST * BUFFER as usize], next: 0 };
+
+        let mut guest = Guest::new(HEADER + len, 0, features(true));
+        let mut ring = SplitRing::new(Arc::clone(&guest.map), &guest.config).expect("a ring");
+        group.bench_function(format!("{len} bytes, split ring"), |b| {
+            b.iter(|| {
+                guest.offer(BURST as u16);
+                buffers.next = 0;
+                let taken = ring.take(BURST, 1518, &mut buffers).expect("a good ring");
+                assert_eq!(taken.frames, BURST as u64);
+            })
+        });
+
+        let mut guest = Guest::new(HEADER + len, 0, features(true));
+        let mut queue = guest.queue();
+        group.bench_function(format!("{len} bytes, virtio-queue"), |b| {
+            b.iter(|| {
+                guest.offer(BURST as u16);
+                let memory = &*guest.memory;
+                let mut slots = buffers.bytes.chunks_exact_mut(BUFFER as usize);
+                while let Some(chain) = queue.pop_descriptor_chain(memory) {
+                    let head = chain.head_index();
+                    let slot = slots.next().expect("as many as chains");
+                    for buffer in chain {
+                        let mut header = [0; HEADER];
+                        memory.read_slice(&mut header, buffer.addr()).expect("inside");
+                        black_box(header);
+                        let len = buffer.len() as usize - HEADER;
+                        let addr = GuestAddress(buffer.addr().0 + HEADER as u64);
+                        memory.read_slice(&mut slot[..len], addr).expect("inside");
+                    }
+                    queue.add_used(memory, head, 0).expect("inside");
+                }
+                black_box(queue.needs_notification(memory).expect("inside"));
+            })
+        });
+    }
+    group.finish();
+}
+
+fn put(c: &mut Criterion) {
+    let mut group = c.benchmark_group("put a burst of 64");
+    for len in [64, 1500] {
+        group.throughput(Throughput::Elements(BURST as u64));
+        let frame = vec![0x5a; len];
+        for mergeable in [true, false] {
+            let mut guest = Guest::new(BUFFER as usize, WRITE, features(mergeable));
+            let mut ring = SplitRing::new(Arc::clone(&guest.map), &guest.config).expect("a ring");
+            let kind = if mergeable { "mergeable" } else { "one buffer each" };
+            group.bench_function(format!("{len} bytes, split ring, {kind}"), |b| {
+                b.iter(|| {
+                    guest.offer(BURST as u16);
+                    let put = ring.put(&Same(&frame)).expect("a good ring");
+                    assert_eq!(put.frames, BURST as u64);
+                })
+            });
+        }
+
+        let mut guest = Guest::new(BUFFER as usize, WRITE, features(true));
+        let mut queue = guest.queue();
+        group.bench_function(format!("{len} bytes, virtio-queue"), |b| {
+            b.iter(|| {
+                guest.offer(BURST as u16);
+                let memory = &*guest.memory;
+                while let Some(mut chain) = queue.pop_descriptor_chain(memory) {
+                    let head = chain.head_index();
+                    let addr = chain.next().expect("one buffer").addr();
+                    let header = NetHeader { num_buffers: 1, ..NetHeader::default() }.emit();
+                    memory.write_slice(&header, addr).expect("inside");
+                    memory.write_slice(&frame, GuestAddress(addr.0 + HEADER as u64)).expect("inside");
+                    queue.add_used(memory, head, (HEADER + len) as u32).expect("inside");
+                }
+                black_box(queue.needs_notification(memory).expect("inside"));
+            })
+        });
+    }
+    group.finish();
+}
+
+fn jumbo(c: &mut Criterion) {
+    let mut group = c.benchmark_group("put 64 frames of 9000 bytes");
+    group.throughput(Throughput::Bytes(BURST as u64 * 9000));
+    let frame = vec![0x5a; 9000];
+    let mut guest = Guest::new(BUFFER as usize, WRITE, features(true));
+    let mut ring = SplitRing::new(Arc::clone(&guest.map), &guest.config).expect("a ring");
+    group.bench_function("five merged buffers each", |b| {
+        b.iter(|| {
+            guest.avail = ring.next_index();
+            guest.offer(SIZE);
+            black_box(ring.put(&Same(&frame)).expect("a good ring"));
+        })
+    });
+    group.finish();
+}
+
+fn translate(c: &mut Criterion) {
+    let mut group = c.benchmark_group("translate 64 addresses");
+    group.throughput(Throughput::Elements(BURST as u64));
+    for regions in [1u64, 8, 64] {
+        let ranges: Vec<_> = (0..regions).map(|i| (GuestAddress(i << 30), 1 << 20)).collect();
+        let map = GuestMap::new(&Arc::new(GuestMemoryMmap::from_ranges(&ranges).expect("memory")));
+        // A burst usually stays in one region; the worst guest changes it with each buffer.
+        for (kind, step) in [("one region hit", 0), ("another region each time", 7)] {
+            let addrs: Vec<u64> =
+                (0..BURST as u64).map(|i| ((i * step % regions) << 30) + (i * 0x3_1357) % (1 << 19)).collect();
+            let mut cache = RegionCache::default();
+            group.bench_function(format!("{regions} regions, {kind}"), |b| {
+                b.iter(|| {
+                    for &addr in &addrs {
+                        black_box(map.translate(&mut cache, black_box(addr), 64));
+                    }
+                })
+            });
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, take, put, jumbo, translate);
+criterion_main!(benches);
