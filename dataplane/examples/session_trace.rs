@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -46,6 +47,10 @@ impl RingSink for Trace {
         let base = self.bases.lock().expect("no panic under the lock").remove(&index);
         self.line(format!("ring {index} stops at {base:?}"));
         base
+    }
+
+    fn call(&self, index: usize, call: Option<Arc<OwnedFd>>) {
+        self.line(format!("ring {index} interrupts by {call:?}"));
     }
 
     fn event(&self, event: LaneEventKind) {

@@ -9,6 +9,7 @@
 mod inbox;
 mod outbox;
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crossbeam::channel::Sender;
@@ -218,6 +219,16 @@ impl Relay {
             pair.from_guest = Some(ring);
         }
         self.steer();
+    }
+
+    /// A running ring interrupts its guest by another descriptor from here on. The session has refused what is no
+    /// eventfd, and a ring that will not have it keeps its own.
+    pub fn set_call(&mut self, index: usize, call: Option<Arc<OwnedFd>>) {
+        let Some(pair) = self.pairs.get_mut(index / 2) else { return };
+        let side = if index.is_multiple_of(2) { &mut pair.to_guest } else { &mut pair.from_guest };
+        if let Some(ring) = side {
+            let _ = ring.set_call(call);
+        }
     }
 
     /// Stops a ring. Returns where it stands, or `None` when it did not run.

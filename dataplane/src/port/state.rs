@@ -1,5 +1,6 @@
 //! What a port's session says, turned into calls on the worker, and into the phase and the events that people see.
 
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ringspan_protocol::{DeviceStatus, LaneEventKind, PortName, PortPhase, PortSpec, PortStatus, Role};
@@ -149,6 +150,16 @@ impl RingSink for PortState {
             self.rings_changed(pairs, broken);
         }
         next
+    }
+
+    fn call(&self, index: usize, call: Option<Arc<OwnedFd>>) {
+        let id = self.id;
+        // An error means that the lane is stopping, and its rings with it.
+        let _ = self.worker.call(move |running| {
+            if let Some((relay, _)) = running.relay(id) {
+                relay.set_call(index, call);
+            }
+        });
     }
 
     fn event(&self, event: LaneEventKind) {

@@ -93,6 +93,18 @@ impl SplitRing {
         Ok(())
     }
 
+    /// Interrupts go another way from here on. The guest gets one at once: the last may have gone the old way.
+    ///
+    /// # Errors
+    ///
+    /// [`RingError::Call`]. The ring then keeps the way it had.
+    pub fn set_call(&mut self, call: Option<Arc<OwnedFd>>) -> Result<(), RingError> {
+        self.call = Call::new(call.clone())?;
+        self.config.call = call;
+        self.call.signal();
+        Ok(())
+    }
+
     /// Whether the front-end's base was not the used index in guest memory when the ring was started.
     pub fn base_differed(&self) -> bool {
         self.base_differed

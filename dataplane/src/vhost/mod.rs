@@ -14,6 +14,7 @@ mod tests;
 mod vring;
 mod wire;
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 pub use features::{feature_names, offered};
@@ -36,12 +37,17 @@ pub trait RingSink: Send + Sync + 'static {
     /// Guest memory was replaced; rings that run go on in the new map at the same guest addresses.
     fn memory(&self, map: Arc<GuestMap>);
 
-    /// A ring is started and enabled. Rings 2n are filled by us (the guest receives), rings 2n+1 are drained.
+    /// A ring is started and enabled; the guest is to be interrupted once, as with [`RingSink::call`]. Rings 2n are filled by us (the guest receives), rings 2n+1 are drained.
     fn start(&self, index: usize, config: RingConfig);
 
     /// A ring is stopped or disabled. Returns the next available index, which equals the used index: nothing is in flight.
     /// `None` when it was not running.
     fn stop(&self, index: usize) -> Option<u16>;
+
+    /// A ring that runs interrupts the guest by another descriptor from here on, or not at all. The guest is to be
+    /// interrupted once: it may have been given buffers without having been told. (QEMU sends SET_VRING_CALL after the
+    /// ring has started, and again whenever the guest masks its interrupt.)
+    fn call(&self, index: usize, call: Option<Arc<OwnedFd>>);
 
     /// The connection's life: PortListening, FrontendConnected, HandshakeFailed, FrontendDisconnected. What concerns rings
     /// (DriverReady, DriverStopped, RingBroken) the sink says itself. All rings were stopped before the connection ends.

@@ -11,7 +11,8 @@
 //! A disabled ring is not touched at all, as DPDK's vhost library does it (the specification would have a disabled
 //! transmit ring drained and its packets dropped; a guest that disables a queue does not use it).
 //!
-//! Whatever changes a ring that runs stops it first and starts it again: the index goes on where it was.
+//! Whatever changes a ring that runs stops it first and starts it again: the index goes on where it was. Only another
+//! call descriptor is taken as it runs.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -108,13 +109,7 @@ impl Rings {
                     kick: ring.kick.clone(),
                     call: ring.call.clone(),
                 };
-                let call = config.call.clone();
                 self.sink.start(index, config);
-                // Buffers may have been used before there was somebody to tell, or by the owner before us. One
-                // interrupt too many is allowed (virtio 1.2, 2.7.7), one too few hangs the guest.
-                if let Some(call) = call {
-                    let _ = nix::unistd::write(&*call, &1u64.to_ne_bytes());
-                }
             }
             _ => self.halt(state, index),
         }
@@ -327,14 +322,13 @@ impl VringT<Memory> for Vring {
 
     fn set_call(&self, file: Option<File>) {
         let call = file.map(|file| Arc::new(OwnedFd::from(file)));
-        self.rings.change(
-            self.index,
-            |_| true,
-            |ring| {
-                ring.stopping = false;
-                ring.call = call;
-            },
-        );
+        let mut state = self.rings.lock();
+        let ring = &mut state.rings[self.index];
+        ring.stopping = false;
+        ring.call = call.clone();
+        if ring.running {
+            self.rings.sink.call(self.index, call);
+        }
     }
 
     fn set_err(&self, file: Option<File>) {

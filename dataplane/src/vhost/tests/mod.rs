@@ -37,6 +37,8 @@ enum Heard {
     Memory(u64),
     Start(usize, RingShape),
     Stop(usize),
+    /// Whether there is a descriptor now.
+    Call(usize, bool),
     Event(LaneEventKind),
 }
 
@@ -134,6 +136,11 @@ impl RingSink for Recorder {
         assert!(base.is_some(), "ring {index} is stopped and does not run");
         self.push(Heard::Stop(index));
         base.map(|base| base.wrapping_add(STEP))
+    }
+
+    fn call(&self, index: usize, call: Option<Arc<OwnedFd>>) {
+        assert!(self.running.lock().unwrap().contains_key(&index), "ring {index} does not run");
+        self.push(Heard::Call(index, call.is_some()));
     }
 
     fn event(&self, event: LaneEventKind) {
