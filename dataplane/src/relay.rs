@@ -22,7 +22,7 @@ use crate::nic::{Burst, Pool, QueuePair};
 use crate::ring::{RingError, SplitRing};
 use crate::worker::Watch;
 use inbox::Frames;
-use outbox::Outbox;
+use outbox::{Outbox, Spare};
 
 /// What a guest or its front-end did that stopped its port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -72,6 +72,7 @@ pub struct Relay {
     sending: Vec<usize>,
     queues: Vec<Queue>,
     pool: Pool,
+    spare: Spare,
     /// The guest's memory, once it is known.
     map: Option<Arc<GuestMap>>,
     journal: Arc<Journal>,
@@ -105,6 +106,7 @@ impl Relay {
             sending: Vec::new(),
             queues: Vec::new(),
             pool,
+            spare: Spare::new(),
             map: None,
             journal,
             max_frame,
@@ -148,8 +150,8 @@ impl Relay {
         if !ring.pending() {
             return moved;
         }
-        pair.outbox.refill(&self.pool);
-        let taken = match ring.take(BURST, self.max_frame, &mut pair.outbox) {
+        self.spare.refill(&self.pool);
+        let taken = match ring.take(BURST, self.max_frame, &mut self.spare) {
             Ok(taken) => taken,
             Err(error) => {
                 self.break_down(2 * index + 1, error.into());
@@ -163,7 +165,7 @@ impl Relay {
             no_buffers: taken.no_buffers,
             ..Drops::default()
         });
-        pair.outbox.close(taken.frames as usize, taken.bytes);
+        pair.outbox.close(&mut self.spare, taken.frames as usize, taken.bytes);
         pair.outbox.flush(&mut queue.nic.tx, counters);
         moved + taken.received as usize
     }
@@ -289,6 +291,7 @@ impl Relay {
             }
             pair.outbox.release();
         }
+        self.spare = Spare::new();
         self.queues.drain(..).map(|queue| queue.nic).collect()
     }
 

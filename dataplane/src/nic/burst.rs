@@ -11,7 +11,8 @@ use dpdk_sys as sys;
 use super::pool::Pool;
 use crate::BURST;
 
-/// Up to [`Burst::CAPACITY`] frames in order. What is still in it when it is dropped goes back to its pool.
+/// Up to [`Burst::CAPACITY`] frames in order. What is still in it when it is dropped goes back to its pool, which a burst keeps
+/// alive even when it is empty: drop it to let the memory go.
 pub struct Burst {
     /// The first `len` are valid, exclusively ours, and chains of buffers of pools in `pool` and `older_pools`, or of pools
     /// that stay until their buffers are back.
@@ -163,6 +164,7 @@ impl Burst {
             self.older_pools.clear();
             self.pool = None;
         }
+        self.older_pools.retain(|held| !held.same(pool));
         self.older_pools.extend(self.pool.replace(pool.clone()));
     }
 

@@ -12,11 +12,32 @@ use crate::stats::QueueCells;
 /// How long a frame waits for a device that takes nothing before it is dropped.
 const PATIENCE: Duration = Duration::from_millis(1);
 
-/// Free buffers to copy into, and the frames that the device has not taken yet.
-pub struct Outbox {
+/// A burst of free buffers to copy into: one for all pairs of a port, or a guest that sent from many of them would leave so
+/// many buffers lying about that a device of few queues has none left.
+pub struct Spare {
     /// Free buffers; while a ring is drained the first `filled` of them hold frames.
-    spare: Burst,
+    buffers: Burst,
     filled: usize,
+}
+
+impl Spare {
+    pub(super) fn new() -> Self {
+        Self { buffers: Burst::new(), filled: 0 }
+    }
+
+    /// Sees to a burst of free buffers. With fewer, frames are dropped and counted when there is no buffer for them.
+    pub(super) fn refill(&mut self, pool: &Pool) {
+        // A ring that was found broken may have left some half filled.
+        self.filled = 0;
+        let missing = self.buffers.room();
+        if missing > 0 {
+            self.buffers.allocate(pool, missing);
+        }
+    }
+}
+
+/// The frames that the device has not taken yet.
+pub struct Outbox {
     ready: Burst,
     /// Bytes in `ready`.
     bytes: u64,
@@ -25,26 +46,18 @@ pub struct Outbox {
 
 impl Outbox {
     pub(super) fn new() -> Self {
-        Self { spare: Burst::new(), filled: 0, ready: Burst::new(), bytes: 0, stuck: None }
+        Self { ready: Burst::new(), bytes: 0, stuck: None }
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.ready.is_empty()
     }
 
-    /// Sees to a burst of free buffers. With fewer, frames are dropped and counted when there is no buffer for them.
-    pub(super) fn refill(&mut self, pool: &Pool) {
-        let missing = self.spare.room();
-        if missing > 0 {
-            self.spare.allocate(pool, missing);
-        }
-    }
-
     /// What a ring was drained into is ready to be sent. Only when the outbox is empty.
-    pub(super) fn close(&mut self, frames: usize, bytes: u64) {
-        debug_assert_eq!(frames, self.filled);
-        self.spare.move_front(self.filled, &mut self.ready);
-        self.filled = 0;
+    pub(super) fn close(&mut self, spare: &mut Spare, frames: usize, bytes: u64) {
+        debug_assert_eq!(frames, spare.filled);
+        spare.buffers.move_front(spare.filled, &mut self.ready);
+        spare.filled = 0;
         self.bytes += bytes;
     }
 
@@ -92,21 +105,21 @@ impl Outbox {
         dropped
     }
 
-    /// Gives the free buffers back to their pool, which is about to go.
+    /// Lets go of the pool, which is about to go. Only when the outbox is empty.
     pub(super) fn release(&mut self) {
-        self.spare.clear();
+        self.ready = Burst::new();
     }
 }
 
-// SAFETY: each call hands out the buffer of another frame of `spare`, which has room for `len` bytes (`set_len` checks it),
-// belongs to this outbox until it is sent, and is packet memory, never guest memory.
-unsafe impl FrameSink for Outbox {
+// SAFETY: each call hands out the buffer of another frame, which has room for `len` bytes (`set_len` checks it),
+// belongs to the port until it is sent, and is packet memory, never guest memory.
+unsafe impl FrameSink for Spare {
     #[inline]
     fn frame(&mut self, _header: &NetHeader, len: usize) -> Option<NonNull<u8>> {
-        if self.filled == self.spare.len() {
+        if self.filled == self.buffers.len() {
             return None;
         }
-        let mut frame = self.spare.frame_mut(self.filled);
+        let mut frame = self.buffers.frame_mut(self.filled);
         frame.set_len(len);
         self.filled += 1;
         NonNull::new(frame.as_mut_ptr())
