@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use ringspan_protocol::LaneName;
 
@@ -157,16 +158,18 @@ impl Daemon {
     /// Ends what [`Daemon::start`] set going, and waits for it.
     pub(crate) fn stop(&self, ending: Ending) {
         self.events.tell(None, None, EventKind::DaemonStopping);
-        let order = match ending {
-            Ending::LeaveLanes => Order::Leave,
-            Ending::StopLanes => Order::Stop,
+        // A keeper may be waiting for a device; that the daemon ends must not wait for it.
+        let (order, limit) = match ending {
+            Ending::LeaveLanes => (Order::Leave, Duration::from_secs(2)),
+            Ending::StopLanes => (Order::Stop, Duration::from_secs(25)),
         };
         for lane in self.all_lanes() {
             lane.order(order);
         }
         let keepers = std::mem::take(&mut *locked(&self.keepers));
-        for keeper in keepers {
-            let _ = keeper.join();
+        let until = Instant::now() + limit;
+        while keepers.iter().any(|keeper| !keeper.is_finished()) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(2));
         }
         self.events.close();
         self.state_dir.release();

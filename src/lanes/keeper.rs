@@ -53,6 +53,7 @@ pub(crate) fn keep(lane: Arc<Lane>, daemon: Arc<Daemon>) {
         let running = match find_or_start(&lane, &daemon) {
             Ok(Some(running)) => running,
             Ok(None) => return set_phase(&lane, LanePhase::Stopped, None),
+            Err(_) if order(&lane) == Order::Leave => return,
             Err(error) => {
                 let repeated = lock(&lane.state).reason.as_ref() == Some(&error.message);
                 if !repeated {
@@ -192,6 +193,9 @@ fn start(lane: &Lane, daemon: &Daemon, settings: &LaneSettings) -> Result<Runnin
             let message = format!("lane {}: the program ended at once ({how}): {words}", lane.name);
             return Err(Error::new(ErrorKind::LaneDown, message));
         }
+        if order(lane) == Order::Leave {
+            return Err(Error::new(ErrorKind::Cancelled, "the daemon ends; the next one finds the lane"));
+        }
         if Instant::now() > until || matches!(order(lane), Order::Stop) {
             process.kill();
             process.wait(STOP_LIMIT);
@@ -290,7 +294,7 @@ fn watch(lane: &Arc<Lane>, daemon: &Arc<Daemon>, process: &mut Process, fits: bo
             let mut state = lock(&lane.state);
             (std::mem::take(&mut state.look_again), !state.refused.is_empty())
         };
-        let connected = !fits || lane.hold_change().is_some();
+        let connected = !fits || lane.is_connected();
         if asked {
             retry = RETRIES.0;
         }
@@ -302,7 +306,7 @@ fn watch(lane: &Arc<Lane>, daemon: &Arc<Daemon>, process: &mut Process, fits: bo
         } else if !refused && connected {
             retry = RETRIES.0;
         }
-        let unsettled = lane.hold_change().is_none() || !lock(&lane.state).refused.is_empty();
+        let unsettled = !lane.is_connected() || !lock(&lane.state).refused.is_empty();
         let timeout = if fits && unsettled {
             let left = retry_at.saturating_duration_since(Instant::now());
             PollTimeout::try_from(left.max(Duration::from_millis(10))).unwrap_or(PollTimeout::MAX)
@@ -341,8 +345,7 @@ pub(crate) fn apply(lane: &Lane, daemon: &Daemon) {
 /// Ends the lane: asked first, killed when it does not. The value is why it could not be ended.
 fn shut_down(lane: &Lane, process: &mut Process) -> Option<String> {
     let asked = {
-        let mut change = lane.hold_change();
-        let client = match change.take() {
+        let client = match lane.take_change() {
             Some(client) => Some(client),
             None => LaneClient::connect(&lane.socket()).ok().map(|connected| connected.client),
         };

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -317,6 +317,24 @@ impl Lane {
         lock(&self.change)
     }
 
+    /// Whether the change connection is there, as far as can be seen without waiting for a change that is under way.
+    pub(super) fn is_connected(&self) -> bool {
+        match self.change.try_lock() {
+            Ok(change) => change.is_some(),
+            Err(TryLockError::Poisoned(change)) => change.into_inner().is_some(),
+            Err(TryLockError::WouldBlock) => true,
+        }
+    }
+
+    /// Takes the change connection away, unless a change is under way on it.
+    pub(super) fn take_change(&self) -> Option<LaneClient> {
+        match self.change.try_lock() {
+            Ok(mut change) => change.take(),
+            Err(TryLockError::Poisoned(change)) => change.into_inner().take(),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
     /// Asks something that changes nothing; on a connection of its own, so that it does not wait for a device.
     pub(super) fn ask(&self, request: Request) -> Result<Reply, Error> {
         {
@@ -354,23 +372,21 @@ impl Lane {
         Ok(ports.into_iter().map(|port| (port.spec.name.clone(), port)).collect())
     }
 
-    /// Counters of a port or of all, and whether they are of now; else as last known.
-    pub(crate) fn counters(&self, name: Option<&PortName>, extended: bool) -> (BTreeMap<PortName, PortCounters>, bool) {
+    /// Counters of a port or of all, each with whether they are of now; else they are the last known. A port that the
+    /// lane does not have again yet has its last known ones, too: they must not go back.
+    pub(crate) fn counters(&self, name: Option<&PortName>, extended: bool) -> BTreeMap<PortName, (PortCounters, bool)> {
         let fresh = match self.ask(Request::PortStats { name: name.cloned(), extended }) {
             Ok(Reply::Stats(stats)) => Some(stats),
             _ => None,
         };
         let mut last = lock(&self.last);
-        match fresh {
-            Some(stats) => {
-                let stats: BTreeMap<_, _> = stats.into_iter().collect();
-                for (port, counters) in &stats {
-                    last.insert(port.clone(), PortCounters { device: Vec::new(), ..counters.clone() });
-                }
-                (stats, true)
-            }
-            None => (last.clone(), false),
+        let mut all: BTreeMap<_, _> =
+            last.iter().map(|(port, counters)| (port.clone(), (counters.clone(), false))).collect();
+        for (port, counters) in fresh.into_iter().flatten() {
+            last.insert(port.clone(), PortCounters { device: Vec::new(), ..counters.clone() });
+            all.insert(port, (counters, true));
         }
+        all
     }
 
     pub(crate) fn forget_port(&self, port: &PortName) {

@@ -207,13 +207,13 @@ pub(super) fn stats(call: &mut Call, params: Stats) -> Result<Vec<PortStats>, Er
     let mut by_lane = BTreeMap::new();
     let mut list = Vec::new();
     for (name, lane) in &ports {
-        let (all, current) = by_lane.entry(lane).or_insert_with(|| match daemon.lane(lane) {
+        let all = by_lane.entry(lane).or_insert_with(|| match daemon.lane(lane) {
             Ok(lane) => lane.counters(params.name.as_ref(), params.extended),
-            Err(_) => (BTreeMap::new(), false),
+            Err(_) => BTreeMap::new(),
         });
-        let counters = all.get(name).cloned().unwrap_or_default();
+        let (counters, current) = all.get(name).cloned().unwrap_or_default();
         let totals = Totals::of(&counters);
-        list.push(PortStats { name: name.clone(), lane: lane.clone(), current: *current, counters, totals });
+        list.push(PortStats { name: name.clone(), lane: lane.clone(), current, counters, totals });
     }
     Ok(list)
 }
