@@ -7,6 +7,7 @@ pub mod netns;
 pub mod paths;
 pub mod process;
 pub mod qemu;
+pub mod scene;
 pub mod skip;
 pub mod testpmd;
 pub mod wait;

@@ -33,6 +33,17 @@ pub fn kill_hard(pid: u32) -> Result<()> {
     wait::until(Duration::from_secs(10), &format!("the end of process {pid}"), || Ok((!alive(pid)).then_some(())))
 }
 
+/// Whether something listens on the unix socket at this path, in the network namespace of this process: asked of the
+/// kernel, since connecting would disturb.
+pub fn listens(pid: u32, path: &Path) -> bool {
+    // Num RefCount Protocol Flags Type St Inode Path; flag 0x10000 is __SO_ACCEPTCON.
+    let sockets = fs::read_to_string(format!("/proc/{pid}/net/unix")).unwrap_or_default();
+    sockets.lines().any(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        words.get(3) == Some(&"00010000") && words.get(7).is_some_and(|word| Path::new(word) == path)
+    })
+}
+
 /// Kills the QEMU whose process id is in this file, if it still runs.
 pub(crate) fn kill_from_pidfile(path: &Path) {
     let Ok(text) = fs::read_to_string(path) else { return };

@@ -2,9 +2,42 @@
 
 use std::io::Read;
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+
+static STOPPED: AtomicBool = AtomicBool::new(false);
+
+/// From now on Ctrl-C, SIGTERM and SIGHUP make the next wait in this process an error, so that what was made is taken
+/// down by the usual drops instead of being left behind.
+pub fn stop_on_signals() -> Result<()> {
+    extern "C" fn stop(_: libc::c_int) {
+        STOPPED.store(true, Ordering::Relaxed);
+    }
+    let action = SigAction::new(SigHandler::Handler(stop), SaFlags::SA_RESTART, SigSet::empty());
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        // SAFETY: the handler only stores to an atomic, which is async-signal-safe.
+        unsafe { sigaction(signal, &action) }.with_context(|| format!("cannot handle {signal}"))?;
+    }
+    Ok(())
+}
+
+/// An error once after a signal to stop; the waits of the cleaning up that follows run as usual.
+pub(crate) fn check_stopped() -> Result<()> {
+    if STOPPED.swap(false, Ordering::Relaxed) { bail!("stopped by a signal") } else { Ok(()) }
+}
+
+/// Lets time pass, where that is the point (traffic that flows, a ping that goes on).
+pub fn pause(time: Duration) -> Result<()> {
+    let start = Instant::now();
+    while start.elapsed() < time {
+        check_stopped()?;
+        std::thread::sleep(Duration::from_millis(10).min(time));
+    }
+    Ok(())
+}
 
 /// Asks `condition` every 10 ms until it gives a value. After `limit` an error says what was waited for.
 pub fn until<T>(limit: Duration, what: &str, mut condition: impl FnMut() -> Result<Option<T>>) -> Result<T> {
@@ -13,6 +46,7 @@ pub fn until<T>(limit: Duration, what: &str, mut condition: impl FnMut() -> Resu
         if let Some(value) = condition().with_context(|| format!("while waiting for {what}"))? {
             return Ok(value);
         }
+        check_stopped()?;
         if start.elapsed() > limit {
             bail!("{what}: not seen within {limit:?}");
         }

@@ -21,6 +21,8 @@ const LIMIT: &str = "1800";
 const ENTER: &str = r#"set -e
 tree=$1; checkout=$2; rust=$3; registry=$4; target=$5; shift 5
 mkdir -p $tree/ringspan $tree/opt/rust $tree/opt/cargo/registry $tree/target
+# ip netns wants / to be a mount point.
+mount --bind $tree $tree
 mount -t proc proc $tree/proc
 mount --rbind /sys $tree/sys
 mount --rbind /dev $tree/dev

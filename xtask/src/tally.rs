@@ -25,9 +25,8 @@ impl Tally {
     /// Runs a command that ends in `cargo test`, prints what it prints and counts. `what` names the step.
     pub fn run(&mut self, what: &str, command: &mut Command) -> Result<()> {
         step::say(what);
-        let shown = step::shown(command);
         command.stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut child = command.spawn().with_context(|| format!("cannot start {shown}"))?;
+        let mut child = command.spawn().with_context(|| format!("cannot start {}", step::shown(command)))?;
         let output = child.stdout.take().context("the output is piped")?;
         let before = self.failed;
         let mut listing = false;
@@ -40,7 +39,7 @@ impl Tally {
         let status = child.wait()?;
         if !status.success() && self.failed == before {
             self.failed += 1;
-            self.failures.push(format!("{what}: {shown}: {status}"));
+            self.failures.push(format!("{what}: the command ended with {status}, and named no failed test"));
         }
         Ok(())
     }

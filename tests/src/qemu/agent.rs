@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::wait::Finished;
+use crate::wait::{self, Finished};
 
 /// A connection to the agent's serial port.
 pub struct Agent {
@@ -49,6 +49,7 @@ impl Agent {
         writeln!(self.stream, "{number} {} {}", limit.as_secs().max(1), encode(script.as_bytes()))?;
         let start = Instant::now();
         while start.elapsed() < limit + Duration::from_secs(20) {
+            wait::check_stopped()?;
             let Some(line) = self.line()? else { continue };
             let mut words = line.split(' ');
             // Lines of an earlier life of the guest, or an answer that came too late, are passed over.

@@ -98,6 +98,7 @@ impl Guest {
     pub fn wait_ready(&mut self) -> Result<()> {
         let start = Instant::now();
         while start.elapsed() < BOOT_LIMIT {
+            wait::check_stopped()?;
             match self.agent.line() {
                 Ok(Some(line)) if line == "ready" => return Ok(()),
                 Ok(_) => {}
@@ -147,6 +148,16 @@ impl Guest {
     /// What QEMU itself said so far.
     pub fn log(&self) -> String {
         text_of(&self.folder.path().join("qemu.log"))
+    }
+
+    /// QEMU's process id.
+    pub fn pid(&self) -> Option<u32> {
+        text_of(&self.folder.path().join("pid")).trim().parse().ok()
+    }
+
+    /// The folder with its sockets, console and log.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// Whether QEMU still runs.

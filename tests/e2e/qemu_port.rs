@@ -1,0 +1,131 @@
+//! A real Linux guest on a port: what a user of QEMU relies on.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use ringspan_testkit::scene::{GUEST, Plan, Scene};
+use ringspan_testkit::{needs, process, wait};
+
+const REBOOTS: u32 = 3;
+const RELOADS: u32 = 20;
+/// Between pings: often enough to see a gap of a few packets, seldom enough for a machine that is busy with other tests.
+const INTERVAL: Duration = Duration::from_millis(20);
+
+#[test]
+fn a_guest_pings_and_moves_data_both_ways() -> Result<()> {
+    needs!(Root, Guest, Ringspan, Program("iperf3"));
+    let mut scene = Scene::new("both", &Plan::default())?;
+    scene.guest.sh("iperf3 -s -D >/dev/null 2>&1")?;
+    ensure!(scene.iperf(&[])? > 1e6, "hardly anything moved from the host to the guest");
+    ensure!(scene.iperf(&["-R"])? > 1e6, "hardly anything moved from the guest to the host");
+    let ping = scene.net.ping(GUEST, INTERVAL)?;
+    wait::pause(Duration::from_secs(2))?;
+    let report = ping.finish()?;
+    ensure!(report.lost() == 0 && report.duplicates == 0 && report.received > 20, "{report:?}");
+    Ok(())
+}
+
+#[test]
+fn driver_reloads_and_guest_reboots_change_nothing() -> Result<()> {
+    needs!(Root, Guest, Ringspan);
+    let mut scene = Scene::new("reload", &Plan::default())?;
+    for round in 0..RELOADS {
+        // The device is reset either way; unloading the module also frees its interrupts and memory.
+        let script = if round % 2 == 0 {
+            "d=$(basename $(readlink /sys/class/net/eth0/device)); cd /sys/bus/virtio/drivers/virtio_net; \
+             echo $d >unbind && echo $d >bind"
+        } else {
+            "rmmod virtio_net && modprobe virtio_net"
+        };
+        scene.guest.sh(&format!("{script} && until [ -e /sys/class/net/eth0 ]; do sleep 0.05; done"))?;
+        scene.connect().map_err(|error| error.context(format!("after driver reload {}", round + 1)))?;
+    }
+    for round in 0..REBOOTS {
+        // From inside, and by the monitor, which does not ask the guest.
+        if round % 2 == 0 {
+            scene.guest.reboot()?
+        } else {
+            scene.guest.reset()?
+        }
+        scene.connect().map_err(|error| error.context(format!("after reboot {}", round + 1)))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn killing_the_daemon_loses_nothing_and_killing_the_lane_little() -> Result<()> {
+    needs!(Root, Guest, Ringspan);
+    let mut scene = Scene::new("kill", &Plan::default())?;
+    let lane = scene.daemon.lane_pid("main")?;
+
+    let ping = scene.net.ping(GUEST, INTERVAL)?;
+    wait::pause(Duration::from_secs(1))?;
+    scene.daemon.kill()?;
+    wait::pause(Duration::from_secs(1))?;
+    scene.daemon.start_again()?;
+    scene.daemon.wait_port("vm1", "driver-ready", Duration::from_secs(10))?;
+    wait::pause(Duration::from_secs(1))?;
+    let report = ping.finish()?;
+    ensure!(report.lost() == 0 && report.duplicates == 0, "while the daemon was killed: {report:?}");
+    ensure!(scene.daemon.lane_pid("main")? == lane, "the lane was not adopted");
+
+    let ping = scene.net.ping(GUEST, INTERVAL)?;
+    wait::pause(Duration::from_secs(1))?;
+    process::kill_hard(lane)?;
+    let socket = scene.daemon.path("vm1.sock");
+    let lane = wait::until(Duration::from_secs(20), "another lane", || Ok(scene.daemon.lane_pid("main").ok()))?;
+    wait::until(Duration::from_secs(20), "a listening socket", || Ok(process::listens(lane, &socket).then_some(())))?;
+    let listening = Instant::now();
+    scene.answers()?;
+    let back = listening.elapsed();
+    wait::pause(Duration::from_secs(1))?;
+    let report = ping.finish()?;
+    ensure!(report.duplicates == 0, "answers came twice after the lane was killed: {report:?}");
+    // QEMU 7.2 tries to connect once a second, so 2 s leave one more try.
+    ensure!(back < Duration::from_secs(2), "the guest answered {back:?} after the socket was there again");
+    Ok(())
+}
+
+#[test]
+fn qemus_monitor_answers_while_the_lane_is_down() -> Result<()> {
+    needs!(Root, Guest, Ringspan);
+    let mut scene = Scene::new("monitor", &Plan::default())?;
+    let lane = scene.daemon.lane_pid("main")?;
+    // Without the daemon nobody starts another lane.
+    scene.daemon.kill()?;
+    process::kill_hard(lane)?;
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(4) {
+        let status = scene.guest.monitor.execute("query-status", Duration::from_secs(2))?;
+        ensure!(status["running"] == true, "the guest does not run: {status}");
+        wait::pause(Duration::from_millis(200))?;
+    }
+    scene.daemon.start_again()?;
+    scene.answers()
+}
+
+#[test]
+fn a_guest_with_four_pairs_and_large_frames_may_enable_fewer_queues() -> Result<()> {
+    needs!(Root, Guest, Ringspan, Program("ethtool"), Program("iperf3"));
+    let plan = Plan { mtu: 9000, queues: 2, guest_queues: 4, cpus: 2 };
+    let mut scene = Scene::new("queues", &plan)?;
+    ensure!(scene.guest.sh("cat /sys/class/net/eth0/mtu")?.trim() == "9000", "the guest was not told the MTU");
+    // -M do: never in fragments.
+    let large = ["-n", "-q", "-c", "20", "-i", "0.02", "-M", "do", "-s", "8900", GUEST];
+    scene.net.run(Duration::from_secs(20), "ping", &large)?;
+
+    scene.guest.sh("iperf3 -s -D >/dev/null 2>&1")?;
+    let channels = scene.guest.sh("ethtool -l eth0")?;
+    ensure!(channels.contains("Combined:\t4") || channels.contains("Combined:		4"), "not given 4 pairs: {channels}");
+    for pairs in [1, 2, 4, 3, 1] {
+        let ping = scene.net.ping(GUEST, INTERVAL)?;
+        wait::pause(Duration::from_millis(300))?;
+        scene.guest.sh(&format!("ethtool -L eth0 combined {pairs}"))?;
+        // Several connections, so that the hash spreads them over the queues there are.
+        scene.iperf(&["-P", "4", "-t", "1"])?;
+        scene.iperf(&["-P", "4", "-t", "1", "-R"])?;
+        let report = ping.finish()?;
+        ensure!(report.lost() == 0 && report.duplicates == 0, "with {pairs} of 4 pairs enabled: {report:?}");
+    }
+    Ok(())
+}

@@ -1,0 +1,82 @@
+//! What most end-to-end tests with a real guest begin with: a namespace with a TAP, a daemon with a port on it, and a guest
+//! whose NIC is that port.
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::daemon::Daemon;
+use crate::netns::Netns;
+use crate::qemu::{Guest, GuestSpec};
+
+/// The host's address on the TAP (RFC 5737).
+pub const HOST: &str = "192.0.2.1";
+/// The guest's address.
+pub const GUEST: &str = "192.0.2.2";
+
+/// A guest on a port. The parts end in the order of the fields.
+pub struct Scene {
+    /// The guest; its NIC is `eth0`.
+    pub guest: Guest,
+    /// The daemon; the port is `vm1` on the lane `main`.
+    pub daemon: Daemon,
+    /// The namespace; the TAP is `tap0`.
+    pub net: Netns,
+}
+
+/// What differs between scenes.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// MTU of TAP, port and guest.
+    pub mtu: u16,
+    /// Queues of the port's device.
+    pub queues: u16,
+    /// Queue pairs of the guest's NIC.
+    pub guest_queues: u16,
+    /// The guest's virtual CPUs.
+    pub cpus: u16,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self { mtu: 1500, queues: 1, guest_queues: 1, cpus: 1 }
+    }
+}
+
+impl Scene {
+    /// Makes everything, and returns when the guest answers a ping.
+    pub fn new(label: &str, plan: &Plan) -> Result<Self> {
+        let net = Netns::new(label)?;
+        net.tap("tap0", &format!("{HOST}/24"), plan.mtu)?;
+        let daemon = Daemon::start("[dataplane]\ncores = [0]\nmemory_mib = 256\n", Some(&net))?;
+        let (queues, mtu) = (plan.queues.to_string(), plan.mtu.to_string());
+        daemon.add_tap_port("vm1", "tap0", &["--queues", &queues, "--mtu", &mtu])?;
+        let guest_queues = plan.guest_queues.to_string();
+        let nics = daemon.qemu_args("vm1", &["--memory", "384M", "--guest-queues", &guest_queues])?;
+        let guest = Guest::boot(&GuestSpec { nics, cpus: plan.cpus, ..GuestSpec::default() });
+        let guest = guest.map_err(|error| error.context(daemon.story()))?;
+        let mut scene = Self { guest, daemon, net };
+        scene.connect()?;
+        Ok(scene)
+    }
+
+    /// Gives the guest's NIC its address, which it loses by a reboot or a reload of the driver, and waits for a ping.
+    pub fn connect(&mut self) -> Result<()> {
+        self.guest.sh(&format!("ip link set eth0 up && ip address add {GUEST}/24 dev eth0"))?;
+        self.answers()
+    }
+
+    /// Waits until the guest answers a ping.
+    pub fn answers(&self) -> Result<()> {
+        let answered = self.net.wait_ping(GUEST, Duration::from_secs(20));
+        answered.map(drop).map_err(|error| error.context(self.daemon.story()))
+    }
+
+    /// Runs iperf3 in the namespace against a server in the guest, and returns the bits per second that the receiver saw.
+    pub fn iperf(&self, more: &[&str]) -> Result<f64> {
+        let arguments = [&["-c", GUEST, "-t", "3", "-J"], more].concat();
+        let report = self.net.run(Duration::from_secs(40), "iperf3", &arguments)?;
+        let report: serde_json::Value = serde_json::from_str(&report)?;
+        anyhow::Context::context(report["end"]["sum_received"]["bits_per_second"].as_f64(), "iperf3 gave no rate")
+    }
+}
