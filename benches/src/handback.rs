@@ -4,8 +4,7 @@
 //! process on the back-end's core and works on the ring that the guest laid out, without a socket.
 //!
 //! # Invariants
-//! The ring's three tables stay mapped while the thread runs: [`run`] joins it before it returns, and borrows the ring's memory
-//! for as long. The generator and this thread share indices through atomics only, and entries in the order that the indices say.
+//! The ring's three tables stay mapped while the thread runs: it is joined before the queue, which holds the memory, is dropped. The generator and this thread share indices through atomics only, and entries in the order that the indices say.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
@@ -63,6 +62,25 @@ impl Device {
         }
     }
 
+    /// Hands back on a thread on `core` while `work` runs; its result.
+    fn beside<T>(self, core: usize, written: u32, work: impl FnOnce() -> T) -> anyhow::Result<T> {
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let stop = &stop;
+            let thread = scope.spawn(move || {
+                // All of it, not the single pointers: only the whole may change threads.
+                let device = self;
+                load::pin(core)?;
+                device.hand_back(written, stop);
+                anyhow::Ok(())
+            });
+            let result = work();
+            stop.store(true, Ordering::Relaxed);
+            thread.join().map_err(|_| anyhow::anyhow!("the hand-back thread panicked"))??;
+            Ok(result)
+        })
+    }
+
     /// Puts a header that says "one buffer" into every buffer that is available: the generator looks for it.
     fn write_headers(self) {
         for slot in 0..usize::from(self.size) {
@@ -88,35 +106,23 @@ pub fn run(
 ) -> anyhow::Result<f64> {
     let memory = Arc::new(Memory::new(Layout { size: 16 << 20, regions: 1, start: 0, gap: 0, huge_pages })?);
     let ring = SplitRing::new(&memory, ring_size, false)?;
-    let device = Device::new(&ring, &memory);
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let start = |written: u32| {
-            let stop = &stop;
-            scope.spawn(move || {
-                let pinned = load::pin(device_core);
-                device.hand_back(written, stop);
-                pinned
-            })
-        };
-        let (device_thread, rate) = match direction {
+    // On a thread of its own: the caller starts other programs, which would inherit the core it is bound to.
+    let generator = move || {
+        load::pin(core)?;
+        match direction {
             Direction::GuestToNull => {
+                let device = Device::new(&ring, &memory);
                 let mut tx = Transmitter::new(ring, Shape::Whole, false, HEADER, 1514)?;
-                let thread = start(0);
-                load::pin(core)?;
-                (thread, load::transmit(&mut tx, load))
+                device.beside(device_core, 0, || load::transmit(&mut tx, load))
             }
             Direction::NullToGuest => {
+                let device = Device::new(&ring, &memory);
                 let mut rx = Receiver::new(ring, Shape::Whole, false, HEADER, 1536, true)?;
                 rx.post(usize::MAX);
                 device.write_headers();
-                let thread = start((HEADER + load.frame) as u32);
-                load::pin(core)?;
-                (thread, load::receive(&mut rx, load))
+                device.beside(device_core, (HEADER + load.frame) as u32, || load::receive(&mut rx, load))
             }
-        };
-        stop.store(true, Ordering::Relaxed);
-        device_thread.join().map_err(|_| anyhow::anyhow!("the hand-back thread panicked"))??;
-        Ok(rate)
-    })
+        }
+    };
+    std::thread::spawn(generator).join().map_err(|_| anyhow::anyhow!("the generator panicked"))?
 }

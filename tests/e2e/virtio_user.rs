@@ -51,7 +51,7 @@ fn what_testpmd_sends_arrives_in_the_device() -> Result<()> {
     std::thread::sleep(Duration::from_secs(1));
     testpmd.command("stop")?;
     let counts = at_rest(&mut testpmd)?;
-    ensure!(counts.tx_packets > 100_000, "testpmd sent only {}", counts.tx_packets);
+    ensure!(counts.tx_packets > 1000, "testpmd sent only {}", counts.tx_packets);
     let (from, to) = lane.wait_totals("vm", |from, _| from.received == counts.tx_packets)?;
     assert_eq!((from.sent, from.sent_bytes, from.drops.total()), (counts.tx_packets, counts.tx_bytes, 0));
     assert_eq!((to.received, to.sent), (0, 0));
@@ -67,12 +67,12 @@ fn what_the_device_makes_arrives_in_testpmd() -> Result<()> {
     std::thread::sleep(Duration::from_secs(1));
     // The device never stops: end the flow at the guest's end, and then compare.
     let running = testpmd.counts(0)?;
-    ensure!(running.rx_packets > 100_000, "testpmd received only {}", running.rx_packets);
+    ensure!(running.rx_packets > 1000, "testpmd received only {}", running.rx_packets);
     let (_, to) = lane.totals("vm")?;
     // The device is never at rest, so one burst may be counted half: received, and not yet sent or dropped.
     ensure!(to.received.abs_diff(to.sent + to.drops.total()) <= 64, "{to:?}");
     let later = testpmd.counts(0)?;
-    ensure!(later.rx_packets + 2048 >= to.sent && running.rx_packets <= to.sent, "{running:?} {to:?} {later:?}");
+    ensure!(later.rx_packets + 2048 >= to.sent && running.rx_packets <= to.sent + 64, "{running:?} {to:?} {later:?}");
     assert_eq!(to.sent_bytes, 64 * to.sent);
     assert_eq!(to.drops.total(), to.drops.guest_ring_full + to.drops.no_ring, "{to:?}");
     Ok(())
@@ -94,7 +94,7 @@ fn both_directions(name: &str, queues: u16, role: Role) -> Result<()> {
         Ok((counts.rx_packets == counts.tx_packets).then_some(()))
     });
     all_back.with_context(|| format!("testpmd counts {counts:?}, the lane {:?}", lane.totals("vm")))?;
-    ensure!(counts.tx_packets > 10_000, "testpmd sent only {}", counts.tx_packets);
+    ensure!(counts.tx_packets > 1000, "testpmd sent only {}", counts.tx_packets);
     let (from, to) = lane.wait_totals("vm", |_, to| to.sent == counts.rx_packets)?;
     assert_eq!((from.received, from.sent, from.drops.total()), (counts.tx_packets, counts.tx_packets, 0));
     assert_eq!((to.received, to.drops.total()), (counts.rx_packets, 0));

@@ -136,9 +136,15 @@ impl Lane {
         self.child = Some(command.spawn().context("starting ringspan-lane")?);
         (self.last_event, self.seen) = (0, vec![]);
         let socket = self.folder.join(format!("lane-{}.sock", self.options.name));
-        let client = Client::connect(&socket, READY).with_context(|| format!("its log:\n{}", self.log()))?;
-        self.client = Some(client);
-        Ok(())
+        let start = Instant::now();
+        loop {
+            match Client::connect(&socket, Duration::from_millis(100)) {
+                Ok(client) => self.client = Some(client),
+                Err(_) if self.is_alive() && start.elapsed() < READY => continue,
+                Err(error) => return Err(error).with_context(|| format!("its log:\n{}", self.log())),
+            }
+            return Ok(());
+        }
     }
 
     /// SIGKILL, and waits until it is gone.
