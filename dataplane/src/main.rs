@@ -12,6 +12,7 @@ use clap::{Parser, ValueEnum};
 use crossbeam::channel::Receiver;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::Pid;
 use ringspan_dataplane::events::now_ms;
@@ -78,6 +79,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     end.add(Signal::SIGINT);
     end.thread_block()?;
     abort_on_panic();
+    raise_open_files();
 
     let _lock = lock(run_dir, name)?;
     let journals = run_dir.join("journal");
@@ -140,6 +142,16 @@ fn abort_on_panic() {
         hook(what);
         std::process::abort();
     }));
+}
+
+/// A port with one queue pair holds some 15 descriptors, one with 32 pairs 260: a shell's usual limit of 1024 is 64 small
+/// ports, or four large ones.
+fn raise_open_files() {
+    let raised =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(errno) = raised {
+        tracing::warn!("cannot raise the limit of open files: {errno}");
+    }
 }
 
 /// One lane of a name at a time, whatever else happens: the kernel lets go of the lock with the process.

@@ -210,6 +210,87 @@ fn a_front_end_killed_at_any_byte_leaves_nothing_behind() {
     drop(bench);
 }
 
+/// Numbers that look random and are the same each time (xorshift64).
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % sides
+    }
+
+    /// A number that is likely to matter: small, round, at a border, or anything.
+    fn number(&mut self) -> u64 {
+        let step = self.roll(4);
+        match self.roll(6) {
+            0 => step,
+            1 => 1 << self.roll(64),
+            2 => u64::MAX - step,
+            3 => USER + self.roll(MEMORY + 0x1000),
+            4 => USER + (self.roll(64) << 12),
+            _ => self.roll(u64::MAX),
+        }
+    }
+}
+
+#[test]
+fn random_talk_breaks_nothing() {
+    let bench = Bench::new();
+    let served: Vec<Request> =
+        (0..64).filter_map(Request::from_code).filter(|request| request.shape().is_some()).collect();
+    for seed in 1..=300 {
+        let mut dice = Dice(0x9e37_79b9_7f4a_7c15u64.wrapping_mul(seed));
+        let front = bench.connect();
+        let script = handshake(&front);
+        let sane = dice.roll(script.len() as u64 + 1) as usize;
+        for (bytes, fds) in &script[..sane] {
+            send(front.socket.as_fd(), bytes, fds).unwrap();
+        }
+        for _ in 0..dice.roll(40) {
+            let request = served[dice.roll(served.len() as u64) as usize];
+            let mut payload: Vec<u8> =
+                match script.iter().find(|(bytes, _)| bytes[..4] == (request as u32).to_ne_bytes()) {
+                    // Mostly a message as it should be, with one word of it replaced.
+                    Some((bytes, _)) => bytes[HEADER_SIZE..].to_vec(),
+                    None => memory_table(&[front.region()]),
+                };
+            if payload.len() >= 8 && dice.roll(3) > 0 {
+                let at = dice.roll(payload.len() as u64 / 8) as usize * 8;
+                let word = dice.number().to_ne_bytes();
+                payload[at..at + 8].copy_from_slice(&word);
+            }
+            let fds = match request {
+                Request::SET_MEM_TABLE | Request::ADD_MEM_REG => vec![front.memory.try_clone().unwrap()],
+                Request::SET_VRING_KICK | Request::SET_VRING_CALL if dice.roll(4) > 0 => vec![eventfd()],
+                _ => vec![],
+            };
+            let message = [&Header::request(request, payload.len()).to_bytes()[..], &payload].concat();
+            if send(front.socket.as_fd(), &message, &fds).is_err() {
+                break;
+            }
+        }
+        drop(front);
+        let heard = bench.recorder.take_until("the end", |heard| {
+            matches!(
+                heard,
+                Heard::Event(LaneEventKind::FrontendDisconnected { .. } | LaneEventKind::HandshakeFailed { .. })
+            )
+        });
+        let running = heard.iter().fold(0, |running, heard| match heard {
+            Heard::Start(..) => running + 1,
+            Heard::Stop(_) => running - 1,
+            _ => running,
+        });
+        assert_eq!(running, 0, "seed {seed}: {heard:?}");
+        // The crate's thread must not have panicked: in a release build that ends the lane.
+        let words = format!("{heard:?}");
+        assert!(!words.contains("wait for daemon exit") && !words.contains("daemon ended"), "seed {seed}: {heard:?}");
+    }
+    drop(bench.connect_and_start());
+}
+
 #[test]
 fn descriptors_are_closed_with_their_connection() {
     let bench = Bench::new();
