@@ -22,16 +22,19 @@ pub(super) enum CallError {
     /// The lane refused; the connection is good.
     #[error("{0}")]
     Refused(Failure),
-    /// The connection is of no more use: the lane is gone, did not answer in time, or answered something else.
+    /// The connection is of no more use: the lane is gone, or answered something else.
     #[error("{0}")]
     Lost(String),
+    /// The lane did not answer in time. The connection is of no more use: the answer may come yet.
+    #[error("{0}")]
+    Silent(String),
 }
 
 impl From<CallError> for Error {
     fn from(error: CallError) -> Self {
         match error {
             CallError::Refused(failure) => failure.into(),
-            CallError::Lost(reason) => Error::new(ErrorKind::LaneDown, reason),
+            CallError::Lost(reason) | CallError::Silent(reason) => Error::new(ErrorKind::LaneDown, reason),
         }
     }
 }
@@ -82,7 +85,13 @@ impl LaneClient {
     pub(super) fn connect(path: &Path) -> Result<Connected, NotConnected> {
         let nobody = |error: std::io::Error| NotConnected::Nobody(format!("{}: {error}", path.display()));
         let stream = UnixStream::connect(path).map_err(nobody)?;
-        let pid = getsockopt(&stream, PeerCredentials).map(|peer| peer.pid()).unwrap_or(0);
+        let peer = getsockopt(&stream, PeerCredentials).map_err(|errno| nobody(errno.into()))?;
+        // Somebody else's socket in our place is no lane of ours, and its process none of our business.
+        if peer.uid() != nix::unistd::geteuid().as_raw() && peer.uid() != 0 {
+            let reason = format!("{}: a process of user {} listens there", path.display(), peer.uid());
+            return Err(NotConnected::Nobody(reason));
+        }
+        let pid = peer.pid();
         stream.set_write_timeout(Some(QUICK)).map_err(nobody)?;
         let mut client = Self { stream: BufReader::new(stream), next_id: 1 };
         match client.greet() {
@@ -128,7 +137,7 @@ impl LaneClient {
             Ok(0) => return Err(CallError::Lost("the lane closed the connection".into())),
             Ok(read) => return Err(CallError::Lost(format!("the lane's answer broke off after {read} bytes"))),
             Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {
-                return Err(CallError::Lost(format!("the lane did not answer within {} s", limit.as_secs())));
+                return Err(CallError::Silent(format!("it did not answer within {} s", limit.as_secs())));
             }
             Err(error) => return Err(lost(error)),
         }

@@ -129,7 +129,7 @@ fn pause(lane: &Lane, failures: u32) {
 fn find_or_start(lane: &Lane, daemon: &Daemon) -> Result<Option<Running>, Error> {
     match LaneClient::connect(&lane.socket()) {
         Ok(connected) => {
-            let process = Process::adopt(connected.pid);
+            let process = Process::adopt(connected.pid, &lane.run_dir, &lane.name);
             return Ok(Some(Running { connected, process, adopted: true }));
         }
         Err(NotConnected::Nobody(_)) => {}
@@ -142,7 +142,7 @@ fn find_or_start(lane: &Lane, daemon: &Daemon) -> Result<Option<Running>, Error>
                 );
                 return Err(Error::new(ErrorKind::LaneDown, message));
             }
-            let mut process = Process::adopt(pid);
+            let mut process = Process::adopt(pid, &lane.run_dir, &lane.name);
             process.kill();
             process.wait(STOP_LIMIT);
         }
@@ -239,6 +239,7 @@ fn up(lane: &Arc<Lane>, daemon: &Arc<Daemon>, mut client: LaneClient, info: Lane
         state.pid = pid;
         state.adopted = adopted;
         state.lives += 1;
+        state.silent = false;
         state.info = Some(info.clone());
         state.lives
     };

@@ -14,7 +14,7 @@ use ringspan_protocol::{LaneInfo, LaneName, PortCounters, PortName, PortStatus, 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::client::{CallError, LaneClient, QUICK, SLOW};
+use super::client::{CallError, LaneClient, NotConnected, QUICK, SLOW};
 use crate::config::LaneSettings;
 use crate::error::{Error, ErrorKind};
 
@@ -68,6 +68,8 @@ pub(super) struct LaneState {
     pub(super) refused: BTreeMap<PortName, Error>,
     /// Set when the keeper should look at the ports again.
     pub(super) look_again: bool,
+    /// Whether it left the last request unanswered.
+    pub(super) silent: bool,
     /// Ends the wait of the events thread.
     pub(super) events: Option<UnixStream>,
 }
@@ -143,6 +145,7 @@ impl Lane {
                 reason: None,
                 refused: BTreeMap::new(),
                 look_again: false,
+                silent: false,
                 events: None,
             }),
             changed: Condvar::new(),
@@ -228,7 +231,7 @@ impl Lane {
         LaneView {
             name: self.name.clone(),
             phase: state.phase,
-            reason: state.reason.clone(),
+            reason: state.silent.then(|| self.advice_when_silent()).or_else(|| state.reason.clone()),
             configured: settings.is_some(),
             differs,
             adopted: state.adopted,
@@ -274,6 +277,10 @@ impl Lane {
         drop(lock(&self.change));
     }
 
+    fn advice_when_silent(&self) -> String {
+        format!("lane {0} does not answer; if that lasts, run ringspan lane restart {0}", self.name)
+    }
+
     fn down(&self, state: &LaneState) -> Error {
         let name = &self.name;
         let message = match (state.phase, &state.reason) {
@@ -303,7 +310,7 @@ impl Lane {
         match client.call(request, SLOW) {
             Ok(reply) => then(Ok(reply)),
             Err(CallError::Refused(failure)) => then(Err(failure.into())),
-            Err(CallError::Lost(reason)) => {
+            Err(CallError::Lost(reason) | CallError::Silent(reason)) => {
                 *change = None;
                 self.nudge();
                 let message = format!("lane {}: {reason}", self.name);
@@ -347,12 +354,20 @@ impl Lane {
         // A connection from an earlier life of the lane fails at once; the second attempt has a new one.
         for fresh in [false, true] {
             if fresh || read.is_none() {
-                *read = Some(LaneClient::connect(&self.socket())?.client);
+                let connected = LaneClient::connect(&self.socket());
+                lock(&self.state).silent = matches!(connected, Err(NotConnected::Stuck(..)));
+                *read = Some(connected?.client);
             }
             let Some(client) = read.as_mut() else { continue };
-            match client.call(request.clone(), QUICK) {
+            let answer = client.call(request.clone(), QUICK);
+            lock(&self.state).silent = matches!(answer, Err(CallError::Silent(_)));
+            match answer {
                 Ok(reply) => return Ok(reply),
                 Err(CallError::Refused(failure)) => return Err(failure.into()),
+                Err(CallError::Silent(_)) => {
+                    *read = None;
+                    return Err(Error::new(ErrorKind::LaneDown, self.advice_when_silent()));
+                }
                 Err(CallError::Lost(reason)) => {
                     *read = None;
                     if fresh {

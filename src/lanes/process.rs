@@ -15,6 +15,7 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use ringspan_protocol::LaneName;
 
 use crate::config::{LaneSettings, LogFormat};
 use crate::error::{Error, ErrorKind};
@@ -33,7 +34,7 @@ pub(super) struct Process {
     log: Option<LaneLog>,
 }
 
-/// The lane's log file, and where this life of the lane begins in it.
+/// The lane's log file, and where in it this life of the lane begins, or what it logged since it was adopted.
 #[derive(Debug)]
 struct LaneLog {
     path: PathBuf,
@@ -42,8 +43,10 @@ struct LaneLog {
 
 impl Process {
     /// A process that another daemon started.
-    pub(super) fn adopt(pid: i32) -> Self {
-        Self { pid, pidfd: pidfd_open(pid).ok(), child: None, log: None }
+    pub(super) fn adopt(pid: i32, run_dir: &Path, lane: &LaneName) -> Self {
+        let path = log_path(run_dir, lane);
+        let log = path.metadata().ok().map(|there| LaneLog { path, begin: there.len() });
+        Self { pid, pidfd: pidfd_open(pid).ok(), child: None, log }
     }
 
     /// Starts the lane program in a session of its own, with nothing of ours open.
@@ -58,7 +61,7 @@ impl Process {
         let log = if stderr_is_the_journal() {
             None
         } else {
-            let path = run_dir.join(format!("lane-{}.log", lane.name));
+            let path = log_path(run_dir, &lane.name);
             let (file, begin) = open_log(&path).map_err(|error| Error::io(path.display(), &error))?;
             command.stderr(file);
             Some(LaneLog { path, begin })
@@ -91,7 +94,7 @@ impl Process {
             Some(pidfd) => readable(pidfd),
             None => kill(Pid::from_raw(self.pid), None).is_err(),
         };
-        gone.then(|| "it was started by an earlier daemon, which alone could know how it ended".into())
+        gone.then(|| "how is not known: an earlier daemon started it".into())
     }
 
     /// Waits for its end at most `limit`.
@@ -160,6 +163,10 @@ fn stderr_is_the_journal() -> bool {
     let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
     let Ok(stderr) = std::fs::metadata("/proc/self/fd/2") else { return false };
     stream == format!("{}:{}", stderr.dev(), stderr.ino())
+}
+
+fn log_path(run_dir: &Path, lane: &LaneName) -> PathBuf {
+    run_dir.join(format!("lane-{lane}.log"))
 }
 
 fn open_log(path: &Path) -> std::io::Result<(File, u64)> {

@@ -123,20 +123,24 @@ pub(super) fn unknown(name: &PortName) -> Error {
 fn entries(daemon: &Daemon, only: Option<&PortName>) -> Vec<PortEntry> {
     let desired: Desired = locked(&daemon.desired).clone();
     let chosen = |name: &PortName| only.is_none_or(|only| only == name);
-    let mut by_lane: BTreeMap<&LaneName, Option<BTreeMap<PortName, PortStatus>>> = BTreeMap::new();
+    let mut by_lane: BTreeMap<&LaneName, Result<BTreeMap<PortName, PortStatus>, Error>> = BTreeMap::new();
     let mut list = Vec::new();
     for (name, port) in desired.ports.iter().filter(|(name, _)| chosen(name)) {
         let lane = daemon.lane(&port.lane).ok();
-        let statuses = by_lane.entry(&port.lane).or_insert_with(|| lane.as_ref().and_then(|lane| lane.ports().ok()));
-        let status = statuses.as_ref().and_then(|ports| ports.get(name)).cloned();
+        let statuses = by_lane.entry(&port.lane).or_insert_with(|| match &lane {
+            Some(lane) => lane.ports(),
+            None => Ok(BTreeMap::new()),
+        });
+        let status = statuses.as_ref().ok().and_then(|ports| ports.get(name)).cloned();
         let refusal = lane.as_ref().and_then(|lane| lane.refusal(name));
         let (phase, reason) = match (&status, refusal) {
             (Some(status), None) => (status.phase.into(), status.reason.clone()),
             (_, Some(refusal)) => (Phase::Refused, Some(refusal.message)),
-            (None, None) => match lane.map(|lane| lane.phase()) {
-                Some(LanePhase::Up | LanePhase::Starting) => (Phase::Pending, None),
-                Some(_) => (Phase::LaneDown, Some(format!("see ringspan lane list: {}", port.lane))),
-                None => (
+            (None, None) => match (lane.map(|lane| lane.phase()), statuses) {
+                (Some(LanePhase::Starting), _) | (Some(LanePhase::Up), Ok(_)) => (Phase::Pending, None),
+                (Some(_), Err(error)) => (Phase::LaneDown, Some(error.message.clone())),
+                (Some(_), Ok(_)) => (Phase::LaneDown, None),
+                (None, _) => (
                     Phase::LaneDown,
                     Some(format!("lane {} is not in the configuration: add it there, or remove the port", port.lane)),
                 ),

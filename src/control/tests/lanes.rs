@@ -143,3 +143,41 @@ fn the_daemon_that_is_told_to_shuts_its_lanes_down() {
     assert!(nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusiveNonblock).is_ok(), "the lane runs");
     assert!(!bench.path("c.sock").exists());
 }
+
+#[test]
+fn a_lane_that_hangs_holds_nobody_up_for_long_and_is_replaced_when_asked() {
+    let bench = Bench::start("");
+    bench.add("vm1", "vdev:net_null0").unwrap();
+    let pid = bench.lane_pid("main");
+    kill(Pid::from_raw(pid as i32), Signal::SIGSTOP).unwrap();
+    let asked = Instant::now();
+    let ports = bench.call("port.list", json!({})).unwrap();
+    assert!(asked.elapsed().as_secs() < 9, "{:?}", asked.elapsed());
+    assert_eq!(ports[0]["phase"], "lane-down");
+    assert!(ports[0]["reason"].as_str().unwrap().contains("ringspan lane restart main"), "{ports}");
+    let lanes = bench.call("lane.list", json!({})).unwrap();
+    assert!(lanes[0]["reason"].as_str().unwrap().contains("does not answer"), "{lanes}");
+    let job = bench.call("lane.restart", json!({ "name": "main", "wait": true })).unwrap();
+    assert_eq!(job["state"], "done", "{job}");
+    assert_ne!(bench.lane_pid("main"), pid);
+    assert_eq!(bench.phase("vm1"), "listening");
+}
+
+#[test]
+fn a_lane_that_hung_before_the_daemon_came_is_named_and_replaced_when_asked() {
+    let mut bench = Bench::start("");
+    bench.add("vm1", "vdev:net_null0").unwrap();
+    let pid = bench.lane_pid("main");
+    bench.stop(Ending::LeaveLanes);
+    kill(Pid::from_raw(pid as i32), Signal::SIGSTOP).unwrap();
+    bench.boot();
+    let lane = bench.until("the lane is found to hang", || {
+        let lanes = bench.call("lane.list", json!({})).unwrap();
+        (lanes[0]["phase"] == "waiting").then(|| lanes[0].clone())
+    });
+    assert!(lane["reason"].as_str().unwrap().contains("ringspan lane restart main"), "{lane}");
+    let job = bench.call("lane.restart", json!({ "name": "main", "wait": true })).unwrap();
+    assert_eq!(job["state"], "done", "{job}");
+    bench.until("the port is back", || (bench.phase("vm1") == "listening").then_some(()));
+    assert_ne!(bench.lane_pid("main"), pid);
+}

@@ -1,8 +1,10 @@
 //! What comes over the socket: hostile, broken, idle or in a hurry, it is answered or bounded.
 
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, poll};
 use serde_json::json;
 
 use super::{Bench, Client, kind};
@@ -260,4 +262,28 @@ fn jobs_are_listed_and_a_second_one_of_the_same_is_refused() {
     assert_eq!(kind(&bench.call("job.get", json!({ "id": 99 })).unwrap_err()), "not-found");
     assert_eq!(kind(&bench.call("lane.restart", json!({ "name": "no" })).unwrap_err()), "not-found");
     assert_eq!(bench.call("job.cancel", json!({ "id": job["id"] })).unwrap()["state"], "done", "too late to cancel");
+}
+
+#[test]
+fn a_reader_that_does_not_read_is_told_what_it_missed_or_disconnected() {
+    let bench = Bench::start("");
+    let daemon = &bench.running.as_ref().unwrap().daemon;
+    let mut slow = bench.client();
+    let after = slow.call("events.subscribe", json!({})).unwrap()["last"].as_u64().unwrap();
+    let begun = Instant::now();
+    for _ in 0..20_000 {
+        daemon.events.tell(None, None, crate::control::EventKind::PortChanged);
+    }
+    assert!(begun.elapsed() < Duration::from_secs(5), "nobody waits for a reader");
+    let mut late = bench.client();
+    late.call("events.subscribe", json!({ "after": after })).unwrap();
+    let missed = late.message();
+    assert_eq!(missed["method"], "missed");
+    assert_eq!(late.message()["params"]["sequence"].as_u64(), missed["params"]["to"].as_u64().map(|to| to + 1));
+    // What was sent can be read; then the connection ends.
+    let mut fds = [PollFd::new(slow.0.get_ref().as_fd(), PollFlags::empty())];
+    assert_eq!(poll(&mut fds, 20_000u16), Ok(1), "the connection was not ended");
+    let mut rest = Vec::new();
+    std::io::Read::read_to_end(&mut slow.0, &mut rest).unwrap();
+    assert!(!rest.is_empty() && rest.len() < 20_000 * 60, "{} bytes", rest.len());
 }
