@@ -96,7 +96,7 @@ impl SplitRing {
             if ahead == 0 {
                 return Ok(Placed::RingFull);
             }
-            *window = used..used + self.look(used, ahead, Descriptor::WRITE)?;
+            *window = used..used + self.look::<true>(used, ahead)?;
         }
         let chain = self.window[usize::from(used - window.start)];
         let frame_len = frames.frame_len(index);

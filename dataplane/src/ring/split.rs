@@ -180,16 +180,17 @@ impl SplitRing {
         if head < size { Ok(head) } else { Err(RingError::Head { head, size }) }
     }
 
-    /// Reads `count` chains into the window, from the `from`th on. Those of one descriptor whose flags are `plain`, inside
-    /// one region, are ready for use, their memory on its way to the cache. Fewer than `count` when a head behind is out
+    /// Reads `count` chains into the window, from the `from`th on. Those of one descriptor, inside one region, that the device
+    /// writes (or reads) are ready for use, their memory on its way to the cache. Fewer than `count` when a head behind is out
     /// of range.
     ///
     /// # Errors
     ///
     /// [`RingError::Head`] for the first one.
     #[inline(always)]
-    pub(super) fn look(&mut self, from: u16, count: u16, plain: u16) -> Result<u16, RingError> {
+    pub(super) fn look<const WRITE: bool>(&mut self, from: u16, count: u16) -> Result<u16, RingError> {
         const SHAPE: u16 = Descriptor::NEXT | Descriptor::WRITE | Descriptor::INDIRECT;
+        let plain = if WRITE { Descriptor::WRITE } else { 0 };
         let first = self.next.wrapping_add(from);
         let mut count = usize::from(count).min(BURST);
         for i in 0..count {
@@ -213,7 +214,7 @@ impl SplitRing {
                 && span.len == descriptor.len as usize
             {
                 chain.start = span.start.as_ptr();
-                copy::prefetch_buffer(chain.start);
+                copy::prefetch_buffer::<WRITE>(chain.start);
             }
         }
         Ok(count as u16)

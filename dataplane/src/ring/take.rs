@@ -44,7 +44,7 @@ impl SplitRing {
         if available == 0 {
             return Ok(done);
         }
-        let count = self.look(0, available, 0)?;
+        let count = self.look::<false>(0, available)?;
         for i in 0..count {
             let chain = self.window[usize::from(i)];
             let frame_len = (chain.first.len as usize).wrapping_sub(HEADER);
