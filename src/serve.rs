@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use sd_notify::NotifyState;
 use tracing_subscriber::layer::SubscriberExt;
@@ -25,6 +26,7 @@ pub(crate) fn serve(file: &Path) -> anyhow::Result<()> {
     let cores = HostCores::read();
     let config = config::load(file, &cores)?;
     let set_log = start_log(config.log)?;
+    raise_open_files();
     // Blocked before any thread is made, so that all inherit it and only one takes signals.
     let signals: SigSet = [Signal::SIGHUP, Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
     signals.thread_block()?;
@@ -72,6 +74,15 @@ fn reload(daemon: &Arc<Daemon>) {
         Err(error) => tracing::warn!("SIGHUP: {error}"),
     }
     notify(&[NotifyState::Ready]);
+}
+
+/// Every control connection takes descriptors, and the usual soft limit of 1,024 is less than what is allowed.
+fn raise_open_files() {
+    let raised =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(errno) = raised {
+        tracing::warn!("the limit on open files stays as it is: {errno}");
+    }
 }
 
 /// Tells systemd, where there is one.

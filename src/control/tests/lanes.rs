@@ -136,7 +136,7 @@ fn the_daemon_that_is_told_to_shuts_its_lanes_down() {
     bench.lane_pid("main");
     bench.call("daemon.stop", json!({ "lanes": true })).unwrap();
     let running = bench.running.take().unwrap();
-    assert_eq!(running.ended.recv_timeout(super::SOON), Ok(Ending::StopLanes));
+    assert_eq!(running.ended.lock().unwrap().recv_timeout(super::SOON), Ok(Ending::StopLanes));
     running.daemon.stop(Ending::StopLanes);
     running.closer.close();
     let lock = std::fs::File::open(bench.path("lane-main.lock")).unwrap();

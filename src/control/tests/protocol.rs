@@ -5,9 +5,10 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, poll};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::json;
 
-use super::{Bench, Client, kind};
+use super::{Bench, Client, kind, skip};
 use crate::control::Ending;
 use crate::control::methods::METHODS;
 use crate::control::peer::Role;
@@ -90,6 +91,8 @@ fn half_a_request_and_then_silence_is_answered_and_closed() {
 #[test]
 fn a_thousand_idle_connections_are_bounded_and_go_away_again() {
     let bench = Bench::start("[log]\nlevel = \"error\"");
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
     let mut open: Vec<UnixStream> = Vec::new();
     for _ in 0..1000 {
         open.push(UnixStream::connect(bench.path("c.sock")).unwrap());
@@ -133,7 +136,7 @@ fn open_to_all(bench: &Bench) {
 #[test]
 fn a_reader_reads_and_is_refused_every_change() {
     if !nix::unistd::geteuid().is_root() {
-        return println!("SKIPPED: needs root, to become another user");
+        return skip("a_reader_reads_and_is_refused_every_change", "needs root, to become another user");
     }
     let bench = Bench::start("socket_mode = \"0666\"");
     open_to_all(&bench);
@@ -152,7 +155,10 @@ fn a_reader_reads_and_is_refused_every_change() {
 #[test]
 fn the_group_may_change_and_who_is_no_reader_may_not_even_look() {
     if !nix::unistd::geteuid().is_root() {
-        return println!("SKIPPED: needs root, to become another user");
+        return skip(
+            "the_group_may_change_and_who_is_no_reader_may_not_even_look",
+            "needs root, to become another user",
+        );
     }
     let bench = Bench::start("group = \"65533\"\nreaders = \"65534\"");
     open_to_all(&bench);

@@ -1,0 +1,66 @@
+//! Several who change things at once, and lanes that die in the middle.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+
+use super::{Bench, kind};
+
+#[test]
+fn of_many_who_add_the_same_port_one_succeeds() {
+    let bench = Bench::start("");
+    bench.lane_pid("main");
+    let answers: Vec<_> = std::thread::scope(|scope| {
+        let adders: Vec<_> = (0..8).map(|_| scope.spawn(|| bench.add("vm1", "vdev:net_null0"))).collect();
+        adders.into_iter().map(|adder| adder.join().unwrap()).collect()
+    });
+    assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 1);
+    assert!(answers.iter().filter_map(|answer| answer.as_ref().err()).all(|error| kind(error) == "exists"));
+}
+
+#[test]
+fn what_was_answered_is_so_whatever_happens_to_the_lane_meanwhile() {
+    let bench = Bench::start("");
+    bench.lane_pid("main");
+    let busy = AtomicBool::new(true);
+    let kept: Vec<String> = std::thread::scope(|scope| {
+        let killer = scope.spawn(|| {
+            while busy.load(Ordering::Relaxed) {
+                let pid = bench.lane_pid("main");
+                let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
+                std::thread::sleep(Duration::from_millis(150));
+            }
+        });
+        let workers = (0..3).map(|worker| {
+            let bench = &bench;
+            scope.spawn(move || {
+                let (name, device) = (format!("vm{worker}"), format!("vdev:net_null{worker}"));
+                let mut there = false;
+                for _ in 0..25 {
+                    // A change that fails leaves things as they were; one that is answered is done.
+                    let changed = match there {
+                        false => bench.add(&name, &device).map(drop),
+                        true => bench.call("port.remove", json!({ "name": name })).map(drop),
+                    };
+                    there ^= changed.is_ok();
+                }
+                there.then_some(name)
+            })
+        });
+        let workers: Vec<_> = workers.collect();
+        let kept = workers.into_iter().filter_map(|worker| worker.join().unwrap()).collect();
+        busy.store(false, Ordering::Relaxed);
+        killer.join().unwrap();
+        kept
+    });
+    bench.until("the ports are as they were answered", || {
+        let ports = bench.call("port.list", json!({})).unwrap();
+        let ports = ports.as_array().unwrap();
+        let names: Vec<_> = ports.iter().map(|port| port["name"].as_str().unwrap()).collect();
+        assert_eq!(names, kept);
+        ports.iter().all(|port| port["phase"] == "listening").then_some(())
+    });
+}
