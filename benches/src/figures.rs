@@ -1,13 +1,13 @@
 //! The small figures: how soon a lane serves, how long a port takes, what idle guests cost, how big control is.
 
+use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use ringspan_testkit::daemon::Daemon;
 use ringspan_testkit::guest::{Guest, Options};
 use ringspan_testkit::lane::{self, Lane};
-use ringspan_testkit::paths;
 
 use crate::report::Figure;
 
@@ -91,65 +91,19 @@ fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
     Ok(nanoseconds as f64 / 1e9)
 }
 
-/// A daemon that is stopped, with its lane, when this is dropped.
-struct Daemon {
-    child: Child,
-    lane_pids: Vec<i32>,
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        use nix::sys::signal::{Signal, kill};
-        use nix::unistd::Pid;
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        // Lanes outlive the daemon by design.
-        for pid in &self.lane_pids {
-            let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
-        }
-    }
-}
-
 /// Milliseconds from the daemon's start until its configured port listens, and MiB that the daemon holds.
 fn control_figures(core: usize) -> anyhow::Result<(f64, f64)> {
-    let folder = tempfile::tempdir()?;
-    let (program, _) = (paths::program("ringspan")?, paths::program("ringspan-lane")?);
-    let at = |name: &str| folder.path().join(name);
     let config = format!(
-        "[control]\nsocket = {:?}\nstate_dir = {:?}\n[dataplane]\ncores = [{core}]\nmemory_mib = 128\n[[port]]\nname = \"vm1\"\n\
-         socket = {:?}\ndevice = \"vdev:net_null0,size=64,no-rx=1\"\n",
-        at("control.sock"),
-        at("state"),
-        at("vm1.sock")
+        "[dataplane]\ncores = [{core}]\nmemory_mib = 128\n[[port]]\nname = \"vm1\"\nsocket = \"{{dir}}/vm1.sock\"\n\
+         role = \"server\"\ndevice = \"vdev:net_null0,size=64,no-rx=1\"\nqueues = 1\n"
     );
-    std::fs::write(at("ringspan.toml"), config)?;
     let start = Instant::now();
-    let child = Command::new(program)
-        .arg("serve")
-        .arg("--config")
-        .arg(at("ringspan.toml"))
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(std::fs::File::create(at("serve.log"))?)
-        .spawn()
-        .context("starting ringspan serve")?;
-    let mut daemon = Daemon { child, lane_pids: vec![] };
-    let log = || std::fs::read_to_string(at("serve.log")).unwrap_or_default();
-    while std::os::unix::net::UnixStream::connect(at("vm1.sock")).is_err() {
-        daemon.lane_pids = children(daemon.child.id());
-        let alive = daemon.child.try_wait()?.is_none();
-        ensure!(alive && start.elapsed() < Duration::from_secs(20), "the daemon does not serve: {}", log());
+    let daemon = Daemon::start(&config, None)?;
+    while UnixStream::connect(daemon.path("vm1.sock")).is_err() {
+        ensure!(start.elapsed() < Duration::from_secs(20), "the configured port does not listen");
         std::thread::sleep(Duration::from_millis(2));
     }
-    let ready_ms = milliseconds(start);
-    daemon.lane_pids = children(daemon.child.id());
-    Ok((ready_ms, resident_mib(daemon.child.id())?))
-}
-
-fn children(pid: u32) -> Vec<i32> {
-    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let lists = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
-    lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
+    Ok((milliseconds(start), resident_mib(daemon.pid()?)?))
 }
 
 fn resident_mib(pid: u32) -> anyhow::Result<f64> {

@@ -61,6 +61,8 @@ pub struct Row {
 pub struct Report {
     /// The processor's name.
     pub processor: String,
+    /// Load average of the last minute, before the first measurement: above 0.5 something else was measured too.
+    pub load_average: f64,
     /// Whether back-ends and guest memory were in hugepages.
     pub huge_pages: bool,
     /// Descriptors in each ring.
@@ -139,6 +141,13 @@ impl Report {
                 million(row.testpmd),
                 ratio,
                 row.ceiling_pps / 1e6
+            );
+        }
+        if self.load_average > 0.5 {
+            let _ = writeln!(
+                text,
+                "The machine was busy before (load average {}): numbers and ratios swing.",
+                self.load_average
             );
         }
         for figure in &self.figures {

@@ -54,6 +54,7 @@ fn main() -> std::process::ExitCode {
 fn bench(arguments: &[String]) -> anyhow::Result<()> {
     packages::ensure(packages::ALL)?;
     let programs = step::build_release()?;
+    let _pages = hugepages::HugePages::try_reserve(768);
     let mut bench = step::cargo(&["run", "--release", "--package", "ringspan-benches", "--"]);
     step::run(bench.args(arguments).env("RINGSPAN_BIN_DIR", programs))
 }

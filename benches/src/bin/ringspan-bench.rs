@@ -72,12 +72,18 @@ impl Quick {
             Some("testpmd") => &[Peer::Testpmd],
             _ => &[Peer::Ringspan, Peer::Testpmd],
         };
+        let load_average = load_average();
         let folder = tempfile::tempdir()?;
         let (mut rows, mut samples) = (vec![], vec![]);
         for direction in Direction::ALL {
             let ceiling = handback::run(direction, load, self.ring_size, self.guest_core, self.core, huge_pages)?;
             for round in 0..self.rounds {
-                for &peer in peers {
+                // A B, B A, A B: what drifts with time does not favour one of them.
+                let mut turn = peers.to_vec();
+                if round % 2 == 1 {
+                    turn.reverse();
+                }
+                for peer in turn {
                     let pps = self.measure(peer, direction, load, huge_pages, folder.path())?;
                     eprintln!("{}, round {}: {} {:.2} Mpps", direction.title(), round + 1, peer.title(), pps / 1e6);
                     samples.push(Sample { peer, direction, round, pps });
@@ -86,8 +92,8 @@ impl Quick {
             rows.push(row(direction, ceiling, &samples));
         }
         let figures = if self.no_figures { vec![] } else { figures::all(self.core) };
-        let report =
-            Report { processor: processor(), huge_pages, ring_size: self.ring_size, load, rows, samples, figures };
+        let (processor, ring_size) = (processor(), self.ring_size);
+        let report = Report { processor, load_average, huge_pages, ring_size, load, rows, samples, figures };
         println!("{}", report.table());
         if let Some(path) = &self.json {
             std::fs::write(path, serde_json::to_string_pretty(&report)?)?;
@@ -130,4 +136,9 @@ fn processor() -> String {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("model name"));
     line.map_or_else(String::new, |line| line.trim_start_matches(['\t', ' ', ':']).to_string())
+}
+
+fn load_average() -> f64 {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().and_then(|number| number.parse().ok()).unwrap_or(0.0)
 }
