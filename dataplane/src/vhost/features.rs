@@ -85,7 +85,7 @@ const NAMES: &[(u8, &str)] = &[
     (63, "SPEED_DUPLEX"),
 ];
 
-/// The feature word that a port of this compatibility level offers, [`F_PROTOCOL_FEATURES`] included.
+/// The feature word that a port of this compatibility level offers, vhost-user's own bit 30 included.
 ///
 /// A level never changes once it was released: a guest that is restarted or migrated sees the same device.
 pub fn offered(compat: Compat) -> u64 {
