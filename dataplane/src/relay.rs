@@ -198,9 +198,13 @@ impl Relay {
         received
     }
 
-    fn break_down(&mut self, ring: usize, offence: Offence) {
+    fn break_down(&mut self, ring: usize, mut offence: Offence) {
         if !self.broken {
             self.broken = true;
+            // Memory that is gone reads as zeros, and so looks like a broken ring first.
+            if self.map.as_ref().is_some_and(|map| map.poisoned()) {
+                offence = Offence::MemoryGone;
+            }
             // The receiver lives as long as the lane.
             let _ = self.faults.send(Fault { relay: self.id, ring, offence });
         }

@@ -1,7 +1,11 @@
 //! Guest memory can vanish: a front-end may shrink the file behind a mapping, and the next touch raises SIGBUS.
 //!
 //! The handler puts anonymous zero pages in place of what is gone, from the faulting page to the end of its mapping, and
-//! marks the map as poisoned, so that its port is stopped. A fault anywhere else goes where it went before.
+//! marks the map as poisoned, so that its port is stopped. A fault anywhere else goes where it went before. A mapping of
+//! hugetlbfs without reserved pages raises the same signal when the pages run out, and ends the same way.
+//!
+//! The disposition is the process's: nothing else may take SIGBUS afterwards, `rte_dev_hotplug_handle_enable` of DPDK
+//! least of all, which calls the handler before it without telling it what happened.
 //!
 //! Invariants, because a signal handler reads this at any time:
 //! - Slots live for ever: chunks are linked in once and never freed. They are re-used, so the table is as long as its
