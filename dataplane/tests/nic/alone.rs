@@ -9,6 +9,10 @@ use ringspan_protocol::Policy;
 
 /// Says to a process that it is the one for the test.
 const MARK: &str = "RINGSPAN_TEST_ALONE";
+/// Says to a process that it runs in a guest of the test's.
+const IN_GUEST: &str = "RINGSPAN_TEST_IN_GUEST";
+/// Longest wait for something to happen.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// Longest run of a test.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -75,9 +79,20 @@ pub fn in_own_process(name: &str, body: impl FnOnce()) {
     assert!(status.success() && out.contains("1 passed"), "{name}: {status}\n{out}\n{err}");
 }
 
+/// Whether this process runs in a guest of the test's.
+pub fn in_guest() -> bool {
+    std::env::var_os(IN_GUEST).is_some()
+}
+
+/// Shell words that set what [`in_guest`] looks for, and have the test run in that very process.
+pub fn mark_for_guest() -> String {
+    format!("{IN_GUEST}=1 {MARK}=1")
+}
+
 /// Waits until `condition` holds.
+#[track_caller]
 pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(20);
+    let end = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < end, "waited in vain: {what}");
         std::thread::yield_now();
@@ -99,6 +114,7 @@ pub fn frame(number: usize, len: usize) -> Vec<u8> {
 }
 
 /// Allocates, fills and sends frames; all must be taken.
+#[track_caller]
 pub fn send(queue: &mut QueuePair, frames: &[Vec<u8>]) {
     let mut burst = Burst::new();
     for part in frames.chunks(Burst::CAPACITY) {
@@ -116,14 +132,16 @@ pub fn send(queue: &mut QueuePair, frames: &[Vec<u8>]) {
 }
 
 /// Receives until there are `n` frames.
+#[track_caller]
 pub fn receive(queue: &mut QueuePair, n: usize) -> Vec<Vec<u8>> {
     let mut frames = Vec::new();
     let mut burst = Burst::new();
-    wait_for("frames", || {
+    let end = Instant::now() + PATIENCE;
+    while frames.len() < n {
         queue.rx.receive(&mut burst);
         frames.extend(burst.iter().map(|frame| frame.to_vec()));
         burst.clear();
-        frames.len() >= n
-    });
+        assert!(Instant::now() < end, "{} of {n} frames came", frames.len());
+    }
     frames
 }

@@ -7,4 +7,5 @@ mod devices;
 mod kernel;
 mod limits;
 mod loopback;
+mod pci;
 mod tap;

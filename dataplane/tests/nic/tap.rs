@@ -18,7 +18,7 @@ fn exchange(interface: &str, queue: &mut QueuePair, sizes: &[usize]) {
             received = receive(queue, 1);
             received.retain(|frame| is_ours(frame));
         }
-        assert_eq!(received, [sent.clone()], "to the port, {size} bytes");
+        assert_eq!(received, std::slice::from_ref(&sent), "to the port, {size} bytes");
         send(queue, std::slice::from_ref(&sent));
         assert_eq!(wire.receive(), sent, "from the port, {size} bytes");
     }
