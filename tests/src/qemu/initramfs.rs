@@ -4,10 +4,10 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
-use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
+use super::compression;
 use super::kernel::Kernel;
 use crate::paths;
 
@@ -69,25 +69,9 @@ pub fn write(kernel: &Kernel, path: &Path) -> Result<()> {
     for (number, file) in kernel.modules(&MODULES)?.iter().enumerate() {
         let name = file.file_name().context("a module without a name")?.to_string_lossy();
         let stem = name.split('.').next().unwrap_or(&name);
-        archive.entry(&format!("m/{number:02}-{stem}.ko"), 0o100644, &plain_module(file)?)?;
+        archive.entry(&format!("m/{number:02}-{stem}.ko"), 0o100644, &compression::plain(file)?)?;
     }
     archive.finish()
-}
-
-/// The module without its compression: busybox's insmod may not know it.
-fn plain_module(file: &Path) -> Result<Vec<u8>> {
-    let tool = match file.extension().and_then(|extension| extension.to_str()) {
-        Some("ko") => return Ok(fs::read(file)?),
-        Some("xz") => "xz",
-        Some("zst") => "zstd",
-        _ => bail!("{}: a module compressed in an unknown way", file.display()),
-    };
-    let output = Command::new(tool).arg("-dc").arg(file).stdin(Stdio::null()).output();
-    let output = output.with_context(|| format!("cannot start {tool}: install it"))?;
-    if !output.status.success() {
-        bail!("{tool} -dc {} failed: {}", file.display(), String::from_utf8_lossy(&output.stderr));
-    }
-    Ok(output.stdout)
 }
 
 struct Archive<W> {

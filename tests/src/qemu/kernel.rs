@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use super::compression;
 use crate::paths::{self, Lock};
 use crate::wait;
 
 /// An unpacked kernel package.
 #[derive(Debug, Clone)]
 pub struct Kernel {
-    /// The image that QEMU boots.
+    /// The unpacked kernel, which QEMU boots through its PVH entry.
     pub image: PathBuf,
     /// What `uname -r` says in the guest.
     pub release: String,
@@ -29,9 +30,9 @@ impl Kernel {
         fs::create_dir_all(&folder)?;
         let _alone = Lock::take(&folder.join("lock"))?;
         let package = newest_package()?;
-        let root = folder.join(&package);
+        let root = folder.join(format!("{package}-pvh"));
         if !root.is_dir() {
-            let unpacked = folder.join(format!("{package}.new"));
+            let unpacked = folder.join(format!("{package}-pvh.new"));
             let _ = fs::remove_dir_all(&unpacked);
             fs::create_dir_all(&unpacked)?;
             unpack(&package, &unpacked)?;
@@ -44,7 +45,7 @@ impl Kernel {
         for entry in fs::read_dir(root.join("boot"))? {
             let name = entry?.file_name().to_string_lossy().into_owned();
             if let Some(release) = name.strip_prefix("vmlinuz-") {
-                return Ok(Self { image: root.join("boot").join(&name), release: release.into(), root });
+                return Ok(Self { image: root.join("vmlinux"), release: release.into(), root });
             }
         }
         bail!("{} has no boot/vmlinuz-*: remove that folder, it is made again", root.display())
@@ -96,6 +97,8 @@ fn unpack(package: &str, into: &Path) -> Result<()> {
     if !into.join("lib").exists() {
         std::os::unix::fs::symlink("usr/lib", into.join("lib"))?;
     }
+    let packed = fs::read(into.join(format!("boot/vmlinuz-{release}")))?;
+    fs::write(into.join("vmlinux"), compression::kernel(&packed)?)?;
     let mut depmod = Command::new(paths::on_path("depmod").context("depmod is missing: install kmod")?);
     depmod.arg("-b").arg(into).arg(release);
     wait::run(&mut depmod, Duration::from_secs(120))?.success("depmod")?;

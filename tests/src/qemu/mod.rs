@@ -5,6 +5,7 @@
 //! QEMU runs under `timeout`, and whatever happens to the test, it does not outlive its limit.
 
 mod agent;
+mod compression;
 mod initramfs;
 mod kernel;
 mod monitor;
@@ -174,7 +175,10 @@ impl Guest {
         };
         let state = match self.qemu.try_wait() {
             Ok(Some(status)) => format!("QEMU ended ({status}) and said"),
-            _ => "QEMU runs and said".into(),
+            _ => match self.monitor.execute("query-status", Duration::from_secs(2)) {
+                Ok(status) => format!("QEMU runs ({}) and said", status["status"]),
+                Err(error) => format!("QEMU runs ({error:#}) and said"),
+            },
         };
         format!("the guest's console:\n{}\n{state}:\n{}", end(self.console()), end(self.log()))
     }
