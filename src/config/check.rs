@@ -32,6 +32,14 @@ pub(super) fn check(
 ) -> Result<Config, Refusal> {
     let control = control(&read.control)?;
     let lanes = lanes(&read, host)?;
+    for lane in &lanes {
+        let socket = crate::lanes::socket_path(&control.run_dir, &lane.name);
+        check_socket(&socket).map_err(|message| {
+            let key = read.control.run_dir.as_ref().or(read.control.socket.as_ref());
+            let message = format!("lane {}: {message}: give control.run_dir a shorter path", lane.name);
+            (key.map_or(0, |key| key.span().start), message)
+        })?;
+    }
     ports(&read.port, &lanes, &control)?;
     memory(&read, &lanes)?;
     let ports = read.port.into_iter();
@@ -63,10 +71,6 @@ fn control(table: &ControlTable) -> Result<Control, Refusal> {
     }
     let beside_socket = socket.parent().unwrap_or(Path::new("/")).to_owned();
     let run_dir = path("run_dir", &table.run_dir, beside_socket)?;
-    let lane_socket = crate::lanes::socket_path(&run_dir, &"x".parse().map_err(|_| (0, String::new()))?);
-    if let (Err(_), Some(key)) = (check_socket(&lane_socket), &table.run_dir) {
-        return Err(at(key, format!("control.run_dir {run_dir:?} is too long for the lanes' sockets in it")));
-    }
     let readers = group("readers", &table.readers)?;
     let socket_mode = match &table.socket_mode {
         Some(mode) => {

@@ -88,6 +88,7 @@ fn what_is_wrong_is_named_with_its_line_and_the_remedy() {
             3,
             "core 9 does not exist or is offline: this machine has [0, 1, 2, 3]",
         ),
+        (format!("[control]\nrun_dir = \"/{}\"", "r".repeat(95)), 2, "give control.run_dir a shorter path"),
         ("[dataplane]\ncores = []".into(), 2, "at least one"),
         ("[dataplane]\ncores = [1, 1]".into(), 2, "listed twice"),
         ("[dataplane]\nmemory_mib = 4".into(), 2, "at least 16"),

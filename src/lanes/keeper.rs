@@ -276,10 +276,40 @@ fn differences(settings: &LaneSettings, info: &LaneInfo) -> Option<String> {
     ))
 }
 
+/// Whether the lane is connected and refused nothing.
+fn is_settled(lane: &Lane) -> bool {
+    lane.is_connected() && lock(&lane.state).refused.is_empty()
+}
+
+/// When what was refused is tried again: later each time.
+struct Retry {
+    pause: Duration,
+    at: Instant,
+}
+
+impl Retry {
+    fn new() -> Self {
+        Self { pause: RETRIES.0, at: Instant::now() + RETRIES.0 }
+    }
+
+    fn is_due(&self) -> bool {
+        Instant::now() >= self.at
+    }
+
+    fn later(&mut self) {
+        self.at = Instant::now() + self.pause;
+        self.pause = (self.pause * 2).min(RETRIES.1);
+    }
+
+    fn left(&self) -> PollTimeout {
+        let left = self.at.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+    }
+}
+
 /// Waits for the lane's end, or an order; applies what changes meanwhile.
 fn watch(lane: &Arc<Lane>, daemon: &Arc<Daemon>, process: &mut Process, fits: bool) -> End {
-    let mut retry = RETRIES.0;
-    let mut retry_at = Instant::now() + retry;
+    let mut retry = Retry::new();
     loop {
         if let Some(how) = process.ended() {
             let words = process.last_words();
@@ -291,30 +321,18 @@ fn watch(lane: &Arc<Lane>, daemon: &Arc<Daemon>, process: &mut Process, fits: bo
             Order::Restart => return shut_down(lane, process).map_or(End::Restarted, End::Died),
             Order::Stop => return shut_down(lane, process).map_or(End::Stopped, End::Died),
         }
-        let (asked, refused) = {
-            let mut state = lock(&lane.state);
-            (std::mem::take(&mut state.look_again), !state.refused.is_empty())
-        };
-        let connected = !fits || lane.is_connected();
-        if asked {
-            retry = RETRIES.0;
+        let asked = std::mem::take(&mut lock(&lane.state).look_again);
+        if asked || is_settled(lane) {
+            retry = Retry::new();
         }
-        let due = (refused || !connected) && Instant::now() >= retry_at;
-        if fits && (asked || due) {
+        if fits && (asked || !is_settled(lane) && retry.is_due()) {
             apply(lane, daemon);
-            retry_at = Instant::now() + retry;
-            retry = (retry * 2).min(RETRIES.1);
-        } else if !refused && connected {
-            retry = RETRIES.0;
+            retry.later();
         }
-        let unsettled = !lane.is_connected() || !lock(&lane.state).refused.is_empty();
-        let timeout = if fits && unsettled {
-            let left = retry_at.saturating_duration_since(Instant::now());
-            PollTimeout::try_from(left.max(Duration::from_millis(10))).unwrap_or(PollTimeout::MAX)
-        } else if process.pidfd.is_some() {
-            PollTimeout::NONE
-        } else {
-            PollTimeout::from(500u16)
+        let timeout = match &process.pidfd {
+            _ if fits && !is_settled(lane) => retry.left(),
+            Some(_) => PollTimeout::NONE,
+            None => PollTimeout::from(500u16),
         };
         let mut fds = vec![PollFd::new(lane.wake.as_fd(), PollFlags::POLLIN)];
         fds.extend(process.pidfd.as_ref().map(|pidfd| PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)));

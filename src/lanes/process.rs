@@ -137,8 +137,26 @@ impl Process {
             Ok(String::from_utf8_lossy(&bytes).into_owned())
         };
         let text = read().unwrap_or_default();
-        let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        let lines: Vec<_> = text.lines().map(plain).filter(|line| !line.is_empty()).collect();
         lines[lines.len().saturating_sub(3)..].join("; ")
+    }
+}
+
+/// A line of a log without its time, which would make the same words look new each time.
+fn plain(line: &str) -> String {
+    if let Ok(line) = serde_json::from_str::<serde_json::Value>(line)
+        && let Some(message) = line["fields"]["message"].as_str()
+    {
+        return message.to_owned();
+    }
+    let line = line.trim();
+    match line.split_once(char::is_whitespace) {
+        Some((time, rest))
+            if time.ends_with('Z') && time.contains('T') && time.starts_with(|c: char| c.is_ascii_digit()) =>
+        {
+            rest.trim_start().to_owned()
+        }
+        _ => line.to_owned(),
     }
 }
 
@@ -196,5 +214,19 @@ pub(super) fn lane_program(configured: Option<&Path>) -> Result<PathBuf, Error> 
             ErrorKind::NotFound,
             format!("there is no lane program: looked for {places:?}; set control.lane_program or RINGSPAN_LANE"),
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::plain;
+
+    #[test]
+    fn last_words_are_told_without_their_time() {
+        assert_eq!(plain("2026-11-22T11:28:21.564068Z ERROR no hugepages are free"), "ERROR no hugepages are free");
+        let json =
+            r#"{"timestamp":"2026-11-22T11:28:21Z","level":"ERROR","fields":{"message":"no hugepages are free"}}"#;
+        assert_eq!(plain(json), "no hugepages are free");
+        assert_eq!(plain("EAL: Cannot init memory"), "EAL: Cannot init memory");
     }
 }
