@@ -158,6 +158,38 @@ fn take(c: &mut Criterion) {
     group.finish();
 }
 
+/// Chains of other shapes: what a guest does for frames with fragments.
+fn chains(c: &mut Criterion) {
+    let mut group = c.benchmark_group("take a burst of 64, 64 bytes");
+    group.throughput(Throughput::Elements(BURST as u64));
+    const TABLES: u64 = 0x2_0000;
+    for (kind, first) in [("indirect, one buffer", HEADER as u64 + 64), ("indirect, the header alone", HEADER as u64)] {
+        let mut guest = Guest::new(HEADER + 64, 0, features(true));
+        for i in 0..u64::from(SIZE) {
+            let write = |addr: u64, value: u64| guest.memory.write_obj(value, GuestAddress(addr)).expect("inside");
+            let (buffer, table, rest) = (BUFFERS + BUFFER * i, TABLES + 32 * i, HEADER as u64 + 64 - first);
+            let count = if rest > 0 { 2 } else { 1 };
+            let next = if rest > 0 { (1 << 32) | (1 << 48) } else { 0 };
+            [buffer, first | next, buffer + first, rest].into_iter().zip(0..).for_each(|(value, word)| {
+                write(table + 8 * word, value);
+            });
+            write(16 * i, table);
+            write(16 * i + 8, (16 * count) | (4 << 32));
+        }
+        let mut buffers = Buffers { bytes: vec![0; BURST * BUFFER as usize], next: 0 };
+        let mut ring = SplitRing::new(Arc::clone(&guest.map), &guest.config).expect("a ring");
+        group.bench_function(kind, |b| {
+            b.iter(|| {
+                guest.offer(BURST as u16);
+                buffers.next = 0;
+                let taken = ring.take(BURST, 1518, &mut buffers).expect("a good ring");
+                assert_eq!(taken.frames, BURST as u64);
+            })
+        });
+    }
+    group.finish();
+}
+
 fn put(c: &mut Criterion) {
     let mut group = c.benchmark_group("put a burst of 64");
     for len in [64, 1500] {
@@ -236,5 +268,5 @@ fn translate(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, take, put, jumbo, translate);
+criterion_group!(benches, take, chains, put, jumbo, translate);
 criterion_main!(benches);
