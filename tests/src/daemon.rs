@@ -110,12 +110,10 @@ impl Daemon {
         finished.map_err(|error| error.context(self.story()))
     }
 
-    /// Adds a port on a TAP of this namespace, through the command line. The TAP's MAC address is fixed: net_tap would
-    /// otherwise give it a new one at each start of the lane, and neighbours would not find it.
-    pub fn add_tap_port(&self, name: &str, tap: &str, more: &[&str]) -> Result<()> {
+    /// Adds a port on a device, through the command line. Its socket is `NAME.sock` in the daemon's folder.
+    pub fn add_port(&self, name: &str, device: &str, more: &[&str]) -> Result<()> {
         let socket = self.path(&format!("{name}.sock")).display().to_string();
-        let device = format!("vdev:net_tap_{name},iface={tap},mac={}", tap_mac(tap));
-        let arguments = ["port", "add", name, "--socket-path", &socket, "--device", &device];
+        let arguments = ["port", "add", name, "--socket-path", &socket, "--device", device];
         self.ok(&[&arguments[..], more].concat())?;
         Ok(())
     }
@@ -233,8 +231,9 @@ pub fn find<'a>(value: &'a Value, key: &str) -> Option<&'a Value> {
     }
 }
 
-/// The MAC address for the host's end of a TAP: made from its name, locally administered.
-fn tap_mac(tap: &str) -> String {
+/// The device on a TAP. The TAP's own MAC address is fixed: net_tap would otherwise give it a new one at each start of the
+/// lane, and neighbours would not find it.
+pub fn tap_device(tap: &str) -> String {
     let sum = tap.bytes().fold(7u16, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
-    format!("02:74:61:70:{:02x}:{:02x}", sum >> 8, sum & 255)
+    format!("vdev:net_tap_{tap},iface={tap},mac=02:74:61:70:{:02x}:{:02x}", sum >> 8, sum & 255)
 }

@@ -58,6 +58,23 @@ impl Netns {
         Ok(())
     }
 
+    /// Makes a pair of Ethernet ends joined by a wire: `name` with the address for this namespace, `far` for a device of
+    /// DPDK's that works on an interface. Checksums and segments are made in software, as the far end sees every frame.
+    pub fn wire(&self, name: &str, far: &str, address: &str, mtu: u16) -> Result<()> {
+        self.ip(&["link", "add", name, "type", "veth", "peer", "name", far])?;
+        for end in [name, far] {
+            self.sysctl(&format!("net.ipv6.conf.{end}.disable_ipv6=1"))?;
+            self.ip(&["link", "set", end, "mtu", &mtu.to_string(), "up"])?;
+            self.run(
+                Duration::from_secs(10),
+                "ethtool",
+                &["-K", end, "tx", "off", "tso", "off", "gso", "off", "gro", "off"],
+            )?;
+        }
+        self.ip(&["address", "add", address, "dev", name])?;
+        Ok(())
+    }
+
     /// Sets one `name=value` in this namespace; a name that the kernel does not have is left alone.
     pub fn sysctl(&self, setting: &str) -> Result<()> {
         let mut sysctl = self.command(paths::on_path("sysctl").context("sysctl is missing: install procps")?);

@@ -1,11 +1,11 @@
-//! What most end-to-end tests with a real guest begin with: a namespace with a TAP, a daemon with a port on it, and a guest
+//! What most end-to-end tests with a real guest begin with: a namespace with a TAP, a daemon with a port on it, a guest
 //! whose NIC is that port.
 
 use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, tap_device};
 use crate::netns::Netns;
 use crate::qemu::{Guest, GuestSpec};
 
@@ -20,14 +20,14 @@ pub struct Scene {
     pub guest: Guest,
     /// The daemon; the port is `vm1` on the lane `main`.
     pub daemon: Daemon,
-    /// The namespace; the TAP is `tap0`.
+    /// The namespace; the TAP is `tap0`, or with an MTU above 1500 a wire's near end is `host0`.
     pub net: Netns,
 }
 
 /// What differs between scenes.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// MTU of TAP, port and guest.
+    /// MTU of the host's end, the port and the guest.
     pub mtu: u16,
     /// Queues of the port's device.
     pub queues: u16,
@@ -47,10 +47,18 @@ impl Scene {
     /// Makes everything, and returns when the guest answers a ping.
     pub fn new(label: &str, plan: &Plan) -> Result<Self> {
         let net = Netns::new(label)?;
-        net.tap("tap0", &format!("{HOST}/24"), plan.mtu)?;
+        let address = format!("{HOST}/24");
+        // net_tap takes no more than 1504 bytes; net_pcap takes any, but has one queue.
+        let device = if plan.mtu > 1500 {
+            net.wire("host0", "far0", &address, plan.mtu)?;
+            "vdev:net_pcap0,rx_iface_in=far0,tx_iface=far0".to_string()
+        } else {
+            net.tap("tap0", &address, plan.mtu)?;
+            tap_device("tap0")
+        };
         let daemon = Daemon::start("[dataplane]\ncores = [0]\nmemory_mib = 256\n", Some(&net))?;
         let (queues, mtu) = (plan.queues.to_string(), plan.mtu.to_string());
-        daemon.add_tap_port("vm1", "tap0", &["--queues", &queues, "--mtu", &mtu])?;
+        daemon.add_port("vm1", &device, &["--queues", &queues, "--mtu", &mtu])?;
         let guest_queues = plan.guest_queues.to_string();
         let nics = daemon.qemu_args("vm1", &["--memory", "384M", "--guest-queues", &guest_queues])?;
         let guest = Guest::boot(&GuestSpec { nics, cpus: plan.cpus, ..GuestSpec::default() });

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use ringspan_testkit::daemon::Daemon;
+use ringspan_testkit::daemon::{Daemon, tap_device};
 use ringspan_testkit::netns::{Netns, PingReport};
 use ringspan_testkit::qemu::{Guest, GuestSpec};
 use ringspan_testkit::{paths, process, wait};
@@ -87,7 +87,7 @@ fn set_up(keep: bool, results: &mut Results) -> Result<Stage> {
     let daemon = Daemon::start("[dataplane]\ncores = [0]\nmemory_mib = 256\nhuge_pages = \"auto\"\n", Some(&net))?;
     let ready = begin.elapsed();
     let begin = Instant::now();
-    daemon.add_tap_port("vm1", "tap0", &[])?;
+    daemon.add_port("vm1", &tap_device("tap0"), &[])?;
     let added = begin.elapsed();
     println!("    control socket {}", daemon.socket().display());
     println!("    port vm1: {} <-> tap0", daemon.path("vm1.sock").display());
