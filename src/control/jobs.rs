@@ -126,10 +126,16 @@ impl Jobs {
         }
         drop(inner);
         let jobs = Arc::clone(self);
-        spawn(format!("job-{id}"), move || {
+        let thread = spawn(format!("job-{id}"), move || {
             let result = work(&cancel);
             jobs.end(id, result);
         });
+        if thread.is_none() {
+            self.end(
+                id,
+                Err(Error::new(ErrorKind::NoRoom, "there is no thread for it: the system's limit is reached")),
+            );
+        }
         Ok(job)
     }
 

@@ -48,6 +48,7 @@ impl Daemon {
         outcome.extend(lanes_changed);
         outcome.extend(ports_changed);
         self.apply(&before, &after);
+        outcome.extend(self.refusals(&after));
         self.events.tell(None, None, EventKind::ConfigReloaded { changes });
         for aside in after.aside.iter().filter(|aside| !before.aside.contains(aside)) {
             let (lane, port) = (aside.lane.as_ref(), &aside.spec.name);
@@ -92,6 +93,15 @@ impl Daemon {
         self.state_dir.save(&after.saved())?;
         let before = std::mem::replace(&mut *desired, after.clone());
         Ok((before, after))
+    }
+
+    /// What the lanes refused of it; it is tried again.
+    fn refusals(&self, after: &Desired) -> Vec<String> {
+        let refused = after.ports.iter().filter_map(|(name, port)| {
+            let error = self.lane(&port.lane).ok()?.refusal(name)?;
+            Some(format!("port {name} was refused: {error}"))
+        });
+        refused.collect()
     }
 
     /// Lanes that lose ports come first, so that sockets and devices are free where they go.

@@ -200,10 +200,13 @@ impl Desired {
     /// What a lane should have.
     pub(crate) fn wanted_on(&self, lane: &LaneName) -> Wanted {
         let mut wanted = Wanted::default();
-        for (name, port) in self.ports.iter().filter(|(_, port)| port.lane == *lane) {
-            match port.pending {
-                true => drop(wanted.pending.insert(name.clone())),
-                false => drop(wanted.ports.insert(name.clone(), port.spec.clone())),
+        for (name, port) in &self.ports {
+            if port.lane != *lane {
+                wanted.elsewhere.insert(name.clone());
+            } else if port.pending {
+                wanted.pending.insert(name.clone());
+            } else {
+                wanted.ports.insert(name.clone(), port.spec.clone());
             }
         }
         wanted

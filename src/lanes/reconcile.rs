@@ -16,6 +16,8 @@ pub(crate) struct Wanted {
     pub ports: BTreeMap<PortName, PortSpec>,
     /// Ports that somebody is adding at this moment: neither missing nor unknown.
     pub pending: BTreeSet<PortName>,
+    /// Ports of other lanes: one that has moved there keeps its counters.
+    pub elsewhere: BTreeSet<PortName>,
 }
 
 /// Removals come first, so that sockets and devices are free; then changes, then what is missing.
@@ -32,7 +34,10 @@ fn plan(wanted: &Wanted, present: &BTreeMap<PortName, PortSpec>) -> Vec<Request>
                     additions.push(Request::PortAdd(Box::new(spec.clone())));
                 }
             },
-            None => removals.push(Request::PortRemove { name: name.clone(), forget: true }),
+            None => {
+                let forget = !wanted.elsewhere.contains(name);
+                removals.push(Request::PortRemove { name: name.clone(), forget });
+            }
         }
     }
     for (name, spec) in &wanted.ports {
@@ -116,7 +121,7 @@ mod tests {
 
     fn words(wanted: &[PortSpec], pending: &[&str], present: &[PortSpec]) -> Vec<String> {
         let pending = pending.iter().map(|name| name.parse().unwrap()).collect();
-        let wanted = Wanted { ports: by_name(wanted), pending };
+        let wanted = Wanted { ports: by_name(wanted), pending, ..Wanted::default() };
         let word = |request: &Request| match request {
             Request::PortAdd(spec) => format!("add {}", spec.name),
             Request::PortRemove { name, forget } => format!("remove {name} {forget}"),
@@ -145,6 +150,13 @@ mod tests {
     fn a_mac_that_is_taken_back_needs_a_new_port() {
         let has = spec("a", r#","mac":"52:54:00:00:00:01""#);
         assert_eq!(words(&[spec("a", "")], &[], &[has]), ["remove a false", "add a"]);
+    }
+
+    #[test]
+    fn a_port_that_moved_to_another_lane_keeps_its_counters() {
+        let wanted = Wanted { elsewhere: ["a".parse().unwrap()].into(), ..Wanted::default() };
+        let steps = plan(&wanted, &by_name(&[spec("a", "")]));
+        assert_eq!(steps, [Request::PortRemove { name: "a".parse().unwrap(), forget: false }]);
     }
 
     #[test]

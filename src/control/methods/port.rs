@@ -64,7 +64,7 @@ pub(crate) struct PortEntry {
     pub origin: Origin,
     /// How far it has come.
     pub phase: Phase,
-    /// Why it is broken, refused or aside, or why the last handshake failed.
+    /// Why it is broken, refused or aside, why a change was refused, or why the last handshake failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// What is wanted.
@@ -134,8 +134,10 @@ fn entries(daemon: &Daemon, only: Option<&PortName>) -> Vec<PortEntry> {
         let status = statuses.as_ref().ok().and_then(|ports| ports.get(name)).cloned();
         let refusal = lane.as_ref().and_then(|lane| lane.refusal(name));
         let (phase, reason) = match (&status, refusal) {
+            // A change of a running port was refused: the port goes on as it was.
+            (Some(status), Some(refusal)) => (status.phase.into(), Some(refusal.message)),
             (Some(status), None) => (status.phase.into(), status.reason.clone()),
-            (_, Some(refusal)) => (Phase::Refused, Some(refusal.message)),
+            (None, Some(refusal)) => (Phase::Refused, Some(refusal.message)),
             (None, None) => match (lane.map(|lane| lane.phase()), statuses) {
                 (Some(LanePhase::Starting), _) | (Some(LanePhase::Up), Ok(_)) => (Phase::Pending, None),
                 (Some(_), Err(error)) => (Phase::LaneDown, Some(error.message.clone())),

@@ -96,7 +96,7 @@ pub(super) fn add(call: &mut Call, params: Add) -> Result<PortEntry, Error> {
                 return entry(daemon, &name);
             }
             let message = match there.origin {
-                Origin::Config => in_the_file(daemon, &name, "change it there and run ringspan call config.reload"),
+                Origin::Config => in_the_file(daemon, &name, "change it there and run ringspan reload"),
                 Origin::RunTime if may_exist => {
                     format!("port {name} exists and is not the same: change it with port set, or remove it first")
                 }
@@ -177,7 +177,7 @@ pub(super) fn remove(call: &mut Call, params: Remove) -> Result<Nothing, Error> 
     let Some(port) = there else {
         return if params.if_exists { Ok(Nothing {}) } else { Err(unknown(&name)) };
     };
-    refuse_unless_ours(daemon, &port, "take it out there and run ringspan call config.reload")?;
+    refuse_unless_ours(daemon, &port, "take it out there and run ringspan reload")?;
     let lane = daemon.lane(&port.lane)?;
     lane.change(Request::PortRemove { name: name.clone(), forget: true }, |reply| {
         match reply {
@@ -250,7 +250,7 @@ pub(super) fn set(call: &mut Call, params: Set) -> Result<PortEntry, Error> {
         return Err(bad("nothing to change: name mtu, mac, promiscuous, allmulti or compat".into()));
     }
     let port = locked(&daemon.desired).ports.get(&name).cloned().ok_or_else(|| unknown(&name))?;
-    refuse_unless_ours(daemon, &port, "change it there and run ringspan call config.reload")?;
+    refuse_unless_ours(daemon, &port, "change it there and run ringspan reload")?;
     let lane = daemon.lane(&port.lane)?;
     lane.change(Request::PortSet { name: name.clone(), change: change.clone() }, |reply| {
         reply.map(|_: Reply| ()).map_err(|error| error.about(&name))?;

@@ -84,7 +84,7 @@ fn a_port_of_the_file_is_changed_in_the_file() {
     {
         let error = bench.call(method, params).unwrap_err();
         assert_eq!(kind(&error), "conflict");
-        assert!(error["message"].as_str().unwrap().contains("config.reload"), "{error}");
+        assert!(error["message"].as_str().unwrap().contains("ringspan reload"), "{error}");
     }
 }
 
@@ -231,4 +231,16 @@ fn a_port_of_the_file_that_is_refused_is_listed_with_the_reason_and_tried_again(
     bench.write_config(VM1_IN_FILE);
     bench.call("config.reload", json!({ "wait": true })).unwrap();
     assert_eq!(bench.phase("vm1"), "listening");
+}
+
+#[test]
+fn a_change_of_the_file_that_is_refused_leaves_the_port_as_it_was() {
+    let bench = Bench::start(VM1_IN_FILE);
+    bench.until("the port is made", || (bench.phase("vm1") == "listening").then_some(()));
+    bench.write_config(&format!("{VM1_IN_FILE}mtu = 666\n"));
+    let job = bench.call("config.reload", json!({ "wait": true })).unwrap();
+    assert_eq!(job["outcome"], json!(["port vm1 changed", "port vm1 was refused: the device has no MTU of 666"]));
+    let port = bench.call("port.get", json!({ "name": "vm1" })).unwrap();
+    assert_eq!((&port["phase"], &port["reason"]), (&json!("listening"), &json!("the device has no MTU of 666")));
+    assert_eq!((&port["spec"]["mtu"], &port["status"]["spec"]["mtu"]), (&json!(666), &json!(1500)));
 }
