@@ -4,12 +4,14 @@
 
 use std::ffi::{CStr, CString};
 use std::fmt;
-use std::fs;
+use std::fs::{self, File};
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::{Mutex, OnceLock};
 
+use nix::fcntl::{Flock, FlockArg};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
@@ -21,6 +23,8 @@ use super::log;
 const NO_PCI_FUNCTION: &str = "pci:ffff:ff:1f.7";
 /// The same for the auxiliary bus (Mellanox subfunctions): an empty name bypasses its scan.
 const NO_AUXILIARY_DEVICE: &str = "auxiliary:";
+/// Where the kernel says how many hugepages there are.
+const HUGE_PAGES: &str = "/sys/kernel/mm/hugepages";
 /// Least memory that EAL and one small device start with.
 const LEAST_MIB: u32 = 16;
 
@@ -93,6 +97,10 @@ impl fmt::Debug for Eal {
 impl Eal {
     /// Starts DPDK: no device is probed, no file is left anywhere, and the calling thread keeps its CPUs.
     ///
+    /// The calling thread no longer takes real-time signals, nor do threads that it starts from now on: net_tap asks the
+    /// kernel for one with each frame, and would interrupt system calls with it. DPDK's own thread takes them.
+    /// So this is best called by a program's first thread, before it starts others.
+    ///
     /// # Errors
     /// [`EalError`]; after [`EalError::Init`] the process cannot try again.
     pub fn start(config: &EalConfig) -> Result<Self, EalError> {
@@ -109,6 +117,7 @@ impl Eal {
             let reason = format!("too little, a lane needs {LEAST_MIB} at least");
             return Err(EalError::Memory { wanted_mib: config.memory_mib, reason });
         }
+        let _others_wait = lock_huge_pages(config);
         let huge_pages = choose_memory(config)?;
         log::install()?;
         let this_thread = Pid::from_raw(0);
@@ -118,6 +127,7 @@ impl Eal {
         sched_setaffinity(this_thread, &affinity).map_err(EalError::Affinity)?;
         result?;
         leave_no_folder();
+        divert_signals();
         let started = STARTED.get_or_init(|| Started { memory_mib: config.memory_mib, huge_pages });
         Ok(Self { started })
     }
@@ -179,6 +189,31 @@ impl Drop for RegisteredThread {
     }
 }
 
+/// Keeps other lanes that start at the same time from counting the same free hugepages, until this one has taken its own.
+fn lock_huge_pages(config: &EalConfig) -> Option<Flock<File>> {
+    if config.huge_pages == HugePages::Off {
+        return None;
+    }
+    // The folder is as good as any file that every lane of a machine can open. Without the lock things go well, too, most times.
+    let folder = File::open(HUGE_PAGES).ok()?;
+    Flock::lock(folder, FlockArg::LockExclusive).ok()
+}
+
+/// Blocks real-time signals in the calling thread, and has the process ignore SIGIO, which the kernel sends when too many of
+/// them wait and which would end the process.
+fn divert_signals() {
+    // SAFETY: the set is written by sigemptyset before it is read, and the handler is none.
+    unsafe {
+        let mut signals = MaybeUninit::<libc::sigset_t>::uninit();
+        libc::sigemptyset(signals.as_mut_ptr());
+        for signal in libc::SIGRTMIN()..=libc::SIGRTMAX() {
+            libc::sigaddset(signals.as_mut_ptr(), signal);
+        }
+        libc::pthread_sigmask(libc::SIG_BLOCK, signals.as_ptr(), std::ptr::null_mut());
+        libc::signal(libc::SIGIO, libc::SIG_IGN);
+    }
+}
+
 fn init(arguments: &[String]) -> Result<(), EalError> {
     // EAL may keep pointers into its arguments, so they stay for good.
     let mut pointers = Vec::with_capacity(arguments.len() + 1);
@@ -236,7 +271,7 @@ fn arguments(config: &EalConfig, huge_pages: bool, affinity: &CpuSet) -> Vec<Str
 /// Whether the memory comes from hugepages.
 fn choose_memory(config: &EalConfig) -> Result<bool, EalError> {
     let wanted = u64::from(config.memory_mib) << 20;
-    let free = free_huge_page_bytes(Path::new("/sys/kernel/mm/hugepages"));
+    let free = free_huge_page_bytes(Path::new(HUGE_PAGES));
     let (free_mib, wanted_mib) = (free >> 20, config.memory_mib);
     let enough = free >= wanted;
     match config.huge_pages {

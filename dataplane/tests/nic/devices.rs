@@ -27,6 +27,14 @@ fn eal_starts_once_and_leaves_affinity_alone() {
             "an empty folder is left"
         );
         assert!(!eal.huge_pages() && eal.max_ports() >= 32 && eal.dpdk_version().starts_with("DPDK "));
+        // net_tap sends a real-time signal with each frame; it must not interrupt what threads of ours do.
+        let blocked = std::thread::spawn(|| {
+            let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+            let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap().trim().to_string();
+            u64::from_str_radix(&blocked, 16).unwrap()
+        });
+        let of_tap = libc::SIGRTMIN() + 1;
+        assert_ne!(blocked.join().unwrap() & 1 << (of_tap - 1), 0);
         // The thread that started EAL is known to it already; others are told from it.
         let _again = eal.register_thread().unwrap();
         std::thread::spawn(move || drop(eal.register_thread().unwrap())).join().unwrap();
