@@ -13,6 +13,19 @@ fn kill_now(pid: i64) {
     kill(Pid::from_raw(pid as i32), Signal::SIGKILL).unwrap();
 }
 
+/// Makes a process hang, and waits until all its threads do.
+fn freeze(bench: &Bench, pid: i64) {
+    kill(Pid::from_raw(pid as i32), Signal::SIGSTOP).unwrap();
+    bench.until("the process stands still", || {
+        let mut threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        let stopped = |path: std::path::PathBuf| {
+            let status = std::fs::read_to_string(path.join("status")).unwrap_or_default();
+            status.lines().any(|line| line.starts_with("State:\tT"))
+        };
+        threads.all(|thread| stopped(thread.unwrap().path())).then_some(())
+    });
+}
+
 #[test]
 fn a_lane_goes_on_without_the_daemon_and_is_adopted_with_its_ports() {
     let mut bench = Bench::start("");
@@ -149,7 +162,7 @@ fn a_lane_that_hangs_holds_nobody_up_for_long_and_is_replaced_when_asked() {
     let bench = Bench::start("");
     bench.add("vm1", "vdev:net_null0").unwrap();
     let pid = bench.lane_pid("main");
-    kill(Pid::from_raw(pid as i32), Signal::SIGSTOP).unwrap();
+    freeze(&bench, pid);
     let asked = Instant::now();
     let ports = bench.call("port.list", json!({})).unwrap();
     assert!(asked.elapsed().as_secs() < 9, "{:?}", asked.elapsed());
@@ -169,7 +182,7 @@ fn a_lane_that_hung_before_the_daemon_came_is_named_and_replaced_when_asked() {
     bench.add("vm1", "vdev:net_null0").unwrap();
     let pid = bench.lane_pid("main");
     bench.stop(Ending::LeaveLanes);
-    kill(Pid::from_raw(pid as i32), Signal::SIGSTOP).unwrap();
+    freeze(&bench, pid);
     bench.boot();
     let lane = bench.until("the lane is found to hang", || {
         let lanes = bench.call("lane.list", json!({})).unwrap();

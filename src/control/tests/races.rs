@@ -25,21 +25,14 @@ fn of_many_who_add_the_same_port_one_succeeds() {
 fn what_was_answered_is_so_whatever_happens_to_the_lane_meanwhile() {
     let bench = Bench::start("");
     bench.lane_pid("main");
-    let busy = AtomicBool::new(true);
+    let done = AtomicBool::new(false);
     let kept: Vec<String> = std::thread::scope(|scope| {
-        let killer = scope.spawn(|| {
-            while busy.load(Ordering::Relaxed) {
-                let pid = bench.lane_pid("main");
-                let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
-                std::thread::sleep(Duration::from_millis(150));
-            }
-        });
         let workers = (0..3).map(|worker| {
-            let bench = &bench;
+            let (bench, done) = (&bench, &done);
             scope.spawn(move || {
                 let (name, device) = (format!("vm{worker}"), format!("vdev:net_null{worker}"));
                 let mut there = false;
-                for _ in 0..25 {
+                while !done.load(Ordering::Relaxed) {
                     // A change that fails leaves things as they were; one that is answered is done.
                     let changed = match there {
                         false => bench.add(&name, &device).map(drop),
@@ -51,10 +44,16 @@ fn what_was_answered_is_so_whatever_happens_to_the_lane_meanwhile() {
             })
         });
         let workers: Vec<_> = workers.collect();
-        let kept = workers.into_iter().filter_map(|worker| worker.join().unwrap()).collect();
-        busy.store(false, Ordering::Relaxed);
-        killer.join().unwrap();
-        kept
+        for _ in 0..6 {
+            let pid = bench.lane_pid("main");
+            std::thread::sleep(Duration::from_millis(50));
+            let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
+            bench.until("the lane's death is noticed", || {
+                (bench.call("lane.list", json!({})).unwrap()[0]["pid"] != pid).then_some(())
+            });
+        }
+        done.store(true, Ordering::Relaxed);
+        workers.into_iter().filter_map(|worker| worker.join().unwrap()).collect()
     });
     bench.until("the ports are as they were answered", || {
         let ports = bench.call("port.list", json!({})).unwrap();
