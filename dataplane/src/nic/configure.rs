@@ -6,7 +6,7 @@ use dpdk_sys as sys;
 use ringspan_protocol::{DeviceSpec, MacAddress, Policy, PolicyStatus, PortSpec};
 
 use super::eal::Eal;
-use super::error::{DeviceError, describe};
+use super::error::{DeviceError, describe, reason};
 use super::filter::Filter;
 use super::log;
 use super::pool::Pool;
@@ -256,7 +256,8 @@ impl Setup<'_> {
 
     fn failed(&self, step: &'static str, errno: i32, said: String) -> DeviceError {
         let (device, driver) = self.names();
-        DeviceError::Driver { device, driver, step, error: describe(errno), errno, said }
+        let (error, errno) = reason(self.spec, errno, "a permission may be missing");
+        DeviceError::Driver { device, driver, step, error, errno, said }
     }
 
     fn no_memory(&self, what: &'static str, need: u64) -> DeviceError {

@@ -10,7 +10,7 @@ use ringspan_protocol::{DeviceSpec, DeviceStatus, MacAddress, Policy};
 
 use super::configure::{DeviceConfig, Filters, Setup};
 use super::eal::Eal;
-use super::error::{DeviceError, describe};
+use super::error::{DeviceError, describe, reason};
 use super::filter::Filter;
 use super::pool::Pool;
 use super::port::Port;
@@ -300,11 +300,7 @@ fn probe(spec: &DeviceSpec, devargs: &str) -> Result<String, DeviceError> {
             DeviceSpec::Vdev { name, .. } => format!("driver {}", name.trim_end_matches(|c: char| c.is_ascii_digit())),
             _ => String::new(),
         };
-        // Virtual drivers answer a bare -1 to whatever is wrong, which is no EPERM.
-        let (error, errno) = match spec {
-            DeviceSpec::Vdev { .. } if errno == 1 => ("it gave no reason; look at the device arguments".into(), 0),
-            _ => (describe(errno), errno),
-        };
+        let (error, errno) = reason(spec, errno, "look at the device arguments");
         DeviceError::Probe { device: device.clone(), driver, error, errno, said }
     };
     let Ok(arguments) = CString::new(devargs) else { return Err(bad(libc::EINVAL, String::new())) };

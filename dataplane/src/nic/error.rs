@@ -2,7 +2,7 @@
 
 use std::ffi::CStr;
 
-use ringspan_protocol::{Failure, FailureKind, MacAddress};
+use ringspan_protocol::{DeviceSpec, Failure, FailureKind, MacAddress};
 
 /// Why DPDK could not be started, or a thread not be registered.
 #[derive(Debug, thiserror::Error)]
@@ -279,6 +279,15 @@ pub(super) fn describe(errno: i32) -> String {
     // SAFETY: returns a pointer to a string that is static or the calling thread's own, and always terminated.
     let text = unsafe { CStr::from_ptr(dpdk_sys::rte_strerror(errno.abs())) };
     text.to_string_lossy().into_owned()
+}
+
+/// What a driver's errno means, and the errno, 0 when it means nothing: virtual drivers answer a bare -1 to whatever is wrong, and
+/// now and then it is EPERM.
+pub(super) fn reason(spec: &DeviceSpec, errno: i32, remedy: &str) -> (String, i32) {
+    match spec {
+        DeviceSpec::Vdev { .. } if errno.abs() == libc::EPERM => (format!("it gave no reason; {remedy}"), 0),
+        _ => (describe(errno), errno.abs()),
+    }
 }
 
 /// The calling thread's rte_errno.
