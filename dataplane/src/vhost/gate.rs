@@ -82,6 +82,13 @@ pub struct Talk {
     regions: Vec<Region>,
 }
 
+impl Talk {
+    /// Whether a region begins at this guest-physical address.
+    fn has_at(&self, guest: u64) -> bool {
+        self.regions.iter().any(|region| region.guest == guest)
+    }
+}
+
 impl Gate<'_> {
     /// Serves messages until the connection ends. Also returns how many were served. The rings have stopped then.
     pub fn run(mut self) -> (End, u64) {
@@ -197,6 +204,13 @@ impl Gate<'_> {
                 message.fds = fds;
                 self.talk.regions = regions;
                 Ok(Verdict::Forward)
+            }
+            // QEMU before 8 has a memory listener for each pair of rings, and each says the same: that is no error, once.
+            (Request::ADD_MEM_REG, Body::Regions(added)) if added.iter().all(|add| self.talk.regions.contains(add)) => {
+                Ok(Verdict::Done)
+            }
+            (Request::REM_MEM_REG, Body::Regions(gone)) if !gone.iter().any(|gone| self.talk.has_at(gone.guest)) => {
+                Ok(Verdict::Done)
             }
             (Request::ADD_MEM_REG, Body::Regions(added)) => {
                 self.check_memory(&self.talk.regions, &added, &message.fds)?;

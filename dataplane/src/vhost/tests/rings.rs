@@ -116,6 +116,20 @@ fn memory_regions_come_and_go_one_by_one() {
 }
 
 #[test]
+fn each_pair_of_rings_may_say_the_same_about_memory() {
+    let bench = Bench::new();
+    let mut front = bench.connect_and_start();
+    let plugged = Region { guest: 1 << 32, size: MEMORY, user: USER + (1 << 32), offset: 0 };
+    let mut payload = memory_table(&[plugged]);
+    payload[..8].fill(0);
+    front.done(Request::ADD_MEM_REG, &payload, &[front.memory.try_clone().unwrap()]);
+    front.done(Request::ADD_MEM_REG, &payload, &[front.memory.try_clone().unwrap()]);
+    front.done(Request::REM_MEM_REG, &payload, &[]);
+    front.done(Request::REM_MEM_REG, &payload, &[]);
+    assert_eq!(bench.recorder.take(), [2 * MEMORY, MEMORY].map(Heard::Memory), "the second time changes nothing");
+}
+
+#[test]
 fn a_ring_that_changes_while_it_runs_is_started_again() {
     let bench = Bench::new();
     let mut front = bench.connect_and_start();
