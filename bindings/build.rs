@@ -70,11 +70,15 @@ fn main() {
     for name in CONSTANTS {
         bindings = bindings.allowlist_var(name);
     }
-    match bindings.generate() {
-        Ok(bindings) => bindings.write_to_file(out.join("bindings.rs")).expect("OUT_DIR is writable"),
-        Err(error) => {
-            eprintln!("no bindings from DPDK's headers: {error}");
-            eprintln!("bindgen needs libclang and its headers: install the Debian package libclang-dev");
+    // bindgen panics when there is no libclang.
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| bindings.generate())) {
+        Ok(Ok(bindings)) => bindings.write_to_file(out.join("bindings.rs")).expect("OUT_DIR is writable"),
+        failed => {
+            if let Ok(Err(error)) = failed {
+                eprintln!("{error}\n");
+            }
+            eprintln!("No bindings could be made from DPDK's headers. bindgen needs libclang and its headers:");
+            eprintln!("install the Debian package libclang-dev.");
             exit(1)
         }
     }
