@@ -36,10 +36,11 @@ fn main() {
     let dpdk = match pkg_config::Config::new().atleast_version(OLDEST).probe("libdpdk") {
         Ok(dpdk) => dpdk,
         Err(error) => {
+            eprintln!("{error}\n");
+            eprintln!("DPDK {OLDEST} or newer is not installed, or not for developers.");
             eprintln!(
-                "DPDK {OLDEST} or newer is not installed, or not for developers: install the Debian package dpdk-dev"
+                "Install the Debian packages dpdk-dev and pkg-config, or set PKG_CONFIG_PATH to the folder of libdpdk.pc."
             );
-            eprintln!("(elsewhere: set PKG_CONFIG_PATH to the folder of libdpdk.pc)\n\n{error}");
             exit(1)
         }
     };
