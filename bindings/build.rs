@@ -44,6 +44,10 @@ fn main() {
             exit(1)
         }
     };
+    // Another release of DPDK needs other bindings.
+    for header in dpdk.include_paths.iter().map(|path| path.join("rte_build_config.h")).filter(|path| path.exists()) {
+        println!("cargo:rerun-if-changed={}", header.display());
+    }
     let flags = compiler_flags();
 
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
