@@ -1,4 +1,5 @@
-//! `docs/control-api.md`, written from the table of methods and the types; a test keeps the file equal to this.
+//! `docs/control-api.md`, written from the table of methods and the types: a test writes it, and keeps it equal to what the
+//! daemon does.
 
 use std::fmt::Write;
 
@@ -9,7 +10,6 @@ use serde_json::Value;
 use super::events::{EventKind, KEPT};
 use super::methods::{METHODS, Method};
 use super::peer::Role;
-use super::schema::{fields_of, words};
 use crate::error::ErrorKind;
 
 const HEAD: &str = r#"# The control API
@@ -48,8 +48,7 @@ meaning and are not taken away. New ones may be added, so a reader ignores field
 "#;
 
 /// The page.
-#[cfg_attr(not(test), allow(dead_code))]
-pub(super) fn page() -> String {
+fn page() -> String {
     let mut page = HEAD.to_owned();
     page += "## Errors\n\nAn error has JSON-RPC's `code` and `message`, and `data` with the stable word `kind`, the operating system's `errno` where there is one, and the ";
     page += "`item` (port, lane or job) it is about.\n\n```json\n";
@@ -156,7 +155,40 @@ fn type_of(schema: &Value) -> String {
     }
 }
 
-#[cfg(test)]
+/// A word of an enum in the schema, and its description.
+fn words<T: JsonSchema>(tag: Option<&str>) -> Vec<(String, String)> {
+    let schema = schemars::schema_for!(T);
+    let Some(variants) = schema.get("oneOf").and_then(Value::as_array) else { return Vec::new() };
+    let mut list = Vec::new();
+    for variant in variants {
+        let about = variant["description"].as_str().unwrap_or_default().replace('\n', " ");
+        let word = match tag {
+            Some(tag) => &variant["properties"][tag]["const"],
+            None => &variant["const"],
+        };
+        if let Some(word) = word.as_str() {
+            list.push((word.to_owned(), about.clone()));
+        }
+        for word in variant["enum"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+            list.push((word.to_owned(), about.clone()));
+        }
+    }
+    list
+}
+
+/// The fields that come with a word of a tagged enum, and their descriptions.
+fn fields_of<T: JsonSchema>(word: &str) -> Vec<(String, String)> {
+    let schema = schemars::schema_for!(T);
+    let variants = schema.get("oneOf").and_then(Value::as_array).into_iter().flatten();
+    let properties = variants.filter_map(|variant| variant["properties"].as_object());
+    let Some(fields) = properties.into_iter().find(|fields| fields["event"]["const"] == word) else {
+        return Vec::new();
+    };
+    let described = fields.iter().filter(|(name, _)| *name != "event");
+    let about = |field: &Value| field["description"].as_str().unwrap_or_default().replace('\n', " ");
+    described.map(|(name, field)| (name.clone(), about(field))).collect()
+}
+
 mod tests {
     use super::*;
 

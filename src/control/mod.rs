@@ -4,6 +4,7 @@
 //! they follow, `reload` applies the file again.
 
 mod connection;
+#[cfg(test)]
 mod docs;
 mod events;
 mod jobs;

@@ -49,37 +49,3 @@ pub(super) fn document() -> Value {
         "$defs": generator.take_definitions(true),
     })
 }
-
-/// A word of an enum in the schema, and its description.
-pub(super) fn words<T: schemars::JsonSchema>(tag: Option<&str>) -> Vec<(String, String)> {
-    let schema = schemars::schema_for!(T);
-    let Some(variants) = schema.get("oneOf").and_then(Value::as_array) else { return Vec::new() };
-    let mut list = Vec::new();
-    for variant in variants {
-        let about = variant["description"].as_str().unwrap_or_default().replace('\n', " ");
-        let word = match tag {
-            Some(tag) => &variant["properties"][tag]["const"],
-            None => &variant["const"],
-        };
-        if let Some(word) = word.as_str() {
-            list.push((word.to_owned(), about.clone()));
-        }
-        for word in variant["enum"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-            list.push((word.to_owned(), about.clone()));
-        }
-    }
-    list
-}
-
-/// The fields that come with a word of a tagged enum, and their descriptions.
-pub(super) fn fields_of<T: schemars::JsonSchema>(word: &str) -> Vec<(String, String)> {
-    let schema = schemars::schema_for!(T);
-    let variants = schema.get("oneOf").and_then(Value::as_array).into_iter().flatten();
-    let properties = variants.filter_map(|variant| variant["properties"].as_object());
-    let Some(fields) = properties.into_iter().find(|fields| fields["event"]["const"] == word) else {
-        return Vec::new();
-    };
-    let described = fields.iter().filter(|(name, _)| *name != "event");
-    let about = |field: &Value| field["description"].as_str().unwrap_or_default().replace('\n', " ");
-    described.map(|(name, field)| (name.clone(), about(field))).collect()
-}

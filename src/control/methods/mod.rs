@@ -51,7 +51,7 @@ pub(crate) struct Method {
     /// Schema of the result.
     pub(crate) result: fn(&mut SchemaGenerator) -> Schema,
     /// Whether the example fits the types.
-    #[cfg_attr(not(test), allow(dead_code))]
+    #[cfg(test)]
     pub(crate) check_example: fn(&Method) -> Result<(), String>,
     answer: fn(&mut Call, Value) -> Result<Value, Error>,
 }
@@ -84,6 +84,7 @@ fn typed<P: DeserializeOwned, R: Serialize>(
     serde_json::to_value(result).map_err(|error| Error::new(ErrorKind::Failed, format!("{method}: {error}")))
 }
 
+#[cfg(test)]
 fn check_example<P: DeserializeOwned + Serialize, R: DeserializeOwned + Serialize>(
     method: &Method,
 ) -> Result<(), String> {

@@ -1,6 +1,6 @@
 //! The table of methods. To add one: its types and function in a file beside this one, and a row here.
 
-use super::{Method, Nothing, check_example, daemon, job, lane, port, port_change, typed};
+use super::{Method, Nothing, daemon, job, lane, port, port_change, typed};
 use crate::control::jobs::Job;
 use crate::control::peer::Role;
 use crate::lanes::LaneView;
@@ -15,7 +15,8 @@ macro_rules! method {
             example: ($given, $gives),
             params: |generator| generator.subschema_for::<$params>(),
             result: |generator| generator.subschema_for::<$result>(),
-            check_example: check_example::<$params, $result>,
+            #[cfg(test)]
+            check_example: super::check_example::<$params, $result>,
             answer: |call, params| typed::<$params, $result>(call, params, $name, $answer),
         }
     };

@@ -194,3 +194,27 @@ fn a_lane_that_hung_before_the_daemon_came_is_named_and_replaced_when_asked() {
     bench.until("the port is back", || (bench.phase("vm1") == "listening").then_some(()));
     assert_ne!(bench.lane_pid("main"), pid);
 }
+
+#[test]
+fn a_lane_that_is_in_no_file_and_has_no_port_is_shut_down_and_one_with_ports_is_kept() {
+    let mut bench = Bench::start("[[lane]]\nname = \"b\"\ncores = [1]\n[[lane]]\nname = \"c\"\ncores = [2]\n");
+    let mut port = bench.port("vm1", "vdev:net_null0");
+    port["lane"] = json!("b");
+    bench.call("port.add", port).unwrap();
+    let (b, c) = (bench.lane_pid("b"), bench.lane_pid("c"));
+    bench.stop(Ending::LeaveLanes);
+    bench.write_config("");
+    bench.boot();
+    assert_eq!(bench.lane_pid("b"), b);
+    bench.until("the lane without ports is gone", || {
+        let state = std::fs::read_to_string(format!("/proc/{c}/stat")).unwrap_or_default();
+        (state.is_empty() || state.contains(") Z")).then_some(())
+    });
+    // Dead, it is started as it last ran, because its port is still wanted.
+    kill_now(b);
+    bench.until("the port is back", || (bench.phase("vm1") == "listening").then_some(()));
+    let lanes = bench.call("lane.list", json!({})).unwrap();
+    let names: Vec<_> = lanes.as_array().unwrap().iter().map(|lane| (&lane["name"], &lane["configured"])).collect();
+    assert_eq!(names, [(&json!("b"), &json!(false)), (&json!("main"), &json!(true))]);
+    assert_eq!(lanes[0]["info"]["cores"], json!([1]));
+}

@@ -244,3 +244,27 @@ fn a_change_of_the_file_that_is_refused_leaves_the_port_as_it_was() {
     assert_eq!((&port["phase"], &port["reason"]), (&json!("listening"), &json!("the device has no MTU of 666")));
     assert_eq!((&port["spec"]["mtu"], &port["status"]["spec"]["mtu"]), (&json!(666), &json!(1500)));
 }
+
+#[test]
+fn what_cannot_be_written_down_is_not_done() {
+    let bench = Bench::start("");
+    bench.add("vm1", "vdev:net_null0").unwrap();
+    // Nothing can be written where a folder is, not even by root.
+    let in_the_way = bench.path("state/state.json.new");
+    std::fs::create_dir(&in_the_way).unwrap();
+    for answer in [
+        bench.add("vm2", "vdev:net_null1"),
+        bench.call("port.set", json!({ "name": "vm1", "mtu": 9000 })),
+        bench.call("port.remove", json!({ "name": "vm1" })),
+    ] {
+        let error = answer.unwrap_err();
+        assert!(error["message"].as_str().unwrap().contains("state.json cannot be written"), "{error}");
+    }
+    let port = bench.until("the lane has what it had", || {
+        let port = bench.call("port.get", json!({ "name": "vm1" })).unwrap();
+        (port["status"]["spec"] == port["spec"]).then_some(port)
+    });
+    assert_eq!(port["spec"]["mtu"], 1500);
+    std::fs::remove_dir(&in_the_way).unwrap();
+    bench.add("vm2", "vdev:net_null1").unwrap();
+}
