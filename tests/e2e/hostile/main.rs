@@ -39,7 +39,8 @@ impl Scene {
 
     /// The victim's port passes frames of this guest.
     fn passes(&mut self, guest: &mut Guest) -> Result<()> {
-        loopback::run(guest, Plan::new(300, 64)).map(drop)
+        let passed = loopback::run(guest, Plan::new(300, 64)).map(drop);
+        passed.with_context(|| format!("{:?}\nlog:\n{}", self.lane.port("victim"), self.lane.log()))
     }
 
     /// A new guest comes to the victim's port, and all is well.

@@ -46,6 +46,13 @@ impl Buffers {
         buffer
     }
 
+    /// The buffer that is lent `ahead` of the next one.
+    #[inline]
+    fn next(&self, ahead: usize) -> u16 {
+        let at = self.first_free + ahead;
+        self.free[if at >= self.free.len() { at - self.free.len() } else { at }]
+    }
+
     /// Takes a buffer back; false when it was not lent.
     #[inline]
     fn give_back(&mut self, buffer: u16) -> bool {
@@ -61,6 +68,30 @@ impl Buffers {
         self.count_free += 1;
         true
     }
+}
+
+/// Fetches a cache line that will be written.
+#[inline]
+fn prefetch_write(line: *const u8) {
+    // SAFETY: a hint; it does not fault and changes nothing that a program can see.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::asm!("prefetchw [{}]", in(reg) line, options(nostack, preserves_flags, readonly));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
+}
+
+/// Fetches a cache line that will be read.
+#[inline]
+fn prefetch_read(line: *const u8) {
+    // SAFETY: as above.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
 }
 
 /// What a queue counted, in frames of Ethernet without their check sequence.
@@ -129,6 +160,12 @@ impl Transmitter {
             self.reclaim();
         }
         let burst = burst.min(self.buffers.count_free);
+        for ahead in 0..burst {
+            let piece = self.buffers.pieces[usize::from(self.buffers.next(ahead))];
+            // The back-end has read these lines last: fetch them for writing all at once, not one after the other.
+            prefetch_write(piece.start.as_ptr());
+            prefetch_write(piece.start.as_ptr().wrapping_add(64));
+        }
         let mut bytes = 0;
         for i in 0..burst {
             let buffer = self.buffers.lend();
@@ -269,6 +306,12 @@ impl Receiver {
         let pending = self.ring.pending();
         let (mut at, mut frames) = (0, 0);
         let mut pieces = [(NonNull::dangling(), 0); MOST_PIECES];
+        for ahead in 0..pending.min(most as u16) {
+            let used = self.ring.peek(ahead);
+            if let Some(buffer) = self.chains.buffer(used.id, self.ring.size()) {
+                prefetch_read(self.buffers.pieces[usize::from(buffer)].start.as_ptr());
+            }
+        }
         while at < pending && frames < most {
             let Some((count, length)) = self.gather(at, pending, &mut pieces) else {
                 self.counts.wrong += 1;
