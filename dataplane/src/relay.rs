@@ -70,6 +70,8 @@ pub struct Relay {
     pairs: Vec<Pair>,
     /// The pairs whose transmit ring runs, so that a round does not look at the others.
     sending: Vec<usize>,
+    /// Whether any ring runs.
+    running: bool,
     queues: Vec<Queue>,
     pool: Pool,
     spare: Spare,
@@ -104,6 +106,7 @@ impl Relay {
             id,
             pairs,
             sending: Vec::new(),
+            running: false,
             queues: Vec::new(),
             pool,
             spare: Spare::new(),
@@ -131,7 +134,8 @@ impl Relay {
         for queue in 0..self.queues.len() {
             moved += self.fill_guest(queue);
         }
-        if self.map.as_ref().is_some_and(|map| map.poisoned()) {
+        // Memory that is gone hurts nobody once the rings are stopped, and must not break those that start in other memory.
+        if self.running && self.map.as_ref().is_some_and(|map| map.poisoned()) {
             self.break_down(0, Offence::MemoryGone);
         }
         moved
@@ -256,9 +260,8 @@ impl Relay {
             }
             ring
         };
-        let running = self.pairs.iter().any(|pair| pair.to_guest.is_some() || pair.from_guest.is_some());
-        self.broken &= running;
         self.steer();
+        self.broken &= self.running;
         Some(ring.next_index())
     }
 
@@ -318,6 +321,7 @@ impl Relay {
             queue.pair = (!receiving.is_empty()).then(|| receiving[index % receiving.len()]);
         }
         self.sending = (0..self.pairs.len()).filter(|&pair| self.pairs[pair].from_guest.is_some()).collect();
+        self.running = !receiving.is_empty() || !self.sending.is_empty();
         for (index, &pair) in self.sending.iter().enumerate() {
             self.pairs[pair].queue = index % self.queues.len().max(1);
         }

@@ -1,4 +1,4 @@
-//! The NIC side against DPDK's own virtual devices, without hugepages.
+//! The NIC side, and the relay between it and a guest, against DPDK's own virtual devices, without hugepages.
 //!
 //! EAL starts once per process, so every test runs in a process of its own: see [`alone`].
 
@@ -8,4 +8,5 @@ mod kernel;
 mod limits;
 mod loopback;
 mod pci;
+mod relay;
 mod tap;
