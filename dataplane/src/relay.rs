@@ -68,7 +68,7 @@ struct Queue {
 pub struct Relay {
     id: u64,
     pairs: Vec<Pair>,
-    /// The pairs whose transmit ring runs, so that a round does not look at the others.
+    /// The pairs whose transmit ring runs, so that a round does not look at the others; in the order of this round.
     sending: Vec<usize>,
     /// Whether any ring runs.
     running: bool,
@@ -130,6 +130,10 @@ impl Relay {
         let mut moved = 0;
         for at in 0..self.sending.len() {
             moved += self.drain_guest(self.sending[at]);
+        }
+        // Another one is first in the next round, or it alone would get what room there is in a device that is always full.
+        if self.sending.len() > 1 {
+            self.sending.rotate_left(1);
         }
         for queue in 0..self.queues.len() {
             moved += self.fill_guest(queue);
