@@ -181,6 +181,14 @@ impl Daemon {
         locked(&self.desired).wanted_on(lane)
     }
 
+    /// Removes the journals of ports that are wanted nowhere. Held meanwhile: nobody begins to want one of them.
+    pub(crate) fn forget_journals(&self) {
+        let run_dir = locked(&self.config).control.run_dir.clone();
+        let desired = locked(&self.desired);
+        let is_aside = |name: &_| desired.aside.iter().any(|port| port.spec.name == *name);
+        lanes::forget_journals(&run_dir, |name| desired.ports.contains_key(name) || is_aside(name));
+    }
+
     /// The configured lane program, and the lanes' log format.
     pub(crate) fn lane_program(&self) -> (Option<PathBuf>, LogFormat) {
         let config = locked(&self.config);

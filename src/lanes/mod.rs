@@ -10,7 +10,7 @@ mod watch_events;
 
 use std::path::{Path, PathBuf};
 
-use ringspan_protocol::LaneName;
+use ringspan_protocol::{LaneName, PortName};
 
 pub(crate) use keeper::apply;
 pub(crate) use keeper::keep;
@@ -32,4 +32,18 @@ pub(crate) fn found_in(run_dir: &Path) -> Vec<LaneName> {
     let mut names: Vec<LaneName> = names.collect();
     names.sort();
     names
+}
+
+/// Removes the journals of ports that nobody wants: a lane that is dead, or that refused a port half-way, cannot do it, and
+/// the next port of that name would begin with another one's counters.
+pub(crate) fn forget_journals(run_dir: &Path, is_wanted: impl Fn(&PortName) -> bool) {
+    let Ok(entries) = std::fs::read_dir(run_dir.join("journal")) else { return };
+    for entry in entries.flatten() {
+        let file = entry.file_name();
+        let port = file.to_str().and_then(|file| file.strip_suffix(".journal")?.parse::<PortName>().ok());
+        if port.is_some_and(|port| !is_wanted(&port)) {
+            // Already gone is as good: its lane may have been faster.
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
 }

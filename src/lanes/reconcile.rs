@@ -94,6 +94,7 @@ pub(super) fn reconcile(lane: &Lane, client: &mut LaneClient, daemon: &Daemon) -
             Err(lost) => return Err(lost),
         }
     }
+    daemon.forget_journals();
     Ok(())
 }
 

@@ -125,6 +125,7 @@ pub(super) fn add(call: &mut Call, params: Add) -> Result<PortEntry, Error> {
     });
     if let Err(error) = added {
         locked(&daemon.desired).ports.remove(&name);
+        daemon.forget_journals();
         // What the lane took and could not be written down is taken back.
         if let Ok(lane) = daemon.lane(&lane) {
             lane.look_again();
@@ -197,6 +198,7 @@ pub(super) fn remove(call: &mut Call, params: Remove) -> Result<Nothing, Error> 
     .inspect_err(|_| lane.look_again())?;
     lane.forget_refusal(&name);
     lane.forget_port(&name);
+    daemon.forget_journals();
     daemon.events.tell(Some(&port.lane), Some(&name), EventKind::PortRemoved);
     daemon.retire(&lane);
     Ok(Nothing {})

@@ -1,6 +1,7 @@
 //! The daemon over its socket, with fake lanes.
 
 mod lanes;
+mod leftovers;
 mod ports;
 mod protocol;
 mod races;

@@ -1,0 +1,37 @@
+//! Nothing is left behind, nothing is shared that must not be, and nobody is told what is not so.
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+
+use super::Bench;
+
+#[test]
+fn counters_of_a_port_go_with_it_also_when_its_lane_refused_it_or_is_dead() {
+    let bench = Bench::start("");
+    bench.add("vm1", "vdev:net_null0").unwrap();
+    bench.add("vm2", "vdev:net_null1").unwrap();
+    let pid = bench.lane_pid("main");
+    std::fs::create_dir(bench.path("journal")).unwrap();
+    let leave = || {
+        ["vm1", "vm2", "vm3"].map(|port| std::fs::write(bench.path(&format!("journal/{port}.journal")), "").unwrap())
+    };
+    let there = || ["vm1", "vm2", "vm3"].map(|port| bench.path(&format!("journal/{port}.journal")).exists());
+    leave();
+    bench.add("vm3", "vdev:net_null2,refuse=1").unwrap_err();
+    assert_eq!(there(), [true, true, false], "after a refusal");
+
+    // A lane that does not come back while its port is removed.
+    leave();
+    std::fs::write(bench.path("FAKE_LANE_DIES"), "").unwrap();
+    kill(Pid::from_raw(pid as i32), Signal::SIGKILL).unwrap();
+    bench.until("the lane waits", || {
+        (bench.call("lane.list", json!({})).unwrap()[0]["phase"] == "waiting").then_some(())
+    });
+    bench.call("port.remove", json!({ "name": "vm1" })).unwrap();
+    assert_eq!(there(), [false, true, false], "after a removal without a lane");
+
+    leave();
+    std::fs::remove_file(bench.path("FAKE_LANE_DIES")).unwrap();
+    bench.until("what is wanted nowhere is gone", || (there() == [false, true, false]).then_some(()));
+}
