@@ -45,7 +45,7 @@ unsafe impl Sync for Journal {}
 impl Journal {
     /// Opens the journal of a port in `dir`, or makes a new one. A file of another layout is started anew.
     pub fn open(dir: &Path, port: &PortName) -> io::Result<Arc<Self>> {
-        let path = dir.join(format!("{port}.journal"));
+        let path = path_in(dir, port);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)?;
         let size = size_of::<Layout>();
         if file.metadata()?.len() != size as u64 {
@@ -90,15 +90,29 @@ impl Journal {
         PortCounters { from_guest: used(&layout.from_guest), to_guest: used(&layout.to_guest), device: Vec::new() }
     }
 
-    /// Removes the file: the port is gone for good and its counters with it.
-    pub fn forget(&self) -> io::Result<()> {
-        std::fs::remove_file(&self.path)
+    /// Whether a port has a journal in `dir`.
+    pub fn exists(dir: &Path, port: &PortName) -> bool {
+        path_in(dir, port).exists()
+    }
+
+    /// Removes the journal of a port from `dir`: the port is gone for good and its counters with it. None is no error.
+    pub fn forget(dir: &Path, port: &PortName) {
+        match std::fs::remove_file(path_in(dir, port)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(%port, %error, "cannot remove the journal");
+            }
+            _ => {}
+        }
     }
 
     fn layout(&self) -> &Layout {
         // SAFETY: mapped for as long as self lives, page aligned, and atomic all through.
         unsafe { self.at.as_ref() }
     }
+}
+
+fn path_in(dir: &Path, port: &PortName) -> PathBuf {
+    dir.join(format!("{port}.journal"))
 }
 
 impl Drop for Journal {
@@ -129,8 +143,9 @@ mod tests {
         assert_eq!((counters.from_guest[2].received, counters.from_guest[2].received_bytes), (8, 800));
         assert_eq!(counters.to_guest.len(), 1);
 
-        second.forget().unwrap();
         drop(second);
+        Journal::forget(dir.path(), &port);
+        assert!(!Journal::exists(dir.path(), &port));
         assert_eq!(Journal::open(dir.path(), &port).unwrap().read().from_guest[0].received, 0);
     }
 

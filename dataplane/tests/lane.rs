@@ -182,6 +182,7 @@ fn what_cannot_be_is_refused_by_kind_and_leaves_nothing_behind() {
     }
     let failure = control.refused(add(lane.spec("vm2", "vdev:net_nosuchthing0")));
     assert!(failure.message.contains("vm2") && failure.message.contains("net_nosuchthing0"), "{failure}");
+    assert!(!lane.dir.path().join("journal/vm2.journal").exists());
 
     // A socket that somebody listens on is never removed, and the device opened for it is closed again.
     let taken = std::os::unix::net::UnixListener::bind(lane.port_socket("vm2")).unwrap();

@@ -13,6 +13,7 @@ use ringspan_protocol::{
 };
 
 use crate::events::EventLog;
+use crate::journal::Journal;
 use crate::port::{Port, Surroundings};
 use crate::relay::Fault;
 use crate::worker::Worker;
@@ -141,7 +142,13 @@ impl Lane {
             events: &self.events,
             faults: &self.faults,
         };
-        let port = Port::open(ports.last_id, spec, Arc::clone(worker), &around)?;
+        let known = Journal::exists(&self.journals, &spec.name);
+        let name = spec.name.clone();
+        let port = Port::open(ports.last_id, spec, Arc::clone(worker), &around).inspect_err(|_| {
+            if !known {
+                Journal::forget(&self.journals, &name);
+            }
+        })?;
         let status = port.status();
         ports.by_name.insert(port.spec().name.clone(), port);
         Ok(status)
@@ -149,10 +156,14 @@ impl Lane {
 
     fn remove(&self, name: &PortName, forget: bool) -> Result<(), Failure> {
         let mut ports = self.lock();
-        let port = ports.by_name.remove(name).ok_or_else(|| self.not_found(name))?;
+        let port = ports.by_name.remove(name);
+        let found = port.is_some();
         // Under the lock: the next port may want the same device or socket.
-        port.close(forget);
-        Ok(())
+        drop(port);
+        if forget {
+            Journal::forget(&self.journals, name);
+        }
+        if found { Ok(()) } else { Err(self.not_found(name)) }
     }
 
     fn set(&self, name: &PortName, change: &PortChange) -> Result<PortStatus, Failure> {
@@ -207,7 +218,7 @@ impl Lane {
         ports.stopping = true;
         for (name, port) in std::mem::take(&mut ports.by_name) {
             tracing::info!(port = %name, "closing");
-            port.close(false);
+            drop(port);
         }
     }
 

@@ -116,13 +116,6 @@ impl Port {
         Ok(())
     }
 
-    /// Removes the port and, when `forget`, its counters.
-    pub fn close(self, forget: bool) {
-        if forget && let Err(error) = self.journal.forget() {
-            tracing::warn!(port = %self.spec.name, %error, "cannot remove the journal");
-        }
-    }
-
     /// The device is stopped for it, so its queues come back from the worker first, and go there again whatever happens.
     fn reconfigure(&mut self, wanted: &PortSpec) -> Result<(), Failure> {
         let id = self.id();
