@@ -158,7 +158,9 @@ mod tests {
     fn a_span_ends_with_its_region() {
         let map = map(&[(0x1000, 0x1000), (0x2000, 0x1000)]);
         let mut cache = RegionCache::default();
-        assert_eq!(map.translate(&mut cache, 0x1ff0, 0x20).expect("inside").len, 0x10);
+        for len in [0x11, 0x20, 0x1000] {
+            assert_eq!(map.translate(&mut cache, 0x1ff0, len).expect("inside").len, 0x10, "{len:#x} bytes");
+        }
         assert_eq!(map.translate(&mut cache, 0x2000, 0x10).expect("inside").len, 0x10);
         assert_eq!(map.translate(&mut cache, 0x2ff0, 0x100).expect("inside").len, 0x10);
     }

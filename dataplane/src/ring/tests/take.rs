@@ -47,3 +47,19 @@ fn a_legacy_header_has_ten_bytes() {
     assert_eq!(ring.take(BURST, 1514, &mut sink), Ok(taken(std::slice::from_ref(&sent))));
     assert_eq!(sink.frames, [(NetHeader { flags: 1, csum_start: 34, csum_offset: 6, ..NetHeader::default() }, sent)]);
 }
+
+#[test]
+fn the_longest_frame_that_is_asked_for_arrives_whole_from_any_chain() {
+    let mut driver = Driver::new(4, MODERN, 0);
+    let mut ring = driver.device();
+    let sent = frame(1, 1514);
+    driver.fill(BUFFERS, &[&NetHeader::default().emit(), &sent[..]].concat());
+    driver.chain(0, &[(BUFFERS, 1526, 0)]);
+    driver.chain(1, &[(BUFFERS, 12, 0), (BUFFERS + 12, 1000, 0), (BUFFERS + 1012, 514, 0)]);
+    for head in [0, 1] {
+        driver.offer(head);
+        let mut sink = Sink::default();
+        assert_eq!(ring.take(BURST, 1514, &mut sink), Ok(taken(std::slice::from_ref(&sent))));
+        assert_eq!(sink.frames, [(NetHeader::default(), sent.clone())], "chain {head}");
+    }
+}
