@@ -67,6 +67,19 @@ pub(crate) struct EventMarks {
     pub lanes: BTreeMap<LaneName, (u64, u64)>,
 }
 
+/// Takes a folder for this daemon alone, by a lock on a file in it; `key` is where the file names another.
+pub(crate) fn lock_folder(folder: &Path, name: &str, key: &str) -> Result<Flock<File>, Error> {
+    let file = folder.join(name);
+    let lock = OpenOptions::new().create(true).write(true).truncate(false).mode(0o600).open(&file);
+    let lock = lock.map_err(|error| Error::io(file.display(), &error))?;
+    Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
+        let folder = folder.display();
+        let message =
+            format!("another ringspan daemon has the folder {folder}: stop it, or give this one another {key}");
+        Error { errno: Some(errno as i32), ..Error::new(ErrorKind::Busy, message) }
+    })
+}
+
 /// The folder with the state, locked for this daemon until it is released or dropped.
 #[derive(Debug)]
 pub(crate) struct StateDir {
@@ -79,16 +92,7 @@ impl StateDir {
     /// Opens the folder, making it when it is missing. Refused while another daemon has it.
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
         fs::create_dir_all(path).map_err(|error| Error::io(format!("state folder {}", path.display()), &error))?;
-        let file = path.join("lock");
-        let lock = OpenOptions::new().create(true).write(true).truncate(false).mode(0o600).open(&file);
-        let lock = lock.map_err(|error| Error::io(file.display(), &error))?;
-        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
-            let message = format!(
-                "{}: another ringspan daemon has this state folder ({errno}): stop it, or give this one another control.state_dir",
-                path.display()
-            );
-            Error { errno: Some(errno as i32), ..Error::new(ErrorKind::Busy, message) }
-        })?;
+        let lock = lock_folder(path, "lock", "control.state_dir")?;
         Ok(Self { path: path.to_owned(), lock: Mutex::new(Some(lock)) })
     }
 

@@ -17,11 +17,13 @@ mod socket;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::Flock;
 use ringspan_protocol::LaneName;
 
 pub(crate) use events::{EventKind, EventLog};
@@ -33,7 +35,7 @@ use crate::config::{Config, HostCores, LogFormat};
 use crate::desired::{Desired, Room};
 use crate::error::Error;
 use crate::lanes::{self, Lane, LanePhase, Order, Wanted};
-use crate::state::StateDir;
+use crate::state::{StateDir, lock_folder};
 
 /// Stack of the daemon's threads, in bytes: there may be a thousand, and none recurses deeply.
 const STACK: usize = 512 << 10;
@@ -65,6 +67,7 @@ pub(crate) struct Daemon {
     /// Slow work.
     pub(crate) jobs: Arc<Jobs>,
     state_dir: Arc<StateDir>,
+    run_lock: Mutex<Option<Flock<File>>>,
     config: Mutex<Config>,
     desired: Mutex<Desired>,
     lanes: RwLock<BTreeMap<LaneName, Arc<Lane>>>,
@@ -90,6 +93,8 @@ impl Daemon {
         let saved = state_dir.load()?;
         let run_dir = &config.control.run_dir;
         std::fs::create_dir_all(run_dir).map_err(|error| Error::io(run_dir.display(), &error))?;
+        // Two daemons would adopt the same lanes, and each take away the ports that the other wants.
+        let run_lock = lock_folder(run_dir, "daemon.lock", "control.run_dir")?;
         let mut lanes = BTreeMap::new();
         for settings in &config.lanes {
             lanes.insert(settings.name.clone(), Lane::new(settings.name.clone(), run_dir, Some(settings.clone()))?);
@@ -103,6 +108,7 @@ impl Daemon {
             events: EventLog::new(Arc::clone(&state_dir)),
             jobs: Arc::default(),
             state_dir,
+            run_lock: Mutex::new(Some(run_lock)),
             config: Mutex::new(config.clone()),
             desired: Mutex::default(),
             lanes: RwLock::new(lanes),
@@ -174,6 +180,7 @@ impl Daemon {
         }
         self.events.close();
         self.state_dir.release();
+        locked(&self.run_lock).take();
     }
 
     /// What a lane should have.

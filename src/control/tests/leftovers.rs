@@ -35,3 +35,16 @@ fn counters_of_a_port_go_with_it_also_when_its_lane_refused_it_or_is_dead() {
     std::fs::remove_file(bench.path("FAKE_LANE_DIES")).unwrap();
     bench.until("what is wanted nowhere is gone", || (there() == [false, true, false]).then_some(()));
 }
+
+#[test]
+fn a_second_daemon_does_not_take_the_lanes_of_the_first() {
+    let bench = Bench::start("");
+    bench.add("vm1", "vdev:net_null0").unwrap();
+    let mut other = Bench::stopped("");
+    let at = bench.path("").display().to_string();
+    let config = std::fs::read_to_string(other.path("ringspan.toml")).unwrap();
+    std::fs::write(other.path("ringspan.toml"), config.replacen('\n', &format!("\nrun_dir = \"{at}\"\n"), 1)).unwrap();
+    let error = other.try_boot().unwrap_err();
+    assert!(error.contains("another ringspan daemon") && error.contains("control.run_dir"), "{error}");
+    assert_eq!(bench.phase("vm1"), "listening");
+}
