@@ -40,6 +40,13 @@ pub(crate) enum Phase {
     Aside,
 }
 
+impl Phase {
+    /// The word it has in JSON.
+    fn word(self) -> String {
+        serde_json::to_value(self).ok().and_then(|word| Some(word.as_str()?.to_owned())).unwrap_or_default()
+    }
+}
+
 impl From<PortPhase> for Phase {
     fn from(phase: PortPhase) -> Self {
         match phase {
@@ -288,9 +295,9 @@ pub(super) fn wait(call: &mut Call, params: Wait) -> Result<PortEntry, Error> {
         }
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            let (name, wanted, is) = (&params.name, params.phase.word(), entry.phase);
+            let (name, wanted, is) = (&params.name, params.phase.word(), entry.phase.word());
             let reason = entry.reason.map_or_else(String::new, |reason| format!(" ({reason})"));
-            let message = format!("port {name} is not {wanted} after {} ms: it is {is:?}{reason}", params.timeout_ms);
+            let message = format!("port {name} is not {wanted} after {} ms: it is {is}{reason}", params.timeout_ms);
             return Err(Error::new(ErrorKind::Timeout, message).about(name));
         }
         // An event may be about this port; looked at again without one, in case a lane lost some.

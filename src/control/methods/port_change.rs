@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use ringspan_protocol::{Compat, MacAddress, Policy, PortChange, PortName, PortSpec, Reply, Request};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -14,6 +15,9 @@ use crate::control::{Daemon, EventKind, locked};
 use crate::desired::{DesiredPort, Origin};
 use crate::error::{Error, ErrorKind};
 use crate::port_request::{PortRequest, check_mtu};
+
+/// Longest wait of `may_exist` for somebody else who is adding the port: as long as a lane may take for a device.
+const PENDING_LIMIT: Duration = Duration::from_secs(75);
 
 /// A port to add.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -58,6 +62,18 @@ impl JsonSchema for Add {
     }
 }
 
+/// Waits while somebody else adds a port of that name, so that `may_exist` meets a port and not a plan.
+fn settled(daemon: &Daemon, name: &PortName) -> bool {
+    let until = Instant::now() + PENDING_LIMIT;
+    while locked(&daemon.desired).ports.get(name).is_some_and(|port| port.pending) {
+        if Instant::now() > until {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    true
+}
+
 /// Whether a port that is there is what is asked for; what the request leaves open fits.
 fn is_what_is_asked(port: &DesiredPort, request: &PortRequest) -> Result<bool, Error> {
     let spec = request.spec(Some(port.spec.compat))?;
@@ -88,10 +104,16 @@ pub(super) fn add(call: &mut Call, params: Add) -> Result<PortEntry, Error> {
         return Err(Error::new(ErrorKind::NotFound, message).about(name));
     }
     let room = daemon.room(&config);
+    if may_exist && !settled(daemon, &name) {
+        return Err(being_added(&name));
+    }
     let lane = {
         let mut desired = locked(&daemon.desired);
         if let Some(there) = desired.ports.get(&name) {
-            if may_exist && !there.pending && is_what_is_asked(there, &request)? {
+            if may_exist && there.pending {
+                return Err(being_added(&name));
+            }
+            if may_exist && is_what_is_asked(there, &request)? {
                 drop(desired);
                 return entry(daemon, &name);
             }
@@ -209,11 +231,11 @@ fn refuse_unless_ours(daemon: &Daemon, port: &DesiredPort, remedy: &str) -> Resu
     if port.origin == Origin::Config {
         return Err(Error::new(ErrorKind::Conflict, in_the_file(daemon, name, remedy)).about(name));
     }
-    if port.pending {
-        let message = format!("port {name} is being added at this moment: try again");
-        return Err(Error::new(ErrorKind::Busy, message).about(name));
-    }
-    Ok(())
+    if port.pending { Err(being_added(name)) } else { Ok(()) }
+}
+
+fn being_added(name: &PortName) -> Error {
+    Error::new(ErrorKind::Busy, format!("port {name} is being added at this moment: try again")).about(name)
 }
 
 /// What to change of a running port; what is absent stays.

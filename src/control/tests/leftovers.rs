@@ -48,3 +48,25 @@ fn a_second_daemon_does_not_take_the_lanes_of_the_first() {
     assert!(error.contains("another ringspan daemon") && error.contains("control.run_dir"), "{error}");
     assert_eq!(bench.phase("vm1"), "listening");
 }
+
+#[test]
+fn of_many_who_add_the_same_port_that_may_exist_all_succeed() {
+    let bench = Bench::start("");
+    bench.lane_pid("main");
+    let mut port = bench.port("vm1", "vdev:net_null0");
+    port["may_exist"] = json!(true);
+    std::thread::scope(|scope| {
+        let adders: Vec<_> = (0..8).map(|_| scope.spawn(|| bench.call("port.add", port.clone()))).collect();
+        for adder in adders {
+            assert_eq!(adder.join().unwrap().unwrap()["phase"], "listening");
+        }
+    });
+}
+
+#[test]
+fn a_wait_that_is_over_says_how_the_port_is_in_the_words_of_the_api() {
+    let bench = Bench::start("");
+    bench.add("vm1", "vdev:net_null0,ready=1").unwrap();
+    let error = bench.call("port.wait", json!({ "name": "vm1", "phase": "closed", "timeout_ms": 1 })).unwrap_err();
+    assert_eq!(error["message"], "port vm1 is not closed after 1 ms: it is driver-ready");
+}
