@@ -80,6 +80,8 @@ pub struct Talk {
     protocol: u64,
     owned: bool,
     regions: Vec<Region>,
+    /// Another front-end was refused meanwhile.
+    refused: bool,
 }
 
 impl Talk {
@@ -336,23 +338,24 @@ impl Gate<'_> {
                 return Ok(());
             }
             if !ready[2].is_empty() {
-                self.refuse_others();
+                self.refuse_another();
             }
         }
     }
 
-    fn refuse_others(&self) {
+    /// One at a time, so that many of them do not keep the connected one waiting. Only the first is worth a warning.
+    fn refuse_another(&mut self) {
         let Some(server) = self.server else { return };
-        loop {
-            match server.accept() {
-                Ok(Some(_refused)) => tracing::warn!("a second front-end was refused: one is connected"),
-                Ok(None) => return,
-                Err(error) => {
-                    tracing::warn!("a second front-end could not be refused: {error}");
-                    // Too many open files, most likely. It stays in the queue; do not spin on it.
-                    self.stop.wait(Duration::from_millis(50));
-                    return;
-                }
+        match server.accept() {
+            Ok(Some(_refused)) if std::mem::replace(&mut self.talk.refused, true) => {
+                tracing::debug!("another front-end was refused: one is connected");
+            }
+            Ok(Some(_refused)) => tracing::warn!("a second front-end was refused: one is connected"),
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!("a second front-end could not be refused: {error}");
+                // Too many open files, most likely. It stays in the queue; do not spin on it.
+                self.stop.wait(Duration::from_millis(50));
             }
         }
     }
