@@ -2,12 +2,35 @@
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ringspan_protocol::{LaneEvent, LaneEventKind, PortName};
 
 /// Events that are kept; older ones are forgotten first.
 const KEPT: usize = 4096;
+
+/// Events that a port may have at once...
+const AT_ONCE: u32 = 256;
+/// ... and then one in this time, for as long as it goes on.
+const APART: Duration = Duration::from_millis(50);
+
+/// How fast a port's events come. A front-end or guest that goes in circles (connects and leaves, enables and disables) would
+/// flood the log and push the events of all other ports out of it; the thread that serves it is held back instead.
+#[derive(Debug, Default)]
+pub struct Pace {
+    /// When an event that was made at its earliest would be due; never long ago.
+    due: Option<Instant>,
+}
+
+impl Pace {
+    /// Notes an event at `now`. Returns how long whoever makes it has to wait before going on.
+    pub fn note(&mut self, now: Instant) -> Duration {
+        let due = self.due.map_or(now, |due| due.max(now)) + APART;
+        let wait = due.saturating_duration_since(now).saturating_sub(APART * AT_ONCE).min(APART);
+        self.due = Some(due);
+        wait
+    }
+}
 
 /// Numbered events, from 1 up.
 #[derive(Default)]
@@ -63,6 +86,21 @@ mod tests {
         let last = KEPT as u64 + 2;
         assert_eq!(log.after(last - 1, Duration::ZERO)[0].sequence, last);
         assert_eq!(log.after(0, Duration::ZERO)[0].sequence, 3);
+    }
+
+    #[test]
+    fn a_port_that_goes_in_circles_is_slowed_down_and_forgiven() {
+        let (mut pace, start) = (Pace::default(), Instant::now());
+        assert!((0..AT_ONCE).all(|_| pace.note(start).is_zero()));
+        // Who waits as told makes 20 events a second.
+        let mut now = start;
+        for _ in 0..100 {
+            now += pace.note(now);
+        }
+        assert!((APART * 99..=APART * 100).contains(&(now - start)), "{:?}", now - start);
+        let later = now + APART * AT_ONCE;
+        assert!((0..AT_ONCE).all(|_| pace.note(later).is_zero()));
+        assert!(!pace.note(later).is_zero());
     }
 
     #[test]

@@ -272,3 +272,25 @@ fn events_are_numbered_and_can_be_waited_for() {
         other => panic!("{other:?}"),
     }
 }
+
+#[test]
+fn a_front_end_that_comes_and_goes_all_the_time_does_not_flood_the_events() {
+    let lane = Lane::start();
+    let mut control = lane.control();
+    let spec = lane.spec("vm1", "vdev:net_ring0");
+    control.add(&spec);
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(2) {
+        UnixStream::connect(lane.port_socket("vm1")).unwrap();
+    }
+    // A few hundred at once, then 20 a second.
+    match control.ask(Request::Events { after: 0, wait_ms: 0 }) {
+        Reply::Events(events) => assert!((100..400).contains(&events.len()), "{} events in 2 s", events.len()),
+        other => panic!("{other:?}"),
+    }
+    // What is held back is that front-end, and nothing else.
+    let begun = Instant::now();
+    control.add(&lane.spec("vm2", "vdev:net_ring1"));
+    control.ask(Request::PortRemove { name: spec.name, forget: true });
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+}

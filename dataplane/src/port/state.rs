@@ -2,11 +2,12 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use ringspan_protocol::{DeviceStatus, LaneEventKind, PortName, PortPhase, PortSpec, PortStatus, Role};
 
 use super::waiting_phase;
-use crate::events::EventLog;
+use crate::events::{EventLog, Pace};
 use crate::memory::GuestMap;
 use crate::ring::{RingConfig, SplitRing};
 use crate::vhost::RingSink;
@@ -20,6 +21,7 @@ pub struct PortState {
     worker: Arc<Worker>,
     events: Arc<EventLog>,
     now: Mutex<Now>,
+    pace: Mutex<Pace>,
 }
 
 struct Now {
@@ -34,7 +36,7 @@ impl PortState {
     pub(super) fn new(id: u64, name: PortName, role: Role, worker: &Arc<Worker>, events: &Arc<EventLog>) -> Self {
         let now = Now { phase: waiting_phase(role), reason: None, features: 0, active_pairs: 0, map: None };
         let (worker, events) = (Arc::clone(worker), Arc::clone(events));
-        Self { id, name, role, worker, events, now: Mutex::new(now) }
+        Self { id, name, role, worker, events, now: Mutex::new(now), pace: Mutex::default() }
     }
 
     /// The number of the port in its lane.
@@ -42,14 +44,26 @@ impl PortState {
         self.id
     }
 
+    /// An event that the session made. Holds the session's thread back when there are too many.
+    fn push(&self, kind: LaneEventKind) {
+        let wait = self.pace.lock().unwrap_or_else(PoisonError::into_inner).note(Instant::now());
+        self.events.push(&self.name, kind);
+        if !wait.is_zero() {
+            std::thread::sleep(wait);
+        }
+    }
+
     /// The guest broke a ring: the relay has stopped already, this says so.
     pub fn broken(&self, ring: usize, reason: String) {
-        {
-            let mut now = self.lock();
-            now.phase = PortPhase::Broken;
-            now.reason = Some(format!("ring {ring}: {reason}"));
-        }
-        self.events.push(&self.name, LaneEventKind::RingBroken { ring: ring as u16, reason });
+        let event = self.break_down(ring, reason);
+        self.events.push(&self.name, event);
+    }
+
+    fn break_down(&self, ring: usize, reason: String) -> LaneEventKind {
+        let mut now = self.lock();
+        now.phase = PortPhase::Broken;
+        now.reason = Some(format!("ring {ring}: {reason}"));
+        LaneEventKind::RingBroken { ring: ring as u16, reason }
     }
 
     /// An event of the port's device.
@@ -93,7 +107,7 @@ impl PortState {
         }
         drop(now);
         if let Some(event) = event {
-            self.events.push(&self.name, event);
+            self.push(event);
         }
     }
 
@@ -121,11 +135,11 @@ impl RingSink for PortState {
 
     fn start(&self, index: usize, config: RingConfig) {
         let Some(map) = self.lock().map.clone() else {
-            return self.broken(index, "started before the front-end shared its memory".into());
+            return self.push(self.break_down(index, "started before the front-end shared its memory".into()));
         };
         let ring = match SplitRing::new(map, &config) {
             Ok(ring) => ring,
-            Err(error) => return self.broken(index, error.to_string()),
+            Err(error) => return self.push(self.break_down(index, error.to_string())),
         };
         let id = self.id;
         let outcome = self.worker.call(move |running| {
@@ -184,6 +198,6 @@ impl RingSink for PortState {
                 _ => {}
             }
         }
-        self.events.push(&self.name, event);
+        self.push(event);
     }
 }
