@@ -158,6 +158,7 @@ pub(crate) fn device_key(device: &DeviceSpec, lane: Option<&LaneName>) -> (Optio
 
 fn ports(ports: &[Spanned<PortRequest>], lanes: &[LaneSettings], control: &Control) -> Result<(), Refusal> {
     let (mut names, mut sockets, mut devices) = (HashMap::new(), HashMap::new(), HashMap::new());
+    let mut interfaces = HashMap::new();
     for table in ports {
         let port = table.get_ref();
         port.spec(None).map_err(|error| at(table, error.message))?;
@@ -170,6 +171,14 @@ fn ports(ports: &[Spanned<PortRequest>], lanes: &[LaneSettings], control: &Contr
         if let Some(other) = sockets.insert(&port.socket, &port.name) {
             let socket = &port.socket;
             return Err(at(table, format!("port {}: the port {other} has the socket {socket:?} already", port.name)));
+        }
+        if let Some(interface) = port.device.interface()
+            && let Some(other) = interfaces.insert(interface, &port.name)
+        {
+            return Err(at(
+                table,
+                format!("port {}: the port {other} has the interface {interface} already", port.name),
+            ));
         }
         if let Some(lane) = &port.lane
             && !lanes.iter().any(|known| known.name == *lane)

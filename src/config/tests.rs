@@ -89,6 +89,17 @@ fn what_is_wrong_is_named_with_its_line_and_the_remedy() {
             "core 9 does not exist or is offline: this machine has [0, 1, 2, 3]",
         ),
         (format!("[control]\nrun_dir = \"/{}\"", "r".repeat(95)), 2, "give control.run_dir a shorter path"),
+        (
+            ["a", "b"]
+                .map(|n| {
+                    format!(
+                        "[[port]]\nname = \"{n}\"\nsocket = \"/run/{n}\"\ndevice = \"vdev:net_tap_{n},iface=up0\"\n"
+                    )
+                })
+                .concat(),
+            5,
+            "the port a has the interface up0 already",
+        ),
         ("[dataplane]\ncores = []".into(), 2, "at least one"),
         ("[dataplane]\ncores = [1, 1]".into(), 2, "listed twice"),
         ("[dataplane]\nmemory_mib = 4".into(), 2, "at least 16"),

@@ -165,6 +165,12 @@ impl Desired {
                 let message = format!("port {name}: the port {other} has the socket {:?} already", spec.socket);
                 return Err(Error::new(ErrorKind::Busy, message).about(name));
             }
+            if let Some(interface) = spec.device.interface()
+                && port.spec.device.interface() == Some(interface)
+            {
+                let message = format!("port {name}: the port {other} has the interface {interface} already");
+                return Err(Error::new(ErrorKind::Busy, message).about(name));
+            }
             if device_key(&port.spec.device, Some(&port.lane)) == key {
                 let scope = if matches!(spec.device, DeviceSpec::Vdev { .. }) { " on this lane" } else { "" };
                 let message =

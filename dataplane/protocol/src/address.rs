@@ -154,6 +154,14 @@ impl DeviceSpec {
             Self::Soft { .. } | Self::VhostVdpa { .. } => self.to_string(),
         }
     }
+
+    /// The kernel's network interface that a TAP, AF_PACKET or AF_XDP device stands on (`iface=`). The kernel lets several of
+    /// them open it, and each frame then goes to any or to all of them: two ports with one interface clash on whatever lanes.
+    pub fn interface(&self) -> Option<&str> {
+        let Self::Vdev { name, args } = self else { return None };
+        let opens_it = ["net_tap", "net_af_packet", "net_af_xdp"].iter().any(|driver| name.starts_with(driver));
+        args.split(',').find_map(|arg| arg.strip_prefix("iface=")).filter(|_| opens_it)
+    }
 }
 
 /// The value of `representor=` among device arguments; brackets may hold commas.
@@ -301,5 +309,15 @@ mod tests {
             identity("pci:0000:0A:00.0,representor=pf[0,1]vf3")
         );
         assert_eq!(identity("vdev:net_null0,size=64"), identity("vdev:net_null0"));
+    }
+
+    #[test]
+    fn the_interface_of_a_device_is_the_kernels_and_no_socket() {
+        let interface = |text: &str| text.parse::<DeviceSpec>().unwrap().interface().map(str::to_owned);
+        assert_eq!(interface("vdev:net_tap0,mac=fixed,iface=up0").as_deref(), Some("up0"));
+        assert_eq!(interface("vdev:net_af_packet7,iface=eth1").as_deref(), Some("eth1"));
+        assert_eq!(interface("vdev:net_vhost0,iface=/run/x.sock"), None);
+        assert_eq!(interface("vdev:net_tap0"), None);
+        assert_eq!(interface("pci:0000:0a:00.2"), None);
     }
 }

@@ -4,7 +4,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
-use super::Bench;
+use super::{Bench, kind};
 
 #[test]
 fn counters_of_a_port_go_with_it_also_when_its_lane_refused_it_or_is_dead() {
@@ -69,4 +69,18 @@ fn a_wait_that_is_over_says_how_the_port_is_in_the_words_of_the_api() {
     bench.add("vm1", "vdev:net_null0,ready=1").unwrap();
     let error = bench.call("port.wait", json!({ "name": "vm1", "phase": "closed", "timeout_ms": 1 })).unwrap_err();
     assert_eq!(error["message"], "port vm1 is not closed after 1 ms: it is driver-ready");
+}
+
+#[test]
+fn two_ports_do_not_share_an_interface_of_the_kernel_whatever_their_lanes() {
+    let bench = Bench::start("[[lane]]\nname = \"second\"\ncores = [1]");
+    bench.add("vm1", "vdev:net_tap0,iface=up0").unwrap();
+    for (device, lane) in [("vdev:net_tap0,iface=up0", "second"), ("vdev:net_tap1,iface=up0", "main")] {
+        let mut port = bench.port("vm2", device);
+        port["lane"] = json!(lane);
+        let error = bench.call("port.add", port).unwrap_err();
+        assert_eq!(kind(&error), "busy");
+        assert!(error["message"].as_str().unwrap().contains("the port vm1 has the"), "{error}");
+    }
+    bench.add("vm2", "vdev:net_tap1,iface=up1").unwrap();
 }
