@@ -159,3 +159,14 @@ fn a_guest_may_come_and_go_and_reset() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn a_guest_with_its_memory_in_hugepages_is_served() -> Result<()> {
+    needs!(Root, Lane, HugePages(64));
+    let folder = paths::scratch()?;
+    let mut lane = lane(&folder, "huge")?;
+    let socket = lane.add_port("vm", "vdev:net_ring0", 1)?;
+    let mut guest = Guest::start(Options { huge_pages: true, regions: 2, ..Options::new(&socket) })?;
+    check(&mut lane, "vm", &mut guest, Plan::new(100_000, 200))?;
+    Ok(())
+}
