@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use ringspan_testkit::scene::{GUEST, Plan, Scene};
+use ringspan_testkit::scene::{GUEST, Plan, Scene, serve_iperf};
 use ringspan_testkit::{needs, process, wait};
 
 const REBOOTS: u32 = 3;
@@ -15,7 +15,7 @@ const INTERVAL: Duration = Duration::from_millis(20);
 fn a_guest_pings_and_moves_data_both_ways() -> Result<()> {
     needs!(Root, Guest, Ringspan, Program("iperf3"));
     let mut scene = Scene::new("both", &Plan::default())?;
-    scene.guest.sh("iperf3 -s -D >/dev/null 2>&1")?;
+    serve_iperf(&mut scene.guest)?;
     ensure!(scene.iperf(&[])? > 1e6, "hardly anything moved from the host to the guest");
     ensure!(scene.iperf(&["-R"])? > 1e6, "hardly anything moved from the guest to the host");
     let ping = scene.net.ping(GUEST, INTERVAL)?;
@@ -112,7 +112,7 @@ fn a_guest_that_was_given_four_pairs_may_enable_fewer() -> Result<()> {
     let combined: Vec<&str> =
         channels.lines().filter_map(|line| line.strip_prefix("Combined:")).map(str::trim).collect();
     ensure!(combined == ["4", "2"], "4 pairs were given and 2 CPUs are there, but: {channels}");
-    scene.guest.sh("iperf3 -s -D >/dev/null 2>&1")?;
+    serve_iperf(&mut scene.guest)?;
     for pairs in [1, 2, 4, 3, 1] {
         let ping = scene.net.ping(GUEST, INTERVAL)?;
         wait::pause(Duration::from_millis(300))?;
@@ -121,8 +121,8 @@ fn a_guest_that_was_given_four_pairs_may_enable_fewer() -> Result<()> {
         let report = ping.finish()?;
         ensure!(report.lost() == 0 && report.duplicates == 0, "going to {pairs} of 4 pairs: {report:?}");
         // Several connections, so that the hash spreads them over the queues there are.
-        scene.iperf(&["-P", "4", "-t", "1"])?;
-        scene.iperf(&["-P", "4", "-t", "1", "-R"])?;
+        scene.iperf(&["-P", "4"])?;
+        scene.iperf(&["-P", "4", "-R"])?;
     }
     Ok(())
 }

@@ -3,11 +3,12 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 
 use crate::daemon::{Daemon, tap_device};
 use crate::netns::Netns;
 use crate::qemu::{Guest, GuestSpec};
+use crate::wait;
 
 /// The host's address on the TAP (RFC 5737).
 pub const HOST: &str = "192.0.2.1";
@@ -80,11 +81,31 @@ impl Scene {
         answered.map(drop).map_err(|error| error.context(self.daemon.story()))
     }
 
-    /// Runs iperf3 in the namespace against a server in the guest, and returns the bits per second that the receiver saw.
+    /// As [`iperf`], for a second.
     pub fn iperf(&self, more: &[&str]) -> Result<f64> {
-        let arguments = [&["-c", GUEST, "-t", "3", "-J"], more].concat();
-        let report = self.net.run(Duration::from_secs(40), "iperf3", &arguments)?;
-        let report: serde_json::Value = serde_json::from_str(&report)?;
-        anyhow::Context::context(report["end"]["sum_received"]["bits_per_second"].as_f64(), "iperf3 gave no rate")
+        iperf(&self.net, &[&["-t", "1"], more].concat())
     }
+}
+
+/// Starts an iperf3 server in a guest, and returns when it listens on its port, 5201.
+pub fn serve_iperf(guest: &mut Guest) -> Result<()> {
+    guest.sh(
+        "iperf3 -s -D >/dev/null 2>&1; until grep -q ':1451 .* 0A ' /proc/net/tcp /proc/net/tcp6; do sleep 0.05; done",
+    )?;
+    Ok(())
+}
+
+/// Runs iperf3 in a namespace against the guest, and returns the bits per second that the receiver saw.
+pub fn iperf(net: &Netns, more: &[&str]) -> Result<f64> {
+    let arguments = [&["-c", GUEST, "-J"], more].concat();
+    // The server closes its port for a moment between two tests.
+    wait::until(Duration::from_secs(10), "a free iperf3 server", || {
+        let text = wait::run(net.command("iperf3").args(&arguments), Duration::from_secs(60))?.text;
+        let report: serde_json::Value = serde_json::from_str(&text).with_context(|| text.clone())?;
+        match (report["end"]["sum_received"]["bits_per_second"].as_f64(), report["error"].as_str()) {
+            (Some(rate), None) if rate > 0.0 => Ok(Some(rate)),
+            (_, Some(error)) if error.contains("refused") || error.contains("busy") => Ok(None),
+            (_, error) => bail!("iperf3 {}: {}", more.join(" "), error.unwrap_or("nothing was received")),
+        }
+    })
 }

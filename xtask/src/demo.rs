@@ -6,15 +6,11 @@ use anyhow::{Context, Result, ensure};
 use ringspan_testkit::daemon::{Daemon, tap_device};
 use ringspan_testkit::netns::{Netns, PingReport};
 use ringspan_testkit::qemu::{Guest, GuestSpec};
+use ringspan_testkit::scene::{self, GUEST, HOST, serve_iperf};
 use ringspan_testkit::{paths, process, wait};
-use serde_json::Value;
 
 use crate::hugepages::HugePages;
 use crate::{packages, step};
-
-/// The host's end, the guest's end (RFC 5737: addresses for documentation).
-const HOST: &str = "192.0.2.1";
-const GUEST: &str = "192.0.2.2";
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -115,7 +111,7 @@ fn show(stage: &mut Stage, results: &mut Results) -> Result<()> {
     results.push(("ping, min/avg/max/mdev", round));
 
     step::say("iperf3 both ways; meanwhile a second port comes and goes over the control socket");
-    guest.sh("iperf3 -s -D >/dev/null 2>&1")?;
+    serve_iperf(guest)?;
     let to_guest = iperf(net, &[])?;
     results.push(("iperf3, host to guest", to_guest));
     let second = std::thread::scope(|scope| -> Result<String> {
@@ -165,13 +161,9 @@ fn sentence(report: &PingReport) -> String {
     format!("{} of {} answered, {} twice", report.received, report.sent, report.duplicates)
 }
 
-/// Runs iperf3 for 4 s in the namespace against the guest, and returns the rate that the receiver saw.
+/// Runs iperf3 for 4 s, shows the rate and returns it.
 fn iperf(net: &Netns, more: &[&str]) -> Result<String> {
-    let arguments = [&["-c", GUEST, "-t", "4", "-J"], more].concat();
-    let report = net.run(Duration::from_secs(30), "iperf3", &arguments)?;
-    let report: Value = serde_json::from_str(&report).context("iperf3 gave no JSON")?;
-    let rate = report["end"]["sum_received"]["bits_per_second"].as_f64().context("iperf3 gave no rate")?;
-    ensure!(rate > 0.0, "iperf3 moved nothing");
+    let rate = scene::iperf(net, &[&["-t", "4"], more].concat())?;
     let text = format!("{:.0} Mbit/s", rate / 1e6);
     println!("    {} {text}", if more.is_empty() { "host to guest:" } else { "guest to host:" });
     Ok(text)
