@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::chain::{MAX_CHAIN, Walk, spread};
+use super::chain::{MAX_BURST, MAX_CHAIN, Walk, spread};
 use super::layout::Descriptor;
 use super::split::SplitRing;
 use super::{FrameSource, NetHeader, Put, RingError, copy};
@@ -21,7 +21,7 @@ enum Placed {
 impl SplitRing {
     /// Copies `frames` into the guest's buffers, in order. The guest sees them all at once, after everything was copied. A
     /// frame is put as a whole or not at all; when the guest's buffers run out, that frame and those behind it are
-    /// counted as [`Put::ring_full`].
+    /// counted as [`Put::ring_full`], and so are those for which only more of very long chains are there.
     ///
     /// Parts of a chain that the guest marked as read-only are passed over, as QEMU does.
     ///
@@ -54,7 +54,12 @@ impl SplitRing {
         let count = frames.count();
         // Chains that are used so far, and those that were looked at.
         let (mut used, mut window) = (0, 0..0);
+        self.steps = 0;
         for i in 0..count {
+            if self.steps >= MAX_BURST {
+                done.ring_full = (count - i) as u64;
+                break;
+            }
             match self.put_frame::<HEADER, MERGEABLE, INDIRECT, F>(frames, i, used, &mut window) {
                 Ok(Placed::Chains(chains)) => {
                     used += chains;
@@ -145,6 +150,7 @@ impl SplitRing {
                 }
             }
             steps += walk.steps();
+            self.steps += u32::from(walk.steps());
             chains += 1;
             parts.push((head, (room.min(needed) - before) as u32));
         }

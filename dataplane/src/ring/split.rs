@@ -33,6 +33,8 @@ pub struct SplitRing {
     pub(super) spans: Vec<Span>,
     /// ... and its chains: their heads, and the bytes that go into each.
     pub(super) parts: Vec<(u16, u32)>,
+    /// Descriptors of such frames in the burst at hand.
+    pub(super) steps: u32,
     config: RingConfig,
 }
 
@@ -75,6 +77,7 @@ impl SplitRing {
             window: Box::new([plain; BURST]),
             spans: Vec::with_capacity(BURST),
             parts: Vec::with_capacity(BURST),
+            steps: 0,
             config: config.clone(),
         };
         ring.call.signal();

@@ -1,6 +1,6 @@
 //! From the guest: drains a transmit ring.
 
-use super::chain::{Walk, spread};
+use super::chain::{MAX_BURST, Walk, spread};
 use super::layout::Descriptor;
 use super::split::{Chain, SplitRing};
 use super::{FrameSink, NetHeader, RingError, Taken, copy};
@@ -11,8 +11,8 @@ const MIN_FRAME: usize = 14;
 
 impl SplitRing {
     /// Takes up to `limit` chains (64 at most) and copies the frame of each into `sink`'s buffers, frames longer than
-    /// `max_frame` bytes excepted. The chains are given back to the guest after everything was copied, at once: a process
-    /// that is killed here may lose frames but never doubles one.
+    /// `max_frame` bytes excepted. Fewer when the chains are very long. The chains are given back to the guest after
+    /// everything was copied, at once: a process that is killed here may lose frames but never doubles one.
     ///
     /// # Errors
     ///
@@ -45,6 +45,7 @@ impl SplitRing {
             return Ok(done);
         }
         let count = self.look::<false>(0, available)?;
+        let mut steps = 0;
         for i in 0..count {
             let chain = self.window[usize::from(i)];
             let frame_len = (chain.first.len as usize).wrapping_sub(HEADER);
@@ -63,12 +64,20 @@ impl SplitRing {
                     }
                 }
                 done.received_bytes += frame_len as u64;
-            } else if let Err(error) = self.take_chain::<HEADER, INDIRECT, S>(&chain, max_frame, sink, &mut done) {
-                self.broken = Some(error);
-                break;
+            } else {
+                match self.take_chain::<HEADER, INDIRECT, S>(&chain, max_frame, sink, &mut done) {
+                    Ok(descriptors) => steps += u32::from(descriptors),
+                    Err(error) => {
+                        self.broken = Some(error);
+                        break;
+                    }
+                }
             }
             self.layout.write_used(self.next.wrapping_add(i), chain.head, 0);
             done.received += 1;
+            if steps >= MAX_BURST {
+                break;
+            }
         }
         match self.broken {
             Some(error) if done.received == 0 => return Err(error),
@@ -77,7 +86,7 @@ impl SplitRing {
         Ok(done)
     }
 
-    /// Takes a chain of any shape, counts it in `done`.
+    /// Takes a chain of any shape, counts it in `done`. Returns how many descriptors were looked at.
     #[inline(never)]
     fn take_chain<const HEADER: usize, const INDIRECT: bool, S: FrameSink>(
         &mut self,
@@ -85,7 +94,7 @@ impl SplitRing {
         max_frame: usize,
         sink: &mut S,
         done: &mut Taken,
-    ) -> Result<(), RingError> {
+    ) -> Result<u16, RingError> {
         let Self { layout, map, cache, spans, .. } = self;
         spans.clear();
         let mut walk = Walk::new(layout, map, chain.head, chain.first);
@@ -101,15 +110,16 @@ impl SplitRing {
                 spread(map, cache, chain.head, &buffer, spans)?;
             }
         }
+        let steps = walk.steps();
         let frame_len = bytes.saturating_sub(HEADER as u64);
         done.received_bytes += frame_len;
         if !readable || frame_len < MIN_FRAME as u64 {
             done.malformed += 1;
-            return Ok(());
+            return Ok(steps);
         }
         if frame_len > max_frame as u64 {
             done.too_long += 1;
-            return Ok(());
+            return Ok(steps);
         }
         // The spans have exactly HEADER + `frame_len` bytes. The header goes first, wherever it ends.
         let frame_len = frame_len as usize;
@@ -127,7 +137,7 @@ impl SplitRing {
         }
         let Some(to) = sink.frame(&NetHeader::parse(bytes), frame_len) else {
             done.no_buffers += 1;
-            return Ok(());
+            return Ok(steps);
         };
         let mut to = to.as_ptr();
         for span in spans.iter() {
@@ -139,6 +149,6 @@ impl SplitRing {
         }
         done.frames += 1;
         done.bytes += frame_len as u64;
-        Ok(())
+        Ok(steps)
     }
 }

@@ -249,7 +249,8 @@ fn a_receive_chain_that_the_device_may_not_write() {
 
 #[test]
 fn receive_chains_without_any_room_end() {
-    // All of the largest ring is empty buffers, in chains as long as may be: no frame may take that long to drop.
+    // All of the largest ring is empty buffers, in chains as long as may be: neither a frame nor a burst
+    // may take that long to drop.
     let mut driver = Driver::new(32_768, RingFeatures { mergeable: true, ..MODERN }, 0);
     driver.chain(0, &[(BUFFERS, 0, WRITE); 1024]);
     for _ in 0..32_768 {
@@ -257,7 +258,7 @@ fn receive_chains_without_any_room_end() {
     }
     let frames: Vec<_> = (0..BURST as u64).map(|seed| frame(seed, 60)).collect();
     let put = driver.device().put(&Frames::plain(&frames));
-    assert_eq!(put, Ok(Put { too_long: BURST as u64, ..Put::default() }));
+    assert_eq!(put, Ok(Put { too_long: 2, ring_full: BURST as u64 - 2, ..Put::default() }));
 }
 
 #[test]
@@ -311,4 +312,38 @@ fn a_map_without_the_ring_is_refused_and_the_old_one_stays() {
     driver.chain(0, &[FRAME]);
     driver.offer(0);
     assert_eq!(ring.take(BURST, 1514, &mut Sink::default()).map(|taken| taken.frames), Ok(1));
+}
+
+/// Chains of 1024 descriptors, one with `len` bytes and all others empty, as often as there are descriptors in the ring.
+fn long_chains(driver: &mut Driver, len: u32, write: u16) {
+    let mut table = vec![(BUFFERS, 0, write); 1024];
+    table[1023] = (BUFFERS, len, write);
+    driver.indirect_chain(0, TABLES, &table);
+    let first: [u64; 2] = [driver.read(0), driver.read(8)];
+    for head in 0..64 {
+        driver.write(16 * u64::from(head), first[0]);
+        driver.write(16 * u64::from(head) + 8, first[1]);
+        driver.offer(head);
+    }
+}
+
+#[test]
+fn long_chains_do_not_keep_the_worker_from_others() {
+    let mut driver = Driver::new(64, INDIRECT_TOO, 0);
+    long_chains(&mut driver, 72, 0);
+    let (mut ring, mut sink) = (driver.device(), Sink::default());
+    for round in 1..=16 {
+        assert_eq!(ring.take(BURST, 1514, &mut sink).map(|taken| taken.received), Ok(4), "round {round}");
+    }
+    assert_eq!((sink.frames.len(), driver.collect().len()), (64, 64), "all the same none is lost");
+
+    let mut driver = Driver::new(64, INDIRECT_TOO, 0);
+    long_chains(&mut driver, 72, WRITE);
+    let mut ring = driver.device();
+    let frames = Frames::plain(&vec![frame(1, 60); 10]);
+    assert_eq!(ring.put(&frames), Ok(Put { frames: 4, bytes: 240, ring_full: 6, too_long: 0 }));
+    assert_eq!(ring.put(&frames), Ok(Put { frames: 4, bytes: 240, ring_full: 6, too_long: 0 }));
+    // Frames that fit nowhere cost no less.
+    let frames = Frames::plain(&vec![frame(1, 61); 10]);
+    assert_eq!(ring.put(&frames), Ok(Put { frames: 0, bytes: 0, ring_full: 6, too_long: 4 }));
 }
