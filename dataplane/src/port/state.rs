@@ -123,7 +123,9 @@ impl RingSink for PortState {
     }
 
     fn memory(&self, map: Arc<GuestMap>) {
-        self.lock().map = Some(Arc::clone(&map));
+        // Kept until the worker has let go of it, so that the last one to do so is this thread: unmapping a large guest takes
+        // long, and must not hold up the worker's other ports.
+        let _old = self.lock().map.replace(Arc::clone(&map));
         let id = self.id;
         // An error means that the lane is stopping: then no worker holds the old map either.
         let _ = self.worker.call(move |running| {
