@@ -6,7 +6,7 @@ mod tests;
 
 use std::path::{Path, PathBuf};
 
-use ringspan_protocol::{LaneName, PortName};
+use ringspan_protocol::{LaneInfo, LaneName, PortName};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
@@ -184,6 +184,19 @@ pub(crate) struct LaneSettings {
     pub memory_mib: u32,
     /// Whether that is in hugepages.
     pub huge_pages: HugePages,
+}
+
+impl LaneSettings {
+    /// What a running lane has otherwise than the file says.
+    pub(crate) fn differences(&self, info: &LaneInfo) -> Option<String> {
+        if self.cores == info.cores && self.memory_mib == info.memory_mib {
+            return None;
+        }
+        Some(format!(
+            "it runs with cores {:?} and {} MiB, the file says cores {:?} and {} MiB: run ringspan lane restart {}",
+            info.cores, info.memory_mib, self.cores, self.memory_mib, self.name
+        ))
+    }
 }
 
 /// A `[[port]]` and where it stands.

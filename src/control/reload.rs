@@ -165,6 +165,9 @@ fn describe_ports(before: &Desired, after: &Desired) -> Vec<String> {
         match before.ports.get(name) {
             None => changes.push(format!("port {name} added")),
             Some(old) if old.spec != port.spec || old.lane != port.lane => changes.push(format!("port {name} changed")),
+            Some(old) if old.origin == Origin::RunTime && port.origin == Origin::Config => {
+                changes.push(format!("port {name} is the file's from now on: it goes when it is taken out there"));
+            }
             Some(_) => {}
         }
     }

@@ -229,13 +229,13 @@ fn live(lane: &Arc<Lane>, daemon: &Arc<Daemon>, running: Running) -> End {
 
 fn up(lane: &Arc<Lane>, daemon: &Arc<Daemon>, mut client: LaneClient, info: LaneInfo, pid: i32, adopted: bool) {
     let started_ms = info.started_ms;
-    let differs = lane.settings().and_then(|settings| differences(&settings, &info));
+    let differs = lane.settings().and_then(|settings| settings.differences(&info));
     // Held until the ports are applied, so that a change that arrives now comes after them.
     let mut change = lane.hold_change();
     let life = {
         let mut state = lock(&lane.state);
         state.phase = LanePhase::Up;
-        state.reason.clone_from(&differs);
+        state.reason = None;
         state.pid = pid;
         state.adopted = adopted;
         state.lives += 1;
@@ -263,17 +263,6 @@ fn up(lane: &Arc<Lane>, daemon: &Arc<Daemon>, mut client: LaneClient, info: Lane
             *change = None;
         }
     }
-}
-
-/// What a running lane has otherwise than the file says.
-fn differences(settings: &LaneSettings, info: &LaneInfo) -> Option<String> {
-    if settings.cores == info.cores && settings.memory_mib == info.memory_mib {
-        return None;
-    }
-    Some(format!(
-        "it runs with cores {:?} and {} MiB, the file says cores {:?} and {} MiB: run ringspan lane restart {}",
-        info.cores, info.memory_mib, settings.cores, settings.memory_mib, settings.name
-    ))
 }
 
 /// Whether the lane is connected and refused nothing.

@@ -225,15 +225,19 @@ impl Lane {
         let settings = self.settings();
         let state = lock(&self.state);
         let differs = match (&settings, &state.info) {
-            (Some(settings), Some(info)) => settings.cores != info.cores || settings.memory_mib != info.memory_mib,
-            _ => false,
+            (Some(settings), Some(info)) if state.pid != 0 => settings.differences(info),
+            _ => None,
         };
         LaneView {
             name: self.name.clone(),
             phase: state.phase,
-            reason: state.silent.then(|| self.advice_when_silent()).or_else(|| state.reason.clone()),
+            reason: state
+                .silent
+                .then(|| self.advice_when_silent())
+                .or_else(|| state.reason.clone())
+                .or(differs.clone()),
             configured: settings.is_some(),
-            differs,
+            differs: differs.is_some(),
             adopted: state.adopted,
             pid: state.pid,
             deaths: state.deaths,

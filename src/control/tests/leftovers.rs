@@ -84,3 +84,33 @@ fn two_ports_do_not_share_an_interface_of_the_kernel_whatever_their_lanes() {
     }
     bench.add("vm2", "vdev:net_tap1,iface=up1").unwrap();
 }
+
+#[test]
+fn a_reload_says_that_the_file_takes_a_run_time_port_over() {
+    let bench = Bench::start("");
+    bench.add("vm1", "vdev:net_null0").unwrap();
+    let socket = bench.path("vm1.sock").display().to_string();
+    bench.write_config(&format!("[[port]]\nname = \"vm1\"\nsocket = \"{socket}\"\ndevice = \"vdev:net_null0\""));
+    let job = bench.call("config.reload", json!({ "wait": true })).unwrap();
+    assert_eq!(job["outcome"], json!(["port vm1 is the file's from now on: it goes when it is taken out there"]));
+    bench.write_config("");
+    let job = bench.call("config.reload", json!({ "wait": true })).unwrap();
+    assert_eq!(job["outcome"], json!(["port vm1 removed"]));
+}
+
+#[test]
+fn a_lane_that_the_file_wants_otherwise_since_a_reload_says_so_until_it_is_restarted() {
+    let bench = Bench::start("[dataplane]\ncores = [0]");
+    bench.lane_pid("main");
+    bench.write_config("[dataplane]\ncores = [1]");
+    bench.call("config.reload", json!({ "wait": true })).unwrap();
+    let lane = || bench.call("lane.list", json!({})).unwrap()[0].clone();
+    let reason = lane()["reason"].as_str().unwrap().to_owned();
+    assert!(
+        reason.contains("cores [0]") && reason.contains("cores [1]") && reason.contains("lane restart main"),
+        "{reason}"
+    );
+    bench.write_config("[dataplane]\ncores = [0]");
+    bench.call("config.reload", json!({ "wait": true })).unwrap();
+    assert_eq!((&lane()["reason"], &lane()["differs"]), (&json!(null), &json!(false)));
+}
