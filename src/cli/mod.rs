@@ -137,13 +137,13 @@ fn job(mut client: Client, command: JobCommand) -> Result<(), Failure> {
             let job = client.call("job.get", json!({ "id": id }))?;
             if json { print_json(&job) } else { report(serde_json::from_value(job)?) }
         }
-        JobCommand::Wait { id, timeout } => {
-            let job = client.call("job.wait", json!({ "id": id, "timeout_ms": (timeout * 1000.0) as u64 }))?;
-            let job: Job = serde_json::from_value(job)?;
+        JobCommand::Wait { id, timeout, json } => {
+            let answer = client.call("job.wait", json!({ "id": id, "timeout_ms": (timeout * 1000.0) as u64 }))?;
+            let job: Job = serde_json::from_value(answer.clone())?;
             if job.state == JobState::Running {
                 return Err(Failure::Failed(format!("job {id} is still running after {timeout} s")));
             }
-            report(job)
+            if json { print_json(&answer) } else { report(job) }
         }
         JobCommand::Cancel { id } => report(serde_json::from_value(client.call("job.cancel", json!({ "id": id }))?)?),
     }

@@ -151,6 +151,8 @@ pub(super) enum Port {
         /// Longest wait in seconds.
         #[arg(long, default_value_t = 30.0, value_name = "SECONDS")]
         timeout: f64,
+        #[command(flatten)]
+        output: Output,
     },
     /// Print what QEMU must be told so that a guest gets the port.
     QemuArgs {
@@ -264,6 +266,9 @@ pub(super) enum Job {
         /// Longest wait in seconds.
         #[arg(long, default_value_t = 600.0, value_name = "SECONDS")]
         timeout: f64,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
     },
     /// Ask a job to end.
     Cancel {

@@ -58,10 +58,11 @@ pub(super) fn run(mut client: Client, command: Port) -> Result<(), Failure> {
             put("compat", compat.map(|compat| json!(compat)));
             client.call("port.set", params).map(drop)
         }
-        Port::Wait { name, phase, timeout } => {
+        Port::Wait { name, phase, timeout, output } => {
             let timeout_ms = (timeout.max(0.0) * 1000.0) as u64;
             let params = json!({ "name": name, "phase": api_word(phase), "timeout_ms": timeout_ms });
-            client.call("port.wait", params).map(drop)
+            let port = client.call("port.wait", params)?;
+            if output.json { print_json(&port) } else { Ok(()) }
         }
         Port::QemuArgs { name, libvirt, qemu_version, memory, no_memory, guest_queues, output } => {
             let mut params = json!({ "name": name, "memory": if no_memory { String::new() } else { memory } });

@@ -159,6 +159,9 @@ fn ports_are_handled_from_the_command_line() {
     let shown = bench.ok("port show vm1");
     assert!(shown.contains("mtu           9000\n") && shown.contains("phase         listening\n"), "{shown}");
     bench.ok("port wait vm1 listening --timeout 5");
+    assert_eq!(bench.json("port wait vm1 listening --json")["name"], "vm1");
+    bench.ok("reload");
+    assert_eq!(bench.json("job wait 1 --json")["state"], "done");
     assert!(bench.ok("port stats vm1").contains("vm1   from-guest  all          10"), "{}", bench.ok("port stats vm1"));
     assert_eq!(
         bench.ok("port qemu-args vm1 --qemu-version 7.2 --memory 1G --guest-queues 4").replace(&at.to_string(), "DIR"),
