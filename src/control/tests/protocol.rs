@@ -238,7 +238,9 @@ fn a_live_control_socket_and_a_file_in_its_place_are_not_taken_away() {
     let socket = bench.path("c.sock");
     let text = std::fs::read_to_string(other.path("ringspan.toml")).unwrap();
     let mine = other.path("c.sock").display().to_string();
-    std::fs::write(other.path("ringspan.toml"), text.replace(&mine, &socket.display().to_string())).unwrap();
+    let run_dir = format!("[control]\nrun_dir = \"{}\"", other.path("run").display());
+    let text = text.replace(&mine, &socket.display().to_string()).replace("[control]", &run_dir);
+    std::fs::write(other.path("ringspan.toml"), text).unwrap();
     let error = other.try_boot().unwrap_err();
     assert!(error.contains("somebody serves"), "{error}");
     assert!(bench.call("version.get", json!({})).is_ok());
