@@ -90,14 +90,52 @@ pub struct PortSpec {
     /// Receive every multicast frame (IPv6 needs it where the guest's groups do not reach the device).
     #[serde(default)]
     pub allmulti: Policy,
-    /// Owner of the listening socket, as numbers: user and group.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Owner of the listening socket: user and group, as numbers. Written `user:group`.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "owner")]
+    #[schemars(with = "Option<String>")]
     pub socket_owner: Option<(u32, u32)>,
-    /// Permission bits of the listening socket, such as 0o660.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Permission bits of the listening socket, such as 0o660. Written in octal, `0660`.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "mode")]
+    #[schemars(with = "Option<String>")]
     pub socket_mode: Option<u32>,
     /// The set of virtio features the port offers.
     pub compat: Compat,
+}
+
+/// `socket_owner` as `port.add` takes it, so that what is read can be asked for again.
+mod owner {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(owner: &Option<(u32, u32)>, serializer: S) -> Result<S::Ok, S::Error> {
+        match owner {
+            Some((user, group)) => serializer.collect_str(&format_args!("{user}:{group}")),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<(u32, u32)>, D::Error> {
+        let Some(text) = Option::<String>::deserialize(deserializer)? else { return Ok(None) };
+        let numbers = text.split_once(':').and_then(|(user, group)| Some((user.parse().ok()?, group.parse().ok()?)));
+        numbers.map(Some).ok_or_else(|| D::Error::custom(format!("{text:?} is not user:group in numbers")))
+    }
+}
+
+/// `socket_mode` as `port.add` takes it.
+mod mode {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(mode: &Option<u32>, serializer: S) -> Result<S::Ok, S::Error> {
+        match mode {
+            Some(mode) => serializer.collect_str(&format_args!("{mode:04o}")),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+        let Some(text) = Option::<String>::deserialize(deserializer)? else { return Ok(None) };
+        let mode = u32::from_str_radix(&text, 8);
+        mode.map(Some).map_err(|_| D::Error::custom(format!("{text:?} is no octal number")))
+    }
 }
 
 /// How far a port has come.

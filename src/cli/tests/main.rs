@@ -154,7 +154,7 @@ fn ports_are_handled_from_the_command_line() {
         ]
     );
     assert_eq!(bench.ok(&format!("{ADD_VM1} --may-exist")), "");
-    assert_eq!(bench.json("port list --json")[0]["spec"]["socket_mode"], 0o660);
+    assert_eq!(bench.json("port list --json")[0]["spec"]["socket_mode"], "0660");
     bench.ok("port set vm1 --mtu 9000 --promiscuous on");
     let shown = bench.ok("port show vm1");
     assert!(shown.contains("mtu           9000\n") && shown.contains("phase         listening\n"), "{shown}");

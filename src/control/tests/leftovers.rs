@@ -114,3 +114,16 @@ fn a_lane_that_the_file_wants_otherwise_since_a_reload_says_so_until_it_is_resta
     bench.call("config.reload", json!({ "wait": true })).unwrap();
     assert_eq!((&lane()["reason"], &lane()["differs"]), (&json!(null), &json!(false)));
 }
+
+#[test]
+fn what_is_read_of_a_port_can_be_asked_for_again() {
+    let bench = Bench::start("");
+    let mut port = bench.port("vm1", "vdev:net_null0,size=64");
+    for (key, value) in [("socket_owner", "root:root"), ("socket_mode", "0660"), ("mac", "52:54:00:00:00:07")] {
+        port[key] = json!(value);
+    }
+    let mut spec = bench.call("port.add", port).unwrap()["spec"].clone();
+    assert_eq!((&spec["socket_owner"], &spec["socket_mode"]), (&json!("0:0"), &json!("0660")));
+    spec["may_exist"] = json!(true);
+    bench.call("port.add", spec).unwrap();
+}
