@@ -239,7 +239,7 @@ fn up(lane: &Arc<Lane>, daemon: &Arc<Daemon>, mut client: LaneClient, info: Lane
         state.pid = pid;
         state.adopted = adopted;
         state.lives += 1;
-        state.silent = false;
+        state.silent = None;
         state.info = Some(info.clone());
         state.lives
     };

@@ -68,8 +68,8 @@ pub(super) struct LaneState {
     pub(super) refused: BTreeMap<PortName, Error>,
     /// Set when the keeper should look at the ports again.
     pub(super) look_again: bool,
-    /// Whether it left the last request unanswered.
-    pub(super) silent: bool,
+    /// When it was seen to leave the last request unanswered.
+    pub(super) silent: Option<Instant>,
     /// Ends the wait of the events thread.
     pub(super) events: Option<UnixStream>,
 }
@@ -145,7 +145,7 @@ impl Lane {
                 reason: None,
                 refused: BTreeMap::new(),
                 look_again: false,
-                silent: false,
+                silent: None,
                 events: None,
             }),
             changed: Condvar::new(),
@@ -233,7 +233,7 @@ impl Lane {
             phase: state.phase,
             reason: state
                 .silent
-                .then(|| self.advice_when_silent())
+                .map(|_| self.advice_when_silent())
                 .or_else(|| state.reason.clone())
                 .or(differs.clone()),
             configured: settings.is_some(),
@@ -354,17 +354,22 @@ impl Lane {
                 return Err(self.down(&state));
             }
         }
+        let asked = Instant::now();
         let mut read = lock(&self.read);
+        // Who queued behind a request that stayed unanswered would wait as long again, one after the other.
+        if lock(&self.state).silent.is_some_and(|seen| seen > asked) {
+            return Err(Error::new(ErrorKind::LaneDown, self.advice_when_silent()));
+        }
         // A connection from an earlier life of the lane fails at once; the second attempt has a new one.
         for fresh in [false, true] {
             if fresh || read.is_none() {
                 let connected = LaneClient::connect(&self.socket());
-                lock(&self.state).silent = matches!(connected, Err(NotConnected::Stuck(..)));
+                lock(&self.state).silent = matches!(connected, Err(NotConnected::Stuck(..))).then(Instant::now);
                 *read = Some(connected?.client);
             }
             let Some(client) = read.as_mut() else { continue };
             let answer = client.call(request.clone(), QUICK);
-            lock(&self.state).silent = matches!(answer, Err(CallError::Silent(_)));
+            lock(&self.state).silent = matches!(answer, Err(CallError::Silent(_))).then(Instant::now);
             match answer {
                 Ok(reply) => return Ok(reply),
                 Err(CallError::Refused(failure)) => return Err(failure.into()),
