@@ -12,6 +12,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use nix::fcntl::posix_fallocate;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use ringspan_protocol::{MAX_QUEUE_PAIRS, PortCounters, PortName};
 
@@ -43,7 +44,8 @@ unsafe impl Send for Journal {}
 unsafe impl Sync for Journal {}
 
 impl Journal {
-    /// Opens the journal of a port in `dir`, or makes a new one. A file of another layout is started anew.
+    /// Opens the journal of a port in `dir`, or makes a new one. A file of another layout is started anew. What the last lane
+    /// had in hand when it was killed is counted as lost.
     pub fn open(dir: &Path, port: &PortName) -> io::Result<Arc<Self>> {
         let path = path_in(dir, port);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)?;
@@ -52,6 +54,8 @@ impl Journal {
             file.set_len(0)?;
             file.set_len(size as u64)?;
         }
+        // Without room on the file system a store to the mapping would be a SIGBUS: better here.
+        posix_fallocate(&file, 0, size as i64)?;
         let length = NonZeroUsize::new(size).ok_or(io::ErrorKind::InvalidInput)?;
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a new shared mapping of a file of that length; the run directory is ours alone, so nobody shrinks it.
@@ -65,6 +69,7 @@ impl Journal {
         }
         layout.magic.store(MAGIC, Ordering::Relaxed);
         layout.layout.store(LAYOUT, Ordering::Relaxed);
+        layout.from_guest.iter().chain(&layout.to_guest).for_each(QueueCells::settle);
         Ok(journal)
     }
 
@@ -137,6 +142,7 @@ mod tests {
         drop(first);
 
         let second = Journal::open(dir.path(), &port).unwrap();
+        assert_eq!(second.read().from_guest[2].drops.lost, 7, "what it had in hand");
         second.from_guest(2).received(1, 100);
         let counters = second.read();
         assert_eq!(counters.from_guest.len(), 3);
@@ -147,6 +153,15 @@ mod tests {
         Journal::forget(dir.path(), &port);
         assert!(!Journal::exists(dir.path(), &port));
         assert_eq!(Journal::open(dir.path(), &port).unwrap().read().from_guest[0].received, 0);
+    }
+
+    #[test]
+    fn the_file_has_its_room_before_it_is_mapped() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = tempfile::tempdir().unwrap();
+        let _journal = Journal::open(dir.path(), &"vm1".parse().unwrap()).unwrap();
+        let file = std::fs::metadata(dir.path().join("vm1.journal")).unwrap();
+        assert!(file.blocks() * 512 >= size_of::<Layout>() as u64, "a hole in it");
     }
 
     #[test]

@@ -21,6 +21,7 @@ pub struct QueueCells {
     malformed_chain: AtomicU64,
     nic_full: AtomicU64,
     no_buffers: AtomicU64,
+    lost: AtomicU64,
 }
 
 /// Adds to a counter that nobody else writes.
@@ -45,13 +46,21 @@ impl QueueCells {
 
     /// Counts packets that were dropped.
     pub fn dropped(&self, drops: &Drops) {
-        let Drops { guest_ring_full, no_ring, too_long, malformed_chain, nic_full, no_buffers } = drops;
+        let Drops { guest_ring_full, no_ring, too_long, malformed_chain, nic_full, no_buffers, lost } = drops;
         bump(&self.guest_ring_full, *guest_ring_full);
         bump(&self.no_ring, *no_ring);
         bump(&self.too_long, *too_long);
         bump(&self.malformed_chain, *malformed_chain);
         bump(&self.nic_full, *nic_full);
         bump(&self.no_buffers, *no_buffers);
+        bump(&self.lost, *lost);
+    }
+
+    /// What came in and was neither sent nor dropped when the last owner was killed is counted as lost. Nobody counts yet.
+    pub fn settle(&self) {
+        let QueueCounters { received, sent, drops, .. } = self.read();
+        let lost = received.saturating_sub(sent.saturating_add(drops.total()));
+        self.dropped(&Drops { lost, ..Drops::default() });
     }
 
     /// The counters now. What went out is read before what came in, so that a busy queue never shows more out than in.
@@ -63,6 +72,7 @@ impl QueueCells {
             malformed_chain: self.malformed_chain.load(Ordering::Acquire),
             nic_full: self.nic_full.load(Ordering::Acquire),
             no_buffers: self.no_buffers.load(Ordering::Acquire),
+            lost: self.lost.load(Ordering::Acquire),
         };
         let (sent_bytes, sent) = (self.sent_bytes.load(Ordering::Acquire), self.sent.load(Ordering::Acquire));
         let received_bytes = self.received_bytes.load(Ordering::Acquire);
@@ -77,13 +87,33 @@ mod tests {
     #[test]
     fn every_counter_is_read_back_as_it_was_written() {
         let cells = QueueCells::default();
-        let drops =
-            Drops { guest_ring_full: 1, no_ring: 2, too_long: 3, malformed_chain: 4, nic_full: 5, no_buffers: 6 };
+        let drops = Drops {
+            guest_ring_full: 1,
+            no_ring: 2,
+            too_long: 3,
+            malformed_chain: 4,
+            nic_full: 5,
+            no_buffers: 6,
+            lost: 0,
+        };
         cells.received(30, 300);
         cells.sent(9, 90);
         cells.dropped(&drops);
         let want = QueueCounters { received: 30, received_bytes: 300, sent: 9, sent_bytes: 90, drops };
         assert_eq!(cells.read(), want);
         assert_eq!(want.received, want.sent + want.drops.total());
+    }
+
+    #[test]
+    fn what_was_in_hand_is_lost_once() {
+        let cells = QueueCells::default();
+        cells.received(64, 6400);
+        cells.sent(20, 2000);
+        cells.dropped(&Drops { nic_full: 4, ..Drops::default() });
+        for _ in 0..2 {
+            cells.settle();
+            let now = cells.read();
+            assert_eq!((now.drops.lost, now.sent + now.drops.total()), (40, now.received));
+        }
     }
 }

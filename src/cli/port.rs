@@ -209,6 +209,7 @@ fn print_stats(stats: &[PortStats]) -> Result<(), Failure> {
         "BAD",
         "NIC-FULL",
         "NO-BUF",
+        "LOST",
         "BYTES",
     ];
     let mut table = Table::new(&headings);
@@ -232,6 +233,7 @@ fn print_stats(stats: &[PortStats]) -> Result<(), Failure> {
                     drops.malformed_chain,
                     drops.nic_full,
                     drops.no_buffers,
+                    drops.lost,
                     counts.sent_bytes,
                 ];
                 let cells = [name.clone(), direction.into(), queue];

@@ -18,13 +18,16 @@ pub struct Drops {
     pub nic_full: u64,
     /// From the guest: no free packet buffer.
     pub no_buffers: u64,
+    /// In the hands of a lane when it was killed. The last few of them may have been delivered.
+    #[serde(default)]
+    pub lost: u64,
 }
 
 impl Drops {
     /// All reasons together.
     pub fn total(&self) -> u64 {
-        let Self { guest_ring_full, no_ring, too_long, malformed_chain, nic_full, no_buffers } = self;
-        guest_ring_full + no_ring + too_long + malformed_chain + nic_full + no_buffers
+        let Self { guest_ring_full, no_ring, too_long, malformed_chain, nic_full, no_buffers, lost } = self;
+        guest_ring_full + no_ring + too_long + malformed_chain + nic_full + no_buffers + lost
     }
 }
 
@@ -56,6 +59,7 @@ impl QueueCounters {
         self.drops.malformed_chain += other.drops.malformed_chain;
         self.drops.nic_full += other.drops.nic_full;
         self.drops.no_buffers += other.drops.no_buffers;
+        self.drops.lost += other.drops.lost;
     }
 }
 
