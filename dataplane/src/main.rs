@@ -19,7 +19,7 @@ use ringspan_dataplane::events::now_ms;
 use ringspan_dataplane::lane::{Lane, Links, MONITOR_PERIOD, serve};
 use ringspan_dataplane::nic::{Eal, EalConfig, HugePages};
 use ringspan_dataplane::relay::Fault;
-use ringspan_dataplane::worker::Worker;
+use ringspan_dataplane::worker::{WATCHDOG_PERIOD, Worker};
 use ringspan_protocol::{LaneInfo, LaneName, VERSION};
 
 /// One DPDK process of ringspan: vhost-user sessions, workers and devices.
@@ -211,6 +211,13 @@ fn start_threads(lane: &Arc<Lane>, faults: Receiver<Fault>, listener: UnixListen
         loop {
             monitor.monitor(&mut links);
             std::thread::sleep(MONITOR_PERIOD);
+        }
+    })?;
+    let mut watchdog = lane.watchdog()?;
+    thread("watchdog").spawn(move || {
+        loop {
+            std::thread::sleep(WATCHDOG_PERIOD);
+            watchdog.look();
         }
     })?;
     let server = Arc::clone(lane);

@@ -3,6 +3,7 @@
 mod server;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -16,7 +17,7 @@ use crate::events::EventLog;
 use crate::journal::Journal;
 use crate::port::{Port, Surroundings};
 use crate::relay::Fault;
-use crate::worker::Worker;
+use crate::worker::{Watchdog, Worker};
 pub use server::serve;
 
 /// How often links are looked at. Drivers do not always say when one changes.
@@ -194,6 +195,14 @@ impl Lane {
         if let Some(state) = state {
             state.broken(fault.ring, fault.offence.to_string());
         }
+    }
+
+    /// A watchdog over the workers.
+    ///
+    /// # Errors
+    /// As sigaction(2) has them.
+    pub fn watchdog(&self) -> io::Result<Watchdog> {
+        Watchdog::new(self.workers.iter().map(|worker| Arc::clone(worker.pulse())))
     }
 
     /// Looks at every device once and says what changed since the last look.

@@ -26,11 +26,18 @@ impl Call {
     }
 
     /// One interrupt. A counter that is full (EAGAIN) is as good as one that was just written.
-    pub fn signal(&self) {
-        let Some(fd) = &self.fd else { return };
+    ///
+    /// # Errors
+    ///
+    /// [`RingError::CallHangs`]: the write waited until a signal ended it, because the front-end made the descriptor
+    /// blocking again and filled its counter.
+    pub fn signal(&self) -> Result<(), RingError> {
+        let Some(fd) = &self.fd else { return Ok(()) };
         let one = 1u64;
         // SAFETY: an open descriptor, and eight readable bytes.
-        unsafe { libc::write(fd.as_raw_fd(), (&raw const one).cast(), size_of_val(&one)) };
+        let written = unsafe { libc::write(fd.as_raw_fd(), (&raw const one).cast(), size_of_val(&one)) };
+        let hung = written == -1 && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted;
+        if hung { Err(RingError::CallHangs) } else { Ok(()) }
     }
 }
 
@@ -68,7 +75,7 @@ mod tests {
         let full = u64::MAX - 1;
         // SAFETY: eight readable bytes.
         assert_eq!(unsafe { libc::write(fd.as_raw_fd(), (&raw const full).cast(), 8) }, 8);
-        Call::new(Some(fd)).unwrap().signal();
+        Call::new(Some(fd)).unwrap().signal().unwrap();
     }
 
     #[test]

@@ -34,6 +34,9 @@ pub enum RingError {
     /// What is to interrupt the guest is no eventfd.
     #[error("the front-end's call descriptor is no eventfd")]
     Call,
+    /// Interrupting the guest hung.
+    #[error("the front-end made its call descriptor blocking and filled it, so that interrupting the guest hung")]
+    CallHangs,
     /// The available index went further than the ring is long.
     #[error("the guest's available index is {found}, at most {size} after {next} are possible")]
     AvailIndex {

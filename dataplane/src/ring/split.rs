@@ -80,7 +80,7 @@ impl SplitRing {
             steps: 0,
             config: config.clone(),
         };
-        ring.call.signal();
+        ring.call.signal()?;
         Ok(ring)
     }
 
@@ -104,7 +104,7 @@ impl SplitRing {
     pub fn set_call(&mut self, call: Option<Arc<OwnedFd>>) -> Result<(), RingError> {
         self.call = Call::new(call.clone())?;
         self.config.call = call;
-        self.call.signal();
+        self.call.signal()?;
         Ok(())
     }
 
@@ -239,7 +239,7 @@ impl SplitRing {
             !self.layout.no_interrupt()
         };
         if wanted {
-            self.call.signal();
+            self.broken = self.broken.or(self.call.signal().err());
         }
     }
 }

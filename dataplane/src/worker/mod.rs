@@ -5,6 +5,7 @@
 //! packet path, and when [`Worker::call`] returns, nothing of what was taken away is touched any more.
 
 mod idle;
+mod watchdog;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -18,6 +19,7 @@ use crate::nic::Eal;
 use crate::relay::Relay;
 pub use idle::Watch;
 use idle::{Idle, Wake};
+pub use watchdog::{PERIOD as WATCHDOG_PERIOD, Pulse, Watchdog};
 
 /// Why a worker could not be started or asked.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +75,7 @@ pub struct Worker {
     waiting: Arc<AtomicBool>,
     wake: Wake,
     relays: AtomicUsize,
+    pulse: Arc<Pulse>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -85,6 +88,8 @@ impl Worker {
         let waiting = Arc::new(AtomicBool::new(false));
         let (idle, wake) = Idle::new().map_err(|errno| failed(errno.into()))?;
         let flag = Arc::clone(&waiting);
+        let pulse = Arc::new(Pulse::default());
+        let own_pulse = Arc::clone(&pulse);
         let thread = std::thread::Builder::new()
             .name(format!("worker-{core}"))
             .spawn(move || {
@@ -94,19 +99,26 @@ impl Worker {
                     Ok(_registered) => {
                         // Nobody waits any more only when the starter has died.
                         let _ = started.send(Ok(()));
-                        run(idle, &inbox, &flag);
+                        own_pulse.take();
+                        run(idle, &inbox, &flag, &own_pulse);
+                        own_pulse.end();
                     }
                     Err(error) => drop(started.send(Err(error))),
                 }
             })
             .map_err(failed)?;
         outcome.recv().map_err(|_| WorkerError::Gone(core))??;
-        Ok(Self { core, calls: Some(calls), waiting, wake, relays: AtomicUsize::new(0), thread: Some(thread) })
+        Ok(Self { core, calls: Some(calls), waiting, wake, relays: AtomicUsize::new(0), pulse, thread: Some(thread) })
     }
 
     /// The core it is pinned to.
     pub fn core(&self) -> u16 {
         self.core
+    }
+
+    /// What its watchdog looks at.
+    pub fn pulse(&self) -> &Arc<Pulse> {
+        &self.pulse
     }
 
     /// How many relays were given to it; a new port goes where there are fewest.
@@ -174,7 +186,7 @@ fn pin(core: u16) -> Result<(), WorkerError> {
 }
 
 /// The loop. One relaxed load a round tells whether a call waits; a round without a packet leads towards sleep.
-fn run(idle: Idle, inbox: &Receiver<Call>, waiting: &AtomicBool) {
+fn run(idle: Idle, inbox: &Receiver<Call>, waiting: &AtomicBool, pulse: &Pulse) {
     let mut idle = idle;
     let mut running = Running { relays: Relays::new(), watch: idle.watch() };
     loop {
@@ -184,6 +196,7 @@ fn run(idle: Idle, inbox: &Receiver<Call>, waiting: &AtomicBool) {
         {
             break;
         }
+        pulse.beat();
         let moved: usize = running.relays.iter_mut().map(Relay::run).sum();
         if moved > 0 {
             idle.busy(&mut running.relays);
