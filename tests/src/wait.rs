@@ -24,9 +24,14 @@ pub fn stop_on_signals() -> Result<()> {
     Ok(())
 }
 
+/// A signal asked this process to stop.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("stopped by a signal")]
+pub struct Stopped;
+
 /// An error once after a signal to stop; the waits of the cleaning up that follows run as usual.
-pub(crate) fn check_stopped() -> Result<()> {
-    if STOPPED.swap(false, Ordering::Relaxed) { bail!("stopped by a signal") } else { Ok(()) }
+pub fn check_stopped() -> Result<(), Stopped> {
+    if STOPPED.swap(false, Ordering::Relaxed) { Err(Stopped) } else { Ok(()) }
 }
 
 /// Lets time pass, where that is the point (traffic that flows, a ping that goes on).

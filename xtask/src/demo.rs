@@ -50,8 +50,9 @@ pub fn run(options: &Options) -> Result<()> {
     let mut stage = set_up(options.keep, &mut results)?;
     let shown = show(&mut stage, &mut results);
     if let Err(error) = shown {
-        step::say("cleaning up after an error");
-        return Err(error.context(stage.daemon.story()));
+        step::say("cleaning up: guest, daemon, lane, namespace");
+        let stopped = error.chain().any(|cause| cause.is::<wait::Stopped>());
+        return Err(if stopped { wait::Stopped.into() } else { error.context(stage.daemon.story()) });
     }
 
     step::say("results");
@@ -88,7 +89,7 @@ fn set_up(keep: bool, results: &mut Results) -> Result<Stage> {
     println!("    control socket {}", daemon.socket().display());
     println!("    port vm1: {} <-> tap0", daemon.path("vm1.sock").display());
     results.push(("daemon ready to serve", format!("{} ms", ready.as_millis())));
-    results.push(("port added to the lane", format!("{} ms", added.as_millis())));
+    results.push(("lane started, first port added", format!("{} ms", added.as_millis())));
 
     step::say("a guest: Debian's kernel in QEMU, its NIC made by `ringspan port qemu-args vm1`");
     let nics = daemon.qemu_args("vm1", &["--memory", "384M"])?;

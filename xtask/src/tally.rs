@@ -3,8 +3,12 @@
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
+use ringspan_testkit::{process, wait};
 
 use crate::step;
 
@@ -30,13 +34,23 @@ impl Tally {
         let output = child.stdout.take().context("the output is piped")?;
         let before = self.failed;
         let mut listing = false;
-        for line in BufReader::new(output).split(b'\n') {
-            let line = String::from_utf8_lossy(&line?).into_owned();
-            println!("{line}");
-            self.read(&line, what, &mut listing);
-        }
-        std::io::stdout().flush()?;
+        let ended = AtomicBool::new(false);
+        let stopped = std::thread::scope(|scope| -> Result<bool> {
+            let watch = scope.spawn(|| stop_with_us(child.id(), &ended));
+            let read = BufReader::new(output).split(b'\n').try_for_each(|line| {
+                let line = String::from_utf8_lossy(&line?).into_owned();
+                println!("{line}");
+                self.read(&line, what, &mut listing);
+                std::io::stdout().flush()
+            });
+            ended.store(true, Ordering::Relaxed);
+            read?;
+            Ok(watch.join().unwrap_or(false))
+        })?;
         let status = child.wait()?;
+        if stopped {
+            return Err(wait::Stopped.into());
+        }
         if !status.success() && self.failed == before {
             self.failed += 1;
             self.failures.push(format!("{what}: the command ended with {status}, and named no failed test"));
@@ -71,6 +85,18 @@ impl Tally {
             self.skipped += 1;
         }
     }
+}
+
+/// Passes a signal to stop on to the command, which has a process group of its own and does not see Ctrl-C. Whether one came.
+fn stop_with_us(pid: u32, ended: &AtomicBool) -> bool {
+    while !ended.load(Ordering::Relaxed) {
+        if wait::check_stopped().is_err() {
+            let _ = process::signal(pid, Signal::SIGTERM);
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    false
 }
 
 #[cfg(test)]

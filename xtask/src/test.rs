@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use ringspan_testkit::{paths, qemu};
+use ringspan_testkit::{paths, qemu, wait};
 
 use crate::debian13::Debian13;
 use crate::hugepages::HugePages;
@@ -31,6 +31,7 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<()> {
     let nothing_skipped = options.ci || std::env::var_os("CI").is_some();
     let start = Instant::now();
+    wait::stop_on_signals()?;
     packages::ensure(packages::ALL)?;
     let record = paths::scratch()?;
     let skipped = record.path().join("skipped");

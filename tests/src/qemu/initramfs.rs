@@ -11,7 +11,7 @@ use super::compression;
 use super::kernel::Kernel;
 use crate::paths;
 
-/// What is loaded before the root can be mounted. virtio_net comes later, on demand, so that tests can reload it.
+/// What is loaded before the root can be mounted, with the NIC's driver, which tests reload from the root later.
 const MODULES: [&str; 6] = ["virtio_pci", "9pnet_virtio", "9p", "overlay", "virtio_console", "virtio_net"];
 
 /// Runs first in the guest: the host's root, read-only over 9p, below a writable layer in memory; then the agent.
