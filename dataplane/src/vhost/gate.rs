@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::PollFlags;
+use nix::sys::statfs::{FsType, fstatfs};
 use ringspan_protocol::{MAX_QUEUE_PAIRS, MTU_RANGE};
 
 use super::backend::{Daemon, Refusal};
@@ -396,8 +397,24 @@ fn check_eventfd(fd: &OwnedFd) -> Result<(), String> {
         .map_err(|error| format!("its descriptor cannot be made non-blocking: {error}"))
 }
 
-/// Refuses a region that is larger than its file: touching what is beyond the end kills the process.
+/// File systems whose pages come from a server (statfs(2): FUSE and virtiofs, NFS, SMB, Ceph, 9p). One that does not answer
+/// would hold a worker, with all its ports, in a page fault for ever.
+const SERVED: [i64; 6] = [0x6573_5546, 0x6969, 0xff53_4d42, 0xfe53_4d42, 0x00c3_6400, 0x0102_1997];
+
+fn is_served(file_system: FsType) -> bool {
+    // Some are wider than 32 bits when they are extended with their sign.
+    SERVED.contains(&(file_system.0 as i64 & 0xffff_ffff))
+}
+
+/// Refuses a region that is larger than its file (touching what is beyond the end stops the port), or not the kernel's own.
 fn check_region(region: &Region, fd: &OwnedFd) -> Result<(), String> {
+    let file_system = fstatfs(fd).map_err(|error| format!("a memory region's file system: {error}"))?.filesystem_type();
+    if is_served(file_system) {
+        return Err(format!(
+            "the region at {:#x} is on a file system that is served (FUSE, network): use a memory-backend-memfd, or hugetlbfs",
+            region.guest
+        ));
+    }
     let stat = nix::sys::stat::fstat(fd).map_err(|error| format!("a memory region's file: {error}"))?;
     let kind = stat.st_mode & libc::S_IFMT;
     if kind != libc::S_IFREG {
@@ -411,4 +428,18 @@ fn check_region(region: &Region, fd: &OwnedFd) -> Result<(), String> {
         ));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_the_kernels_own() {
+        use nix::sys::statfs::{FUSE_SUPER_MAGIC, HUGETLBFS_MAGIC, NFS_SUPER_MAGIC, TMPFS_MAGIC, XFS_SUPER_MAGIC};
+        assert!([FUSE_SUPER_MAGIC, NFS_SUPER_MAGIC].into_iter().all(is_served));
+        assert!(![TMPFS_MAGIC, HUGETLBFS_MAGIC, XFS_SUPER_MAGIC].into_iter().any(is_served));
+        let memory = nix::sys::memfd::memfd_create(c"ringspan-test", nix::sys::memfd::MFdFlags::MFD_CLOEXEC).unwrap();
+        assert!(!is_served(fstatfs(&memory).unwrap().filesystem_type()));
+    }
 }
