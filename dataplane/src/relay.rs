@@ -11,6 +11,7 @@ mod outbox;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crossbeam::channel::Sender;
 use ringspan_protocol::{Drops, MAX_QUEUE_PAIRS};
@@ -22,7 +23,7 @@ use crate::nic::{Burst, Pool, QueuePair};
 use crate::ring::{RingError, SplitRing};
 use crate::worker::Watch;
 use inbox::Frames;
-use outbox::{Outbox, Spare};
+use outbox::{Outbox, PATIENCE, Spare};
 
 /// What a guest or its front-end did that stopped its port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -257,7 +258,7 @@ impl Relay {
             }
             let counters = self.journal.from_guest(index / 2);
             match self.queues.get_mut(pair.queue) {
-                Some(queue) => pair.outbox.finish(&mut queue.nic.tx, counters),
+                Some(queue) => pair.outbox.finish(&mut queue.nic.tx, counters, Instant::now() + PATIENCE),
                 None => {
                     pair.outbox.abandon(counters);
                 }
@@ -296,9 +297,11 @@ impl Relay {
 
     /// Takes the device's queues away, so that the device can be stopped. Rings go on running and wait.
     pub fn take_queues(&mut self) -> Vec<QueuePair> {
+        // For all pairs together: the worker's other ports wait meanwhile.
+        let until = Instant::now() + PATIENCE;
         for (index, pair) in self.pairs.iter_mut().enumerate() {
             if let Some(queue) = self.queues.get_mut(pair.queue) {
-                pair.outbox.finish(&mut queue.nic.tx, self.journal.from_guest(index));
+                pair.outbox.finish(&mut queue.nic.tx, self.journal.from_guest(index), until);
             }
             pair.outbox.release();
         }

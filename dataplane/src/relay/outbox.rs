@@ -10,7 +10,7 @@ use crate::ring::{FrameSink, NetHeader};
 use crate::stats::QueueCells;
 
 /// How long a frame waits for a device that takes nothing before it is dropped.
-const PATIENCE: Duration = Duration::from_millis(1);
+pub(super) const PATIENCE: Duration = Duration::from_millis(1);
 
 /// A burst of free buffers to copy into: one for all pairs of a port, or a guest that sent from many of them would leave so
 /// many buffers lying about that a device of few queues has none left.
@@ -86,11 +86,12 @@ impl Outbox {
         sent
     }
 
-    /// Offers the frames a last time and drops what is not taken: the queue or the ring goes away.
-    pub(super) fn finish(&mut self, queue: &mut TxQueue, counters: &QueueCells) {
-        let until = Instant::now() + PATIENCE;
-        while !self.ready.is_empty() && Instant::now() < until {
-            self.offer(queue, counters);
+    /// Offers the frames until then and drops what is not taken: the queue or the ring goes away.
+    pub(super) fn finish(&mut self, queue: &mut TxQueue, counters: &QueueCells, until: Instant) {
+        while !self.ready.is_empty() {
+            if self.offer(queue, counters) == 0 && Instant::now() >= until {
+                break;
+            }
         }
         self.abandon(counters);
     }
