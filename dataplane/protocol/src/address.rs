@@ -155,11 +155,12 @@ impl DeviceSpec {
         }
     }
 
-    /// The kernel's network interface that a TAP, AF_PACKET or AF_XDP device stands on (`iface=`). The kernel lets several of
+    /// The kernel's network interface that a TAP, AF_PACKET, AF_XDP or pcap device stands on (`iface=`). The kernel lets several of
     /// them open it, and each frame then goes to any or to all of them: two ports with one interface clash on whatever lanes.
     pub fn interface(&self) -> Option<&str> {
         let Self::Vdev { name, args } = self else { return None };
-        let opens_it = ["net_tap", "net_af_packet", "net_af_xdp"].iter().any(|driver| name.starts_with(driver));
+        let opens_it =
+            ["net_tap", "net_af_packet", "net_af_xdp", "net_pcap"].iter().any(|driver| name.starts_with(driver));
         args.split(',').find_map(|arg| arg.strip_prefix("iface=")).filter(|_| opens_it)
     }
 }
