@@ -403,7 +403,7 @@ const SERVED: [i64; 6] = [0x6573_5546, 0x6969, 0xff53_4d42, 0xfe53_4d42, 0x00c3_
 
 fn is_served(file_system: FsType) -> bool {
     // Some are wider than 32 bits when they are extended with their sign.
-    SERVED.contains(&(file_system.0 as i64 & 0xffff_ffff))
+    SERVED.contains(&(file_system.0 & 0xffff_ffff))
 }
 
 /// Refuses a region that is larger than its file (touching what is beyond the end stops the port), or not the kernel's own.
