@@ -46,6 +46,16 @@ pub struct Load {
     pub measured: f64,
 }
 
+/// What a run of the load found.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// Packets per second.
+    pub pps: f64,
+    /// Share of the time, 0 to 1, in which the generator had nothing to do: the back-end was what limited the rate when this is well
+    /// above 0, and the generator when it is 0.
+    pub waiting: f64,
+}
+
 /// Binds the calling thread to one core.
 pub fn pin(core: usize) -> anyhow::Result<()> {
     let mut set = CpuSet::new();
@@ -53,16 +63,16 @@ pub fn pin(core: usize) -> anyhow::Result<()> {
     Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
 }
 
-/// Runs the load on the guest's first pair; the result is in packets per second.
-pub fn run(guest: &mut Guest, direction: Direction, load: Load) -> f64 {
+/// Runs the load on the guest's first pair: what came of it.
+pub fn run(guest: &mut Guest, direction: Direction, load: Load) -> Measured {
     match direction {
         Direction::GuestToNull => transmit(&mut guest.tx[0], load),
         Direction::NullToGuest => receive(&mut guest.rx[0], load),
     }
 }
 
-/// Sends as fast as the ring takes; frames per second that were given back.
-pub fn transmit(tx: &mut Transmitter, load: Load) -> f64 {
+/// Sends as fast as the ring takes, and counts what was given back.
+pub fn transmit(tx: &mut Transmitter, load: Load) -> Measured {
     let mut frame = vec![0xa5; load.frame];
     frame[..14].copy_from_slice(&[0x52, 0x54, 0, 0x12, 0x34, 0x56, 0x52, 0x54, 0, 0x65, 0x43, 0x21, 0x88, 0xb5]);
     let mut number = 0_u64;
@@ -77,41 +87,62 @@ pub fn transmit(tx: &mut Transmitter, load: Load) -> f64 {
         if sent < load.burst {
             std::hint::spin_loop();
         }
-        tx.counts().used
+        (tx.counts().used, sent > 0)
     })
 }
 
-/// Receives as fast as frames come and touches each; frames per second.
-pub fn receive(rx: &mut Receiver, load: Load) -> f64 {
+/// Receives as fast as frames come, and touches each.
+pub fn receive(rx: &mut Receiver, load: Load) -> Measured {
     let mut sum = 0_u64;
-    let rate = rate(load, || {
+    let measured = rate(load, || {
         let received = rx.receive(load.burst, |frame| sum = sum.wrapping_add(frame.first_long()));
         if received == 0 {
             std::hint::spin_loop();
         }
-        rx.counts().used
+        (rx.counts().used, received > 0)
     });
     std::hint::black_box(sum);
-    rate
+    measured
 }
 
-/// Calls `step`, which returns a count, again and again; by how much it grows in a second.
-fn rate(load: Load, mut step: impl FnMut() -> u64) -> f64 {
+/// Calls `step` again and again, which returns a count and whether there was anything to do: by how much the count grows in a
+/// second, and how often there was nothing.
+fn rate(load: Load, mut step: impl FnMut() -> (u64, bool)) -> Measured {
     let mut run_for = |seconds: f64| {
         let length = Duration::from_secs_f64(seconds);
-        let start = Instant::now();
+        let (mut busy, mut waiting) = (0, 0);
+        let (start, mut last) = (Instant::now(), ticks());
         loop {
             let mut count = 0;
             for _ in 0..64 {
-                count = step();
+                let worked;
+                (count, worked) = step();
+                let now = ticks();
+                *(if worked { &mut busy } else { &mut waiting }) += now.wrapping_sub(last);
+                last = now;
             }
             let elapsed = start.elapsed();
             if elapsed >= length {
-                return (count, elapsed.as_secs_f64());
+                return (count, elapsed.as_secs_f64(), waiting as f64 / (busy + waiting) as f64);
             }
         }
     };
-    let (before, _) = run_for(load.warm_up);
-    let (after, seconds) = run_for(load.measured);
-    (after - before) as f64 / seconds
+    let (before, _, _) = run_for(load.warm_up);
+    let (after, seconds, waiting) = run_for(load.measured);
+    Measured { pps: (after - before) as f64 / seconds, waiting }
+}
+
+/// A clock that is cheap to read; only ratios of its differences are used.
+#[inline]
+fn ticks() -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 processor has a time stamp counter that programs may read.
+    unsafe {
+        std::arch::x86_64::_rdtsc()
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+        START.get_or_init(Instant::now).elapsed().as_nanos() as u64
+    }
 }

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::load::{Direction, Load};
+use crate::load::{Direction, Load, Measured};
 use crate::peer::Peer;
 
 /// One measurement.
@@ -14,8 +14,9 @@ pub struct Sample {
     pub direction: Direction,
     /// In which alternation, from 0.
     pub round: usize,
-    /// Packets per second.
-    pub pps: f64,
+    /// What came of it.
+    #[serde(flatten)]
+    pub measured: Measured,
 }
 
 /// Middle and extremes of some values.
@@ -46,12 +47,14 @@ impl Spread {
 pub struct Row {
     /// Which way.
     pub direction: Direction,
-    /// The back-end that hands descriptors back and does nothing else: what the generator can do.
+    /// A back-end that copies and does nothing else: what machine and generator can do.
     pub ceiling_pps: f64,
     /// ringspan.
     pub ringspan: Option<Spread>,
     /// The other.
     pub testpmd: Option<Spread>,
+    /// Share of its time in which the generator waited, against each of the two.
+    pub waiting: [Option<Spread>; 2],
     /// ringspan divided by the other, round by round.
     pub ratio: Option<Spread>,
 }
@@ -96,13 +99,16 @@ pub struct Figure {
 pub fn row(direction: Direction, ceiling_pps: f64, samples: &[Sample]) -> Row {
     let of = |peer: Peer| samples.iter().filter(move |s| s.peer == peer && s.direction == direction);
     let ratio = of(Peer::Ringspan).filter_map(|ours| {
-        of(Peer::Testpmd).find(|theirs| theirs.round == ours.round).map(|theirs| ours.pps / theirs.pps)
+        of(Peer::Testpmd)
+            .find(|theirs| theirs.round == ours.round)
+            .map(|theirs| ours.measured.pps / theirs.measured.pps)
     });
     Row {
         direction,
         ceiling_pps,
-        ringspan: Spread::of(of(Peer::Ringspan).map(|s| s.pps)),
-        testpmd: Spread::of(of(Peer::Testpmd).map(|s| s.pps)),
+        ringspan: Spread::of(of(Peer::Ringspan).map(|s| s.measured.pps)),
+        testpmd: Spread::of(of(Peer::Testpmd).map(|s| s.measured.pps)),
+        waiting: [Peer::Ringspan, Peer::Testpmd].map(|peer| Spread::of(of(peer).map(|s| s.measured.waiting))),
         ratio: Spread::of(ratio),
     }
 }
@@ -133,14 +139,16 @@ impl Report {
                 Some(s) => format!("{:.2} ({:.2}-{:.2})", s.median, s.least, s.most),
                 None => "-".into(),
             };
+            let waiting = row.waiting.map(|share| share.map_or("-".into(), |s| format!("{:.0} %", 100.0 * s.median)));
             let _ = writeln!(
                 text,
-                "{:<15} {:>22} {:>22} {:>20} {:>10.1}",
+                "{:<15} {:>22} {:>22} {:>20} {:>8.1} {:>15}",
                 row.direction.title(),
                 million(row.ringspan),
                 million(row.testpmd),
                 ratio,
-                row.ceiling_pps / 1e6
+                row.ceiling_pps / 1e6,
+                waiting.join(", ")
             );
         }
         if self.load_average > 0.5 {
@@ -169,7 +177,12 @@ mod tests {
 
     #[test]
     fn the_ratio_is_taken_round_by_round() {
-        let sample = |peer, round, pps| Sample { peer, direction: Direction::GuestToNull, round, pps };
+        let sample = |peer, round, pps| Sample {
+            peer,
+            direction: Direction::GuestToNull,
+            round,
+            measured: Measured { pps, waiting: 0.5 },
+        };
         let samples = [
             sample(Peer::Ringspan, 0, 2.0),
             sample(Peer::Testpmd, 0, 1.0),

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
-use ringspan_benches::load::{self, Direction, Load};
+use ringspan_benches::load::{self, Direction, Load, Measured};
 use ringspan_benches::peer::{self, Peer};
 use ringspan_benches::report::{Report, Sample, row};
 use ringspan_benches::{figures, handback};
@@ -84,12 +84,18 @@ impl Quick {
                     turn.reverse();
                 }
                 for peer in turn {
-                    let pps = self.measure(peer, direction, load, huge_pages, folder.path())?;
-                    eprintln!("{}, round {}: {} {:.2} Mpps", direction.title(), round + 1, peer.title(), pps / 1e6);
-                    samples.push(Sample { peer, direction, round, pps });
+                    let measured = self.measure(peer, direction, load, huge_pages, folder.path())?;
+                    eprintln!(
+                        "{}, round {}: {} {:.2} Mpps",
+                        direction.title(),
+                        round + 1,
+                        peer.title(),
+                        measured.pps / 1e6
+                    );
+                    samples.push(Sample { peer, direction, round, measured });
                 }
             }
-            rows.push(row(direction, ceiling, &samples));
+            rows.push(row(direction, ceiling.pps, &samples));
         }
         let figures = if self.no_figures { vec![] } else { figures::all(self.core) };
         let (processor, ring_size) = (processor(), self.ring_size);
@@ -110,7 +116,7 @@ impl Quick {
         load: Load,
         huge_pages: bool,
         folder: &Path,
-    ) -> anyhow::Result<f64> {
+    ) -> anyhow::Result<Measured> {
         let folder = tempfile::tempdir_in(folder)?;
         let options = |socket| Options {
             ring_size: self.ring_size,
