@@ -23,7 +23,7 @@ use crate::nic::{Burst, Pool, QueuePair};
 use crate::ring::{RingError, SplitRing};
 use crate::worker::Watch;
 use inbox::Frames;
-use outbox::{Outbox, PATIENCE, Spare};
+use outbox::{FAREWELL, Outbox, Spare};
 
 /// What a guest or its front-end did that stopped its port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -258,7 +258,7 @@ impl Relay {
             }
             let counters = self.journal.from_guest(index / 2);
             match self.queues.get_mut(pair.queue) {
-                Some(queue) => pair.outbox.finish(&mut queue.nic.tx, counters, Instant::now() + PATIENCE),
+                Some(queue) => pair.outbox.finish(&mut queue.nic.tx, counters, Instant::now() + FAREWELL),
                 None => {
                     pair.outbox.abandon(counters);
                 }
@@ -297,8 +297,8 @@ impl Relay {
 
     /// Takes the device's queues away, so that the device can be stopped. Rings go on running and wait.
     pub fn take_queues(&mut self) -> Vec<QueuePair> {
-        // For all pairs together: the worker's other ports wait meanwhile.
-        let until = Instant::now() + PATIENCE;
+        // For all pairs together.
+        let until = Instant::now() + FAREWELL;
         for (index, pair) in self.pairs.iter_mut().enumerate() {
             if let Some(queue) = self.queues.get_mut(pair.queue) {
                 pair.outbox.finish(&mut queue.nic.tx, self.journal.from_guest(index), until);

@@ -10,7 +10,10 @@ use crate::ring::{FrameSink, NetHeader};
 use crate::stats::QueueCells;
 
 /// How long a frame waits for a device that takes nothing before it is dropped.
-pub(super) const PATIENCE: Duration = Duration::from_millis(1);
+const PATIENCE: Duration = Duration::from_millis(1);
+/// How long the last frames are offered when their ring or queue goes away. The worker's other ports wait meanwhile, and a
+/// guest may stop rings as often as it likes.
+pub(super) const FAREWELL: Duration = Duration::from_micros(100);
 
 /// A burst of free buffers to copy into: one for all pairs of a port, or a guest that sent from many of them would leave so
 /// many buffers lying about that a device of few queues has none left.
