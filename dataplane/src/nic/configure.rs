@@ -195,7 +195,9 @@ impl Setup<'_> {
             return Ok(old.clone());
         }
         Pool::new(size, room, self.node()).map_err(|error| match error.errno {
-            libc::ENOMEM | libc::ENOBUFS | libc::EEXIST => self.no_memory("the pool of its packet buffers", error.need_bytes),
+            libc::ENOMEM | libc::ENOBUFS | libc::EEXIST => {
+                self.no_memory("the pool of its packet buffers", error.need_bytes)
+            }
             errno => self.failed("making its packet buffers", errno, String::new()),
         })
     }
