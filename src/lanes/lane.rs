@@ -317,7 +317,7 @@ impl Lane {
             Err(CallError::Lost(reason) | CallError::Silent(reason)) => {
                 *change = None;
                 self.nudge();
-                let message = format!("lane {}: {reason}", self.name);
+                let message = format!("lane {}: {reason}: try again, or see ringspan lane list", self.name);
                 then(Err(Error::new(ErrorKind::LaneDown, message).about(&self.name)))
             }
         }
