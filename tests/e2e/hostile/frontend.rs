@@ -238,3 +238,22 @@ fn a_front_end_that_reads_no_answers_blocks_nothing() -> Result<()> {
     scene.recovers()?;
     scene.unharmed()
 }
+
+#[test]
+fn rings_that_are_switched_all_the_time_harm_nobody() -> Result<()> {
+    needs!(Root, Lane);
+    let mut scene = Scene::new("switch")?;
+    let mut guest = Guest::start(scene.victim.clone().pairs(2))?;
+    let frames = |scene: &Scene| scene.neighbour.as_ref().map_or(0, |neighbour| neighbour.frames());
+    let before = frames(&scene);
+    for _ in 0..1000 {
+        for (ring, enabled) in [(2, false), (3, false), (3, true), (2, true)] {
+            guest.frontend()?.set_vring_enable(ring, enabled)?;
+        }
+    }
+    let passed = frames(&scene) - before;
+    ensure!(passed > 4000, "{passed} frames of the neighbour's beside 4000 switches");
+    drop(guest);
+    scene.recovers()?;
+    scene.unharmed()
+}
