@@ -26,7 +26,7 @@ enum Command {
 #[derive(Args)]
 struct Quick {
     /// Alternations between the two.
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 9)]
     rounds: usize,
     /// Bytes of a frame, without the check sequence.
     #[arg(long, default_value_t = 64)]
@@ -38,7 +38,7 @@ struct Quick {
     #[arg(long, default_value_t = 1024)]
     ring_size: u16,
     /// Seconds of each measurement.
-    #[arg(long, default_value_t = 2.0)]
+    #[arg(long, default_value_t = 1.0)]
     seconds: f64,
     /// The back-end's core.
     #[arg(long, default_value_t = 0)]

@@ -16,6 +16,9 @@ use super::ring::{SplitRing, WRITE};
 /// Most buffers that one received frame may be spread over.
 pub const MOST_PIECES: usize = 64;
 
+/// Step from one buffer to the next in use; odd, so that it visits each of a power of two.
+const SCATTER: usize = 397;
+
 /// A queue's buffers, the free ones in the order in which they came back.
 #[derive(Debug)]
 struct Buffers {
@@ -30,7 +33,10 @@ impl Buffers {
     fn new(ring: &SplitRing, count: u16, room: usize) -> anyhow::Result<Self> {
         // An odd number of cache lines from one buffer to the next, so that they do not all fall into the same sets.
         let stride = (room.div_ceil(64) | 1) * 64;
-        let pieces = (0..count).map(|_| ring.memory().allocate(stride, 64)).collect::<anyhow::Result<_>>()?;
+        let pieces = (0..count).map(|_| ring.memory().allocate(stride, 64)).collect::<anyhow::Result<Vec<_>>>()?;
+        // Used in scattered order, as a real driver's are. In order of their addresses, the back-end's processor would
+        // fetch ahead into buffers that are just being written, and both sides would wait for these lines.
+        let pieces = (0..pieces.len()).map(|i| pieces[(i * SCATTER) % pieces.len()]).collect();
         let free = (0..count).collect();
         let with_device = vec![false; usize::from(count)].into();
         Ok(Self { pieces, free, first_free: 0, count_free: usize::from(count), with_device })
