@@ -26,7 +26,7 @@ pub(crate) enum Phase {
     Connecting,
     /// A front-end is connected; the guest's driver has not started its rings.
     Connected,
-    /// At least one ring is started and enabled: packets flow.
+    /// Both rings of at least one queue pair are started and enabled: packets flow.
     DriverReady,
     /// The guest broke its ring: stopped until it resets the device or reconnects.
     Broken,
