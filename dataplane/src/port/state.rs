@@ -61,8 +61,11 @@ impl PortState {
 
     fn break_down(&self, ring: usize, reason: String) -> LaneEventKind {
         let mut now = self.lock();
-        now.phase = PortPhase::Broken;
-        now.reason = Some(format!("ring {ring}: {reason}"));
+        // What a relay reports may come after the front-end has gone, and the next one starts with whole rings.
+        if now.phase != waiting_phase(self.role) {
+            now.phase = PortPhase::Broken;
+            now.reason = Some(format!("ring {ring}: {reason}"));
+        }
         LaneEventKind::RingBroken { ring: ring as u16, reason }
     }
 
