@@ -29,6 +29,9 @@ const MAX_EVENT_WAIT: Duration = Duration::from_secs(10);
 pub struct Lane {
     info: LaneInfo,
     workers: Vec<Arc<Worker>>,
+    /// Held while ports come or go, so that one change follows the other. Opening a device may take long; whoever only
+    /// wants to look at the ports does not wait for it.
+    changing: Mutex<()>,
     ports: Mutex<Ports>,
     events: Arc<EventLog>,
     faults: Sender<Fault>,
@@ -63,6 +66,7 @@ impl Lane {
         let lane = Self {
             info,
             workers: workers.into_iter().map(Arc::new).collect(),
+            changing: Mutex::default(),
             ports: Mutex::default(),
             events: Arc::default(),
             faults,
@@ -107,6 +111,7 @@ impl Lane {
     }
 
     fn add(&self, spec: PortSpec) -> Result<PortStatus, Failure> {
+        let _changing = self.change();
         let mut ports = self.lock();
         if ports.stopping {
             return Err(Failure::new(FailureKind::Failed, format!("lane {} is stopping", self.info.name)));
@@ -137,6 +142,8 @@ impl Lane {
         let worker =
             worker.ok_or_else(|| Failure::new(FailureKind::NoRoom, "the lane has no worker: give it a core"))?;
         ports.last_id += 1;
+        let id = ports.last_id;
+        drop(ports);
         let around = Surroundings {
             journals: &self.journals,
             private_dir: &self.private_dir,
@@ -145,21 +152,21 @@ impl Lane {
         };
         let known = Journal::exists(&self.journals, &spec.name);
         let name = spec.name.clone();
-        let port = Port::open(ports.last_id, spec, Arc::clone(worker), &around).inspect_err(|_| {
+        let port = Port::open(id, spec, Arc::clone(worker), &around).inspect_err(|_| {
             if !known {
                 Journal::forget(&self.journals, &name);
             }
         })?;
         let status = port.status();
-        ports.by_name.insert(port.spec().name.clone(), port);
+        self.lock().by_name.insert(name, port);
         Ok(status)
     }
 
     fn remove(&self, name: &PortName, forget: bool) -> Result<(), Failure> {
-        let mut ports = self.lock();
-        let port = ports.by_name.remove(name);
+        let _changing = self.change();
+        let port = self.lock().by_name.remove(name);
         let found = port.is_some();
-        // Under the lock: the next port may want the same device or socket.
+        // Before the next change: another port may want the same device or socket.
         drop(port);
         if forget {
             Journal::forget(&self.journals, name);
@@ -190,6 +197,8 @@ impl Lane {
 
     /// Says what a guest did. Its relay has stopped by itself.
     pub fn report(&self, fault: &Fault) {
+        // A port that is being made is not in the list yet, and its guest may be faster.
+        let _changing = self.change();
         let state =
             self.lock().by_name.values().find(|port| port.id() == fault.relay).map(|port| Arc::clone(port.state()));
         if let Some(state) = state {
@@ -223,12 +232,20 @@ impl Lane {
 
     /// Takes all ports down, in order, and takes no new ones.
     pub fn close(&self) {
-        let mut ports = self.lock();
-        ports.stopping = true;
-        for (name, port) in std::mem::take(&mut ports.by_name) {
+        let _changing = self.change();
+        let all = {
+            let mut ports = self.lock();
+            ports.stopping = true;
+            std::mem::take(&mut ports.by_name)
+        };
+        for (name, port) in all {
             tracing::info!(port = %name, "closing");
             drop(port);
         }
+    }
+
+    fn change(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, Ports> {
