@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use ringspan_protocol::message::PortChange;
 use ringspan_protocol::{
-    Compat, Envelope, Failure, FailureKind, LaneEventKind, Policy, PortPhase, PortSpec, PortStatus, Reply, Request,
-    Role, VERSION,
+    Compat, Envelope, Failure, FailureKind, LaneEventKind, Policy, PolicyStatus, PortPhase, PortSpec, PortStatus,
+    Reply, Request, Role, VERSION,
 };
 
 /// A lane in a folder of its own, killed at the end of the test.
@@ -148,6 +148,22 @@ fn a_port_is_made_listed_changed_and_removed() {
     let change = PortChange { mtu: Some(9000), ..PortChange::default() };
     match control.ask(Request::PortSet { name: spec.name.clone(), change }) {
         Reply::Port(status) => assert_eq!((status.spec.mtu, status.device.mtu), (9000, 9000)),
+        other => panic!("{other:?}"),
+    }
+    // A software ring takes no address: the whole change is refused, and what came before it in the change is taken back.
+    let mac = Some("52:54:00:00:00:07".parse().unwrap());
+    let change = PortChange { mac, promiscuous: Some(Policy::Off), ..PortChange::default() };
+    let set = |change| Request::PortSet { name: spec.name.clone(), change };
+    assert_eq!(control.refused(set(change)).kind, FailureKind::Unsupported);
+    match control.ask(Request::PortList) {
+        Reply::Ports(ports) => {
+            assert_eq!((ports[0].spec.mac, ports[0].spec.promiscuous), (None, Policy::Auto));
+            assert_eq!((ports[0].device.mtu, &ports[0].device.promiscuous), (9000, &PolicyStatus::On));
+        }
+        other => panic!("{other:?}"),
+    }
+    match control.ask(set(PortChange { promiscuous: Some(Policy::Off), ..PortChange::default() })) {
+        Reply::Port(status) => assert_eq!(status.device.promiscuous, PolicyStatus::Off),
         other => panic!("{other:?}"),
     }
     assert!(matches!(control.ask(Request::PortList), Reply::Ports(ports) if ports.len() == 1));

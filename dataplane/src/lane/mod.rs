@@ -90,13 +90,16 @@ impl Lane {
                 let wait = Duration::from_millis(wait_ms.into()).min(MAX_EVENT_WAIT);
                 Ok(Reply::Events(self.events.after(after, wait)))
             }
-            Request::Shutdown => {
-                // The channel holds one message; a second shutdown changes nothing.
-                let _ = self.stop.try_send(());
-                Ok(Reply::Done)
-            }
+            // Only after the answer was sent: see `shut_down`.
+            Request::Shutdown => Ok(Reply::Done),
         };
         outcome.unwrap_or_else(Reply::Failed)
+    }
+
+    /// Ends the lane, after [`Request::Shutdown`] was answered.
+    fn shut_down(&self) {
+        // The channel holds one message; a second shutdown changes nothing.
+        let _ = self.stop.try_send(());
     }
 
     fn hello(&self, version: u32) -> Result<Reply, Failure> {

@@ -69,8 +69,10 @@ fn converse(lane: &Lane, stream: &UnixStream) -> io::Result<()> {
             return Ok(());
         }
         let refuse = |kind, message: String| Reply::Failed(Failure::new(kind, message));
+        let mut shutdown = false;
         let (id, reply) = match serde_json::from_slice::<Envelope<Request>>(&line) {
             Ok(Envelope { id, body }) if greeted || matches!(body, Request::Hello { .. } | Request::Shutdown) => {
+                shutdown = matches!(body, Request::Shutdown);
                 let reply = lane.answer(body);
                 greeted |= matches!(reply, Reply::Hello(_));
                 (id, reply)
@@ -82,7 +84,11 @@ fn converse(lane: &Lane, stream: &UnixStream) -> io::Result<()> {
         };
         let mut answer = serde_json::to_vec(&Envelope { id, body: reply })?;
         answer.push(b'\n');
-        (&*stream).write_all(&answer)?;
+        let written = (&*stream).write_all(&answer);
+        if shutdown {
+            lane.shut_down();
+        }
+        written?;
     }
 }
 

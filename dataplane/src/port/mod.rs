@@ -12,7 +12,7 @@ use ringspan_protocol::{
 
 use crate::events::EventLog;
 use crate::journal::Journal;
-use crate::nic::{Device, DeviceConfig};
+use crate::nic::{Device, DeviceConfig, DeviceError};
 use crate::relay::{Fault, Relay};
 use crate::vhost::{Session, SessionConfig};
 use crate::worker::{Worker, WorkerError};
@@ -106,13 +106,29 @@ impl Port {
     pub fn set(&mut self, change: &PortChange) -> Result<(), Failure> {
         let wanted = change.apply(&self.spec);
         check(&wanted)?;
-        if device_config(&wanted) != device_config(&self.spec) {
+        if wanted.mtu != self.spec.mtu {
             self.reconfigure(&wanted).map_err(|failure| named(&wanted, failure))?;
+        } else {
+            self.adjust(&wanted).map_err(|failure| named(&wanted, failure))?;
         }
         if let Some(session) = &self.session {
             session.set_offer(wanted.compat, wanted.mtu);
         }
         self.spec = wanted;
+        Ok(())
+    }
+
+    /// Changes the address and the filters while packets flow.
+    fn adjust(&mut self, wanted: &PortSpec) -> Result<(), Failure> {
+        let before = *self.device.config();
+        let address = self.device.status().mac;
+        let wanted = device_config(wanted);
+        apply(&mut self.device, &wanted).inspect_err(|_| {
+            let before = DeviceConfig { mac: Some(address), ..before };
+            if let Err(error) = apply(&mut self.device, &before) {
+                tracing::warn!(port = %self.spec.name, %error, "a refused change could not be taken back");
+            }
+        })?;
         Ok(())
     }
 
@@ -143,6 +159,20 @@ impl Drop for Port {
         if let Err(error) = self.worker.remove(self.id()) {
             tracing::warn!(port = %self.spec.name, %error, "the relay was not taken back");
         }
+    }
+}
+
+/// Gives a device that runs another address and other filters, as far as they differ.
+fn apply(device: &mut Device, wanted: &DeviceConfig) -> Result<(), DeviceError> {
+    if wanted.promiscuous != device.config().promiscuous {
+        device.set_promiscuous(wanted.promiscuous)?;
+    }
+    if wanted.allmulti != device.config().allmulti {
+        device.set_allmulti(wanted.allmulti)?;
+    }
+    match wanted.mac {
+        Some(mac) if mac != device.status().mac => device.set_mac(mac),
+        _ => Ok(()),
     }
 }
 
