@@ -32,9 +32,10 @@ impl Spare {
     pub(super) fn refill(&mut self, pool: &Pool) {
         // A ring that was found broken may have left some half filled.
         self.filled = 0;
-        let missing = self.buffers.room();
-        if missing > 0 {
-            self.buffers.allocate(pool, missing);
+        let mut missing = self.buffers.room();
+        // A pool gives as many as are asked for, or none.
+        while missing > 0 && !self.buffers.allocate(pool, missing) {
+            missing /= 2;
         }
     }
 }
