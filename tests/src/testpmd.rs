@@ -65,6 +65,8 @@ pub struct Testpmd {
     child: Child,
     stdin: ChildStdin,
     output: Arc<Output>,
+    /// Kept apart: otherwise a warning could stand in the middle of the prompt.
+    errors: Arc<Output>,
     read: usize,
 }
 
@@ -110,11 +112,11 @@ impl Testpmd {
             })
         };
         let mut child = command.spawn().context("starting dpdk-testpmd (Debian package dpdk)")?;
-        let output = Arc::new(Output::default());
+        let (output, errors) = (Arc::new(Output::default()), Arc::new(Output::default()));
         collect(child.stdout.take().context("no standard output")?, &output);
-        collect(child.stderr.take().context("no standard error")?, &output);
+        collect(child.stderr.take().context("no standard error")?, &errors);
         let stdin = child.stdin.take().context("no standard input")?;
-        let mut testpmd = Self { child, stdin, output, read: 0 };
+        let mut testpmd = Self { child, stdin, output, errors, read: 0 };
         testpmd.wait_for("testpmd>", Duration::from_secs(30))?;
         Ok(testpmd)
     }
@@ -130,7 +132,8 @@ impl Testpmd {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() || self.child.try_wait()?.is_some() {
-                bail!("testpmd did not say {wanted:?} within {timeout:?}; it said:\n{text}");
+                let errors = self.errors.text.lock().expect("readers do not panic");
+                bail!("testpmd did not say {wanted:?} within {timeout:?}; it said:\n{text}\nand:\n{errors}");
             }
             let step = left.min(Duration::from_millis(200));
             (text, _) = self.output.grown.wait_timeout(text, step).expect("readers do not panic");
@@ -163,9 +166,10 @@ impl Testpmd {
         })
     }
 
-    /// Everything it has printed.
+    /// Everything it has printed, errors last.
     pub fn output(&self) -> String {
-        self.output.text.lock().expect("readers do not panic").clone()
+        let text = |output: &Output| output.text.lock().expect("readers do not panic").clone();
+        text(&self.output) + &text(&self.errors)
     }
 
     /// Its process id.
