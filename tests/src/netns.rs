@@ -6,6 +6,7 @@
 use std::io::Read;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -125,7 +126,8 @@ fn ip(arguments: &[&str]) -> Result<String> {
 /// A program in the background; killed on drop.
 pub struct Background {
     child: Child,
-    output: Option<std::thread::JoinHandle<String>>,
+    output: Arc<Mutex<Vec<u8>>>,
+    reader: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Background {
@@ -135,12 +137,20 @@ impl Background {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = command.spawn().with_context(|| format!("cannot start {what}"))?;
         let mut pipe = child.stdout.take().context("the output is piped")?;
-        let output = std::thread::spawn(move || {
-            let mut bytes = Vec::new();
-            let _ = pipe.read_to_end(&mut bytes);
-            String::from_utf8_lossy(&bytes).into_owned()
+        let output = Arc::<Mutex<Vec<u8>>>::default();
+        let kept = Arc::clone(&output);
+        let reader = std::thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(count @ 1..) = pipe.read(&mut bytes) {
+                kept.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&bytes[..count]);
+            }
         });
-        Ok(Self { child, output: Some(output) })
+        Ok(Self { child, output, reader: Some(reader) })
+    }
+
+    /// What it has written to its standard output so far.
+    pub fn output(&self) -> String {
+        String::from_utf8_lossy(&self.output.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
     }
 
     /// Its process id.
@@ -152,8 +162,11 @@ impl Background {
     pub fn stop(mut self, signal: Signal) -> Result<String> {
         process::signal(self.child.id(), signal)?;
         wait::until(Duration::from_secs(10), "the end of a background program", || Ok(self.child.try_wait()?))?;
-        let output = self.output.take().context("the output was taken")?;
-        Ok(output.join().unwrap_or_default())
+        if let Some(reader) = self.reader.take() {
+            // It ends with the pipe, and has nothing to panic about.
+            let _ = reader.join();
+        }
+        Ok(self.output())
     }
 }
 
@@ -178,16 +191,36 @@ pub struct PingReport {
     pub received: u32,
     /// Answers that came twice.
     pub duplicates: u32,
+    /// Requests that were sent after the last one that was answered, when it is sure that the peer still answered.
+    pub under_way: u32,
     /// Times of the answers, in microseconds since the Unix epoch, in the order in which they came.
     pub answered_at: Vec<u64>,
 }
 
 impl Pinger {
-    /// Waits until the last request had half a second to be answered, stops, and counts.
+    /// Waits until a request that is sent from now on is answered, for ten seconds at most, stops, and counts. What came
+    /// before that request and is not answered then is lost, and not only late.
     pub fn finish(self) -> Result<PingReport> {
+        let sent = last_sequence(&self.ping.output(), "icmp_seq=");
+        let answered = || Ok((last_sequence(&self.ping.output(), "bytes from") > sent + 1).then_some(()));
+        let alive = match wait::until(Duration::from_secs(10), "an answer to a ping", answered) {
+            Err(error) if error.chain().any(|cause| cause.is::<wait::Stopped>()) => return Err(error),
+            outcome => outcome.is_ok(),
+        };
         let text = self.ping.stop(Signal::SIGINT)?;
-        PingReport::parse(&text)
+        let report = PingReport::parse(&text)?;
+        let under_way = if alive { report.sent - last_sequence(&text, "bytes from").min(report.sent) } else { 0 };
+        Ok(PingReport { under_way, ..report })
     }
+}
+
+/// The highest sequence number in the lines of ping's output that have `word`; 0 when there is none.
+fn last_sequence(text: &str, word: &str) -> u32 {
+    let numbers = text
+        .lines()
+        .filter(|line| line.contains(word))
+        .filter_map(|line| line.split_once("icmp_seq=")?.1.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok());
+    numbers.max().unwrap_or(0)
 }
 
 impl PingReport {
@@ -209,14 +242,14 @@ impl PingReport {
             sent: count("packets transmitted"),
             received: count("received"),
             duplicates: count("duplicates"),
+            under_way: 0,
             answered_at: answered_at.collect(),
         })
     }
 
-    /// Requests that were never answered. The very last one may still have been under way when ping was stopped; it
-    /// does not count.
+    /// Requests that were never answered.
     pub fn lost(&self) -> u32 {
-        (self.sent - self.received.min(self.sent)).saturating_sub(1)
+        (self.sent - self.received.min(self.sent)).saturating_sub(self.under_way)
     }
 
     /// The longest time without an answer.
@@ -241,7 +274,8 @@ mod tests {
             --- 192.0.2.2 ping statistics ---\n\
             6 packets transmitted, 3 received, +1 duplicates, 50% packet loss, time 500ms\n";
         let report = PingReport::parse(text).unwrap();
-        assert_eq!((report.sent, report.received, report.duplicates, report.lost()), (6, 3, 1, 2));
+        assert_eq!((report.sent, report.received, report.duplicates, report.lost()), (6, 3, 1, 3));
+        assert_eq!(PingReport { under_way: 1, ..report.clone() }.lost(), 2);
         assert_eq!(report.longest_gap(), Duration::from_millis(1500));
         assert!(PingReport::parse("ping: unknown host").is_err());
     }
