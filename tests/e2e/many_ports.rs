@@ -38,13 +38,14 @@ fn name(lane: usize, port: usize) -> String {
 fn a_lane_that_is_killed_costs_the_ports_of_others_no_frame() -> Result<()> {
     needs!(Root, Lane);
     let folder = paths::scratch()?;
-    let mut lanes = vec![];
-    let mut traffic = vec![];
+    let (mut lanes, mut guests) = (vec![], vec![]);
     for (number, ports) in PORTS.into_iter().enumerate() {
-        let (lane, guests) = start(number, ports, folder.path())?;
+        let (lane, of_lane) = start(number, ports, folder.path())?;
         lanes.push(lane);
-        traffic.push(Traffic::start(guests, Plan { burst: 16, ..Plan::new(0, 32) }));
+        guests.push(of_lane);
     }
+    let busy = |guests| Traffic::start(guests, Plan { burst: 16, ..Plan::new(0, 32) });
+    let mut traffic: Vec<Traffic> = guests.into_iter().map(busy).collect();
     for (number, traffic) in traffic.iter().enumerate() {
         traffic.wait_more(20_000, SOON).with_context(|| format!("lane {number}, all alive"))?;
     }
