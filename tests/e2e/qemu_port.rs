@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use ringspan_testkit::scene::{GUEST, Plan, Scene, serve_iperf};
 use ringspan_testkit::{needs, process, wait};
 
@@ -20,9 +20,7 @@ fn a_guest_pings_and_moves_data_both_ways() -> Result<()> {
     ensure!(scene.iperf(&["-R"])? > 1e6, "hardly anything moved from the guest to the host");
     let ping = scene.net.ping(GUEST, INTERVAL)?;
     wait::pause(Duration::from_secs(2))?;
-    let report = ping.finish()?;
-    ensure!(report.lost() == 0 && report.duplicates == 0 && report.received > 20, "{report:?}");
-    Ok(())
+    ping.finish()?.nothing_lost()
 }
 
 #[test]
@@ -65,8 +63,7 @@ fn killing_the_daemon_loses_nothing_and_killing_the_lane_little() -> Result<()> 
     scene.daemon.start_again()?;
     scene.daemon.wait_port("vm1", "driver-ready", Duration::from_secs(10))?;
     wait::pause(Duration::from_secs(1))?;
-    let report = ping.finish()?;
-    ensure!(report.lost() == 0 && report.duplicates == 0, "while the daemon was killed: {report:?}");
+    ping.finish()?.nothing_lost().context("while the daemon was killed")?;
     ensure!(scene.daemon.lane_pid("main")? == lane, "the lane was not adopted");
 
     let ping = scene.net.ping(GUEST, INTERVAL)?;
@@ -118,8 +115,7 @@ fn a_guest_that_was_given_four_pairs_may_enable_fewer() -> Result<()> {
         wait::pause(Duration::from_millis(300))?;
         scene.guest.sh(&format!("ethtool -L eth0 combined {pairs}"))?;
         wait::pause(Duration::from_millis(300))?;
-        let report = ping.finish()?;
-        ensure!(report.lost() == 0 && report.duplicates == 0, "going to {pairs} of 4 pairs: {report:?}");
+        ping.finish()?.nothing_lost().with_context(|| format!("going to {pairs} of 4 pairs"))?;
         // Several connections, so that the hash spreads them over the queues there are.
         scene.iperf(&["-P", "4"])?;
         scene.iperf(&["-P", "4", "-R"])?;

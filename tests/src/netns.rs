@@ -191,31 +191,24 @@ pub struct PingReport {
     pub received: u32,
     /// Answers that came twice.
     pub duplicates: u32,
-    /// Requests that were sent after the last one that was answered, when it is sure that the peer still answered.
-    pub under_way: u32,
-    /// Times of the answers, in microseconds since the Unix epoch, in the order in which they came.
-    pub answered_at: Vec<u64>,
+    /// Answers in the order in which they came: the request's number, and the time in microseconds since the Unix epoch.
+    pub answers: Vec<(u32, u64)>,
 }
 
 impl Pinger {
-    /// Waits until a request that is sent from now on is answered, for ten seconds at most, stops, and counts. What came
-    /// before that request and is not answered then is lost, and not only late.
+    /// Waits until a request that is sent from now on is answered, stops, and counts: what came before that request and is
+    /// not answered then is lost, and not only late. No such answer within 10 s is an error.
     pub fn finish(self) -> Result<PingReport> {
-        let sent = last_sequence(&self.ping.output(), "icmp_seq=");
-        let answered = || Ok((last_sequence(&self.ping.output(), "bytes from") > sent + 1).then_some(()));
-        let alive = match wait::until(Duration::from_secs(10), "an answer to a ping", answered) {
-            Err(error) if error.chain().any(|cause| cause.is::<wait::Stopped>()) => return Err(error),
-            outcome => outcome.is_ok(),
-        };
-        let text = self.ping.stop(Signal::SIGINT)?;
-        let report = PingReport::parse(&text)?;
-        let under_way = if alive { report.sent - last_sequence(&text, "bytes from").min(report.sent) } else { 0 };
-        Ok(PingReport { under_way, ..report })
+        let sent = last_number(&self.ping.output(), "icmp_seq=");
+        wait::until(Duration::from_secs(10), "an answer to the last ping", || {
+            Ok((last_number(&self.ping.output(), "bytes from") > sent + 1).then_some(()))
+        })?;
+        PingReport::parse(&self.ping.stop(Signal::SIGINT)?)
     }
 }
 
-/// The highest sequence number in the lines of ping's output that have `word`; 0 when there is none.
-fn last_sequence(text: &str, word: &str) -> u32 {
+/// The highest request number in the lines of ping's output that have `word`; 0 when there is none.
+fn last_number(text: &str, word: &str) -> u32 {
     let numbers = text
         .lines()
         .filter(|line| line.contains(word))
@@ -234,28 +227,45 @@ impl PingReport {
             part.and_then(|part| part.trim_start_matches('+').split(' ').next()?.parse().ok()).unwrap_or(0)
         };
         let answers = text.lines().filter(|line| line.contains("bytes from") && !line.contains("(DUP!)"));
-        let answered_at = answers.filter_map(|line| {
+        let answers = answers.filter_map(|line| {
             let seconds: f64 = line.strip_prefix('[')?.split(']').next()?.parse().ok()?;
-            Some((seconds * 1e6) as u64)
+            let number = line.split("icmp_seq=").nth(1)?.split(' ').next()?.parse().ok()?;
+            Some((number, (seconds * 1e6) as u64))
         });
         Ok(Self {
             sent: count("packets transmitted"),
             received: count("received"),
             duplicates: count("duplicates"),
-            under_way: 0,
-            answered_at: answered_at.collect(),
+            answers: answers.collect(),
         })
     }
 
-    /// Requests that were never answered.
-    pub fn lost(&self) -> u32 {
-        (self.sent - self.received.min(self.sent)).saturating_sub(self.under_way)
+    /// Numbers of the requests that were not answered though a later one was. Those after the last answer were under way
+    /// when ping was stopped.
+    pub fn lost(&self) -> Vec<u32> {
+        let last = self.answers.iter().map(|(number, _)| *number).max().unwrap_or(self.sent);
+        (1..=last).filter(|number| self.answers.iter().all(|(answered, _)| answered != number)).collect()
     }
 
     /// The longest time without an answer.
     pub fn longest_gap(&self) -> Duration {
-        let gaps = self.answered_at.windows(2).map(|pair| pair[1].saturating_sub(pair[0]));
+        let gaps = self.answers.windows(2).map(|pair| pair[1].1.saturating_sub(pair[0].1));
         Duration::from_micros(gaps.max().unwrap_or(0))
+    }
+
+    /// An error unless every request was answered once.
+    pub fn nothing_lost(&self) -> Result<()> {
+        let lost = self.lost();
+        if !lost.is_empty() || self.duplicates > 0 || self.received == 0 {
+            bail!(
+                "of {} pings {} were answered, {} of them twice; not answered: {lost:?}; longest time without an answer: {:?}",
+                self.sent,
+                self.received,
+                self.duplicates,
+                self.longest_gap()
+            );
+        }
+        Ok(())
     }
 }
 
@@ -274,8 +284,8 @@ mod tests {
             --- 192.0.2.2 ping statistics ---\n\
             6 packets transmitted, 3 received, +1 duplicates, 50% packet loss, time 500ms\n";
         let report = PingReport::parse(text).unwrap();
-        assert_eq!((report.sent, report.received, report.duplicates, report.lost()), (6, 3, 1, 3));
-        assert_eq!(PingReport { under_way: 1, ..report.clone() }.lost(), 2);
+        assert_eq!((report.sent, report.received, report.duplicates), (6, 3, 1));
+        assert_eq!(report.lost(), [3, 4]);
         assert_eq!(report.longest_gap(), Duration::from_millis(1500));
         assert!(PingReport::parse("ping: unknown host").is_err());
     }

@@ -142,7 +142,7 @@ fn show(stage: &mut Stage, results: &mut Results) -> Result<()> {
     ensure!(daemon.lane_pid("main")? == lane, "the new daemon did not adopt the lane");
     println!("    {}", sentence(&report));
     results.push(("daemon killed and back under ping", sentence(&report)));
-    ensure!(report.lost() == 0, "packets were lost while the daemon was away: {report:?}");
+    report.nothing_lost().context("while the daemon was away")?;
 
     step::say("SIGKILL of the lane under ping: the daemon starts another, the guest goes on");
     let ping = net.ping(GUEST, Duration::from_millis(20))?;
