@@ -63,6 +63,12 @@ impl Chains {
         ring_size >> self.stride
     }
 
+    /// The first descriptor of a buffer's chain.
+    #[inline]
+    pub fn head(&self, buffer: u16) -> u16 {
+        buffer << self.stride
+    }
+
     /// The buffer whose chain starts with this descriptor, if one does.
     #[inline]
     pub fn buffer(&self, head: u32, ring_size: u16) -> Option<u16> {
@@ -74,7 +80,7 @@ impl Chains {
     /// [`super::ring::WRITE`].
     #[inline]
     pub fn describe(&mut self, ring: &mut SplitRing, buffer: u16, guest: u64, total: usize, flags: u16) -> u16 {
-        let head = buffer << self.stride;
+        let head = self.head(buffer);
         if self.shape == Shape::Whole && self.tables.is_empty() {
             ring.describe(head, Descriptor { address: guest, length: total as u32, flags, next: 0 });
         } else {
@@ -84,7 +90,7 @@ impl Chains {
     }
 
     fn describe_pieces(&mut self, ring: &mut SplitRing, buffer: u16, guest: u64, total: usize, flags: u16) {
-        let head = buffer << self.stride;
+        let head = self.head(buffer);
         let wanted = match self.shape {
             Shape::Whole => 1,
             Shape::HeaderApart => 2,

@@ -167,10 +167,12 @@ impl Transmitter {
         }
         let burst = burst.min(self.buffers.count_free);
         for ahead in 0..burst {
-            let piece = self.buffers.pieces[usize::from(self.buffers.next(ahead))];
+            let buffer = self.buffers.next(ahead);
+            let piece = self.buffers.pieces[usize::from(buffer)];
             // The back-end has read these lines last: fetch them for writing all at once, not one after the other.
             prefetch_write(piece.start.as_ptr());
             prefetch_write(piece.start.as_ptr().wrapping_add(64));
+            prefetch_write(self.ring.descriptor_line(self.chains.head(buffer)));
         }
         let mut bytes = 0;
         for i in 0..burst {
@@ -316,6 +318,7 @@ impl Receiver {
             let used = self.ring.peek(ahead);
             if let Some(buffer) = self.chains.buffer(used.id, self.ring.size()) {
                 prefetch_read(self.buffers.pieces[usize::from(buffer)].start.as_ptr());
+                prefetch_write(self.ring.descriptor_line(used.id as u16));
             }
         }
         while at < pending && frames < most {

@@ -151,6 +151,12 @@ impl SplitRing {
         unsafe { self.desc.add(index).write_volatile(descriptor) };
     }
 
+    /// Where a descriptor of the table is, to be fetched ahead.
+    #[inline]
+    pub(super) fn descriptor_line(&self, index: u16) -> *const u8 {
+        self.desc.as_ptr().wrapping_add(usize::from(index & (self.size - 1))).cast()
+    }
+
     /// Puts a chain's head behind those made available so far; the back-end sees it after [`Self::publish`].
     #[inline]
     pub fn push(&mut self, head: u16) {
