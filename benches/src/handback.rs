@@ -136,7 +136,7 @@ pub fn run(
     let generator = move || {
         load::pin(core)?;
         match direction {
-            Direction::GuestToNull => {
+            Direction::GuestToNull | Direction::BacklogToNull => {
                 let device = Device::new(&ring, &memory);
                 let mut tx = Transmitter::new(ring, Shape::Whole, false, HEADER, 1514)?;
                 device.beside(device_core, 0, || load::transmit(&mut tx, load))

@@ -16,18 +16,22 @@ use serde::{Deserialize, Serialize};
 pub enum Direction {
     /// The guest sends, the device swallows.
     GuestToNull,
+    /// The guest fills its whole ring, shows it at once, and what is timed is how long the back-end takes to empty it: the
+    /// back-end alone, however slow the generator is.
+    BacklogToNull,
     /// The device makes frames, the guest receives.
     NullToGuest,
 }
 
 impl Direction {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::GuestToNull, Self::NullToGuest];
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::GuestToNull, Self::BacklogToNull, Self::NullToGuest];
 
     /// For a table.
     pub fn title(self) -> &'static str {
         match self {
             Self::GuestToNull => "guest to null",
+            Self::BacklogToNull => "full ring to null",
             Self::NullToGuest => "null to guest",
         }
     }
@@ -67,8 +71,37 @@ pub fn pin(core: usize) -> anyhow::Result<()> {
 pub fn run(guest: &mut Guest, direction: Direction, load: Load) -> Measured {
     match direction {
         Direction::GuestToNull => transmit(&mut guest.tx[0], load),
+        Direction::BacklogToNull => drain(&mut guest.tx[0], load),
         Direction::NullToGuest => receive(&mut guest.rx[0], load),
     }
+}
+
+/// Fills the ring, shows it at once, and times until all of it was given back; again and again.
+pub fn drain(tx: &mut Transmitter, load: Load) -> Measured {
+    let frame = vec![0xa5; load.frame];
+    let mut once = || {
+        let sent = tx.transmit(usize::MAX, |_, room| {
+            room.put(0, &frame);
+            frame.len()
+        });
+        let shown = Instant::now();
+        while tx.in_flight() > 0 {
+            tx.reclaim();
+            std::hint::spin_loop();
+        }
+        (sent as u64, shown.elapsed())
+    };
+    let warm_up = Instant::now();
+    while warm_up.elapsed() < Duration::from_secs_f64(load.warm_up) {
+        once();
+    }
+    let (start, mut frames, mut emptying) = (Instant::now(), 0, Duration::ZERO);
+    while start.elapsed() < Duration::from_secs_f64(load.measured) {
+        let (sent, took) = once();
+        frames += sent;
+        emptying += took;
+    }
+    Measured { pps: frames as f64 / emptying.as_secs_f64(), waiting: 1.0 }
 }
 
 /// Sends as fast as the ring takes, and counts what was given back.

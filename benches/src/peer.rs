@@ -39,7 +39,7 @@ pub enum Running {
 
 /// The device behind the port: it swallows everything, and makes frames only where frames are wanted.
 fn null_device(direction: Direction, frame: usize) -> String {
-    let quiet = if direction == Direction::GuestToNull { ",no-rx=1" } else { "" };
+    let quiet = if direction != Direction::NullToGuest { ",no-rx=1" } else { "" };
     format!("net_null0,size={frame}{quiet}")
 }
 
