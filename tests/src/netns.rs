@@ -123,7 +123,7 @@ fn ip(arguments: &[&str]) -> Result<String> {
     wait::run(command.args(arguments), Duration::from_secs(10))?.success(&format!("ip {}", arguments.join(" ")))
 }
 
-/// A program in the background; killed on drop.
+/// A program in the background; ended on drop, by SIGKILL if it must be.
 pub struct Background {
     child: Child,
     output: Arc<Mutex<Vec<u8>>>,
@@ -172,6 +172,9 @@ impl Background {
 
 impl Drop for Background {
     fn drop(&mut self) {
+        // A signal that can be handled comes first: `timeout` passes it on to what it runs, which would outlive it otherwise.
+        let _ = process::signal(self.child.id(), Signal::SIGTERM);
+        let _ = wait::until(Duration::from_secs(5), "the end of a background program", || Ok(self.child.try_wait()?));
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
