@@ -347,19 +347,23 @@ impl Relay {
     /// Asks the guest to kick when it sends. True when something waits already.
     pub fn request_kicks(&mut self) -> bool {
         let mut pending = false;
-        for pair in self.pairs.iter_mut().filter(|_| !self.broken) {
-            pending |= !pair.outbox.is_empty();
-            if let Some(ring) = &mut pair.from_guest {
-                pending |= ring.request_kicks();
-            }
+        if self.broken {
+            return pending;
+        }
+        for &pair in &self.sending {
+            let Pair { from_guest, outbox, .. } = &mut self.pairs[pair];
+            pending |= !outbox.is_empty();
+            pending |= from_guest.as_mut().is_some_and(SplitRing::request_kicks);
         }
         pending
     }
 
     /// Tells the guest that kicks are not needed.
     pub fn suppress_kicks(&mut self) {
-        for ring in self.pairs.iter_mut().filter_map(|pair| pair.from_guest.as_mut()) {
-            ring.suppress_kicks();
+        for &pair in &self.sending {
+            if let Some(ring) = &mut self.pairs[pair].from_guest {
+                ring.suppress_kicks();
+            }
         }
     }
 }
