@@ -1,6 +1,6 @@
 //! What a worker does when there is nothing to do: it spins a while, then naps, and a kick or a call wakes it.
 //!
-//! A device may have no receive interrupt, so a nap is bounded: it doubles from 50 us to 1 ms while nothing comes. While
+//! A device may have no receive interrupt, so a nap is bounded: it doubles from 50 us to 2 ms while nothing comes. While
 //! the worker spins the guests are told not to kick; before it naps they are asked to, and looked at once more.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -18,7 +18,7 @@ use crate::relay::Relay;
 /// How long a worker spins without a packet before its first nap.
 const SPIN: Duration = Duration::from_micros(100);
 /// The first nap, and the longest.
-const NAP: std::ops::RangeInclusive<Duration> = Duration::from_micros(50)..=Duration::from_millis(1);
+const NAP: std::ops::RangeInclusive<Duration> = Duration::from_micros(50)..=Duration::from_millis(2);
 /// Empty rounds between two looks at the clock.
 const ROUNDS: u32 = 16;
 
@@ -30,7 +30,7 @@ impl Wake {
     /// Wakes the worker, or keeps it from falling asleep.
     pub fn wake(&self) {
         if let Err(errno) = self.0.write(1) {
-            tracing::warn!(%errno, "cannot wake a worker; it wakes by itself within 1 ms");
+            tracing::warn!(%errno, "cannot wake a worker; it wakes by itself within 2 ms");
         }
     }
 }
@@ -45,7 +45,7 @@ impl Watch {
     pub fn add(&self, kick: &OwnedFd) {
         let event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 0);
         if let Err(errno) = self.0.add(kick, event) {
-            tracing::debug!(%errno, "a kick descriptor cannot be waited for; its ring is polled each 1 ms");
+            tracing::debug!(%errno, "a kick descriptor cannot be waited for; its ring is polled each 2 ms");
         }
     }
 

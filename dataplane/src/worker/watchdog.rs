@@ -13,7 +13,7 @@ use std::time::Duration;
 use nix::libc;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
-/// How often a watchdog should look. A worker that moves nothing naps for 1 ms at most, so a round takes far less.
+/// How often a watchdog should look. A worker that moves nothing naps for 2 ms at most, so a round takes far less.
 pub const PERIOD: Duration = Duration::from_millis(100);
 
 /// Ends a system call that waits. Nothing else in the process uses it.
