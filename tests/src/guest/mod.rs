@@ -11,6 +11,7 @@ pub mod frontend;
 pub mod loopback;
 pub mod memory;
 pub mod message;
+pub mod net_header;
 pub mod queue;
 pub mod ring;
 pub mod traffic;
@@ -25,6 +26,7 @@ use anyhow::{Context, ensure};
 pub use chain::Shape;
 pub use frontend::{FrontEnd, StoppedOnPurpose};
 pub use memory::{Layout, Memory, Region};
+pub use net_header::NetHeader;
 pub use queue::{Counts, Receiver, Transmitter};
 pub use ring::SplitRing;
 pub use traffic::Traffic;
@@ -118,6 +120,11 @@ impl Options {
         Self { pairs, enabled_pairs: pairs, ..self }
     }
 
+    /// With these features too, where the back-end offers them.
+    pub fn with(self, features: u64) -> Self {
+        Self { features: self.features | features, ..self }
+    }
+
     /// Without these features.
     pub fn without(self, features: u64) -> Self {
         Self { features: self.features & !features, ..self }
@@ -209,7 +216,9 @@ impl Guest {
         for _ in 0..self.options.pairs {
             let ring = SplitRing::new(&self.memory, ring_size, event_idx)?;
             let mergeable = self.has(feature::MRG_RXBUF);
-            self.rx.push(Receiver::new(ring, shape(self.options.rx_shape), indirect, header, rx_room, mergeable)?);
+            let mut rx = Receiver::new(ring, shape(self.options.rx_shape), indirect, header, rx_room, mergeable)?;
+            rx.agree(self.features);
+            self.rx.push(rx);
             let ring = SplitRing::new(&self.memory, ring_size, event_idx)?;
             self.tx.push(Transmitter::new(ring, shape(self.options.tx_shape), indirect, header, tx_room)?);
         }

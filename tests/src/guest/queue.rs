@@ -11,6 +11,7 @@ use std::ptr::NonNull;
 
 use super::chain::{Chains, Shape};
 use super::memory::Piece;
+use super::net_header::NetHeader;
 use super::ring::{SplitRing, WRITE};
 
 /// Most buffers that one received frame may be spread over.
@@ -109,8 +110,8 @@ pub struct Counts {
     pub bytes: u64,
     /// Used elements that the back-end gave back.
     pub used: u64,
-    /// Used elements that no correct back-end writes: unknown or not lent, a bad length, a header with flags, a frame in more
-    /// buffers than were returned with it.
+    /// Used elements that no correct back-end writes: unknown or not lent, a bad length, a header that was not agreed on, a
+    /// frame in more buffers than were returned with it.
     pub wrong: u64,
     /// Frames whose `num_buffers` was not 1 although buffers are not mergeable. Virtio 1.2, 5.1.6.4.1 wants 1, drivers
     /// ignore it, and DPDK's vhost library leaves 0.
@@ -120,6 +121,7 @@ pub struct Counts {
 /// Room for one frame, to be filled by the sender.
 #[derive(Debug, Clone, Copy)]
 pub struct Room {
+    header: NonNull<u8>,
     start: NonNull<u8>,
     size: usize,
 }
@@ -128,6 +130,14 @@ impl Room {
     /// Bytes there are.
     pub fn size(&self) -> usize {
         self.size
+    }
+
+    /// Writes the virtio-net header, which is all zeros otherwise.
+    #[inline]
+    pub fn put_header(&self, header: &NetHeader) {
+        let bytes = header.bytes();
+        // SAFETY: a header has 10 bytes at least, in front of the frame.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.header.as_ptr(), bytes.len()) }
     }
 
     /// Writes `bytes` at `at`. Panics when they do not fit.
@@ -183,7 +193,7 @@ impl Transmitter {
                 piece.start.write_bytes(0, self.header);
                 piece.start.add(self.header)
             };
-            let length = fill(i, Room { start, size: self.room });
+            let length = fill(i, Room { header: piece.start, start, size: self.room });
             assert!(length > 0 && length <= self.room, "a frame of {length} bytes");
             bytes += length;
             let head = self.chains.describe(&mut self.ring, buffer, piece.guest, self.header + length, 0);
@@ -229,11 +239,17 @@ impl Transmitter {
 /// A frame that was received, still in guest memory.
 #[derive(Debug)]
 pub struct Received<'a> {
+    header: NetHeader,
     pieces: &'a [(NonNull<u8>, usize)],
     length: usize,
 }
 
 impl Received<'_> {
+    /// The virtio-net header that came with it.
+    pub fn header(&self) -> NetHeader {
+        self.header
+    }
+
     /// Bytes of the frame.
     pub fn length(&self) -> usize {
         self.length
@@ -271,6 +287,8 @@ pub struct Receiver {
     header: usize,
     room: usize,
     mergeable: bool,
+    /// Features that allow headers other than zeros.
+    features: u64,
     held_back: bool,
     counts: Counts,
 }
@@ -287,7 +305,13 @@ impl Receiver {
     ) -> anyhow::Result<Self> {
         let chains = Chains::new(&ring, shape, indirect, header)?;
         let buffers = Buffers::new(&ring, chains.buffers(ring.size()), header + room)?;
-        Ok(Self { ring, chains, buffers, header, room, mergeable, held_back: false, counts: Counts::default() })
+        let counts = Counts::default();
+        Ok(Self { ring, chains, buffers, header, room, mergeable, features: 0, held_back: false, counts })
+    }
+
+    /// Features that were agreed on: a header that they do not allow is counted as wrong. None were at the start.
+    pub fn agree(&mut self, features: u64) {
+        self.features = features;
     }
 
     /// Makes up to `most` free buffers available; how many it were.
@@ -322,12 +346,12 @@ impl Receiver {
             }
         }
         while at < pending && frames < most {
-            let Some((count, length)) = self.gather(at, pending, &mut pieces) else {
+            let Some((count, length, header)) = self.gather(at, pending, &mut pieces) else {
                 self.counts.wrong += 1;
                 at += 1;
                 continue;
             };
-            take(&Received { pieces: &pieces[..usize::from(count)], length });
+            take(&Received { header, pieces: &pieces[..usize::from(count)], length });
             self.counts.bytes += length as u64;
             at += count;
             frames += 1;
@@ -341,14 +365,15 @@ impl Receiver {
         frames
     }
 
-    /// Finds the pieces of the frame that starts `at` used elements ahead: how many buffers, and the frame's length.
+    /// Finds the pieces of the frame that starts `at` used elements ahead: how many buffers, the frame's
+    /// length, and its header.
     #[inline]
     fn gather(
         &mut self,
         at: u16,
         pending: u16,
         pieces: &mut [(NonNull<u8>, usize); MOST_PIECES],
-    ) -> Option<(u16, usize)> {
+    ) -> Option<(u16, usize, NetHeader)> {
         let (start, length) = self.take_back(at)?;
         if length <= self.header {
             return None;
@@ -360,8 +385,8 @@ impl Receiver {
             self.counts.uncounted += u64::from(count != 1);
             count = 1;
         }
-        let plain = header[0] == 0 && header[1] == 0;
-        if !plain || count == 0 || usize::from(count) > MOST_PIECES {
+        let header = NetHeader::parse(header[..10].try_into().unwrap_or_default());
+        if !header.is_allowed(self.features) || count == 0 || usize::from(count) > MOST_PIECES {
             return None;
         }
         // SAFETY: length > header.
@@ -375,7 +400,7 @@ impl Receiver {
             pieces[usize::from(i)] = (start, length);
             total += length;
         }
-        Some((count, total))
+        Some((count, total, header))
     }
 
     /// Takes a used buffer back: its first byte, and how many the device wrote.
