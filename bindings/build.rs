@@ -21,6 +21,7 @@ const FUNCTIONS: &[&str] = &[
     "rte_eth_(macaddr_get|promiscuous_(enable|disable|get)|allmulticast_(enable|disable|get))",
     "rte_eth_(stats_get|xstats_get|xstats_get_names|find_next|dev_set_link_up)",
     "rte_(pktmbuf_pool_create|mempool_free|mempool_avail_count|mempool_in_use_count|malloc_get_socket_stats)",
+    "rte_(ring_create|ring_free|eth_from_rings)",
     "shim_.*",
 ];
 
@@ -62,6 +63,7 @@ fn main() {
         // Reached through the shim's offsets alone: its unions and markers do not translate well.
         .opaque_type("rte_mbuf")
         .opaque_type("rte_mempool")
+        .opaque_type("rte_ring")
         .opaque_type("rte_device")
         .opaque_type("rte_devargs")
         .opaque_type("rte_dev_iterator")
@@ -87,6 +89,9 @@ fn main() {
             exit(1)
         }
     }
+
+    // Drivers are plug-ins, which pkg-config does not name; this one has functions of its own.
+    println!("cargo:rustc-link-lib=rte_net_ring");
 
     let mut shim = cc::Build::new();
     shim.file("shim.c").includes(&dpdk.include_paths).opt_level(3).warnings(true).extra_warnings(false);

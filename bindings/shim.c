@@ -36,6 +36,11 @@ void shim_free_bulk(struct rte_mbuf **packets, unsigned int n)
 	rte_pktmbuf_free_bulk(packets, n);
 }
 
+unsigned int shim_ring_take(struct rte_ring *ring, struct rte_mbuf **packets, unsigned int n)
+{
+	return rte_ring_dequeue_burst(ring, (void **)packets, n, NULL);
+}
+
 int shim_matching_ports(const char *devargs, uint16_t *ports, int room)
 {
 	struct rte_dev_iterator iterator;

@@ -17,12 +17,14 @@
 #include <rte_eal.h>
 #include <rte_errno.h>
 #include <rte_ethdev.h>
+#include <rte_eth_ring.h>
 #include <rte_ether.h>
 #include <rte_lcore.h>
 #include <rte_log.h>
 #include <rte_malloc.h>
 #include <rte_mbuf.h>
 #include <rte_mempool.h>
+#include <rte_ring.h>
 #include <rte_version.h>
 
 /* Field offsets of rte_mbuf. They moved between DPDK 22.11 and 24.11, so they come from the headers at build time. */
@@ -50,6 +52,8 @@ enum shim_constants {
 	SHIM_SOCKET_ID_ANY = SOCKET_ID_ANY,
 	SHIM_ETHER_HDR_LEN = RTE_ETHER_HDR_LEN,
 	SHIM_DPDK_VERSION = RTE_VERSION,
+	SHIM_RING_SP_ENQ = RING_F_SP_ENQ,
+	SHIM_RING_SC_DEQ = RING_F_SC_DEQ,
 };
 
 static const uint64_t SHIM_RX_OFFLOAD_SCATTER = RTE_ETH_RX_OFFLOAD_SCATTER;
@@ -73,6 +77,9 @@ uint16_t shim_tx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **packets,
 int shim_alloc_bulk(struct rte_mempool *pool, struct rte_mbuf **packets, unsigned int n);
 /* rte_pktmbuf_free_bulk(): whole chains. */
 void shim_free_bulk(struct rte_mbuf **packets, unsigned int n);
+
+/* rte_ring_dequeue_burst(): up to n packets out of a software ring. */
+unsigned int shim_ring_take(struct rte_ring *ring, struct rte_mbuf **packets, unsigned int n);
 
 /*
  * Ports whose device arguments match (RTE_ETH_FOREACH_MATCHING_DEV), in DPDK's order: at most `room` ids are written to

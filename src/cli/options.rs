@@ -188,7 +188,7 @@ pub(super) struct Add {
     /// Which side listens: server: ringspan does; client: the front-end does.
     #[arg(long, default_value = "server")]
     pub role: RoleWord,
-    /// What it is bridged to: pci:ADDRESS[,devargs], vdev:NAME[,devargs], soft:NIC/vfN or vhost-vdpa:PATH.
+    /// What it is bridged to: pci:ADDRESS[,devargs], vdev:NAME[,devargs], soft:NIC/vfN, patch:NAME/a (or /b) or vhost-vdpa:PATH.
     #[arg(long)]
     pub device: DeviceSpec,
     /// Queues of the device in each direction, 1 to 32.

@@ -151,7 +151,8 @@ fn checked_cores(cores: &Spanned<Vec<u16>>, host: &HostCores) -> Result<Vec<u16>
 /// What two ports may not share: the lane counts for a device that exists only within one.
 pub(crate) fn device_key(device: &DeviceSpec, lane: Option<&LaneName>) -> (Option<LaneName>, String) {
     match device {
-        DeviceSpec::Pci { .. } | DeviceSpec::VhostVdpa { .. } => (None, device.identity()),
+        // A cable lies in one lane, and its name means the same cable everywhere.
+        DeviceSpec::Pci { .. } | DeviceSpec::VhostVdpa { .. } | DeviceSpec::Patch { .. } => (None, device.identity()),
         DeviceSpec::Vdev { .. } | DeviceSpec::Soft { .. } => (lane.cloned(), device.identity()),
     }
 }
@@ -159,6 +160,7 @@ pub(crate) fn device_key(device: &DeviceSpec, lane: Option<&LaneName>) -> (Optio
 fn ports(ports: &[Spanned<PortRequest>], lanes: &[LaneSettings], control: &Control) -> Result<(), Refusal> {
     let (mut names, mut sockets, mut devices) = (HashMap::new(), HashMap::new(), HashMap::new());
     let mut interfaces = HashMap::new();
+    let mut ends = HashMap::<_, &PortRequest>::new();
     for table in ports {
         let port = table.get_ref();
         port.spec(None).map_err(|error| at(table, error.message))?;
@@ -179,6 +181,27 @@ fn ports(ports: &[Spanned<PortRequest>], lanes: &[LaneSettings], control: &Contr
                 table,
                 format!("port {}: the port {other} has the interface {interface} already", port.name),
             ));
+        }
+        if matches!(port.device, DeviceSpec::Patch { .. }) {
+            ends.insert(port.device.identity(), port);
+        }
+        if let Some(other) = port.device.other_end().and_then(|end| ends.get(&end.identity())) {
+            let lanes = port.lane.as_ref().zip(other.lane.as_ref());
+            if let Some((ours, theirs)) = lanes.filter(|(ours, theirs)| ours != theirs) {
+                let message = format!(
+                    "port {}: its lane is {ours}, and that of the port {} at the other end of its patch is {theirs}: give both the same",
+                    port.name, other.name
+                );
+                return Err(at(table, message));
+            }
+            if port.queues != other.queues {
+                let (queues, theirs) = (port.queues, other.queues);
+                let message = format!(
+                    "port {}: queues is {queues}, and {theirs} of the port {} at the other end of its patch: give both the same",
+                    port.name, other.name
+                );
+                return Err(at(table, message));
+            }
         }
         if let Some(lane) = &port.lane
             && !lanes.iter().any(|known| known.name == *lane)

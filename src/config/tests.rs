@@ -149,6 +149,8 @@ fn one_pci_device_has_one_port_whatever_the_lane_and_a_virtual_one_may_be_in_eac
     };
     ports("vdev:net_null0", "vdev:net_null0").unwrap();
     ports("pci:0a:00.0,representor=vf1", "pci:0a:00.0,representor=vf2").unwrap();
+    assert!(ports("patch:x/a", "patch:x/a").unwrap_err().contains("has the device patch:x/a already"));
+    assert!(ports("patch:x/a", "patch:x/b").unwrap_err().contains("give both the same"));
     assert!(ports("pci:0a:00.0", "pci:0000:0A:00.0,x=1").unwrap_err().contains("pci:0000:0a:00.0"));
 }
 

@@ -171,6 +171,18 @@ impl Desired {
                 let message = format!("port {name}: the port {other} has the interface {interface} already");
                 return Err(Error::new(ErrorKind::Busy, message).about(name));
             }
+            if spec.device.other_end().is_some_and(|end| end == port.spec.device) {
+                let (ours, theirs) = (spec.queues, port.spec.queues);
+                let wrong = if port.lane != *lane {
+                    format!("is on lane {}, this one would be on {lane}: a patch lies in one lane", port.lane)
+                } else if ours != theirs {
+                    format!("has {theirs} queues, this one would have {ours}: give both ends of a patch the same")
+                } else {
+                    continue;
+                };
+                let message = format!("port {name}: the port {other} at the other end of {} {wrong}", spec.device);
+                return Err(Error::new(ErrorKind::Invalid, message).about(name));
+            }
             if device_key(&port.spec.device, Some(&port.lane)) == key {
                 let scope = if matches!(spec.device, DeviceSpec::Vdev { .. }) { " on this lane" } else { "" };
                 let message =

@@ -31,6 +31,28 @@ fn build(config: &Config, saved: &Saved) -> Desired {
     Desired::build(config, saved, &room(config))
 }
 
+fn patch(name: &str, end: &str, more: &str) -> String {
+    port(name, &format!("patch:x/{end}"), more)
+}
+
+#[test]
+fn both_ends_of_a_patch_go_to_one_lane_and_have_the_same_queues() {
+    // Where there are fewest ports would be the other lane.
+    let config = file(&format!("{SECOND}{}{}", patch("vm1", "a", "lane = \"b\""), patch("vm2", "b", "")));
+    let desired = build(&config, &Saved::default());
+    assert_eq!(desired.ports[&"vm2".parse().unwrap()].lane.as_str(), "b", "{:?}", desired.aside);
+
+    for (lane, queues, says) in [("main", 1, "lies in one lane"), ("b", 2, "has 1 queues")] {
+        let desired = build(&file(&format!("{SECOND}{}", patch("vm1", "a", "lane = \"b\""))), &Saved::default());
+        let text = format!(r#"{{"name":"vm2","socket":"/run/y","device":"patch:x/b","queues":{queues},"compat":"1"}}"#);
+        let error = desired.claim(&serde_json::from_str(&text).unwrap(), &lane.parse().unwrap()).unwrap_err();
+        assert!(error.message.contains("vm1") && error.message.contains(says), "{error}");
+    }
+    let twice = file(&format!("{SECOND}{}", patch("vm1", "a", "lane = \"b\"")));
+    let desired = build(&twice, &added(&[("vm2", "patch:x/a", "main")]));
+    assert!(desired.aside[0].reason.message.contains("the port vm1 has the device patch:x/a"), "{:?}", desired.aside);
+}
+
 const SECOND: &str = "[[lane]]\nname = \"b\"\ncores = [1]\n";
 
 #[test]

@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::PortName;
+
 /// Why an address was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
@@ -20,7 +22,7 @@ pub enum AddressError {
     NotUnicast(MacAddress),
     /// A device of no known kind.
     #[error(
-        "{0:?} is not a device: write pci:0000:0a:00.2[,devargs], vdev:net_tap0[,devargs], soft:nic0/vf3 or vhost-vdpa:/dev/vhost-vdpa-0"
+        "{0:?} is not a device: write pci:0000:0a:00.2[,devargs], vdev:net_tap0[,devargs], soft:nic0/vf3, patch:NAME/a or vhost-vdpa:/dev/vhost-vdpa-0"
     )]
     Device(String),
     /// Device arguments with a character that would end them.
@@ -107,8 +109,8 @@ impl fmt::Display for MacAddress {
 
 /// What a port is bridged to.
 ///
-/// Written `pci:0000:0a:00.2[,devargs]`, `vdev:net_tap0[,devargs]`, `soft:nic0/vf3` or
-/// `vhost-vdpa:/dev/vhost-vdpa-0`. The devargs are DPDK's own, unchanged.
+/// Written `pci:0000:0a:00.2[,devargs]`, `vdev:net_tap0[,devargs]`, `soft:nic0/vf3`, `patch:NAME/a` (the other end is
+/// `patch:NAME/b`) or `vhost-vdpa:/dev/vhost-vdpa-0`. The devargs are DPDK's own, unchanged.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum DeviceSpec {
@@ -133,11 +135,46 @@ pub enum DeviceSpec {
         /// Index of the VF.
         vf: u16,
     },
+    /// One end of a patch cable: what goes in here comes out at the other end, a port of the same lane.
+    Patch {
+        /// Name of the cable, of the same form as a port's.
+        name: String,
+        /// Which end.
+        end: PatchEnd,
+    },
     /// A vhost-vdpa character device.
     VhostVdpa {
         /// Path of the device node.
         path: PathBuf,
     },
+}
+
+/// One of the two ends of a patch cable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PatchEnd {
+    /// `patch:NAME/a`.
+    A,
+    /// `patch:NAME/b`.
+    B,
+}
+
+impl PatchEnd {
+    /// The opposite one.
+    pub fn other(self) -> Self {
+        match self {
+            Self::A => Self::B,
+            Self::B => Self::A,
+        }
+    }
+}
+
+impl fmt::Display for PatchEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::A => "a",
+            Self::B => "b",
+        })
+    }
 }
 
 impl DeviceSpec {
@@ -151,8 +188,14 @@ impl DeviceSpec {
                 None => format!("pci:{address}"),
             },
             Self::Vdev { name, .. } => format!("vdev:{name}"),
-            Self::Soft { .. } | Self::VhostVdpa { .. } => self.to_string(),
+            Self::Soft { .. } | Self::Patch { .. } | Self::VhostVdpa { .. } => self.to_string(),
         }
+    }
+
+    /// The device at the other end of a patch cable.
+    pub fn other_end(&self) -> Option<Self> {
+        let Self::Patch { name, end } = self else { return None };
+        Some(Self::Patch { name: name.clone(), end: end.other() })
     }
 
     /// The kernel's network interface that a TAP, AF_PACKET, AF_XDP or pcap device stands on (`iface=`). The kernel lets several of
@@ -197,6 +240,16 @@ impl FromStr for DeviceSpec {
                 let vf = vf.parse().map_err(|_| bad())?;
                 if nic.is_empty() { Err(bad()) } else { Ok(Self::Soft { nic: nic.into(), vf }) }
             }
+            "patch" => {
+                let (name, end) = rest.rsplit_once('/').ok_or_else(bad)?;
+                // A port's name has the form that is wanted, and its error would speak of ports.
+                let name = name.parse::<PortName>().map_err(|_| bad())?.to_string();
+                match end {
+                    "a" => Ok(Self::Patch { name, end: PatchEnd::A }),
+                    "b" => Ok(Self::Patch { name, end: PatchEnd::B }),
+                    _ => Err(bad()),
+                }
+            }
             "vhost-vdpa" if rest.starts_with('/') => Ok(Self::VhostVdpa { path: rest.into() }),
             _ => Err(bad()),
         }
@@ -209,6 +262,7 @@ impl fmt::Display for DeviceSpec {
             Self::Pci { address, args } => (format!("pci:{address}"), args.as_str()),
             Self::Vdev { name, args } => (format!("vdev:{name}"), args.as_str()),
             Self::Soft { nic, vf } => (format!("soft:{nic}/vf{vf}"), ""),
+            Self::Patch { name, end } => (format!("patch:{name}/{end}"), ""),
             Self::VhostVdpa { path } => (format!("vhost-vdpa:{}", path.display()), ""),
         };
         match args {
@@ -252,8 +306,8 @@ as_string!(
 as_string!(MacAddress, "An Ethernet address: 52:54:00:12:34:56.", "^([0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}$");
 as_string!(
     DeviceSpec,
-    "pci:0000:0a:00.2[,devargs], vdev:net_tap0[,devargs], soft:nic0/vf3 or vhost-vdpa:/dev/vhost-vdpa-0.",
-    "^(pci|vdev|soft|vhost-vdpa):"
+    "pci:0000:0a:00.2[,devargs], vdev:net_tap0[,devargs], soft:nic0/vf3, patch:NAME/a (or /b) or vhost-vdpa:/dev/vhost-vdpa-0.",
+    "^(pci|vdev|soft|patch|vhost-vdpa):"
 );
 
 #[cfg(test)]
@@ -289,12 +343,16 @@ mod tests {
             "vdev:net_null0,size=64,no-rx=1",
             "vdev:net_tap0,iface=up0",
             "soft:nic0/vf3",
+            "patch:cable-1/a",
+            "patch:cable-1/b",
             "vhost-vdpa:/dev/vhost-vdpa-0",
         ] {
             assert_eq!(text.parse::<DeviceSpec>().unwrap().to_string(), text);
         }
         for bad in
             ["", "null0", "vdev:", "vdev:crypto_null", "pci:zz", "soft:nic0", "vhost-vdpa:x", "vdev:net_null0,a b"]
+                .into_iter()
+                .chain(["patch:x", "patch:/a", "patch:x/c", "patch:x/ab", "patch:x/y/a", "patch:x/a,y=1"])
         {
             assert!(bad.parse::<DeviceSpec>().is_err(), "{bad:?} was accepted");
         }
@@ -310,6 +368,15 @@ mod tests {
             identity("pci:0000:0A:00.0,representor=pf[0,1]vf3")
         );
         assert_eq!(identity("vdev:net_null0,size=64"), identity("vdev:net_null0"));
+    }
+
+    #[test]
+    fn a_cable_has_two_ends_and_each_is_the_other_end_of_the_other() {
+        let end = |text: &str| text.parse::<DeviceSpec>().unwrap();
+        assert_eq!(end("patch:x/a").other_end(), Some(end("patch:x/b")));
+        assert_eq!(end("patch:x/b").other_end(), Some(end("patch:x/a")));
+        assert_ne!(end("patch:x/a").identity(), end("patch:x/b").identity());
+        assert_eq!(end("vdev:net_ring0").other_end(), None);
     }
 
     #[test]

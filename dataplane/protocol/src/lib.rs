@@ -10,7 +10,7 @@ pub mod name;
 pub mod port;
 pub mod stats;
 
-pub use address::{DeviceSpec, MacAddress, PciAddress};
+pub use address::{DeviceSpec, MacAddress, PatchEnd, PciAddress};
 pub use event::{LaneEvent, LaneEventKind};
 pub use message::{Envelope, Failure, FailureKind, Reply, Request, VERSION};
 pub use message::{LaneInfo, PortChange};

@@ -16,7 +16,7 @@ use super::pool::Pool;
 use super::port::Port;
 use super::queue::{QueuePair, RxQueue, TxQueue};
 use super::registry::{self, Registry};
-use super::{log, pci};
+use super::{log, patch, pci};
 
 /// Most ports that one probe can make: a physical function and its representors.
 const MOST_PORTS: usize = sys::SHIM_MAX_ETHPORTS as usize;
@@ -48,7 +48,7 @@ impl Device {
     /// # Errors
     /// [`DeviceError`]; the device is unplugged again.
     pub fn open(spec: &DeviceSpec, config: &DeviceConfig) -> Result<(Self, Vec<QueuePair>), DeviceError> {
-        let port = Arc::new(plug(spec)?);
+        let port = Arc::new(plug(spec, config.queues)?);
         let (pool, filters) = Setup { port: &port, spec }.run(config, None)?;
         let device = Self { port, spec: spec.clone(), config: *config, pool, filters };
         let queues = device.hand_out();
@@ -215,11 +215,12 @@ impl Device {
 }
 
 /// Finds the port of a device, plugging it in when it is not there yet, and makes it ours.
-fn plug(spec: &DeviceSpec) -> Result<Port, DeviceError> {
+fn plug(spec: &DeviceSpec, queues: u16) -> Result<Port, DeviceError> {
     let device = spec.to_string();
     let devargs = match spec {
         DeviceSpec::Pci { address, args } => devargs(&format!("pci:{address}"), args),
         DeviceSpec::Vdev { name, args } => devargs(&format!("vdev:{name}"), args),
+        DeviceSpec::Patch { .. } => String::new(),
         DeviceSpec::Soft { .. } => return Err(DeviceError::Kind { device, kind: "soft" }),
         DeviceSpec::VhostVdpa { .. } => return Err(DeviceError::Kind { device, kind: "vhost-vdpa" }),
     };
@@ -231,15 +232,18 @@ fn plug(spec: &DeviceSpec) -> Result<Port, DeviceError> {
     if registry.has(&identity) {
         return Err(DeviceError::InUse { device });
     }
+    if let DeviceSpec::Patch { name, end } = spec {
+        check_room(&device)?;
+        let (id, cable) = patch::plug(&device, name, *end, queues)?;
+        let (id, info) =
+            info_of(id).ok_or(DeviceError::NotFound { device, remedy: String::new(), said: String::new() })?;
+        registry.claim(identity, id, info.device);
+        return Ok(Port::new(id, info.device, driver_name(&info), Some(cable)));
+    }
     // A port may be there already: the uplink of a function that was probed for one of its representors.
     let mut found = free_port(&registry, &identity);
     if found.is_none() {
-        // SAFETY: EAL is started.
-        let ports = unsafe { sys::rte_eth_dev_count_total() };
-        let limit = sys::SHIM_MAX_ETHPORTS as u16;
-        if ports >= limit {
-            return Err(DeviceError::PortLimit { device, limit });
-        }
+        check_room(&device)?;
         if let DeviceSpec::Pci { address, .. } = spec {
             pci::check(Path::new(pci::SYSFS), *address, &device)?;
             watch_buses();
@@ -253,13 +257,24 @@ fn plug(spec: &DeviceSpec) -> Result<Port, DeviceError> {
     }
     let (id, info) = found.unwrap_or_else(|| unreachable!("a port was found above"));
     registry.claim(identity, id, info.device);
-    let driver = if info.driver_name.is_null() {
+    Ok(Port::new(id, info.device, driver_name(&info), None))
+}
+
+/// Whether one more port may be made.
+fn check_room(device: &str) -> Result<(), DeviceError> {
+    // SAFETY: EAL is started.
+    let ports = unsafe { sys::rte_eth_dev_count_total() };
+    let limit = sys::SHIM_MAX_ETHPORTS as u16;
+    if ports < limit { Ok(()) } else { Err(DeviceError::PortLimit { device: device.into(), limit }) }
+}
+
+fn driver_name(info: &sys::rte_eth_dev_info) -> String {
+    if info.driver_name.is_null() {
         String::new()
     } else {
         // SAFETY: a static, terminated string of the driver.
         unsafe { CStr::from_ptr(info.driver_name) }.to_string_lossy().into_owned()
-    };
-    Ok(Port::new(id, info.device, driver))
+    }
 }
 
 /// Has DPDK listen to what the kernel says of devices that come and go.
@@ -286,6 +301,11 @@ fn free_port(registry: &Registry, identity: &str) -> Option<(u16, sys::rte_eth_d
         log::listen(|| unsafe { sys::shim_matching_ports(filter.as_ptr(), ports.as_mut_ptr(), MOST_PORTS as i32) });
     let found = usize::try_from(found).unwrap_or(0).min(MOST_PORTS);
     let id = ports[..found].iter().copied().find(|id| !registry.has_port(*id))?;
+    info_of(id)
+}
+
+/// What the driver says of a port, with the port.
+fn info_of(id: u16) -> Option<(u16, sys::rte_eth_dev_info)> {
     let mut info = MaybeUninit::<sys::rte_eth_dev_info>::zeroed();
     // SAFETY: a valid port; the function fills the structure, for which all zeroes are a valid value too.
     let (status, info) = unsafe { (sys::rte_eth_dev_info_get(id, info.as_mut_ptr()), info.assume_init()) };

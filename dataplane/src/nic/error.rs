@@ -143,6 +143,18 @@ pub enum DeviceError {
         /// What it can.
         most: u16,
     },
+    /// The two ends of a patch differ.
+    #[error(
+        "device {device}: the other end of the patch has {other} queues, and {asked} were asked for: give both the same `queues`"
+    )]
+    PatchQueues {
+        /// The device as it was asked for.
+        device: String,
+        /// What was asked for.
+        asked: u16,
+        /// What the other end has.
+        other: u16,
+    },
     /// An MTU the driver cannot do.
     #[error("device {device} ({driver}) takes an MTU of {least} to {most}, {asked} was asked for: change `mtu`")]
     Mtu {
@@ -238,6 +250,7 @@ impl From<DeviceError> for Failure {
         let (kind, errno) = match &error {
             NotStarted { .. } | QueuesAway { .. } => (FailureKind::Failed, None),
             Kind { .. } | Queues { .. } | Mtu { .. } => (FailureKind::Unsupported, None),
+            PatchQueues { .. } => (FailureKind::Invalid, None),
             NotFound { .. } => (FailureKind::NotFound, None),
             InUse { .. } => (FailureKind::Busy, None),
             PortLimit { .. } | NoMemory { .. } => (FailureKind::NoRoom, None),

@@ -20,6 +20,7 @@ mod eal;
 mod error;
 mod filter;
 mod log;
+mod patch;
 mod pci;
 mod pool;
 mod port;

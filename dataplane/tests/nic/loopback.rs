@@ -135,3 +135,39 @@ fn several_queues_are_apart() {
         }
     });
 }
+
+#[test]
+fn a_patch_carries_both_ways_queue_by_queue_and_goes_with_its_second_end() {
+    alone("loopback::a_patch_carries_both_ways_queue_by_queue_and_goes_with_its_second_end", |_| {
+        let two = DeviceConfig { queues: 2, ..PLAIN };
+        let (a, mut at_a) = open("patch:x/a", &two).unwrap();
+        let refused = |device: &str, config: &DeviceConfig| open(device, config).unwrap_err().to_string();
+        assert!(refused("patch:x/b", &PLAIN).contains("the other end of the patch has 2 queues, and 1 were asked for"));
+        assert!(refused("patch:x/a", &two).contains("used by another port"));
+        assert!(refused("patch:y/a", &DeviceConfig { queues: 17, ..PLAIN }).contains("16 queues at most"));
+        // Before there is another end, and not for the one that comes.
+        send(&mut at_a[0], &[frame(7, 60)]);
+        let (b, mut at_b) = open("patch:x/b", &two).unwrap();
+        for queue in 0..2 {
+            let there: Vec<_> = (0..100).map(|n| frame(1000 * queue + n, 60)).collect();
+            let back: Vec<_> = (0..100).map(|n| frame(1000 * queue + 500 + n, 1514)).collect();
+            send(&mut at_a[queue], &there);
+            send(&mut at_b[queue], &back);
+            assert_eq!(receive(&mut at_b[queue], there.len()), there);
+            assert_eq!(receive(&mut at_a[queue], back.len()), back);
+        }
+        // A frame that is under way when its sender goes arrives, and its buffer goes back to a pool that nobody has any more.
+        send(&mut at_a[1], &[frame(1, 60)]);
+        a.close(at_a);
+        assert_eq!(receive(&mut at_b[1], 1), [frame(1, 60)]);
+        // The same name, another end a: the cable is still there.
+        let (a, mut at_a) = open("patch:x/a", &two).unwrap();
+        send(&mut at_b[0], &[frame(2, 60)]);
+        assert_eq!(receive(&mut at_a[0], 1), [frame(2, 60)]);
+        send(&mut at_b[0], &[frame(3, 60)]);
+        a.close(at_a);
+        b.close(at_b);
+        // With both ends gone the name is free for a cable with other queues.
+        let (_device, _queues) = open("patch:x/b", &PLAIN).unwrap();
+    });
+}
