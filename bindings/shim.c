@@ -33,7 +33,31 @@ int shim_alloc_bulk(struct rte_mempool *pool, struct rte_mbuf **packets, unsigne
 
 void shim_free_bulk(struct rte_mbuf **packets, unsigned int n)
 {
-	rte_pktmbuf_free_bulk(packets, n);
+	struct rte_mempool *pool;
+
+	if (n == 0)
+		return;
+	pool = packets[0]->pool;
+	for (unsigned int i = 0; i < n; i++) {
+		const struct rte_mbuf *packet = packets[i];
+
+		if (packet->pool != pool || packet->nb_segs != 1 || packet->next != NULL ||
+		    rte_mbuf_refcnt_read(packet) != 1 || !RTE_MBUF_DIRECT(packet)) {
+			rte_pktmbuf_free_bulk(packets, n);
+			return;
+		}
+	}
+	rte_mempool_put_bulk(pool, (void **)packets, n);
+}
+
+int shim_get_bulk(struct rte_mempool *pool, struct rte_mbuf **buffers, unsigned int n)
+{
+	return rte_mempool_get_bulk(pool, (void **)buffers, n);
+}
+
+void shim_put_bulk(struct rte_mempool *pool, struct rte_mbuf **buffers, unsigned int n)
+{
+	rte_mempool_put_bulk(pool, (void **)buffers, n);
 }
 
 unsigned int shim_ring_take(struct rte_ring *ring, struct rte_mbuf **packets, unsigned int n)
@@ -65,11 +89,14 @@ size_t shim_mbuf_layout(size_t *offsets, size_t room)
 		sizeof(struct rte_mbuf),
 		offsetof(struct rte_mbuf, buf_addr),
 		offsetof(struct rte_mbuf, data_off),
+		offsetof(struct rte_mbuf, refcnt),
 		offsetof(struct rte_mbuf, nb_segs),
 		offsetof(struct rte_mbuf, port),
 		offsetof(struct rte_mbuf, ol_flags),
+		offsetof(struct rte_mbuf, packet_type),
 		offsetof(struct rte_mbuf, pkt_len),
 		offsetof(struct rte_mbuf, data_len),
+		offsetof(struct rte_mbuf, vlan_tci),
 		offsetof(struct rte_mbuf, buf_len),
 		offsetof(struct rte_mbuf, pool),
 		offsetof(struct rte_mbuf, next),

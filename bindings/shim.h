@@ -32,11 +32,14 @@ enum shim_mbuf_layout {
 	SHIM_MBUF_SIZE = sizeof(struct rte_mbuf),
 	SHIM_MBUF_BUF_ADDR = offsetof(struct rte_mbuf, buf_addr),
 	SHIM_MBUF_DATA_OFF = offsetof(struct rte_mbuf, data_off),
+	SHIM_MBUF_REFCNT = offsetof(struct rte_mbuf, refcnt),
 	SHIM_MBUF_NB_SEGS = offsetof(struct rte_mbuf, nb_segs),
 	SHIM_MBUF_PORT = offsetof(struct rte_mbuf, port),
 	SHIM_MBUF_OL_FLAGS = offsetof(struct rte_mbuf, ol_flags),
+	SHIM_MBUF_PACKET_TYPE = offsetof(struct rte_mbuf, packet_type),
 	SHIM_MBUF_PKT_LEN = offsetof(struct rte_mbuf, pkt_len),
 	SHIM_MBUF_DATA_LEN = offsetof(struct rte_mbuf, data_len),
+	SHIM_MBUF_VLAN_TCI = offsetof(struct rte_mbuf, vlan_tci),
 	SHIM_MBUF_BUF_LEN = offsetof(struct rte_mbuf, buf_len),
 	SHIM_MBUF_POOL = offsetof(struct rte_mbuf, pool),
 	SHIM_MBUF_NEXT = offsetof(struct rte_mbuf, next),
@@ -75,8 +78,11 @@ uint16_t shim_rx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **packets,
 uint16_t shim_tx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **packets, uint16_t n);
 /* rte_pktmbuf_alloc_bulk(): all n or none; 0 when done. */
 int shim_alloc_bulk(struct rte_mempool *pool, struct rte_mbuf **packets, unsigned int n);
-/* rte_pktmbuf_free_bulk(): whole chains. */
+/* rte_pktmbuf_free_bulk(): whole chains. Frames in one buffer of one pool, held once, take a short way. */
 void shim_free_bulk(struct rte_mbuf **packets, unsigned int n);
+/* rte_mempool_get_bulk() and rte_mempool_put_bulk(): buffers as they lie in the pool, all n or none. */
+int shim_get_bulk(struct rte_mempool *pool, struct rte_mbuf **buffers, unsigned int n);
+void shim_put_bulk(struct rte_mempool *pool, struct rte_mbuf **buffers, unsigned int n);
 
 /* rte_ring_dequeue_burst(): up to n packets out of a software ring. */
 unsigned int shim_ring_take(struct rte_ring *ring, struct rte_mbuf **packets, unsigned int n);

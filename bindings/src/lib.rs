@@ -31,18 +31,21 @@ mod tests {
             SHIM_MBUF_SIZE,
             SHIM_MBUF_BUF_ADDR,
             SHIM_MBUF_DATA_OFF,
+            SHIM_MBUF_REFCNT,
             SHIM_MBUF_NB_SEGS,
             SHIM_MBUF_PORT,
             SHIM_MBUF_OL_FLAGS,
+            SHIM_MBUF_PACKET_TYPE,
             SHIM_MBUF_PKT_LEN,
             SHIM_MBUF_DATA_LEN,
+            SHIM_MBUF_VLAN_TCI,
             SHIM_MBUF_BUF_LEN,
             SHIM_MBUF_POOL,
             SHIM_MBUF_NEXT,
             SHIM_MBUF_TX_OFFLOAD,
         ]
         .map(|offset| offset as usize);
-        let mut c = [0; 12];
+        let mut c = [0; 15];
         // SAFETY: the function writes at most as many values as it is told there is room for.
         let count = unsafe { shim_mbuf_layout(c.as_mut_ptr(), c.len()) };
         assert_eq!(count, c.len());

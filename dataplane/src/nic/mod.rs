@@ -13,6 +13,7 @@
 //!   rings are emptied, and a pool with frames still outside is kept aside until they are back.
 //! - Plugging and unplugging is done by one thread at a time, under the lock of `registry`.
 
+mod blanks;
 mod burst;
 mod configure;
 mod device;
@@ -27,6 +28,7 @@ mod port;
 mod queue;
 mod registry;
 
+pub use blanks::Blanks;
 pub use burst::{Burst, Frame, FrameMut, Segments};
 pub use configure::DeviceConfig;
 pub use device::{Device, Link};

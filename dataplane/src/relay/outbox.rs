@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use ringspan_protocol::Drops;
 
-use crate::nic::{Burst, Pool, TxQueue};
+use crate::nic::{Blanks, Burst, Pool, TxQueue};
 use crate::ring::{FrameSink, NetHeader};
 use crate::stats::QueueCells;
 
@@ -17,26 +17,17 @@ pub(super) const FAREWELL: Duration = Duration::from_micros(100);
 
 /// A burst of free buffers to copy into: one for all pairs of a port, or a guest that sent from many of them would leave so
 /// many buffers lying about that a device of few queues has none left.
-pub struct Spare {
-    /// Free buffers; while a ring is drained the first `filled` of them hold frames.
-    buffers: Burst,
-    filled: usize,
-}
+pub struct Spare(Blanks);
 
 impl Spare {
     pub(super) fn new() -> Self {
-        Self { buffers: Burst::new(), filled: 0 }
+        Self(Blanks::new())
     }
 
     /// Sees to a burst of free buffers. With fewer, frames are dropped and counted when there is no buffer for them.
+    #[inline]
     pub(super) fn refill(&mut self, pool: &Pool) {
-        // A ring that was found broken may have left some half filled.
-        self.filled = 0;
-        let mut missing = self.buffers.room();
-        // A pool gives as many as are asked for, or none.
-        while missing > 0 && !self.buffers.allocate(pool, missing) {
-            missing /= 2;
-        }
+        self.0.refill(pool);
     }
 }
 
@@ -59,9 +50,8 @@ impl Outbox {
 
     /// What a ring was drained into is ready to be sent. Only when the outbox is empty.
     pub(super) fn close(&mut self, spare: &mut Spare, frames: usize, bytes: u64) {
-        debug_assert_eq!(frames, spare.filled);
-        spare.buffers.move_front(spare.filled, &mut self.ready);
-        spare.filled = 0;
+        debug_assert_eq!(frames, spare.0.frames());
+        spare.0.take(&mut self.ready);
         self.bytes += bytes;
     }
 
@@ -116,17 +106,11 @@ impl Outbox {
     }
 }
 
-// SAFETY: each call hands out the buffer of another frame, which has room for `len` bytes (`set_len` checks it),
-// belongs to the port until it is sent, and is packet memory, never guest memory.
+// SAFETY: each call hands out the buffer of another frame, which has room for `len` bytes, belongs to the port until it is
+// sent, and is packet memory, never guest memory.
 unsafe impl FrameSink for Spare {
-    #[inline]
+    #[inline(always)]
     fn frame(&mut self, _header: &NetHeader, len: usize) -> Option<NonNull<u8>> {
-        if self.filled == self.buffers.len() {
-            return None;
-        }
-        let mut frame = self.buffers.frame_mut(self.filled);
-        frame.set_len(len);
-        self.filled += 1;
-        NonNull::new(frame.as_mut_ptr())
+        self.0.frame(len)
     }
 }

@@ -1,0 +1,141 @@
+//! Buffers on their way from a pool to a burst: each becomes a frame when its length is known.
+
+use std::ptr::{self, NonNull};
+
+use dpdk_sys as sys;
+
+use super::burst::Burst;
+use super::pool::Pool;
+use crate::BURST;
+
+/// Free buffers of one pool, of which the first have become frames. [`Burst::allocate`] makes frames that are changed
+/// afterwards; here the fields of a frame are written once, which is what a burst of small frames feels.
+///
+/// Those that are free lie as the pool gave them out: one segment, held once (*Mbuf Library*, `rte_mbuf_raw_alloc`), so that
+/// they can go back as they are.
+pub struct Blanks {
+    /// The first `frames` are whole frames, those up to `len` are free; all are ours, and of `pool`.
+    buffers: [*mut sys::rte_mbuf; BURST],
+    frames: usize,
+    len: usize,
+    pool: Option<Pool>,
+    /// Longest frame in bytes that a buffer of `pool` holds.
+    room: usize,
+}
+
+// SAFETY: the buffers belong to this alone, and may be used and returned by any thread.
+unsafe impl Send for Blanks {}
+
+/// `data_off`, `refcnt`, `nb_segs` and `port` of a frame in one buffer that came from no device, as the eight bytes that they are.
+const FRESH: u64 = sys::SHIM_PKTMBUF_HEADROOM as u64 | 1 << 16 | 1 << 32 | (u16::MAX as u64) << 48;
+
+// The fields that are written together lie side by side.
+const _: () = {
+    assert!(
+        sys::SHIM_MBUF_REFCNT == sys::SHIM_MBUF_DATA_OFF + 2 && sys::SHIM_MBUF_NB_SEGS == sys::SHIM_MBUF_DATA_OFF + 4
+    );
+    assert!(
+        sys::SHIM_MBUF_PORT == sys::SHIM_MBUF_DATA_OFF + 6 && sys::SHIM_MBUF_OL_FLAGS == sys::SHIM_MBUF_DATA_OFF + 8
+    );
+    assert!(sys::SHIM_MBUF_PACKET_TYPE + 4 == sys::SHIM_MBUF_PKT_LEN && sys::SHIM_MBUF_PACKET_TYPE.is_multiple_of(8));
+    assert!(sys::SHIM_MBUF_VLAN_TCI == sys::SHIM_MBUF_DATA_LEN + 2 && sys::SHIM_MBUF_DATA_LEN.is_multiple_of(4));
+    assert!(sys::SHIM_MBUF_DATA_OFF.is_multiple_of(8));
+};
+
+impl Default for Blanks {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Blanks {
+    /// None.
+    pub const fn new() -> Self {
+        Self { buffers: [ptr::null_mut(); BURST], frames: 0, len: 0, pool: None, room: 0 }
+    }
+
+    /// Sees to a burst of free buffers, as far as the pool has them. Frames that were made and not taken are free again.
+    #[inline]
+    pub fn refill(&mut self, pool: &Pool) {
+        self.frames = 0;
+        if self.len < BURST {
+            self.fetch(pool);
+        }
+    }
+
+    fn fetch(&mut self, pool: &Pool) {
+        if !self.pool.as_ref().is_some_and(|held| held.same(pool)) {
+            self.release();
+            self.room = pool.room().into();
+            self.pool = Some(pool.clone());
+        }
+        let mut missing = BURST - self.len;
+        // A pool gives as many as are asked for, or none.
+        while missing > 0 {
+            // SAFETY: there is room for `missing` pointers behind the first `len`; the pool is alive.
+            let status =
+                unsafe { sys::shim_get_bulk(pool.raw(), self.buffers.as_mut_ptr().add(self.len), missing as u32) };
+            if status == 0 {
+                self.len += missing;
+                return;
+            }
+            missing /= 2;
+        }
+    }
+
+    /// Makes the next buffer a frame of `len` bytes, and says where its first byte goes. `None` when there is no buffer, or
+    /// none so long.
+    #[inline(always)]
+    pub fn frame(&mut self, len: usize) -> Option<NonNull<u8>> {
+        if self.frames >= self.len.min(BURST) || len > self.room {
+            return None;
+        }
+        let buffer = self.buffers[self.frames].cast::<u8>();
+        self.frames += 1;
+        // SAFETY: the buffer is ours; its fields are where the compiler of DPDK's headers says, and are aligned, which the
+        // constants above assert; its data starts behind the headroom, which every buffer of a pool has.
+        unsafe {
+            buffer.add(sys::SHIM_MBUF_DATA_OFF as usize).cast::<u64>().write(FRESH);
+            buffer.add(sys::SHIM_MBUF_OL_FLAGS as usize).cast::<u64>().write(0);
+            buffer.add(sys::SHIM_MBUF_PACKET_TYPE as usize).cast::<u64>().write((len as u64) << 32);
+            buffer.add(sys::SHIM_MBUF_DATA_LEN as usize).cast::<u32>().write(len as u32);
+            let memory: *mut u8 = buffer.add(sys::SHIM_MBUF_BUF_ADDR as usize).cast::<*mut u8>().read();
+            NonNull::new(memory.add(sys::SHIM_PKTMBUF_HEADROOM as usize))
+        }
+    }
+
+    /// Frames that were made since the last [`Blanks::take`] or [`Blanks::refill`].
+    #[inline]
+    pub fn frames(&self) -> usize {
+        self.frames
+    }
+
+    /// Moves the frames behind those of `burst`, as many as fit; the others are free again.
+    #[inline]
+    pub fn take(&mut self, burst: &mut Burst) {
+        let Some(pool) = &self.pool else { return };
+        burst.hold(pool);
+        let moved = self.frames.min(burst.room());
+        burst.spare()[..moved].copy_from_slice(&self.buffers[..moved]);
+        // SAFETY: whole frames that are ours, of a pool that the burst holds; they are forgotten here.
+        unsafe { burst.filled(moved) };
+        self.buffers.copy_within(moved..self.len, 0);
+        self.len -= moved;
+        self.frames = 0;
+    }
+
+    /// Returns everything to the pool, and lets go of it.
+    pub fn release(&mut self) {
+        let Some(pool) = self.pool.take() else { return };
+        // SAFETY: the first `len` are ours and not reached any more; a frame that was made has one segment and is held once,
+        // as the pool wants it.
+        unsafe { sys::shim_put_bulk(pool.raw(), self.buffers.as_ptr().cast_mut(), self.len as u32) };
+        (self.len, self.frames, self.room) = (0, 0, 0);
+    }
+}
+
+impl Drop for Blanks {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
