@@ -9,6 +9,7 @@ pub mod journal;
 pub mod lane;
 pub mod memory;
 pub mod nic;
+pub mod offload;
 pub mod port;
 pub mod relay;
 pub mod ring;
