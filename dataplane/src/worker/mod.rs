@@ -4,7 +4,9 @@
 //! between two bursts, where nothing is half done; the sender waits for its result. So a change needs no lock on the
 //! packet path, and when [`Worker::call`] returns, nothing of what was taken away is touched any more.
 
+mod clock;
 mod idle;
+mod rounds;
 mod watchdog;
 
 use std::sync::Arc;
@@ -19,6 +21,7 @@ use crate::nic::Eal;
 use crate::relay::Relay;
 pub use idle::Watch;
 use idle::{Idle, Wake};
+use rounds::{Rounds, Turn};
 pub use watchdog::{PERIOD as WATCHDOG_PERIOD, Pulse, Watchdog};
 
 /// Why a worker could not be started or asked.
@@ -189,21 +192,31 @@ fn pin(core: u16) -> Result<(), WorkerError> {
 fn run(idle: Idle, inbox: &Receiver<Call>, waiting: &AtomicBool, pulse: &Pulse) {
     let mut idle = idle;
     let mut running = Running { relays: Relays::new(), watch: idle.watch() };
+    let mut rounds = Rounds::new();
     loop {
-        if waiting.load(Ordering::Relaxed)
-            && waiting.swap(false, Ordering::Acquire)
-            && answer(inbox, &mut running) == Inbox::Closed
-        {
-            break;
+        if waiting.load(Ordering::Relaxed) && waiting.swap(false, Ordering::Acquire) {
+            if answer(inbox, &mut running) == Inbox::Closed {
+                break;
+            }
+            rounds.restart(running.relays.len(), clock::ticks());
         }
         pulse.beat();
-        let moved: usize = running.relays.iter_mut().map(Relay::run).sum();
+        let (moved, _) = rounds.round(&mut running.relays, clock::ticks);
         if moved > 0 {
             idle.busy(&mut running.relays);
         } else {
             idle.empty(&mut running.relays, waiting);
         }
     }
+}
+
+impl Turn for Relay {
+    #[inline]
+    fn run(&mut self) -> usize {
+        Relay::run(self)
+    }
+
+    fn took(&mut self, _ticks: u64) {}
 }
 
 #[derive(PartialEq, Eq)]
