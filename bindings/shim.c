@@ -40,9 +40,13 @@ void shim_free_bulk(struct rte_mbuf **packets, unsigned int n)
 	pool = packets[0]->pool;
 	for (unsigned int i = 0; i < n; i++) {
 		const struct rte_mbuf *packet = packets[i];
+		uint64_t special = packet->nb_segs ^ 1;
 
-		if (packet->pool != pool || packet->nb_segs != 1 || packet->next != NULL ||
-		    rte_mbuf_refcnt_read(packet) != 1 || !RTE_MBUF_DIRECT(packet)) {
+		special |= (uint64_t)(rte_mbuf_refcnt_read(packet) ^ 1);
+		special |= packet->ol_flags & (RTE_MBUF_F_INDIRECT | RTE_MBUF_F_EXTERNAL);
+		special |= (uintptr_t)packet->pool ^ (uintptr_t)pool;
+		special |= (uintptr_t)packet->next;
+		if (special != 0) {
 			rte_pktmbuf_free_bulk(packets, n);
 			return;
 		}
