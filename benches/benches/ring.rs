@@ -39,6 +39,7 @@ impl Guest {
             avail: GuestAddress(0x8000),
             used: GuestAddress(0x1_0000),
             base: 0,
+            resume: None,
             features,
             kick: None,
             call: None,
@@ -111,7 +112,7 @@ unsafe impl FrameSource for Same<'_> {
 }
 
 fn features(mergeable: bool) -> RingFeatures {
-    RingFeatures { event_idx: true, indirect: true, mergeable, version_1: true }
+    RingFeatures { event_idx: true, indirect: true, mergeable, version_1: true, packed: false, in_order: false }
 }
 
 fn take(c: &mut Criterion) {
@@ -237,7 +238,7 @@ fn jumbo(c: &mut Criterion) {
     let mut ring = SplitRing::new(Arc::clone(&guest.map), &guest.config).expect("a ring");
     group.bench_function("five merged buffers each", |b| {
         b.iter(|| {
-            guest.avail = ring.next_index();
+            guest.avail = ring.position();
             guest.offer(SIZE);
             black_box(ring.put(&Same(&frame)).expect("a good ring"));
         })

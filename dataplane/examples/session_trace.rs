@@ -39,7 +39,7 @@ impl RingSink for Trace {
     }
 
     fn start(&self, index: usize, config: RingConfig) {
-        self.bases.lock().expect("no panic under the lock").insert(index, config.base);
+        self.bases.lock().expect("no panic under the lock").insert(index, config.position());
         self.line(format!("ring {index} starts: {config:x?}"));
     }
 

@@ -20,7 +20,7 @@ use crate::BURST;
 use crate::journal::Journal;
 use crate::memory::GuestMap;
 use crate::nic::{Burst, Pool, QueuePair};
-use crate::ring::{RingError, SplitRing};
+use crate::ring::{Ring, RingError};
 use crate::worker::Watch;
 use inbox::Frames;
 use outbox::{FAREWELL, Outbox, Spare};
@@ -50,9 +50,9 @@ pub struct Fault {
 /// One of the guest's queue pairs.
 struct Pair {
     /// Ring 2n: filled by us.
-    to_guest: Option<SplitRing>,
+    to_guest: Option<Ring>,
     /// Ring 2n+1: drained by us.
-    from_guest: Option<SplitRing>,
+    from_guest: Option<Ring>,
     outbox: Outbox,
     /// The device queue that takes what this pair sends.
     queue: usize,
@@ -220,7 +220,7 @@ impl Relay {
     }
 
     /// Starts a ring. One that runs already is replaced.
-    pub fn start(&mut self, index: usize, mut ring: SplitRing, watch: &Watch) {
+    pub fn start(&mut self, index: usize, mut ring: Ring, watch: &Watch) {
         self.stop(index, watch);
         let Some(pair) = self.pairs.get_mut(index / 2) else { return };
         if index.is_multiple_of(2) {
@@ -267,7 +267,7 @@ impl Relay {
         };
         self.steer();
         self.broken &= self.running;
-        Some(ring.next_index())
+        Some(ring.position())
     }
 
     /// Stops every ring.
@@ -353,7 +353,7 @@ impl Relay {
         for &pair in &self.sending {
             let Pair { from_guest, outbox, .. } = &mut self.pairs[pair];
             pending |= !outbox.is_empty();
-            pending |= from_guest.as_mut().is_some_and(SplitRing::request_kicks);
+            pending |= from_guest.as_mut().is_some_and(Ring::request_kicks);
         }
         pending
     }

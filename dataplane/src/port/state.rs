@@ -9,7 +9,7 @@ use ringspan_protocol::{DeviceStatus, LaneEventKind, PortName, PortPhase, PortSp
 use super::waiting_phase;
 use crate::events::{EventLog, Pace};
 use crate::memory::GuestMap;
-use crate::ring::{RingConfig, SplitRing};
+use crate::ring::{Ring, RingConfig};
 use crate::vhost::RingSink;
 use crate::worker::Worker;
 
@@ -142,7 +142,7 @@ impl RingSink for PortState {
         let Some(map) = self.lock().map.clone() else {
             return self.push(self.break_down(index, "started before the front-end shared its memory".into()));
         };
-        let ring = match SplitRing::new(map, &config) {
+        let ring = match Ring::new(map, &config) {
             Ok(ring) => ring,
             Err(error) => return self.push(self.break_down(index, error.to_string())),
         };

@@ -1,11 +1,12 @@
-//! Descriptor chains of any legal shape (VIRTIO 1.2 sections 2.7.4 and 2.7.5): the way for everything that is not one
-//! plain descriptor.
+//! Descriptor chains of any legal shape (VIRTIO 1.2 sections 2.7.4, 2.7.5, 2.8.5 and 2.8.7): the way for everything that is
+//! not one plain descriptor.
 //!
 //! What is refused follows the back-ends that guests are used to: Linux vhost and QEMU take at most 1024 descriptors a
 //! chain (UIO_MAXIOV, VIRTQUEUE_MAX_SIZE), whatever the ring's size, and so does this. An indirect table may be longer
 //! than the ring, which the specification forbids and Linux guests do with small rings.
 
-use super::layout::{Descriptor, Layout};
+use super::descriptor::{Chain, Descriptor};
+use super::format::Format;
 use super::{RingError, copy};
 use crate::memory::{GuestMap, RegionCache, Span};
 
@@ -15,13 +16,18 @@ pub(super) const MAX_CHAIN: u16 = 1024;
 /// the worker from others. A burst of jumbo frames in the buffers of a Linux guest has a quarter of them.
 pub(super) const MAX_BURST: u32 = 4096;
 
-/// Goes along a chain, one descriptor at a time. Each is read once.
-pub(super) struct Walk<'a> {
-    layout: &'a Layout,
+/// Goes along a chain, one descriptor at a time. Each is read once; those of a packed ring that `chain` counts were read before
+/// to find its end, of which nothing else was kept.
+pub(super) struct Walk<'a, F> {
+    format: &'a F,
     map: &'a GuestMap,
     head: u16,
+    /// Descriptors in the ring, of a packed one.
+    slots: u16,
     /// Read, but not given out yet.
     descriptor: Option<Descriptor>,
+    /// Where it is in its table, which for a packed ring begins with the chain.
+    place: u16,
     table: Option<Table>,
     /// Descriptors that may still follow.
     left: u16,
@@ -36,10 +42,11 @@ struct Table {
     cache: RegionCache,
 }
 
-impl<'a> Walk<'a> {
-    /// The chain that starts with `first`, which was read from position `head` of the ring's table.
-    pub fn new(layout: &'a Layout, map: &'a GuestMap, head: u16, first: Descriptor) -> Self {
-        Self { layout, map, head, descriptor: Some(first), table: None, left: MAX_CHAIN }
+impl<'a, F: Format> Walk<'a, F> {
+    /// The whole of `chain`.
+    pub fn new(format: &'a F, map: &'a GuestMap, chain: &Chain) -> Self {
+        let Chain { first, head, slots, .. } = *chain;
+        Self { format, map, head, slots, descriptor: Some(first), place: 0, table: None, left: MAX_CHAIN }
     }
 
     /// Descriptors that were given out.
@@ -57,25 +64,33 @@ impl<'a> Walk<'a> {
             }
             descriptor = self.enter(descriptor)?;
         }
-        let limit = MAX_CHAIN.min(if self.table.is_some() { MAX_CHAIN } else { self.layout.size() });
+        let limit = MAX_CHAIN.min(if self.table.is_some() { MAX_CHAIN } else { self.format.size() });
         self.left = match self.left.checked_sub(1) {
             Some(left) if MAX_CHAIN - left <= limit => left,
             _ => return Err(RingError::ChainLength { head, limit }),
         };
-        if descriptor.flags & Descriptor::NEXT != 0 {
-            self.descriptor = Some(self.read(descriptor.next)?);
+        if F::LINKED {
+            if descriptor.flags & Descriptor::NEXT != 0 {
+                self.descriptor = Some(self.read(descriptor.next)?);
+            }
+        } else {
+            self.place += 1;
+            if self.place < self.table.as_ref().map_or(self.slots, |table| table.descriptors) {
+                self.descriptor = Some(self.read(self.place)?);
+            }
         }
         Ok(Some(descriptor))
     }
 
     /// Goes on in the indirect table that `descriptor` names, and reads its first descriptor. The device-writable flag
-    /// of `descriptor` itself means nothing (VIRTIO 1.2 section 2.7.5.3.2).
+    /// of `descriptor` itself means nothing (VIRTIO 1.2 sections 2.7.5.3.2 and 2.8.7).
     fn enter(&mut self, descriptor: Descriptor) -> Result<Descriptor, RingError> {
         let (head, Descriptor { addr, len, flags, .. }) = (self.head, descriptor);
         if self.table.is_some() {
             return Err(RingError::IndirectNested { head });
         }
-        if flags & Descriptor::NEXT != 0 {
+        let goes_on = if F::LINKED { flags & Descriptor::NEXT != 0 } else { self.slots > 1 };
+        if goes_on {
             return Err(RingError::IndirectNext { head });
         }
         let max = u32::from(MAX_CHAIN) * Descriptor::LEN as u32;
@@ -87,6 +102,7 @@ impl<'a> Walk<'a> {
         let span = span.ok_or(RingError::Address { head, addr, len })?;
         let start = (span.len == len as usize).then_some(span.start.as_ptr().cast_const());
         self.table = Some(Table { addr, start, descriptors: (len / Descriptor::LEN as u32) as u16, cache });
+        self.place = 0;
         let first = self.read(0)?;
         if first.flags & Descriptor::INDIRECT != 0 {
             return Err(RingError::IndirectNested { head });
@@ -97,12 +113,13 @@ impl<'a> Walk<'a> {
     /// Reads descriptor `index` of the table that the chain is in.
     fn read(&mut self, index: u16) -> Result<Descriptor, RingError> {
         let head = self.head;
-        let size = self.table.as_ref().map_or(self.layout.size(), |table| table.descriptors);
+        let size = self.table.as_ref().map_or(self.format.size(), |table| table.descriptors);
         if index >= size {
             return Err(RingError::Next { head, next: index, size: size.into() });
         }
         match &mut self.table {
-            None => Ok(self.layout.descriptor(index)),
+            None if F::LINKED => Ok(self.format.descriptor(index)),
+            None => Ok(self.format.descriptor(head + index)),
             // SAFETY: `start` is only there when the whole table lies behind it, and `index` is inside.
             Some(Table { start: Some(start), .. }) => Ok(unsafe { Descriptor::read::<false>(*start, index.into()) }),
             Some(table) => {

@@ -4,7 +4,10 @@
 //! guest's index, heads, descriptors, addresses, payloads (prefetched, then copied), one store that publishes what was
 //! used, one decision to notify.
 //!
-//! - [`SplitRing`] is VIRTIO 1.2 section 2.7; `take` and `put` are its two halves and mirror each other.
+//! - [`Ring`] is what others use: a ring of the kind that was negotiated, told apart once a burst.
+//! - `queue` is a ring of either kind; `take` and `put` are its two halves and mirror each other. What differs between the kinds
+//!   is behind `format`, and the loops are made anew for each kind and each combination of features.
+//! - [`SplitRing`] is VIRTIO 1.2 section 2.7.
 //! - [`FrameSink`] and [`FrameSource`] are where frames go to and come from: packet buffers, whatever they are.
 //! - [`RingError`] says what a guest did that stops its port; everything else that is wrong costs one frame.
 //!
@@ -18,20 +21,26 @@
 mod call;
 mod chain;
 mod copy;
+mod descriptor;
+mod dispatch;
 mod error;
+mod format;
 mod frames;
 mod header;
-mod layout;
 mod put;
+mod queue;
 mod split;
 mod take;
 #[cfg(test)]
 mod tests;
 
+pub use dispatch::Ring;
 pub use error::RingError;
 pub use frames::{FrameSink, FrameSource, Put, Taken};
 pub use header::NetHeader;
-pub use split::SplitRing;
+
+/// A split virtqueue (VIRTIO 1.2 section 2.7).
+pub type SplitRing = queue::Queue<split::Split>;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -49,14 +58,27 @@ pub struct RingConfig {
     pub avail: GuestAddress,
     /// Used ring.
     pub used: GuestAddress,
-    /// Next available index, as SET_VRING_BASE said.
-    pub base: u16,
+    /// Where to go on, as SET_VRING_BASE said. Of a split ring, the next available index. Of a packed ring, the next slot in
+    /// bits 0-14 and the wrap counter in bit 15, of what is available and (bits 16-31, where the front-end knows it) of what is
+    /// used.
+    pub base: u32,
+    /// Where the ring stood when it was stopped on this connection, in the lower half's terms; or the lower half itself, when the
+    /// front-end has named another base since. `None` when the ring starts for the first time: what the front-end knows may
+    /// then be from before a crash of ours.
+    pub resume: Option<u16>,
     /// What was negotiated.
     pub features: RingFeatures,
     /// Signalled by the guest when buffers are available; absent when the front-end polls.
     pub kick: Option<Arc<OwnedFd>>,
     /// Signalled by us when buffers were used; absent when the guest polls.
     pub call: Option<Arc<OwnedFd>>,
+}
+
+impl RingConfig {
+    /// Where the ring goes on by what was said, in the terms of the lower half of [`RingConfig::base`].
+    pub fn position(&self) -> u16 {
+        self.resume.unwrap_or(self.base as u16)
+    }
 }
 
 /// Negotiated features that shape a ring.
@@ -68,6 +90,10 @@ pub struct RingFeatures {
     pub indirect: bool,
     /// VIRTIO_NET_F_MRG_RXBUF.
     pub mergeable: bool,
+    /// VIRTIO_F_RING_PACKED.
+    pub packed: bool,
+    /// VIRTIO_F_IN_ORDER.
+    pub in_order: bool,
     /// VIRTIO_F_VERSION_1: the virtio-net header has 12 bytes then, and 10 without it and without `mergeable`.
     pub version_1: bool,
 }

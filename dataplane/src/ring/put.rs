@@ -3,22 +3,30 @@
 use std::ops::Range;
 
 use super::chain::{MAX_BURST, MAX_CHAIN, Walk, spread};
-use super::layout::Descriptor;
-use super::split::SplitRing;
+use super::descriptor::Descriptor;
+use super::format::Format;
+use super::queue::Queue;
 use super::{FrameSource, NetHeader, Put, RingError, copy};
 use crate::BURST;
 
 /// What became of one frame.
 enum Placed {
-    /// It took this many chains.
-    Chains(u16),
+    /// It took this many chains and slots of the ring.
+    Chains(u16, u16),
     /// More chains are needed than the guest has made available.
     RingFull,
     /// It does not fit, whatever the guest makes available.
     TooLong,
 }
 
-impl SplitRing {
+/// What the burst at hand has used so far.
+#[derive(Clone, Copy, Default)]
+struct Progress {
+    chains: u16,
+    slots: u16,
+}
+
+impl<R: Format> Queue<R> {
     /// Copies `frames` into the guest's buffers, in order. The guest sees them all at once, after everything was copied. A
     /// frame is put as a whole or not at all; when the guest's buffers run out, that frame and those behind it are
     /// counted as [`Put::ring_full`], and so are those for which only more of very long chains are there.
@@ -52,8 +60,8 @@ impl SplitRing {
     ) -> Result<Put, RingError> {
         let mut done = Put::default();
         let count = frames.count();
-        // Chains that are used so far, and those that were looked at.
-        let (mut used, mut window) = (0, 0..0);
+        // `window` are the chains that were looked at.
+        let (mut used, mut window) = (Progress::default(), 0..0);
         self.steps = 0;
         for i in 0..count {
             if self.steps >= MAX_BURST {
@@ -61,8 +69,9 @@ impl SplitRing {
                 break;
             }
             match self.put_frame::<HEADER, MERGEABLE, INDIRECT, F>(frames, i, used, &mut window) {
-                Ok(Placed::Chains(chains)) => {
-                    used += chains;
+                Ok(Placed::Chains(chains, slots)) => {
+                    used.chains += chains;
+                    used.slots += slots;
                     done.frames += 1;
                     done.bytes += frames.frame_len(i) as u64;
                 }
@@ -79,46 +88,45 @@ impl SplitRing {
                 }
             }
         }
-        if used > 0 {
-            self.publish(used);
+        if used.chains > 0 {
+            self.publish::<true, false>(used.chains, used.slots);
         }
         Ok(done)
     }
 
-    /// Puts frame `index` into the chain at `used`, or from there on. `window` are the chains that were looked at.
+    /// Puts frame `index` into the next chain, or from there on.
     #[inline(always)]
     fn put_frame<const HEADER: usize, const MERGEABLE: bool, const INDIRECT: bool, F: FrameSource + ?Sized>(
         &mut self,
         frames: &F,
         index: usize,
-        used: u16,
+        used: Progress,
         window: &mut Range<u16>,
     ) -> Result<Placed, RingError> {
-        if used >= window.end {
+        if used.chains >= window.end {
             let wanted = (frames.count() - index).min(BURST) as u16;
-            let available = self.available(used + wanted)?;
-            let ahead = (available - used).min(wanted);
-            if ahead == 0 {
+            let found = self.look::<true>(used.slots, wanted)?;
+            if found == 0 {
                 return Ok(Placed::RingFull);
             }
-            *window = used..used + self.look::<true>(used, ahead)?;
+            *window = used.chains..used.chains + found;
         }
-        let chain = self.window[usize::from(used - window.start)];
+        let chain = self.window[usize::from(used.chains - window.start)];
         let frame_len = frames.frame_len(index);
         let needed = HEADER + frame_len;
         if chain.start.is_null() || needed > chain.first.len as usize {
-            return self.scatter::<HEADER, MERGEABLE, INDIRECT, F>(frames, index, used);
+            return self.scatter::<HEADER, MERGEABLE, INDIRECT, F>(frames, index, used.slots);
         }
         // SAFETY: the chain is one buffer inside a region, with room for HEADER + `frame_len` bytes.
         unsafe {
             NetHeader::write_plain::<HEADER>(chain.start);
             gather(frames, index, chain.start.add(HEADER), frame_len);
         }
-        self.layout.write_used(self.next.wrapping_add(used), chain.head, needed as u32);
-        Ok(Placed::Chains(1))
+        self.format.give_back::<true>(used.slots, &chain, needed as u32);
+        Ok(Placed::Chains(1, R::slots(&chain)))
     }
 
-    /// Puts a frame into chains of any shape, from the one at `used` on: one chain, or with mergeable buffers as many as
+    /// Puts a frame into chains of any shape, from the one `used` slots on: one chain, or with mergeable buffers as many as
     /// it takes. Room is found first: nothing is written unless the frame fits as a whole.
     #[inline(never)]
     fn scatter<const HEADER: usize, const MERGEABLE: bool, const INDIRECT: bool, F: FrameSource + ?Sized>(
@@ -130,29 +138,29 @@ impl SplitRing {
         let needed = HEADER + frames.frame_len(index);
         self.spans.clear();
         self.parts.clear();
-        let (mut room, mut chains, mut steps) = (0, 0u16, 0);
+        let (mut room, mut chains, mut slots, mut steps) = (0, 0u16, 0, 0);
         while room < needed {
-            if chains > 0 && !MERGEABLE || steps > MAX_CHAIN || chains == self.layout.size() {
+            if chains > 0 && !MERGEABLE || steps > MAX_CHAIN || slots == self.format.size() {
                 return Ok(Placed::TooLong);
             }
-            if self.available(used + chains + 1)? <= used + chains {
+            let Some(chain) = self.format.chain(used + slots)? else {
                 return Ok(Placed::RingFull);
-            }
-            let head = self.head(self.next.wrapping_add(used + chains))?;
-            let Self { layout, map, cache, spans, parts, .. } = self;
-            let mut walk = Walk::new(layout, map, head, layout.descriptor(head));
+            };
+            let Self { format, map, cache, spans, parts, .. } = self;
+            let mut walk = Walk::new(format, map, &chain);
             let before = room;
             while room < needed {
                 let Some(buffer) = walk.next::<INDIRECT>()? else { break };
                 if buffer.flags & Descriptor::WRITE != 0 {
-                    spread(map, cache, head, &buffer, spans)?;
+                    spread(map, cache, chain.head, &buffer, spans)?;
                     room += buffer.len as usize;
                 }
             }
             steps += walk.steps();
             self.steps += u32::from(walk.steps());
             chains += 1;
-            parts.push((head, (room.min(needed) - before) as u32));
+            slots += R::slots(&chain);
+            parts.push((chain, (room.min(needed) - before) as u32));
         }
         let header = NetHeader { num_buffers: chains, ..NetHeader::default() }.emit();
         let mut feed = Feed::new(std::iter::once((header.as_ptr(), HEADER)).chain(frames.segments(index)));
@@ -163,10 +171,12 @@ impl SplitRing {
             unsafe { feed.fill(span.start.as_ptr(), part) };
             left -= part;
         }
-        for (position, &(head, len)) in (used..).zip(&self.parts) {
-            self.layout.write_used(self.next.wrapping_add(position), head, len);
+        let mut at = used;
+        for (chain, len) in &self.parts {
+            self.format.give_back::<true>(at, chain, *len);
+            at += R::slots(chain);
         }
-        Ok(Placed::Chains(chains))
+        Ok(Placed::Chains(chains, slots))
     }
 }
 

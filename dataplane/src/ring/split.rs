@@ -1,166 +1,33 @@
-//! A split virtqueue (VIRTIO 1.2 section 2.7), device side, for virtio-net frames.
+//! A split virtqueue (VIRTIO 1.2 section 2.7), device side.
 //!
-//! Everything that is taken is completed in the same burst, in ring order. So nothing is ever in flight between two
-//! calls, the available and the used index are the same number, and guest memory itself says where to go on.
+//! Guest memory itself says where to go on: the used index.
 
-use std::os::fd::OwnedFd;
-use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+mod layout;
 
-use super::call::Call;
-use super::layout::{Descriptor, Layout};
-use super::{RingConfig, RingError, RingFeatures, copy};
+use super::copy;
+use super::descriptor::{Chain, Descriptor};
+use super::format::{Format, passed};
+use super::{RingConfig, RingError};
 use crate::BURST;
-use crate::memory::{GuestMap, RegionCache, Span};
+use crate::memory::{GuestMap, RegionCache};
+use layout::Layout;
 
-/// One ring of a guest. [`SplitRing::take`] drains a transmit ring, [`SplitRing::put`] fills a receive ring.
-pub struct SplitRing {
-    pub(super) layout: Layout,
-    pub(super) map: Arc<GuestMap>,
-    pub(super) cache: RegionCache,
-    /// The next chain, in both rings.
-    pub(super) next: u16,
+/// Where a split ring is, and how far.
+pub struct Split {
+    layout: Layout,
+    /// The next chain to be found.
+    next: u16,
+    /// The next chain to be given back.
+    used: u16,
     /// The guest's available index when it was last looked at.
     avail_seen: u16,
-    /// The guest was told of what it has, since this ring was started.
-    signalled: bool,
-    base_differed: bool,
-    call: Call,
-    /// Found behind chains that were good; returned by the next call.
-    pub(super) broken: Option<RingError>,
-    pub(super) window: Box<[Chain; BURST]>,
-    /// Scratch for one frame that is not in one plain buffer: its pieces of guest memory...
-    pub(super) spans: Vec<Span>,
-    /// ... and its chains: their heads, and the bytes that go into each.
-    pub(super) parts: Vec<(u16, u32)>,
-    /// Descriptors of such frames in the burst at hand.
-    pub(super) steps: u32,
-    config: RingConfig,
 }
 
-/// A chain of the burst at hand.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Chain {
-    /// The buffer, when the chain is one plain descriptor inside one region; else null.
-    pub start: *mut u8,
-    /// The first descriptor.
-    pub first: Descriptor,
-    /// Its position.
-    pub head: u16,
-}
-
-// SAFETY: the pointers lead into guest memory, which `map` keeps mapped and which belongs to no thread.
-unsafe impl Send for SplitRing {}
-
-impl SplitRing {
-    /// The ring that `config` describes, in `map`. It goes on at the used index in guest memory (the driver itself
-    /// starts there), whatever the front-end's base says: after a crash of ours that may be older. The guest gets one
-    /// interrupt, because a process before us may have died between publishing and notifying.
-    ///
-    /// # Errors
-    ///
-    /// [`RingError::Size`], [`RingError::Alignment`], [`RingError::Place`] or [`RingError::Call`]: the front-end described no ring.
-    pub fn new(map: Arc<GuestMap>, config: &RingConfig) -> Result<Self, RingError> {
-        let layout = Layout::new(&map, config)?;
-        let next = layout.used_index();
-        let plain = Chain { start: std::ptr::null_mut(), first: Descriptor::default(), head: 0 };
-        let ring = Self {
-            layout,
-            map,
-            cache: RegionCache::default(),
-            next,
-            avail_seen: next,
-            signalled: false,
-            base_differed: config.base != next,
-            call: Call::new(config.call.clone())?,
-            broken: None,
-            window: Box::new([plain; BURST]),
-            spans: Vec::with_capacity(BURST),
-            parts: Vec::with_capacity(BURST),
-            steps: 0,
-            config: config.clone(),
-        };
-        ring.call.signal()?;
-        Ok(ring)
-    }
-
-    /// Goes on in another map, at the same guest addresses.
-    ///
-    /// # Errors
-    ///
-    /// As [`SplitRing::new`]. The ring then stays in the old map.
-    pub fn remap(&mut self, map: Arc<GuestMap>) -> Result<(), RingError> {
-        self.layout = Layout::new(&map, &self.config)?;
-        self.map = map;
-        self.cache = RegionCache::default();
-        Ok(())
-    }
-
-    /// Interrupts go another way from here on. The guest gets one at once: the last may have gone the old way.
-    ///
-    /// # Errors
-    ///
-    /// [`RingError::Call`]. The ring then keeps the way it had.
-    pub fn set_call(&mut self, call: Option<Arc<OwnedFd>>) -> Result<(), RingError> {
-        self.call = Call::new(call.clone())?;
-        self.config.call = call;
-        self.call.signal()?;
-        Ok(())
-    }
-
-    /// Whether the front-end's base was not the used index in guest memory when the ring was started.
-    pub fn base_differed(&self) -> bool {
-        self.base_differed
-    }
-
-    /// The next available index, which is the used index too: what the front-end is told when the ring stops.
-    pub fn next_index(&self) -> u16 {
-        self.next
-    }
-
-    /// What was negotiated.
-    pub fn features(&self) -> RingFeatures {
-        self.config.features
-    }
-
-    /// Signalled by the guest when it has made chains available; absent when the front-end polls.
-    pub fn kick(&self) -> Option<&Arc<OwnedFd>> {
-        self.config.kick.as_ref()
-    }
-
-    /// Whether the guest has made chains available, or broke the ring, so that a call has something to do.
-    #[inline]
-    pub fn pending(&self) -> bool {
-        self.broken.is_some() || self.layout.avail_index() != self.next
-    }
-
-    /// Asks the guest not to kick: the ring is polled. A hint; kicks may still come.
-    pub fn suppress_kicks(&mut self) {
-        if self.config.features.event_idx {
-            // The furthest index there is. The flag must stay clear (VIRTIO 1.2 section 2.7.10.1).
-            self.layout.set_avail_event(self.next.wrapping_sub(1));
-        } else {
-            self.layout.set_no_notify(true);
-        }
-    }
-
-    /// Asks the guest to kick when it makes the next chain available. True when it did meanwhile: then there may be no
-    /// kick, and the ring is to be looked at now.
-    pub fn request_kicks(&mut self) -> bool {
-        if self.config.features.event_idx {
-            self.layout.set_avail_event(self.next);
-        } else {
-            self.layout.set_no_notify(false);
-        }
-        // The request is seen before the index is read (VIRTIO 1.2 section 2.7.13.3.1): one of the two sides notices.
-        fence(Ordering::SeqCst);
-        self.pending()
-    }
-
+impl Split {
     /// Chains that may be taken: `wanted` at least, if there are as many. Every field that the guest wrote before it
     /// made them available is visible.
     #[inline(always)]
-    pub(super) fn available(&mut self, wanted: u16) -> Result<u16, RingError> {
+    fn available(&mut self, wanted: u16) -> Result<u16, RingError> {
         let seen = self.avail_seen.wrapping_sub(self.next);
         if seen >= wanted {
             return Ok(seen);
@@ -177,75 +44,129 @@ impl SplitRing {
 
     /// The head of the chain at `position` of the available ring.
     #[inline(always)]
-    pub(super) fn head(&self, position: u16) -> Result<u16, RingError> {
+    fn head(&self, position: u16) -> Result<u16, RingError> {
         let head = self.layout.avail_head(position);
         let size = self.layout.size();
         if head < size { Ok(head) } else { Err(RingError::Head { head, size }) }
     }
+}
 
-    /// Reads `count` chains into the window, from the `from`th on. Those of one descriptor, inside one region, that the device
-    /// writes (or reads) are ready for use, their memory on its way to the cache. Fewer than `count` when a head behind is out
-    /// of range.
-    ///
-    /// # Errors
-    ///
-    /// [`RingError::Head`] for the first one.
+impl Format for Split {
+    const LINKED: bool = true;
+
+    /// It goes on at the used index in guest memory (the driver itself starts there), whatever the front-end's base says: after
+    /// a crash of ours that may be older.
+    fn new(map: &GuestMap, config: &RingConfig) -> Result<Self, RingError> {
+        let layout = Layout::new(map, config)?;
+        let next = layout.used_index();
+        Ok(Self { layout, next, used: next, avail_seen: next })
+    }
+
+    fn remap(&mut self, map: &GuestMap, config: &RingConfig) -> Result<(), RingError> {
+        self.layout = Layout::new(map, config)?;
+        Ok(())
+    }
+
     #[inline(always)]
-    pub(super) fn look<const WRITE: bool>(&mut self, from: u16, count: u16) -> Result<u16, RingError> {
-        const SHAPE: u16 = Descriptor::NEXT | Descriptor::WRITE | Descriptor::INDIRECT;
-        let plain = if WRITE { Descriptor::WRITE } else { 0 };
+    fn size(&self) -> u16 {
+        self.layout.size()
+    }
+
+    fn position(&self) -> u16 {
+        self.used
+    }
+
+    #[inline]
+    fn pending(&self) -> bool {
+        self.layout.avail_index() != self.next
+    }
+
+    fn suppress_kicks(&self, event_idx: bool) {
+        if event_idx {
+            // The furthest index there is. The flag must stay clear (VIRTIO 1.2 section 2.7.10.1).
+            self.layout.set_avail_event(self.next.wrapping_sub(1));
+        } else {
+            self.layout.set_no_notify(true);
+        }
+    }
+
+    fn request_kicks(&self, event_idx: bool) {
+        if event_idx {
+            self.layout.set_avail_event(self.next);
+        } else {
+            self.layout.set_no_notify(false);
+        }
+    }
+
+    #[inline(always)]
+    fn slots(_: &Chain) -> u16 {
+        1
+    }
+
+    #[inline(always)]
+    fn look<const WRITE: bool>(
+        &mut self,
+        map: &GuestMap,
+        cache: &mut RegionCache,
+        window: &mut [Chain; BURST],
+        from: u16,
+        wanted: u16,
+    ) -> Result<u16, RingError> {
+        let available = self.available(from + wanted)? - from;
         let first = self.next.wrapping_add(from);
-        let mut count = usize::from(count).min(BURST);
-        for i in 0..count {
+        let mut count = usize::from(available.min(wanted)).min(BURST);
+        for (i, chain) in window[..count].iter_mut().enumerate() {
             match self.head(first.wrapping_add(i as u16)) {
-                Ok(head) => self.window[i].head = head,
+                Ok(head) => chain.head = head,
                 Err(error) if i == 0 => return Err(error),
                 Err(_) => {
                     count = i;
                     break;
                 }
             }
-            copy::prefetch(self.layout.descriptor_at(self.window[i].head));
+            copy::prefetch(self.layout.descriptor_at(chain.head));
         }
-        let Self { layout, map, cache, window, .. } = self;
         for chain in &mut window[..count] {
-            let descriptor = layout.descriptor(chain.head);
-            chain.first = descriptor;
-            chain.start = std::ptr::null_mut();
-            if descriptor.flags & SHAPE == plain
-                && let Some(span) = map.translate(cache, descriptor.addr, descriptor.len as usize)
-                && span.len == descriptor.len as usize
-            {
-                chain.start = span.start.as_ptr();
-                copy::prefetch_buffer::<WRITE>(chain.start);
-            }
+            chain.find::<WRITE>(map, cache, self.layout.descriptor(chain.head));
         }
         Ok(count as u16)
     }
 
-    /// Shows the guest the next `count` used elements, and notifies it if it wants that.
+    fn chain(&mut self, at: u16) -> Result<Option<Chain>, RingError> {
+        if self.available(at + 1)? <= at {
+            return Ok(None);
+        }
+        let head = self.head(self.next.wrapping_add(at))?;
+        Ok(Some(Chain { first: self.layout.descriptor(head), head, ..Chain::NONE }))
+    }
+
     #[inline(always)]
-    pub(super) fn publish(&mut self, count: u16) {
-        let old = self.next;
-        let new = old.wrapping_add(count);
-        self.layout.publish_used(new);
-        self.next = new;
-        // The index is seen before the guest's wish is read (VIRTIO 1.2 section 2.7.7.2): one side notices the other.
-        fence(Ordering::SeqCst);
-        let wanted = if self.config.features.event_idx {
-            let first = !std::mem::replace(&mut self.signalled, true);
-            first || passed(self.layout.used_event(), old, new)
+    fn descriptor(&self, index: u16) -> Descriptor {
+        self.layout.descriptor(index)
+    }
+
+    #[inline(always)]
+    fn give_back<const WRITE: bool>(&mut self, at: u16, chain: &Chain, len: u32) {
+        self.layout.write_used(self.used.wrapping_add(at), chain.head, len);
+    }
+
+    /// A batch is one element: the head of its last chain, where the batch begins (VIRTIO 1.2 section 2.7.9).
+    #[inline(always)]
+    fn publish<const WRITE: bool, const IN_ORDER: bool>(&mut self, window: &[Chain; BURST], chains: u16, slots: u16) {
+        if IN_ORDER {
+            self.layout.write_used(self.used, window[usize::from(chains - 1)].head, 0);
+        }
+        self.used = self.used.wrapping_add(slots);
+        self.next = self.next.wrapping_add(slots);
+        self.layout.publish_used(self.used);
+    }
+
+    #[inline(always)]
+    fn wants_interrupt(&self, event_idx: bool, first: bool, slots: u16) -> bool {
+        if event_idx {
+            first || passed(self.layout.used_event(), self.used, slots, u16::MAX)
         } else {
             !self.layout.no_interrupt()
-        };
-        if wanted {
-            self.broken = self.broken.or(self.call.signal().err());
         }
     }
-}
-
-/// Whether going from index `old` to `new` passes `event` (vring_need_event, VIRTIO 1.2 section 2.7.10).
-#[inline(always)]
-fn passed(event: u16, old: u16, new: u16) -> bool {
-    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
 }

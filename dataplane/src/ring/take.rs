@@ -1,15 +1,16 @@
 //! From the guest: drains a transmit ring.
 
 use super::chain::{MAX_BURST, Walk, spread};
-use super::layout::Descriptor;
-use super::split::{Chain, SplitRing};
+use super::descriptor::{Chain, Descriptor};
+use super::format::Format;
+use super::queue::Queue;
 use super::{FrameSink, NetHeader, RingError, Taken, copy};
 use crate::BURST;
 
 /// Shortest frame: an Ethernet header. Linux guests refuse shorter ones, too.
 const MIN_FRAME: usize = 14;
 
-impl SplitRing {
+impl<F: Format> Queue<F> {
     /// Takes up to `limit` chains (64 at most) and copies the frame of each into `sink`'s buffers, frames longer than
     /// `max_frame` bytes excepted. Fewer when the chains are very long. The chains are given back to the guest after
     /// everything was copied, at once: a process that is killed here may lose frames but never doubles one.
@@ -22,30 +23,33 @@ impl SplitRing {
             return Err(error);
         }
         let features = self.features();
-        let result = match (features.header_len(), features.indirect) {
-            (NetHeader::LEGACY_LEN, false) => self.take_burst::<10, false, S>(limit, max_frame, sink),
-            (NetHeader::LEGACY_LEN, true) => self.take_burst::<10, true, S>(limit, max_frame, sink),
-            (_, false) => self.take_burst::<12, false, S>(limit, max_frame, sink),
-            (_, true) => self.take_burst::<12, true, S>(limit, max_frame, sink),
+        let legacy = features.header_len() == NetHeader::LEGACY_LEN;
+        let result = match (legacy, features.indirect, features.in_order) {
+            (true, false, false) => self.take_burst::<10, false, false, S>(limit, max_frame, sink),
+            (true, false, true) => self.take_burst::<10, false, true, S>(limit, max_frame, sink),
+            (true, true, false) => self.take_burst::<10, true, false, S>(limit, max_frame, sink),
+            (true, true, true) => self.take_burst::<10, true, true, S>(limit, max_frame, sink),
+            (false, false, false) => self.take_burst::<12, false, false, S>(limit, max_frame, sink),
+            (false, false, true) => self.take_burst::<12, false, true, S>(limit, max_frame, sink),
+            (false, true, false) => self.take_burst::<12, true, false, S>(limit, max_frame, sink),
+            (false, true, true) => self.take_burst::<12, true, true, S>(limit, max_frame, sink),
         };
         self.broken = self.broken.or(result.err());
         result
     }
 
-    fn take_burst<const HEADER: usize, const INDIRECT: bool, S: FrameSink>(
+    fn take_burst<const HEADER: usize, const INDIRECT: bool, const IN_ORDER: bool, S: FrameSink>(
         &mut self,
         limit: usize,
         max_frame: usize,
         sink: &mut S,
     ) -> Result<Taken, RingError> {
         let mut done = Taken::default();
-        let limit = limit.min(BURST) as u16;
-        let available = self.available(limit)?.min(limit);
-        if available == 0 {
+        let count = self.look::<false>(0, limit.min(BURST) as u16)?;
+        if count == 0 {
             return Ok(done);
         }
-        let count = self.look::<false>(0, available)?;
-        let mut steps = 0;
+        let (mut steps, mut slots) = (0, 0);
         for i in 0..count {
             let chain = self.window[usize::from(i)];
             let frame_len = (chain.first.len as usize).wrapping_sub(HEADER);
@@ -73,7 +77,10 @@ impl SplitRing {
                     }
                 }
             }
-            self.layout.write_used(self.next.wrapping_add(i), chain.head, 0);
+            if !IN_ORDER {
+                self.format.give_back::<false>(slots, &chain, 0);
+            }
+            slots += F::slots(&chain);
             done.received += 1;
             if steps >= MAX_BURST {
                 break;
@@ -81,7 +88,7 @@ impl SplitRing {
         }
         match self.broken {
             Some(error) if done.received == 0 => return Err(error),
-            _ => self.publish(done.received as u16),
+            _ => self.publish::<false, IN_ORDER>(done.received as u16, slots),
         }
         Ok(done)
     }
@@ -95,9 +102,9 @@ impl SplitRing {
         sink: &mut S,
         done: &mut Taken,
     ) -> Result<u16, RingError> {
-        let Self { layout, map, cache, spans, .. } = self;
+        let Self { format, map, cache, spans, .. } = self;
         spans.clear();
-        let mut walk = Walk::new(layout, map, chain.head, chain.first);
+        let mut walk = Walk::new(format, map, chain);
         let (mut bytes, mut readable) = (0u64, true);
         while let Some(buffer) = walk.next::<INDIRECT>()? {
             if buffer.flags & Descriptor::WRITE != 0 {

@@ -29,6 +29,8 @@ const F_ANY_LAYOUT: u64 = 1 << 27;
 const F_INDIRECT_DESC: u64 = 1 << 28;
 const F_EVENT_IDX: u64 = 1 << 29;
 const F_VERSION_1: u64 = 1 << 32;
+const F_RING_PACKED: u64 = 1 << 34;
+const F_IN_ORDER: u64 = 1 << 35;
 
 /// Names by bit number.
 const NAMES: &[(u8, &str)] = &[
@@ -115,6 +117,8 @@ pub fn ring_features(features: u64) -> RingFeatures {
         event_idx: features & F_EVENT_IDX != 0,
         indirect: features & F_INDIRECT_DESC != 0,
         mergeable: features & F_MRG_RXBUF != 0,
+        packed: features & F_RING_PACKED != 0,
+        in_order: features & F_IN_ORDER != 0,
         version_1: features & F_VERSION_1 != 0,
     }
 }

@@ -21,7 +21,10 @@ use ringspan_protocol::{MAX_QUEUE_PAIRS, MTU_RANGE};
 
 use super::backend::{Daemon, Refusal};
 use super::features::feature_names;
-use super::message::{Body, HEADER_SIZE, Header, MAX_REGIONS, PROTOCOL_FEATURES, Region, Request, Shape, memory_table};
+use super::message::{
+    Body, HEADER_SIZE, Header, MAX_REGIONS, MAX_RINGS, PROTOCOL_FEATURES, Region, Request, Shape, memory_table,
+    ring_state,
+};
 use super::socket::ServerSocket;
 use super::vring::Rings;
 use super::wire::{Stop, receive, send, wait_any};
@@ -124,6 +127,11 @@ impl Gate<'_> {
             Verdict::Reply(word) => Ok(Some(word.to_ne_bytes().to_vec())),
             Verdict::Done => Ok(None),
             Verdict::Forward => match self.daemon.call(request, &message.payload, &message.fds, self.stop) {
+                // The crate has only the lower half of a packed ring's base.
+                Ok(reply) if request == Request::GET_VRING_BASE => {
+                    let index = reply.first().map_or(0, |&index| usize::from(index).min(MAX_RINGS - 1));
+                    Ok(Some(ring_state(index, self.rings.base(index))))
+                }
                 Ok(reply) => Ok(request.has_reply().then_some(reply)),
                 Err(Refusal::Failed(why)) => Err(Some(why)),
                 Err(Refusal::Stopped) => Err(None),
@@ -192,6 +200,11 @@ impl Gate<'_> {
                 // Rings do not run before features are negotiated, so that an early one just waits.
                 self.rings.enable(index, number == 1);
                 Ok(Verdict::Done)
+            }
+            (Request::SET_VRING_BASE, Body::Ring { index, number }) => {
+                self.rings.set_base(index, number)?;
+                message.payload = ring_state(index, number & 0xffff);
+                Ok(Verdict::Forward)
             }
             (Request::SET_VRING_KICK | Request::SET_VRING_CALL | Request::SET_VRING_ERR, Body::RingFd { .. }) => {
                 message.fds.iter().try_for_each(check_eventfd)?;

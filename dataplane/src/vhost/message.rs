@@ -329,9 +329,6 @@ impl Body {
                             "ring {index}: size {number}, must be a power of two up to {MAX_RING_SIZE}"
                         ));
                     }
-                    Request::SET_VRING_BASE if number > 0xffff => {
-                        return Err(format!("ring {index}: base {number:#x}, a split ring's has 16 bits"));
-                    }
                     Request::SET_VRING_ENABLE if number > 1 => {
                         return Err(format!("ring {index}: enable {number}, must be 0 or 1"));
                     }
@@ -418,6 +415,11 @@ fn ring_index(index: u32) -> Result<usize, String> {
     } else {
         Err(format!("ring {index}, there are {MAX_RINGS} (0 to {})", MAX_RINGS - 1))
     }
+}
+
+/// The payload of SET_VRING_BASE, and of the answer to GET_VRING_BASE.
+pub fn ring_state(index: usize, number: u32) -> Vec<u8> {
+    [(index as u32).to_ne_bytes(), number.to_ne_bytes()].concat()
 }
 
 /// A 64-bit word at this place, 0 where the payload ends before it.

@@ -36,7 +36,10 @@ type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 struct Ring {
     size: u16,
     addresses: Option<[u64; 3]>,
-    base: u16,
+    /// As SET_VRING_BASE said it.
+    base: u32,
+    /// Where it goes on, once it has run: see [`RingConfig::resume`].
+    resume: Option<u16>,
     kick: Option<Arc<OwnedFd>>,
     call: Option<Arc<OwnedFd>>,
     started: bool,
@@ -85,7 +88,7 @@ impl Rings {
         if std::mem::take(&mut ring.running)
             && let Some(next) = self.sink.stop(index)
         {
-            ring.base = next;
+            ring.resume = Some(next);
         }
     }
 
@@ -105,6 +108,7 @@ impl Rings {
                     avail: GuestAddress(avail),
                     used: GuestAddress(used),
                     base: ring.base,
+                    resume: ring.resume,
                     features: ring_features(features),
                     kick: ring.kick.clone(),
                     call: ring.call.clone(),
@@ -135,6 +139,32 @@ impl Rings {
     /// SET_VRING_ENABLE.
     pub fn enable(&self, index: usize, enabled: bool) {
         self.change(index, |_| false, |ring| ring.enabled = enabled);
+    }
+
+    /// SET_VRING_BASE: see [`RingConfig::base`]. The crate has only the lower half of it.
+    pub fn set_base(&self, index: usize, base: u32) -> Result<(), String> {
+        if base > 0xffff && self.lock().features.is_some_and(|features| !ring_features(features).packed) {
+            return Err(format!("base {base:#x}, a split ring's has 16 bits"));
+        }
+        self.change(
+            index,
+            |_| true,
+            |ring| {
+                ring.base = base;
+                ring.resume = ring.resume.map(|_| base as u16);
+            },
+        );
+        Ok(())
+    }
+
+    /// Where a ring stands that was stopped, as GET_VRING_BASE says it. Nothing is in flight, so that what is available and what is
+    /// used of a packed ring stand at the same place.
+    pub fn base(&self, index: usize) -> u32 {
+        let state = self.lock();
+        let ring = &state.rings[index];
+        let base = ring.resume.unwrap_or(ring.base as u16);
+        let packed = state.features.is_some_and(|features| ring_features(features).packed);
+        u32::from(base) * if packed { 0x1_0001 } else { 1 }
     }
 
     /// RESET_OWNER and RESET_DEVICE: rings are stopped and disabled, and features have to be negotiated and kicks given
@@ -253,12 +283,12 @@ impl VringT<Memory> for Vring {
     }
 
     fn queue_next_avail(&self) -> u16 {
-        self.rings.lock().rings[self.index].base
+        self.rings.base(self.index) as u16
     }
 
+    /// The gate has told [`Rings::set_base`] the whole of it.
     fn set_queue_next_avail(&self, base: u16) {
         self.inner.set_queue_next_avail(base);
-        self.rings.change(self.index, |_| true, |ring| ring.base = base);
     }
 
     fn set_queue_next_used(&self, index: u16) {

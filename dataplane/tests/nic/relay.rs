@@ -9,7 +9,7 @@ use ringspan_dataplane::journal::Journal;
 use ringspan_dataplane::memory::GuestMap;
 use ringspan_dataplane::nic::{Burst, Device, DeviceConfig, Eal, QueuePair, RxQueue};
 use ringspan_dataplane::relay::{Fault, Offence, Relay};
-use ringspan_dataplane::ring::{RingConfig, RingFeatures, SplitRing};
+use ringspan_dataplane::ring::{Ring, RingConfig, RingFeatures};
 use ringspan_dataplane::worker::{Running, Worker};
 use ringspan_protocol::PortCounters;
 use ringspan_testkit::guest::{self, Layout, Memory, Receiver, Shape, Transmitter};
@@ -18,7 +18,8 @@ use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 use crate::alone::{PLAIN, alone, open, wait_for};
 
 const HEADER: usize = 12;
-const MODERN: RingFeatures = RingFeatures { event_idx: false, indirect: true, mergeable: true, version_1: true };
+const MODERN: RingFeatures =
+    RingFeatures { event_idx: false, indirect: true, mergeable: true, version_1: true, packed: false, in_order: false };
 
 /// A worker with one relay, and a guest's memory for its rings.
 struct Scene {
@@ -79,9 +80,18 @@ impl Scene {
 
     fn start(&self, index: usize, ring: &guest::SplitRing, map: &Arc<GuestMap>) {
         let [desc, avail, used] = ring.addresses().map(GuestAddress);
-        let config =
-            RingConfig { size: ring.size(), desc, avail, used, base: 0, features: MODERN, kick: None, call: None };
-        let ring = SplitRing::new(Arc::clone(map), &config).unwrap();
+        let config = RingConfig {
+            size: ring.size(),
+            desc,
+            avail,
+            used,
+            base: 0,
+            resume: None,
+            features: MODERN,
+            kick: None,
+            call: None,
+        };
+        let ring = Ring::new(Arc::clone(map), &config).unwrap();
         self.with(move |running| {
             let (relay, watch) = running.relay(1).unwrap();
             relay.start(index, ring, watch);

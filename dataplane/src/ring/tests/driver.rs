@@ -25,7 +25,14 @@ pub const BUFFERS_END: u64 = BORDER + (1 << 20);
 /// Where indirect tables may be put.
 pub const TABLES: u64 = 2 << 20;
 
-pub const MODERN: RingFeatures = RingFeatures { event_idx: false, indirect: false, mergeable: false, version_1: true };
+pub const MODERN: RingFeatures = RingFeatures {
+    event_idx: false,
+    indirect: false,
+    mergeable: false,
+    version_1: true,
+    packed: false,
+    in_order: false,
+};
 
 /// One descriptor: address, length, flags, next.
 pub type Descriptor = (u64, u32, u16, u16);
@@ -54,7 +61,8 @@ impl Driver {
             desc: GuestAddress(0),
             avail: GuestAddress(1 << 20),
             used: GuestAddress((1 << 20) + (128 << 10)),
-            base: start,
+            base: start.into(),
+            resume: None,
             features,
             kick: None,
             call: Some(Arc::new(OwnedFd::from(call.try_clone().unwrap()))),

@@ -20,6 +20,7 @@ fn ring(memory: &Arc<GuestMemoryMmap>, driver: &MockSplitQueue<'_, GuestMemoryMm
         avail: driver.avail_addr(),
         used: driver.used_addr(),
         base: 0,
+        resume: None,
         features: MODERN,
         kick: None,
         call: None,

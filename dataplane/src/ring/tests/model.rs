@@ -91,7 +91,14 @@ fn round() -> impl Strategy<Value = Round> {
 
 fn plan() -> impl Strategy<Value = Plan> {
     let features = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
-        |(event_idx, indirect, mergeable, version_1)| RingFeatures { event_idx, indirect, mergeable, version_1 },
+        |(event_idx, indirect, mergeable, version_1)| RingFeatures {
+            event_idx,
+            indirect,
+            mergeable,
+            version_1,
+            packed: false,
+            in_order: false,
+        },
     );
     let start = prop_oneof![Just(0), any::<u16>(), 65_400u16..=65_535];
     let size = prop_oneof![3 => 0u32..16, 1 => 4u32..9].prop_map(|log| 1u16 << log);

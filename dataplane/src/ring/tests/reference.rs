@@ -48,8 +48,8 @@ impl Reference {
         queue.try_set_avail_ring_address(avail).unwrap();
         queue.try_set_used_ring_address(used).unwrap();
         queue.set_event_idx(features.event_idx);
-        queue.set_next_avail(base);
-        queue.set_next_used(base);
+        queue.set_next_avail(base as u16);
+        queue.set_next_used(base as u16);
         queue.set_ready(true);
         assert!(queue.is_valid(&*driver.memory));
         Self { queue, memory: Arc::clone(&driver.memory), features }

@@ -119,11 +119,11 @@ impl RingSink for Recorder {
     }
 
     fn start(&self, index: usize, config: RingConfig) {
-        assert!(self.running.lock().unwrap().insert(index, config.base).is_none(), "ring {index} runs already");
+        assert!(self.running.lock().unwrap().insert(index, config.position()).is_none(), "ring {index} runs already");
         let shape = RingShape {
             size: config.size,
             desc: config.desc.0,
-            base: config.base,
+            base: config.position(),
             version_1: config.features.version_1,
             kick: config.kick.is_some(),
             call: config.call.is_some(),

@@ -7,57 +7,17 @@
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-use vm_memory::GuestAddress;
-
-use super::error::RingPart;
-use super::{RingConfig, RingError};
-use crate::memory::{GuestMap, RegionCache};
-
-/// One descriptor as it was read. `addr` is guest-physical.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Descriptor {
-    pub addr: u64,
-    pub len: u32,
-    pub flags: u16,
-    pub next: u16,
-}
-
-impl Descriptor {
-    /// Bytes in guest memory.
-    pub const LEN: usize = 16;
-    /// The chain goes on at `next`.
-    pub const NEXT: u16 = 1;
-    /// The device writes here.
-    pub const WRITE: u16 = 2;
-    /// The buffer is a table of descriptors.
-    pub const INDIRECT: u16 = 4;
-
-    /// Reads descriptor `index` of a table, each field once.
-    ///
-    /// # Safety
-    ///
-    /// `table` has more than `index` descriptors, and is aligned to 8 bytes or `ALIGNED` is false.
-    #[inline(always)]
-    pub(super) unsafe fn read<const ALIGNED: bool>(table: *const u8, index: usize) -> Self {
-        // SAFETY: inside the table, by the caller.
-        let (addr, rest): (u64, u64) = unsafe {
-            let at = table.add(index * Self::LEN);
-            if ALIGNED {
-                (at.cast::<u64>().read_volatile(), at.add(8).cast::<u64>().read_volatile())
-            } else {
-                (super::copy::read(at), super::copy::read(at.add(8)))
-            }
-        };
-        Self { addr, len: rest as u32, flags: (rest >> 32) as u16, next: (rest >> 48) as u16 }
-    }
-}
+use crate::memory::GuestMap;
+use crate::ring::descriptor::{Descriptor, place};
+use crate::ring::error::RingPart;
+use crate::ring::{RingConfig, RingError};
 
 const NO_INTERRUPT: u16 = 1;
 const NO_NOTIFY: u16 = 1;
 
 /// Raw pointers to the parts of a ring.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Layout {
+pub struct Layout {
     desc: NonNull<u8>,
     avail: NonNull<u16>,
     used: NonNull<u16>,
@@ -163,26 +123,5 @@ impl Layout {
         // SAFETY: every caller names a half-word inside the part, which is aligned to 2 bytes and mapped while the ring
         // holds its map. An atomic may be changed by others behind a shared reference.
         unsafe { AtomicU16::from_ptr(part.add(offset).as_ptr()) }
-    }
-}
-
-/// One part of a ring: inside one region, aligned for the guest and for us.
-fn place(
-    map: &GuestMap,
-    part: RingPart,
-    addr: GuestAddress,
-    len: usize,
-    align: usize,
-) -> Result<NonNull<u8>, RingError> {
-    let addr = addr.0;
-    if !addr.is_multiple_of(align as u64) {
-        return Err(RingError::Alignment { part, addr, align });
-    }
-    match map.translate(&mut RegionCache::default(), addr, len) {
-        Some(span) if span.len < len => Err(RingError::Place { part, addr, len }),
-        // A region may start anywhere in its mapping, if the front-end is hostile.
-        Some(span) if !span.start.addr().get().is_multiple_of(align) => Err(RingError::Alignment { part, addr, align }),
-        Some(span) => Ok(span.start),
-        None => Err(RingError::Place { part, addr, len }),
     }
 }

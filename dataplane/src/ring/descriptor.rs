@@ -1,0 +1,110 @@
+//! Descriptors as both kinds of ring have them, the chains that start with them, and where a ring's parts are.
+
+use std::ptr::NonNull;
+
+use vm_memory::GuestAddress;
+
+use super::error::RingPart;
+use super::{RingError, copy};
+use crate::memory::{GuestMap, RegionCache};
+
+/// One descriptor as it was read. `addr` is guest-physical.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Descriptor {
+    pub addr: u64,
+    pub len: u32,
+    pub flags: u16,
+    /// Split: where the chain goes on. Packed: the buffer id.
+    pub next: u16,
+}
+
+impl Descriptor {
+    /// Bytes in guest memory.
+    pub const LEN: usize = 16;
+    /// The chain goes on at `next`.
+    pub const NEXT: u16 = 1;
+    /// The device writes here.
+    pub const WRITE: u16 = 2;
+    /// The buffer is a table of descriptors.
+    pub const INDIRECT: u16 = 4;
+
+    /// Reads descriptor `index` of a table, each field once.
+    ///
+    /// # Safety
+    ///
+    /// `table` has more than `index` descriptors, and is aligned to 8 bytes or `ALIGNED` is false.
+    #[inline(always)]
+    pub unsafe fn read<const ALIGNED: bool>(table: *const u8, index: usize) -> Self {
+        // SAFETY: inside the table, by the caller.
+        let (addr, rest): (u64, u64) = unsafe {
+            let at = table.add(index * Self::LEN);
+            if ALIGNED {
+                (at.cast::<u64>().read_volatile(), at.add(8).cast::<u64>().read_volatile())
+            } else {
+                (copy::read(at), copy::read(at.add(8)))
+            }
+        };
+        Self { addr, len: rest as u32, flags: (rest >> 32) as u16, next: (rest >> 48) as u16 }
+    }
+}
+
+/// A chain of the burst at hand.
+#[derive(Debug, Clone, Copy)]
+pub struct Chain {
+    /// The buffer, when the chain is one plain descriptor inside one region; else null.
+    pub start: *mut u8,
+    /// The first descriptor; in a packed ring with the buffer id of the last one.
+    pub first: Descriptor,
+    /// Its position.
+    pub head: u16,
+    /// Descriptors in a packed ring; of no meaning in a split one.
+    pub slots: u16,
+}
+
+impl Chain {
+    /// No chain.
+    pub const NONE: Self = Self {
+        start: std::ptr::null_mut(),
+        first: Descriptor { addr: 0, len: 0, flags: 0, next: 0 },
+        head: 0,
+        slots: 1,
+    };
+
+    /// What `first` describes is ready for use, and on its way to the cache, when it is one plain buffer inside one region that
+    /// the device writes (or reads).
+    #[inline(always)]
+    pub fn find<const WRITE: bool>(&mut self, map: &GuestMap, cache: &mut RegionCache, first: Descriptor) {
+        const SHAPE: u16 = Descriptor::NEXT | Descriptor::WRITE | Descriptor::INDIRECT;
+        let plain = if WRITE { Descriptor::WRITE } else { 0 };
+        self.first = first;
+        self.start = std::ptr::null_mut();
+        if first.flags & SHAPE == plain
+            && let Some(span) = map.translate(cache, first.addr, first.len as usize)
+            && span.len == first.len as usize
+        {
+            self.start = span.start.as_ptr();
+            copy::prefetch_buffer::<WRITE>(self.start);
+        }
+    }
+}
+
+/// One part of a ring: inside one region, aligned for the guest and for us.
+pub fn place(
+    map: &GuestMap,
+    part: RingPart,
+    addr: GuestAddress,
+    len: usize,
+    align: usize,
+) -> Result<NonNull<u8>, RingError> {
+    let addr = addr.0;
+    if !addr.is_multiple_of(align as u64) {
+        return Err(RingError::Alignment { part, addr, align });
+    }
+    match map.translate(&mut RegionCache::default(), addr, len) {
+        Some(span) if span.len < len => Err(RingError::Place { part, addr, len }),
+        // A region may start anywhere in its mapping, if the front-end is hostile.
+        Some(span) if !span.start.addr().get().is_multiple_of(align) => Err(RingError::Alignment { part, addr, align }),
+        Some(span) => Ok(span.start),
+        None => Err(RingError::Place { part, addr, len }),
+    }
+}

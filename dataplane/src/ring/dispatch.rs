@@ -1,0 +1,102 @@
+//! A ring of the kind that was negotiated. Told apart once a call, so once a burst.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use super::{FrameSink, FrameSource, Put, RingConfig, RingError, RingFeatures, SplitRing, Taken};
+use crate::memory::GuestMap;
+
+/// One ring of a guest.
+pub enum Ring {
+    /// VIRTIO 1.2 section 2.7.
+    Split(SplitRing),
+}
+
+macro_rules! either {
+    ($self:expr, $ring:ident => $what:expr) => {
+        match $self {
+            Self::Split($ring) => $what,
+        }
+    };
+}
+
+impl Ring {
+    /// The ring that `config` describes, in `map`. The guest gets one interrupt.
+    ///
+    /// # Errors
+    ///
+    /// [`RingError::Size`], [`RingError::Alignment`], [`RingError::Place`] or [`RingError::Call`]: the front-end described no ring.
+    pub fn new(map: Arc<GuestMap>, config: &RingConfig) -> Result<Self, RingError> {
+        SplitRing::new(map, config).map(Self::Split)
+    }
+
+    /// See [`SplitRing::remap`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Ring::new`]. The ring then stays in the old map.
+    pub fn remap(&mut self, map: Arc<GuestMap>) -> Result<(), RingError> {
+        either!(self, ring => ring.remap(map))
+    }
+
+    /// See [`SplitRing::set_call`].
+    ///
+    /// # Errors
+    ///
+    /// [`RingError::Call`]. The ring then keeps the way it had.
+    pub fn set_call(&mut self, call: Option<Arc<OwnedFd>>) -> Result<(), RingError> {
+        either!(self, ring => ring.set_call(call))
+    }
+
+    /// Takes a burst from the guest: see [`SplitRing::take`].
+    ///
+    /// # Errors
+    ///
+    /// The guest broke the ring; nothing was taken.
+    #[inline]
+    pub fn take<S: FrameSink>(&mut self, limit: usize, max_frame: usize, sink: &mut S) -> Result<Taken, RingError> {
+        either!(self, ring => ring.take(limit, max_frame, sink))
+    }
+
+    /// Gives a burst to the guest: see [`SplitRing::put`].
+    ///
+    /// # Errors
+    ///
+    /// The guest broke the ring; nothing was put.
+    #[inline]
+    pub fn put<F: FrameSource + ?Sized>(&mut self, frames: &F) -> Result<Put, RingError> {
+        either!(self, ring => ring.put(frames))
+    }
+
+    /// Where the ring stands: what the front-end is told when it stops, as [`RingConfig::base`] has it.
+    pub fn position(&self) -> u16 {
+        either!(self, ring => ring.position())
+    }
+
+    /// What was negotiated.
+    pub fn features(&self) -> RingFeatures {
+        either!(self, ring => ring.features())
+    }
+
+    /// Signalled by the guest when it has made chains available; absent when the front-end polls.
+    pub fn kick(&self) -> Option<&Arc<OwnedFd>> {
+        either!(self, ring => ring.kick())
+    }
+
+    /// Whether the guest has made chains available, or broke the ring, so that a call has something to do.
+    #[inline]
+    pub fn pending(&self) -> bool {
+        either!(self, ring => ring.pending())
+    }
+
+    /// Asks the guest not to kick: the ring is polled. A hint; kicks may still come.
+    pub fn suppress_kicks(&mut self) {
+        either!(self, ring => ring.suppress_kicks());
+    }
+
+    /// Asks the guest to kick when it makes the next chain available. True when it did meanwhile: then there may be no
+    /// kick, and the ring is to be looked at now.
+    pub fn request_kicks(&mut self) -> bool {
+        either!(self, ring => ring.request_kicks())
+    }
+}

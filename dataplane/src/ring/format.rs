@@ -1,0 +1,96 @@
+//! What the two kinds of ring have in common, so that the loops that drain and fill them are written once.
+//!
+//! Positions count from the start of the ring's life and wrap at 65536. They go on by one for each chain in a split ring, and by
+//! one for each descriptor in a packed one: both are called slots here. A ring's size is a power of two, so that the lowest
+//! bits of a position are the place in the ring, and the next one is the parity of the lap.
+//!
+//! What was found and what was given back stand at positions of their own. Every chain is given back in the burst that
+//! found it, so that they are the same between two calls.
+
+use super::descriptor::{Chain, Descriptor};
+use super::{RingConfig, RingError};
+use crate::BURST;
+use crate::memory::{GuestMap, RegionCache};
+
+/// A ring in guest memory: where chains are found, and how they are given back.
+pub trait Format: Sized {
+    /// Whether descriptors are linked by `next`; else those of a chain lie one behind another.
+    const LINKED: bool;
+
+    /// The ring that `config` describes, in `map`.
+    ///
+    /// # Errors
+    ///
+    /// [`RingError::Size`], [`RingError::Alignment`] or [`RingError::Place`]: there is none.
+    fn new(map: &GuestMap, config: &RingConfig) -> Result<Self, RingError>;
+
+    /// Goes on in another map. After an error the ring stays where it was.
+    ///
+    /// # Errors
+    ///
+    /// As [`Format::new`].
+    fn remap(&mut self, map: &GuestMap, config: &RingConfig) -> Result<(), RingError>;
+
+    /// Descriptors in the ring.
+    fn size(&self) -> u16;
+
+    /// The first slot that was not given back, as GET_VRING_BASE says it.
+    fn position(&self) -> u16;
+
+    /// Whether the guest has made a chain available.
+    fn pending(&self) -> bool;
+
+    /// Asks the guest not to kick.
+    fn suppress_kicks(&self, event_idx: bool);
+
+    /// Asks the guest to kick for the next chain.
+    fn request_kicks(&self, event_idx: bool);
+
+    /// Slots that a chain takes.
+    fn slots(chain: &Chain) -> u16;
+
+    /// Reads up to `wanted` chains into the window, from `from` slots on. Those of one descriptor, inside one region, that the
+    /// device writes (or reads) are ready for use, their memory on its way to the cache. Returns how many there are; fewer
+    /// when one behind is bad.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the first one.
+    fn look<const WRITE: bool>(
+        &mut self,
+        map: &GuestMap,
+        cache: &mut RegionCache,
+        window: &mut [Chain; BURST],
+        from: u16,
+        wanted: u16,
+    ) -> Result<u16, RingError>;
+
+    /// The chain `at` slots on, of any shape, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it.
+    fn chain(&mut self, at: u16) -> Result<Option<Chain>, RingError>;
+
+    /// Descriptor `index` of the ring; any index is fine.
+    fn descriptor(&self, index: u16) -> Descriptor;
+
+    /// Gives a chain back: the one `at` slots behind those that were published, with `len` bytes written. The guest does not
+    /// see it before [`Format::publish`].
+    fn give_back<const WRITE: bool>(&mut self, at: u16, chain: &Chain, len: u32);
+
+    /// Shows the guest everything that was given back: `slots` of them, and what was written to its buffers. With `IN_ORDER` the
+    /// `chains` were not given back one by one, but are as a batch: they are the first of the window.
+    fn publish<const WRITE: bool, const IN_ORDER: bool>(&mut self, window: &[Chain; BURST], chains: u16, slots: u16);
+
+    /// Whether the guest wants an interrupt for the `slots` that were published last; `first` when it was not told of
+    /// anything yet.
+    fn wants_interrupt(&self, event_idx: bool, first: bool, slots: u16) -> bool;
+}
+
+/// Whether going on by `slots` to position `new` passes `event`, where `mask` are the bits of a position that count
+/// (vring_need_event, VIRTIO 1.2 section 2.7.10).
+#[inline(always)]
+pub fn passed(event: u16, new: u16, slots: u16, mask: u16) -> bool {
+    new.wrapping_sub(event).wrapping_sub(1) & mask < slots
+}

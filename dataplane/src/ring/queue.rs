@@ -1,0 +1,141 @@
+//! One ring of a guest, of either kind: its memory, its interrupts, and what a burst needs.
+//!
+//! Everything that is taken is completed in the same burst, in ring order. So nothing is ever in flight between two calls.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use super::call::Call;
+use super::descriptor::Chain;
+use super::format::Format;
+use super::{RingConfig, RingError, RingFeatures};
+use crate::BURST;
+use crate::memory::{GuestMap, RegionCache, Span};
+
+/// One ring of a guest. [`Queue::take`] drains a transmit ring, [`Queue::put`] fills a receive ring.
+pub struct Queue<F> {
+    pub(super) format: F,
+    pub(super) map: Arc<GuestMap>,
+    pub(super) cache: RegionCache,
+    /// The guest was told of what it has, since this ring was started.
+    signalled: bool,
+    call: Call,
+    /// Found behind chains that were good; returned by the next call.
+    pub(super) broken: Option<RingError>,
+    pub(super) window: Box<[Chain; BURST]>,
+    /// Scratch for one frame that is not in one plain buffer: its pieces of guest memory...
+    pub(super) spans: Vec<Span>,
+    /// ... and its chains, with the bytes that go into each.
+    pub(super) parts: Vec<(Chain, u32)>,
+    /// Descriptors of such frames in the burst at hand.
+    pub(super) steps: u32,
+    config: RingConfig,
+}
+
+// SAFETY: the pointers lead into guest memory, which `map` keeps mapped and which belongs to no thread.
+unsafe impl<F: Format> Send for Queue<F> {}
+
+impl<F: Format> Queue<F> {
+    /// The ring that `config` describes, in `map`. The guest gets one interrupt, because a process before us may have died
+    /// between publishing and notifying.
+    ///
+    /// # Errors
+    ///
+    /// [`RingError::Size`], [`RingError::Alignment`], [`RingError::Place`] or [`RingError::Call`]: the front-end described no ring.
+    pub fn new(map: Arc<GuestMap>, config: &RingConfig) -> Result<Self, RingError> {
+        let ring = Self {
+            format: F::new(&map, config)?,
+            map,
+            cache: RegionCache::default(),
+            signalled: false,
+            call: Call::new(config.call.clone())?,
+            broken: None,
+            window: Box::new([Chain::NONE; BURST]),
+            spans: Vec::with_capacity(BURST),
+            parts: Vec::with_capacity(BURST),
+            steps: 0,
+            config: config.clone(),
+        };
+        ring.call.signal()?;
+        Ok(ring)
+    }
+
+    /// Goes on in another map, at the same guest addresses.
+    ///
+    /// # Errors
+    ///
+    /// As [`Queue::new`]. The ring then stays in the old map.
+    pub fn remap(&mut self, map: Arc<GuestMap>) -> Result<(), RingError> {
+        self.format.remap(&map, &self.config)?;
+        self.map = map;
+        self.cache = RegionCache::default();
+        Ok(())
+    }
+
+    /// Interrupts go another way from here on. The guest gets one at once: the last may have gone the old way.
+    ///
+    /// # Errors
+    ///
+    /// [`RingError::Call`]. The ring then keeps the way it had.
+    pub fn set_call(&mut self, call: Option<Arc<OwnedFd>>) -> Result<(), RingError> {
+        self.call = Call::new(call.clone())?;
+        self.config.call = call;
+        self.call.signal()?;
+        Ok(())
+    }
+
+    /// Where the ring stands: what the front-end is told when it stops. See [`RingConfig::base`]. Nothing is in flight.
+    pub fn position(&self) -> u16 {
+        self.format.position()
+    }
+
+    /// What was negotiated.
+    pub fn features(&self) -> RingFeatures {
+        self.config.features
+    }
+
+    /// Signalled by the guest when it has made chains available; absent when the front-end polls.
+    pub fn kick(&self) -> Option<&Arc<OwnedFd>> {
+        self.config.kick.as_ref()
+    }
+
+    /// Whether the guest has made chains available, or broke the ring, so that a call has something to do.
+    #[inline]
+    pub fn pending(&self) -> bool {
+        self.broken.is_some() || self.format.pending()
+    }
+
+    /// Asks the guest not to kick: the ring is polled. A hint; kicks may still come.
+    pub fn suppress_kicks(&mut self) {
+        self.format.suppress_kicks(self.config.features.event_idx);
+    }
+
+    /// Asks the guest to kick when it makes the next chain available. True when it did meanwhile: then there may be no
+    /// kick, and the ring is to be looked at now.
+    pub fn request_kicks(&mut self) -> bool {
+        self.format.request_kicks(self.config.features.event_idx);
+        // The request is seen before the ring is read (VIRTIO 1.2 section 2.7.13.3.1): one of the two sides notices.
+        fence(Ordering::SeqCst);
+        self.pending()
+    }
+
+    /// Looks at up to `wanted` chains, from `from` slots on: see [`Format::look`].
+    #[inline(always)]
+    pub(super) fn look<const WRITE: bool>(&mut self, from: u16, wanted: u16) -> Result<u16, RingError> {
+        let Self { format, map, cache, window, .. } = self;
+        format.look::<WRITE>(map, cache, window, from, wanted)
+    }
+
+    /// Shows the guest the `chains` that were given back, in `slots`, and notifies it if it wants that.
+    #[inline(always)]
+    pub(super) fn publish<const WRITE: bool, const IN_ORDER: bool>(&mut self, chains: u16, slots: u16) {
+        self.format.publish::<WRITE, IN_ORDER>(&self.window, chains, slots);
+        // It is seen before the guest's wish is read (VIRTIO 1.2 section 2.7.7.2): one side notices the other.
+        fence(Ordering::SeqCst);
+        let first = !std::mem::replace(&mut self.signalled, true);
+        if self.format.wants_interrupt(self.config.features.event_idx, first, slots) {
+            self.broken = self.broken.or(self.call.signal().err());
+        }
+    }
+}
