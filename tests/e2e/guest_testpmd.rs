@@ -2,7 +2,7 @@
 //! back-end understands it.
 
 use ringspan_testkit::guest::loopback::{self, Plan};
-use ringspan_testkit::guest::{EnableOrder, Guest, Options, Role, Shape, feature};
+use ringspan_testkit::guest::{EnableOrder, Guest, Kind, Options, Role, Shape, feature};
 use ringspan_testkit::testpmd::{self, Testpmd};
 
 /// A testpmd that sends back on `socket` what came in there, and the guest's options for it.
@@ -27,17 +27,41 @@ fn check(guest: &mut Guest, plan: Plan) {
     }
 }
 
-#[test]
-fn every_layout_comes_back_byte_for_byte() {
-    let (_testpmd, options, _folder) = returning("layouts", 1, true);
-    let none = 0;
-    for without in [none, feature::EVENT_IDX, feature::MRG_RXBUF, feature::INDIRECT_DESC] {
+/// Each layout with each of these left out or added.
+fn every_layout(name: &str, kind: Kind, changes: &[(u64, u64)]) {
+    let (_testpmd, options, _folder) = returning(name, 1, true);
+    let options = options.over(kind);
+    for &(without, with) in changes {
         for shape in [Shape::Whole, Shape::Cut(1), Shape::HeaderApart, Shape::Mixed(5)] {
-            let options = Options { tx_shape: shape, ..options.clone().without(without) };
+            let options = Options { tx_shape: shape, ..options.clone().without(without).require(with) };
             let mut guest = Guest::start(options).unwrap();
             check(&mut guest, Plan::new(20_000, 128));
         }
     }
+}
+
+#[test]
+fn every_layout_comes_back_byte_for_byte() {
+    let changes = [(0, 0), (feature::EVENT_IDX, 0), (feature::MRG_RXBUF, 0), (feature::INDIRECT_DESC, 0)];
+    every_layout("layouts", Kind::Split, &changes);
+}
+
+#[test]
+fn every_layout_in_packed_rings() {
+    let changes = [(0, 0), (feature::EVENT_IDX, 0), (feature::MRG_RXBUF, 0), (feature::INDIRECT_DESC, 0)];
+    every_layout("layouts-p", Kind::Packed, &changes);
+}
+
+#[test]
+fn every_layout_in_order() {
+    let changes = [(0, feature::IN_ORDER), (feature::MRG_RXBUF | feature::INDIRECT_DESC, feature::IN_ORDER)];
+    every_layout("layouts-o", Kind::Split, &changes);
+}
+
+#[test]
+fn every_layout_in_packed_rings_in_order() {
+    let changes = [(0, feature::IN_ORDER), (feature::MRG_RXBUF | feature::INDIRECT_DESC, feature::IN_ORDER)];
+    every_layout("layouts-po", Kind::Packed, &changes);
 }
 
 #[test]
@@ -52,8 +76,10 @@ fn the_legacy_header_and_late_enabling_work() {
 #[test]
 fn four_pairs_each_get_back_their_own() {
     let (_testpmd, options, _folder) = returning("pairs", 4, true);
-    let mut guest = Guest::start(Options { regions: 3, region_gap: 1 << 30, ..options }).unwrap();
-    check(&mut guest, Plan::new(50_000, 200));
+    for kind in [Kind::Split, Kind::Packed] {
+        let options = Options { regions: 3, region_gap: 1 << 30, ..options.clone().over(kind) };
+        check(&mut Guest::start(options).unwrap(), Plan::new(50_000, 200));
+    }
 }
 
 #[test]
@@ -66,23 +92,45 @@ fn a_guest_that_listens_is_found() {
 #[test]
 fn a_frame_may_take_several_buffers_and_regions() {
     let (_testpmd, options, _folder) = returning("jumbo", 1, true);
-    let options = Options { tx_room: 9000, rx_room: 1000, regions: 7, tx_shape: Shape::Cut(7), ..options };
-    let mut guest = Guest::start(options).unwrap();
-    check(&mut guest, Plan { lengths: (60, 9000), ..Plan::new(20_000, 128) });
+    for kind in [Kind::Split, Kind::Packed] {
+        let options = Options { tx_room: 9000, rx_room: 1000, regions: 7, ..options.clone().over(kind) };
+        let mut guest = Guest::start(Options { tx_shape: Shape::Cut(7), ..options }).unwrap();
+        check(&mut guest, Plan { lengths: (60, 9000), ..Plan::new(20_000, 128) });
+    }
+}
+
+#[test]
+fn a_packed_ring_of_any_size_wraps() {
+    let (_testpmd, options, _folder) = returning("sizes", 1, true);
+    for ring_size in [64, 100, 255, 1024] {
+        let options = Options { ring_size, tx_shape: Shape::Mixed(5), ..options.clone().over(Kind::Packed) };
+        let mut guest = Guest::start(options.without(feature::INDIRECT_DESC)).unwrap();
+        check(&mut guest, Plan::new(20_000, 60));
+    }
 }
 
 #[test]
 fn a_reset_guest_starts_again() {
     let (_testpmd, options, _folder) = returning("reset", 1, true);
-    let mut guest = Guest::start(options).unwrap();
-    check(&mut guest, Plan::new(5_000, 128));
-    guest.reset().unwrap();
-    check(&mut guest, Plan::new(5_000, 128));
+    for kind in [Kind::Split, Kind::Packed] {
+        let mut guest = Guest::start(options.clone().over(kind)).unwrap();
+        check(&mut guest, Plan::new(5_000, 128));
+        guest.reset().unwrap();
+        check(&mut guest, Plan::new(5_000, 128));
+    }
 }
 
 #[test]
 fn rings_go_on_where_the_last_connection_left_them() {
     let (_testpmd, options, _folder) = returning("reconnect", 1, true);
+    for kind in [Kind::Split, Kind::Packed] {
+        let mut guest = Guest::start(options.clone().over(kind)).unwrap();
+        check(&mut guest, Plan::new(5_000, 128));
+        guest.stop().unwrap();
+        guest.reconnect().unwrap();
+        check(&mut guest, Plan::new(5_000, 128));
+    }
+    // Of a split ring they know it without being told.
     let mut guest = Guest::start(options).unwrap();
     check(&mut guest, Plan::new(5_000, 128));
     guest.reconnect().unwrap();

@@ -78,7 +78,7 @@ impl Scene {
         receiver
     }
 
-    fn start(&self, index: usize, ring: &guest::SplitRing, map: &Arc<GuestMap>) {
+    fn start(&self, index: usize, ring: &guest::Ring, map: &Arc<GuestMap>) {
         let [desc, avail, used] = ring.addresses().map(GuestAddress);
         let config = RingConfig {
             size: ring.size(),

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use ringspan_protocol::LaneEventKind;
 use ringspan_testkit::guest::loopback::{self, Plan};
-use ringspan_testkit::guest::ring::{Descriptor, INDIRECT, NEXT, WRITE};
+use ringspan_testkit::guest::ring::{Descriptor, Format, INDIRECT, NEXT, WRITE};
 use ringspan_testkit::guest::{Guest, Options, feature};
 use ringspan_testkit::needs;
 
@@ -25,7 +25,7 @@ fn descriptor(address: u64, length: u32, flags: u16, next: u16) -> Descriptor {
 
 /// Makes these descriptors, from number 0 on, and the chain that starts with 0 available.
 fn send(guest: &mut Guest, chain: &[Descriptor]) -> Result<()> {
-    let ring = guest.tx[0].ring();
+    let ring = guest.tx[0].ring().split();
     for (i, &descriptor) in chain.iter().enumerate() {
         ring.describe(i as u16, descriptor);
     }
@@ -52,7 +52,7 @@ fn send_indirect(guest: &mut Guest, flags: u16, length: u32, table: &[Descriptor
 /// Makes all posted receive buffers like this one, and lets a frame come.
 fn receive_into(guest: &mut Guest, buffer: Descriptor) -> Result<()> {
     for i in 0..guest.rx[0].ring().size() {
-        guest.rx[0].ring().describe(i, buffer);
+        guest.rx[0].ring().split().describe(i, buffer);
     }
     guest.tx[0].transmit(1, |_, room| {
         room.put(0, &[0x55; 60]);
@@ -65,7 +65,7 @@ const ACTS: &[Act] = &[
     Act {
         name: "an available index further ahead than the ring is long",
         deed: |guest| {
-            let ring = guest.tx[0].ring();
+            let ring = guest.tx[0].ring().split();
             ring.forge_avail_index(ring.avail_index().wrapping_add(ring.size() + 1));
             Ok(())
         },
@@ -74,7 +74,7 @@ const ACTS: &[Act] = &[
     Act {
         name: "an available index that goes back",
         deed: |guest| {
-            let ring = guest.rx[0].ring();
+            let ring = guest.rx[0].ring().split();
             ring.forge_avail_index(ring.used_index().wrapping_sub(1));
             receive_into(guest, Descriptor::default())
         },
@@ -83,7 +83,7 @@ const ACTS: &[Act] = &[
     Act {
         name: "a head outside of the table",
         deed: |guest| {
-            let ring = guest.tx[0].ring();
+            let ring = guest.tx[0].ring().split();
             ring.push(ring.size());
             ring.publish();
             Ok(())
@@ -324,10 +324,10 @@ fn rings_full_of_nonsense_harm_nobody() -> Result<()> {
                     let length = if random.below(8) == 0 { random.next() as u32 } else { random.below(4000) as u32 };
                     let nonsense = descriptor(address, length, random.below(8) as u16, random.below(300) as u16);
                     let ring = if queue == 0 { guest.rx[0].ring() } else { guest.tx[0].ring() };
-                    ring.describe(i, nonsense);
+                    ring.split().describe(i, nonsense);
                 }
             }
-            let ring = guest.tx[0].ring();
+            let ring = guest.tx[0].ring().split();
             (0..random.below(200)).for_each(|_| ring.push(random.below(260) as u16));
             ring.publish();
             std::thread::sleep(std::time::Duration::from_micros(200));

@@ -1,7 +1,9 @@
 //! How a buffer is told in descriptors: whole, with its header apart, cut into pieces, directly or by a table.
 
-use super::memory::Piece;
-use super::ring::{Descriptor, INDIRECT, NEXT, SplitRing};
+use anyhow::ensure;
+
+use super::memory::{Memory, Piece};
+use super::ring::{Format, INDIRECT, MOST_SPANS, Span};
 
 /// How a frame and its virtio-net header are laid out in descriptors. All of these are legal with `ANY_LAYOUT` or
 /// `VERSION_1`; without them the header has a descriptor of its own.
@@ -29,68 +31,55 @@ impl Shape {
     }
 }
 
-/// The writer of a queue's chains. Buffers are numbered; each has its own descriptors.
+/// The writer of a queue's chains. Buffers are numbered.
 #[derive(Debug)]
 pub(super) struct Chains {
     shape: Shape,
     header: usize,
-    /// Descriptors set apart for each buffer, as a power of two's logarithm.
-    stride: u32,
+    /// Buffers that have room in the ring.
+    buffers: u16,
     /// With indirect descriptors: one table for each buffer.
     tables: Vec<Piece>,
     turn: u16,
 }
 
 impl Chains {
-    /// Chains for `ring`, each starting with a virtio-net header of `header` bytes.
-    pub fn new(ring: &SplitRing, shape: Shape, indirect: bool, header: usize) -> anyhow::Result<Self> {
-        let each = shape.most().next_power_of_two();
-        let mut tables = Vec::new();
+    /// Chains for `ring`, which has `size` descriptors, each starting with a virtio-net header of `header` bytes.
+    pub fn new(
+        ring: &mut impl Format,
+        size: u16,
+        memory: &Memory,
+        shape: Shape,
+        indirect: bool,
+        header: usize,
+    ) -> anyhow::Result<Self> {
+        let most = shape.most();
+        ensure!(usize::from(most) <= MOST_SPANS, "chains of {most} descriptors, more than {MOST_SPANS}");
         let indirect = indirect && shape != Shape::Whole;
-        if indirect {
-            for _ in 0..ring.size() {
-                tables.push(ring.memory().allocate(16 * usize::from(each), 64)?);
-            }
+        ensure!(indirect || most <= size, "chains of {most} descriptors in a ring of {size}");
+        let buffers = ring.reserve(if indirect { 1 } else { most });
+        let tables = if indirect { buffers } else { 0 };
+        let table = |_| memory.allocate(16 * usize::from(most), 64);
+        let tables = (0..tables).map(table).collect::<anyhow::Result<_>>()?;
+        Ok(Self { shape, header, buffers, tables, turn: 0 })
+    }
+
+    /// Buffers that have room in the ring.
+    pub fn buffers(&self) -> u16 {
+        self.buffers
+    }
+
+    /// Offers a buffer of `total` bytes at `guest`. `flags` is 0 or [`super::ring::WRITE`].
+    #[inline]
+    pub fn offer(&mut self, ring: &mut impl Format, buffer: u16, guest: u64, total: usize, flags: u16) {
+        if self.shape == Shape::Whole {
+            ring.offer(buffer, &[Span { address: guest, length: total as u32 }], flags);
         } else {
-            anyhow::ensure!(each <= ring.size(), "chains of {each} descriptors in a ring of {}", ring.size());
+            self.offer_pieces(ring, buffer, guest, total, flags);
         }
-        let stride = if indirect { 0 } else { each.trailing_zeros() };
-        Ok(Self { shape, header, stride, tables, turn: 0 })
     }
 
-    /// Buffers that have room in a ring of this size.
-    pub fn buffers(&self, ring_size: u16) -> u16 {
-        ring_size >> self.stride
-    }
-
-    /// The first descriptor of a buffer's chain.
-    #[inline]
-    pub fn head(&self, buffer: u16) -> u16 {
-        buffer << self.stride
-    }
-
-    /// The buffer whose chain starts with this descriptor, if one does.
-    #[inline]
-    pub fn buffer(&self, head: u32, ring_size: u16) -> Option<u16> {
-        let buffer = head >> self.stride;
-        (head < u32::from(ring_size) && buffer << self.stride == head).then_some(buffer as u16)
-    }
-
-    /// Writes the chain of a buffer of `total` bytes at `guest`, and gives its first descriptor. `flags` is 0 or
-    /// [`super::ring::WRITE`].
-    #[inline]
-    pub fn describe(&mut self, ring: &mut SplitRing, buffer: u16, guest: u64, total: usize, flags: u16) -> u16 {
-        let head = self.head(buffer);
-        if self.shape == Shape::Whole && self.tables.is_empty() {
-            ring.describe(head, Descriptor { address: guest, length: total as u32, flags, next: 0 });
-        } else {
-            self.describe_pieces(ring, buffer, guest, total, flags);
-        }
-        head
-    }
-
-    fn describe_pieces(&mut self, ring: &mut SplitRing, buffer: u16, guest: u64, total: usize, flags: u16) {
-        let head = self.head(buffer);
+    fn offer_pieces<R: Format>(&mut self, ring: &mut R, buffer: u16, guest: u64, total: usize, flags: u16) {
         let wanted = match self.shape {
             Shape::Whole => 1,
             Shape::HeaderApart => 2,
@@ -105,30 +94,17 @@ impl Chains {
             Shape::HeaderApart if piece == 0 => self.header.min(total),
             _ => total * (piece + 1) / pieces,
         };
-        let table = self.tables.get(usize::from(buffer));
-        let first = if table.is_some() { 0 } else { head };
-        let mut start = 0;
-        for piece in 0..pieces {
-            let last = piece + 1 == pieces;
-            let at = first + piece as u16;
-            let descriptor = Descriptor {
-                address: guest + start as u64,
-                length: (end(piece) - start) as u32,
-                flags: if last { flags } else { flags | NEXT },
-                next: if last { 0 } else { at + 1 },
-            };
+        let (mut spans, mut start) = ([Span::default(); MOST_SPANS], 0);
+        for (piece, span) in spans[..pieces].iter_mut().enumerate() {
+            *span = Span { address: guest + start as u64, length: (end(piece) - start) as u32 };
             start = end(piece);
-            match table {
-                // SAFETY: a table has room for as many descriptors as the shape has pieces at most.
-                Some(table) => unsafe {
-                    table.start.cast::<Descriptor>().add(usize::from(at)).write_volatile(descriptor)
-                },
-                None => ring.describe(at, descriptor),
-            }
         }
-        if let Some(table) = table {
-            let length = 16 * pieces as u32;
-            ring.describe(head, Descriptor { address: table.guest, length, flags: INDIRECT, next: 0 });
+        match self.tables.get(usize::from(buffer)) {
+            None => ring.offer(buffer, &spans[..pieces], flags),
+            Some(table) => {
+                R::write_table(table, &spans[..pieces], flags);
+                ring.offer(buffer, &[Span { address: table.guest, length: 16 * pieces as u32 }], INDIRECT);
+            }
         }
     }
 }

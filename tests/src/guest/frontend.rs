@@ -13,7 +13,7 @@ use std::os::fd::AsFd;
 use super::feature::{PROTOCOL_FEATURES, PROTOCOL_MQ, PROTOCOL_REPLY_ACK};
 use super::memory::{Memory, Region};
 use super::message::{self, Message, Request};
-use super::ring::SplitRing;
+use super::ring::Ring;
 
 /// Longest wait for an answer.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -176,12 +176,12 @@ impl FrontEnd {
     }
 
     /// SET_VRING_CALL: how the back-end interrupts, or that it need not.
-    pub fn set_vring_call(&mut self, index: u32, ring: &SplitRing, polled: bool) -> anyhow::Result<()> {
+    pub fn set_vring_call(&mut self, index: u32, ring: &Ring, polled: bool) -> anyhow::Result<()> {
         self.set_vring_fd(Request::SetVringCall, index, (!polled).then(|| ring.call().as_raw_fd()))
     }
 
     /// SET_VRING_KICK: how the guest notifies, or that it does not; starts the ring.
-    pub fn set_vring_kick(&mut self, index: u32, ring: &SplitRing, polled: bool) -> anyhow::Result<()> {
+    pub fn set_vring_kick(&mut self, index: u32, ring: &Ring, polled: bool) -> anyhow::Result<()> {
         self.set_vring_fd(Request::SetVringKick, index, (!polled).then(|| ring.kick().as_raw_fd()))
     }
 
@@ -200,10 +200,10 @@ impl FrontEnd {
         self.tell(Request::SetVringBase, message::words(&[index, base]), &[])
     }
 
-    /// SET_VRING_ADDR with addresses of this process: descriptors, available ring, used ring.
-    pub fn set_vring_addr(&mut self, index: u32, [desc, avail, used]: [u64; 3]) -> anyhow::Result<()> {
+    /// SET_VRING_ADDR with addresses of this process: descriptors, driver's area, device's area.
+    pub fn set_vring_addr(&mut self, index: u32, [desc, driver, device]: [u64; 3]) -> anyhow::Result<()> {
         let mut payload = message::words(&[index, 0]);
-        payload.extend(message::longs(&[desc, used, avail, 0]));
+        payload.extend(message::longs(&[desc, device, driver, 0]));
         self.tell(Request::SetVringAddr, payload, &[])
     }
 

@@ -291,15 +291,8 @@ fn state(guest: &mut Guest, checks: &[Check]) -> String {
     let each = checks.iter().map(|check| {
         let pair = usize::from(check.pair);
         let (tx, rx) = (guest.tx[pair].ring(), guest.rx[pair].ring());
-        format!(
-            "pair {pair}: {} sent, {} back; transmit ring avail {} used {}; receive ring avail {} used {}",
-            check.sent,
-            check.received,
-            tx.avail_index(),
-            tx.used_index(),
-            rx.avail_index(),
-            rx.used_index()
-        )
+        let Check { sent, received, .. } = check;
+        format!("pair {pair}: {sent} sent, {received} back; transmit ring {}; receive ring {}", tx.state(), rx.state())
     });
     each.collect::<Vec<_>>().join("; ")
 }

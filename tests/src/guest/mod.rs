@@ -5,6 +5,7 @@
 //! what is measured. [`Guest::start`] brings everything up as QEMU does; [`Transmitter`] and [`Receiver`] move frames by
 //! the burst; [`loopback`] checks what comes back; [`frontend`] and [`message`] are the way around all of that.
 
+pub mod buffers;
 pub mod chain;
 pub mod feature;
 pub mod frontend;
@@ -12,9 +13,10 @@ pub mod loopback;
 pub mod memory;
 pub mod message;
 pub mod net_header;
-pub mod queue;
+pub mod receiver;
 pub mod ring;
 pub mod traffic;
+pub mod transmitter;
 
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -23,13 +25,15 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 
+pub use buffers::Counts;
 pub use chain::Shape;
 pub use frontend::{FrontEnd, StoppedOnPurpose};
 pub use memory::{Layout, Memory, Region};
 pub use net_header::NetHeader;
-pub use queue::{Counts, Receiver, Transmitter};
-pub use ring::SplitRing;
+pub use receiver::Receiver;
+pub use ring::{Kind, PackedRing, Ring, SplitRing};
 pub use traffic::Traffic;
+pub use transmitter::Transmitter;
 
 /// Which side of the socket listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +68,8 @@ pub struct Options {
     pub ring_size: u16,
     /// Virtio features that the guest's driver would take; see [`feature`].
     pub features: u64,
+    /// Those of them without which the guest does not start.
+    pub required: u64,
     /// vhost-user protocol features that the front-end would take.
     pub protocol_features: u64,
     /// When rings are enabled.
@@ -100,6 +106,7 @@ impl Options {
             enabled_pairs: 1,
             ring_size: 256,
             features: feature::USUAL,
+            required: 0,
             protocol_features: feature::PROTOCOL_MQ | feature::PROTOCOL_REPLY_ACK,
             enable: EnableOrder::Early,
             tx_shape: Shape::Whole,
@@ -125,9 +132,22 @@ impl Options {
         Self { features: self.features | features, ..self }
     }
 
+    /// With these features, or not at all.
+    pub fn require(self, features: u64) -> Self {
+        Self { required: self.required | features, ..self.with(features) }
+    }
+
+    /// Over rings of this format.
+    pub fn over(self, kind: Kind) -> Self {
+        match kind {
+            Kind::Split => self.without(feature::RING_PACKED),
+            Kind::Packed => self.require(feature::RING_PACKED),
+        }
+    }
+
     /// Without these features.
     pub fn without(self, features: u64) -> Self {
-        Self { features: self.features & !features, ..self }
+        Self { features: self.features & !features, required: self.required & !features, ..self }
     }
 
     /// Bytes of memory that the guest needs, generously.
@@ -146,6 +166,8 @@ pub struct Guest {
     memory: Arc<Memory>,
     features: u64,
     offered_pairs: u64,
+    /// What the front-end knows of the place at which each ring goes on.
+    bases: Vec<u32>,
     frontend: Option<FrontEnd>,
     /// The sending queue of each pair.
     pub tx: Vec<Transmitter>,
@@ -170,8 +192,9 @@ impl Guest {
             gap: options.region_gap,
             huge_pages: options.huge_pages,
         })?);
-        let mut guest =
-            Self { options, listener, memory, features: 0, offered_pairs: 0, frontend: None, tx: vec![], rx: vec![] };
+        let (features, offered_pairs, frontend) = (0, 0, None);
+        let (bases, tx, rx) = (vec![], vec![], vec![]);
+        let mut guest = Self { options, listener, memory, features, offered_pairs, bases, frontend, tx, rx };
         guest.connect()?;
         guest.make_queues()?;
         guest.start_rings()?;
@@ -191,6 +214,8 @@ impl Guest {
         let (offered, pairs) = frontend.negotiate(self.options.protocol_features)?;
         self.features = offered & (self.options.features | feature::PROTOCOL_FEATURES);
         self.offered_pairs = pairs;
+        let missing = self.options.required & !offered;
+        ensure!(missing == 0, "the back-end does not offer features {missing:#x}");
         ensure!(
             pairs >= u64::from(self.options.pairs),
             "the back-end offers {pairs} queue pairs, {} are wanted",
@@ -207,38 +232,34 @@ impl Guest {
         self.memory.free_all();
         let Options { ring_size, tx_room, rx_room, .. } = self.options;
         let header = feature::header_length(self.features);
-        let event_idx = self.has(feature::EVENT_IDX);
+        let kind = if self.has(feature::RING_PACKED) { Kind::Packed } else { Kind::Split };
+        let (event_idx, in_order) = (self.has(feature::EVENT_IDX), self.has(feature::IN_ORDER));
         let indirect = self.has(feature::INDIRECT_DESC);
         let shape = |shape: Shape| {
             let apart = shape == Shape::Whole && self.features & (feature::ANY_LAYOUT | feature::VERSION_1) == 0;
             if apart { Shape::HeaderApart } else { shape }
         };
         for _ in 0..self.options.pairs {
-            let ring = SplitRing::new(&self.memory, ring_size, event_idx)?;
+            let ring = Ring::new(kind, &self.memory, ring_size, event_idx, in_order)?;
             let mergeable = self.has(feature::MRG_RXBUF);
             let mut rx = Receiver::new(ring, shape(self.options.rx_shape), indirect, header, rx_room, mergeable)?;
             rx.agree(self.features);
             self.rx.push(rx);
-            let ring = SplitRing::new(&self.memory, ring_size, event_idx)?;
+            let ring = Ring::new(kind, &self.memory, ring_size, event_idx, in_order)?;
             self.tx.push(Transmitter::new(ring, shape(self.options.tx_shape), indirect, header, tx_room)?);
         }
-        for pair in 0..usize::from(self.options.pairs) {
-            self.tx[pair].ring().want_call(false);
-            self.rx[pair].ring().want_call(false);
-        }
+        let mut rings = rings(&mut self.rx, &mut self.tx);
+        rings.iter_mut().for_each(|ring| ring.want_call(false));
+        self.bases = rings.iter().map(|ring| ring.first_base()).collect();
         Ok(())
     }
 
-    /// From SET_VRING_CALL to the last ring's start. Rings begin at their used index: 0 for new ones, and where the last
-    /// back-end left them when it died, as QEMU does.
+    /// From SET_VRING_CALL to the last ring's start. Rings begin where QEMU would let them: new ones at their first place,
+    /// others where GET_VRING_BASE said, or what is known of them when the last back-end died.
     fn start_rings(&mut self) -> anyhow::Result<()> {
-        let Self { options, features, memory, tx, rx, .. } = self;
+        let Self { options, features, memory, tx, rx, bases, .. } = self;
         let frontend = self.frontend.as_mut().context("not connected")?;
-        let mut rings: Vec<(u32, &mut SplitRing)> = vec![];
-        for (pair, (rx, tx)) in rx.iter_mut().zip(tx).enumerate() {
-            rings.push((2 * pair as u32, rx.ring()));
-            rings.push((2 * pair as u32 + 1, tx.ring()));
-        }
+        let rings: Vec<(u32, &mut Ring)> = (0..).zip(rings(rx, tx)).collect();
         for (index, ring) in &rings {
             frontend.set_vring_call(*index, ring, options.polled)?;
         }
@@ -258,7 +279,7 @@ impl Guest {
         }
         for (index, ring) in &rings {
             frontend.set_vring_num(*index, u32::from(ring.size()))?;
-            frontend.set_vring_base(*index, u32::from(ring.used_index()))?;
+            frontend.set_vring_base(*index, ring.base_after_death(bases[*index as usize]))?;
             frontend.set_vring_addr(*index, ring.user_addresses())?;
             frontend.set_vring_kick(*index, ring, false)?;
             frontend.set_vring_call(*index, ring, options.polled)?;
@@ -301,7 +322,8 @@ impl Guest {
     pub fn stop(&mut self) -> anyhow::Result<Vec<u32>> {
         let rings = 2 * u32::from(self.options.pairs);
         let frontend = self.frontend()?;
-        (0..rings).map(|index| frontend.get_vring_base(index)).collect()
+        self.bases = (0..rings).map(|index| frontend.get_vring_base(index)).collect::<anyhow::Result<_>>()?;
+        Ok(self.bases.clone())
     }
 
     /// Enables or disables a pair while it runs.
@@ -340,4 +362,9 @@ impl Guest {
     fn has(&self, feature: u64) -> bool {
         self.features & feature != 0
     }
+}
+
+/// All rings by their number: of each pair the receiving one, then the sending one.
+fn rings<'a>(rx: &'a mut [Receiver], tx: &'a mut [Transmitter]) -> Vec<&'a mut Ring> {
+    rx.iter_mut().zip(tx).flat_map(|(rx, tx)| [rx.ring(), tx.ring()]).collect()
 }

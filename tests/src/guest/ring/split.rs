@@ -6,24 +6,16 @@
 //! become an address. The back-end reads and writes there at any time: indices and flags are atomics, everything else is
 //! volatile.
 
-use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering, fence};
-use std::time::Duration;
 
 use anyhow::ensure;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::memory::Memory;
-
-/// The descriptor continues in another one.
-pub const NEXT: u16 = 1;
-/// The back-end writes to the buffer.
-pub const WRITE: u16 = 2;
-/// The buffer is a table of descriptors.
-pub const INDIRECT: u16 = 4;
+use super::doorbell::Doorbell;
+use super::order::{Chain, Order};
+use super::{Format, NEXT, NOBODY, Span, Used};
+use crate::guest::memory::{Memory, Piece};
 
 /// Set by the driver in `avail.flags`: no interrupts, please.
 const NO_INTERRUPT: u16 = 1;
@@ -38,20 +30,10 @@ pub struct Descriptor {
     pub address: u64,
     /// Its length in bytes.
     pub length: u32,
-    /// [`NEXT`], [`WRITE`], [`INDIRECT`].
+    /// [`NEXT`], [`super::WRITE`], [`super::INDIRECT`].
     pub flags: u16,
     /// The descriptor after this one.
     pub next: u16,
-}
-
-/// A used element, as it lies in memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[repr(C, align(4))]
-pub struct Used {
-    /// The chain's first descriptor.
-    pub id: u32,
-    /// Bytes that the device wrote.
-    pub length: u32,
 }
 
 /// A split ring with its two event descriptors.
@@ -64,13 +46,16 @@ pub struct SplitRing {
     used: NonNull<u16>,
     guest: [u64; 3],
     event_idx: bool,
+    /// Descriptors set apart for each buffer, as a power of two's logarithm. With IN_ORDER they are taken one after the other.
+    stride: u32,
+    next_descriptor: u16,
+    order: Option<Order>,
     /// Next avail index that is written; what was published is `published`.
     next_avail: u16,
     published: u16,
     /// Used elements up to this index were taken.
     next_used: u16,
-    kick: EventFd,
-    call: EventFd,
+    bell: Doorbell,
 }
 
 // SAFETY: the pointers go into `memory`, which is Send and Sync and is held; the ring has one user at a time.
@@ -86,7 +71,6 @@ impl SplitRing {
         let desc = memory.allocate(16 * n, 4096)?;
         let avail = memory.allocate(6 + 2 * n, 128)?;
         let used = memory.allocate(6 + 8 * n, 4096)?;
-        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
         let ring = Self {
             memory: Arc::clone(memory),
             size,
@@ -95,17 +79,24 @@ impl SplitRing {
             used: used.start.cast(),
             guest: [desc.guest, avail.guest, used.guest],
             event_idx,
+            stride: 0,
+            next_descriptor: 0,
+            order: None,
             next_avail: 0,
             published: 0,
             next_used: 0,
-            kick: EventFd::from_flags(flags)?,
-            call: EventFd::from_flags(flags)?,
+            bell: Doorbell::new()?,
         };
         for piece in [desc, avail, used] {
             // SAFETY: the piece is that long.
             unsafe { piece.start.write_bytes(0, piece.size) };
         }
         Ok(ring)
+    }
+
+    /// Whether the device uses buffers in the order in which they are made available.
+    pub fn in_order(self, in_order: bool) -> Self {
+        Self { order: in_order.then(Order::default), ..self }
     }
 
     /// Descriptors.
@@ -123,14 +114,9 @@ impl SplitRing {
         [self.desc.as_ptr() as u64, self.avail.as_ptr() as u64, self.used.as_ptr() as u64]
     }
 
-    /// What the driver writes to when there are buffers.
-    pub fn kick(&self) -> &EventFd {
-        &self.kick
-    }
-
-    /// What the back-end writes to when it used some.
-    pub fn call(&self) -> &EventFd {
-        &self.call
+    /// Kick and call.
+    pub fn bell(&self) -> &Doorbell {
+        &self.bell
     }
 
     /// The memory that the ring lies in.
@@ -151,34 +137,12 @@ impl SplitRing {
         unsafe { self.desc.add(index).write_volatile(descriptor) };
     }
 
-    /// Where a descriptor of the table is, to be fetched ahead.
-    #[inline]
-    pub(super) fn descriptor_line(&self, index: u16) -> *const u8 {
-        self.desc.as_ptr().wrapping_add(usize::from(index & (self.size - 1))).cast()
-    }
-
-    /// Puts a chain's head behind those made available so far; the back-end sees it after [`Self::publish`].
+    /// Puts a chain's head behind those made available so far; the back-end sees it after [`Format::publish`].
     #[inline]
     pub fn push(&mut self, head: u16) {
         let slot = usize::from(self.next_avail & (self.size - 1));
         self.atomic(self.avail, 2 + slot).store(head, Ordering::Relaxed);
         self.next_avail = self.next_avail.wrapping_add(1);
-    }
-
-    /// Shows the back-end everything that was pushed, and kicks it when it asked for that.
-    #[inline]
-    pub fn publish(&mut self) {
-        if self.next_avail == self.published {
-            return;
-        }
-        let old = self.published;
-        self.published = self.next_avail;
-        self.atomic(self.avail, 1).store(self.next_avail, Ordering::Release);
-        // The index must be visible before the device's wish is read: 2.7.13.4.
-        fence(Ordering::SeqCst);
-        if self.wants_kick(old) {
-            let _ = self.kick.write(1);
-        }
     }
 
     fn wants_kick(&self, old: u16) -> bool {
@@ -188,11 +152,6 @@ impl SplitRing {
         } else {
             self.atomic(self.used, 0).load(Ordering::Relaxed) & NO_NOTIFY == 0
         }
-    }
-
-    /// Kicks whether the back-end asked for it or not, as QEMU does when a ring is started.
-    pub fn kick_now(&self) {
-        let _ = self.kick.write(1);
     }
 
     /// The used index that the back-end shows.
@@ -211,23 +170,35 @@ impl SplitRing {
         self.used_index().wrapping_sub(self.next_used)
     }
 
-    /// The used element `ahead` of the first that was not taken; valid below [`Self::pending`].
+    /// The used element `ahead` of the first that was not taken.
     #[inline]
-    pub fn peek(&self, ahead: u16) -> Used {
+    fn element(&self, ahead: u16) -> Used {
         let slot = usize::from(self.next_used.wrapping_add(ahead) & (self.size - 1));
         // SAFETY: slot < size; the elements start 4 bytes into the used ring and are aligned to 4.
         unsafe { self.used.add(2).cast::<Used>().add(slot).read_volatile() }
     }
 
-    /// Takes `count` used elements.
+    /// The buffer whose chain starts with this descriptor, if one can.
     #[inline]
-    pub fn take(&mut self, count: u16) {
-        self.next_used = self.next_used.wrapping_add(count);
+    fn buffer(&self, head: u32) -> u32 {
+        let buffer = head >> self.stride;
+        if head < u32::from(self.size) && buffer << self.stride == head { buffer } else { NOBODY }
     }
 
-    /// Chains that are with the back-end, or used and not taken yet.
-    pub fn outstanding(&self) -> u16 {
-        self.next_avail.wrapping_sub(self.next_used)
+    fn collect_in_order(&mut self, used: &mut [Used]) -> usize {
+        let (mut pending, mut count) = (self.pending(), 0);
+        while count < used.len() && pending > 0 {
+            let element = self.element(0);
+            let Some(order) = &mut self.order else { return count };
+            let known = order.has_used() || order.read(element.id, element.length, usize::from(pending));
+            used[count] = match order.take() {
+                Some((chain, length)) if known => Used { id: chain.buffer.into(), length },
+                _ => Used { id: NOBODY, length: 0 },
+            };
+            self.next_used = self.next_used.wrapping_add(1);
+            (pending, count) = (pending - 1, count + 1);
+        }
+        count
     }
 
     /// Asks for an interrupt at the next used element, or for none at all.
@@ -242,20 +213,89 @@ impl SplitRing {
         fence(Ordering::SeqCst);
     }
 
-    /// Sleeps until the back-end interrupts or has used something; whether it has.
-    pub fn wait(&mut self, timeout: Duration) -> std::io::Result<bool> {
-        self.want_call(true);
-        if self.pending() == 0 {
-            let mut fds = [PollFd::new(self.call.as_fd(), PollFlags::POLLIN)];
-            poll(&mut fds, PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX))?;
-        }
-        let _ = self.call.read();
-        Ok(self.pending() > 0)
+    /// Where both sides stand.
+    pub(super) fn state(&self) -> String {
+        format!("avail {} used {}, taken {}", self.published, self.used_index(), self.next_used)
     }
 
     /// Sets the available index to any value, behind the ring's own back. A hostile act.
     pub fn forge_avail_index(&mut self, index: u16) {
         self.atomic(self.avail, 1).store(index, Ordering::Release);
-        let _ = self.kick.write(1);
+        self.bell.ring();
+    }
+}
+
+impl Format for SplitRing {
+    fn reserve(&mut self, each: u16) -> u16 {
+        if self.order.is_some() {
+            return self.size / each;
+        }
+        self.stride = each.next_power_of_two().trailing_zeros();
+        self.size >> self.stride
+    }
+
+    #[inline]
+    fn offer(&mut self, buffer: u16, spans: &[Span], flags: u16) {
+        let mask = self.size - 1;
+        let head = if self.order.is_some() { self.next_descriptor } else { buffer << self.stride };
+        for (i, span) in spans.iter().enumerate() {
+            let at = head.wrapping_add(i as u16) & mask;
+            let last = i + 1 == spans.len();
+            let (flags, next) = if last { (flags, 0) } else { (flags | NEXT, at.wrapping_add(1) & mask) };
+            self.describe(at, Descriptor { address: span.address, length: span.length, flags, next });
+        }
+        self.push(head);
+        if let Some(order) = &mut self.order {
+            let descriptors = spans.len() as u16;
+            self.next_descriptor = head.wrapping_add(descriptors) & mask;
+            let writable = if flags & super::WRITE != 0 { spans.iter().map(|span| span.length).sum() } else { 0 };
+            order.push(Chain { name: head, buffer, descriptors, writable });
+        }
+    }
+
+    #[inline]
+    fn publish(&mut self) {
+        if self.next_avail == self.published {
+            return;
+        }
+        let old = self.published;
+        self.published = self.next_avail;
+        self.atomic(self.avail, 1).store(self.next_avail, Ordering::Release);
+        // The index must be visible before the device's wish is read: 2.7.13.4.
+        fence(Ordering::SeqCst);
+        if self.wants_kick(old) {
+            self.bell.ring();
+        }
+    }
+
+    #[inline]
+    fn collect(&mut self, used: &mut [Used]) -> usize {
+        if self.order.is_some() {
+            return self.collect_in_order(used);
+        }
+        let count = used.len().min(usize::from(self.pending()));
+        for (ahead, used) in used[..count].iter_mut().enumerate() {
+            let element = self.element(ahead as u16);
+            *used = Used { id: self.buffer(element.id), length: element.length };
+        }
+        self.next_used = self.next_used.wrapping_add(count as u16);
+        count
+    }
+
+    #[inline]
+    fn line(&self, buffer: u16, ahead: u16) -> *const u8 {
+        let at = if self.order.is_some() { self.next_descriptor.wrapping_add(ahead) } else { buffer << self.stride };
+        self.desc.as_ptr().wrapping_add(usize::from(at & (self.size - 1))).cast()
+    }
+
+    fn write_table(table: &Piece, spans: &[Span], flags: u16) {
+        assert!(16 * spans.len() <= table.size, "a table of {} bytes for {} descriptors", table.size, spans.len());
+        for (i, span) in spans.iter().enumerate() {
+            let last = i + 1 == spans.len();
+            let (flags, next) = if last { (flags, 0) } else { (flags | NEXT, i as u16 + 1) };
+            let descriptor = Descriptor { address: span.address, length: span.length, flags, next };
+            // SAFETY: the table has that many descriptors, and is aligned to 64.
+            unsafe { table.start.cast::<Descriptor>().add(i).write_volatile(descriptor) };
+        }
     }
 }
