@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime};
 use nix::fcntl::{Flock, FlockArg};
 use ringspan_protocol::{
     DeviceSpec, DeviceStatus, Envelope, Failure, FailureKind, LaneEvent, LaneEventKind, LaneInfo, PolicyStatus,
-    PortCounters, PortName, PortPhase, PortSpec, PortStatus, QueueCounters, Reply, Request, VERSION,
+    PortCounters, PortName, PortPhase, PortSpec, PortStatus, QueueCounters, Reply, Request, ShareStatus, VERSION,
 };
 
 /// Writes a script that starts this test executable as a lane; `test` is the test that calls [`main_if_lane`].
@@ -182,7 +182,7 @@ fn status(spec: PortSpec, ready: bool) -> PortStatus {
     PortStatus {
         phase: if ready { PortPhase::DriverReady } else { PortPhase::Listening },
         reason: None,
-        core: 0,
+        shares: vec![ShareStatus { core: 0, queues: vec![0], pairs: vec![0] }],
         features: 0,
         active_pairs: u16::from(ready),
         memory_regions: 0,

@@ -140,7 +140,7 @@ fn a_port_is_made_listed_changed_and_removed() {
     let mut control = lane.control();
     let spec = lane.spec("vm1", "vdev:net_ring0");
     let status = control.add(&spec);
-    assert_eq!((status.phase, status.core, status.device.link_up), (PortPhase::Listening, 0, true));
+    assert_eq!((status.phase, status.shares[0].core, status.device.link_up), (PortPhase::Listening, 0, true));
     assert!(UnixStream::connect(lane.port_socket("vm1")).is_ok());
 
     // Asking again for the same is no error, and changes nothing.

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use ringspan_protocol::{PolicyStatus, PortName};
+use ringspan_protocol::{PolicyStatus, PortName, ShareStatus};
 use serde_json::{Value, json};
 
 use super::client::Client;
@@ -168,8 +168,8 @@ fn show(port: &PortEntry) -> Result<(), Failure> {
     if let Some(status) = &port.status {
         let device = &status.device;
         let speed = device.speed_mbps.map_or_else(String::new, |mbps| format!(", {mbps} Mbit/s"));
+        rows.extend(status.shares.iter().map(|share| ("core", placement(share))));
         rows.extend([
-            ("core", status.core.to_string()),
             ("features", format!("{:#x}", status.features)),
             ("active pairs", status.active_pairs.to_string()),
             ("guest memory", format!("{} MiB in {} regions", status.memory_bytes >> 20, status.memory_regions)),
@@ -186,6 +186,13 @@ fn show(port: &PortEntry) -> Result<(), Failure> {
         writeln!(out, "{key:<width$}  {value}")?;
     }
     Ok(())
+}
+
+/// What a core has of a port.
+fn placement(share: &ShareStatus) -> String {
+    let list = |numbers: &[u16]| numbers.iter().map(u16::to_string).collect::<Vec<_>>().join(",");
+    let pairs = if share.pairs.is_empty() { String::new() } else { format!(", guest pair {}", list(&share.pairs)) };
+    format!("{} (device queue {}{pairs})", share.core, list(&share.queues))
 }
 
 fn policy(status: &PolicyStatus) -> String {

@@ -187,6 +187,17 @@ pub struct DeviceStatus {
     pub allmulti: PolicyStatus,
 }
 
+/// A part of a port that one worker runs: queues of the device, and the guest's queue pairs that are connected with them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ShareStatus {
+    /// The worker's core.
+    pub core: u16,
+    /// Queues of the device.
+    pub queues: Vec<u16>,
+    /// Queue pairs of the guest of which a ring runs.
+    pub pairs: Vec<u16>,
+}
+
 /// A port as its lane sees it now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PortStatus {
@@ -196,8 +207,8 @@ pub struct PortStatus {
     pub phase: PortPhase,
     /// Why it is broken, or why the last handshake failed.
     pub reason: Option<String>,
-    /// The core whose worker runs it.
-    pub core: u16,
+    /// The parts that are run by a worker each.
+    pub shares: Vec<ShareStatus>,
     /// Virtio feature bits that were negotiated (0 before).
     pub features: u64,
     /// Queue pairs with both rings started and enabled.

@@ -141,13 +141,14 @@ impl Lane {
             );
             return Err(Failure::new(FailureKind::Busy, message));
         }
-        let worker = self.workers.iter().min_by_key(|worker| worker.relays());
-        let worker =
-            worker.ok_or_else(|| Failure::new(FailureKind::NoRoom, "the lane has no worker: give it a core"))?;
+        if self.workers.is_empty() {
+            return Err(Failure::new(FailureKind::NoRoom, "the lane has no worker: give it a core"));
+        }
         ports.last_id += 1;
         let id = ports.last_id;
         drop(ports);
         let around = Surroundings {
+            workers: &self.workers,
             journals: &self.journals,
             private_dir: &self.private_dir,
             events: &self.events,
@@ -155,7 +156,7 @@ impl Lane {
         };
         let known = Journal::exists(&self.journals, &spec.name);
         let name = spec.name.clone();
-        let port = Port::open(id, spec, Arc::clone(worker), &around).inspect_err(|_| {
+        let port = Port::open(id, spec, &around).inspect_err(|_| {
             if !known {
                 Journal::forget(&self.journals, &name);
             }
@@ -198,12 +199,12 @@ impl Lane {
         Failure::new(FailureKind::NotFound, format!("lane {} has no port {name}: see port list", self.info.name))
     }
 
-    /// Says what a guest did. Its relay has stopped by itself.
+    /// Says what a guest did. Its relays have stopped by themselves.
     pub fn report(&self, fault: &Fault) {
         // A port that is being made is not in the list yet, and its guest may be faster.
         let _changing = self.change();
         let state =
-            self.lock().by_name.values().find(|port| port.id() == fault.relay).map(|port| Arc::clone(port.state()));
+            self.lock().by_name.values().find(|port| port.id() == fault.port).map(|port| Arc::clone(port.state()));
         if let Some(state) = state {
             state.broken(fault.ring, fault.offence.to_string());
         }

@@ -1,5 +1,6 @@
-//! A port: a vhost-user session and a device, tied together by a relay on one worker.
+//! A port: a vhost-user session and a device, tied together by relays on workers.
 
+mod shares;
 mod state;
 
 use std::path::Path;
@@ -13,23 +14,26 @@ use ringspan_protocol::{
 use crate::events::EventLog;
 use crate::journal::Journal;
 use crate::nic::{Device, DeviceConfig, DeviceError};
-use crate::relay::{Fault, Relay};
+use crate::relay::{Common, Fault};
 use crate::vhost::{Session, SessionConfig};
 use crate::worker::{Worker, WorkerError};
+pub use shares::Shares;
 pub use state::PortState;
 
-/// A port of this lane. Dropping it takes it down: first the session, then the relay, then the device.
+/// A port of this lane. Dropping it takes it down: first the session, then the relays, then the device.
 pub struct Port {
     spec: PortSpec,
     session: Option<Session>,
     state: Arc<PortState>,
-    worker: Arc<Worker>,
+    shares: Arc<Shares>,
     journal: Arc<Journal>,
     device: Device,
 }
 
 /// What all ports of a lane share.
 pub struct Surroundings<'a> {
+    /// The lane's workers, one at least.
+    pub workers: &'a [Arc<Worker>],
     /// The folder of the journals.
     pub journals: &'a Path,
     /// A folder that only this lane may enter.
@@ -47,9 +51,9 @@ impl From<WorkerError> for Failure {
 }
 
 impl Port {
-    /// Makes a port: opens the device, gives its queues to the worker and starts the session. When a step fails, those
+    /// Makes a port: opens the device, gives its queues to a worker and starts the session. When a step fails, those
     /// before it are undone.
-    pub fn open(id: u64, spec: PortSpec, worker: Arc<Worker>, around: &Surroundings<'_>) -> Result<Self, Failure> {
+    pub fn open(id: u64, spec: PortSpec, around: &Surroundings<'_>) -> Result<Self, Failure> {
         check(&spec)?;
         let journal = Journal::open(around.journals, &spec.name).map_err(|error| {
             let message =
@@ -58,12 +62,12 @@ impl Port {
         })?;
         let (device, queues) =
             Device::open(&spec.device, &device_config(&spec)).map_err(|error| named(&spec, error.into()))?;
-        let relay =
-            Relay::new(id, queues, device.pool().clone(), spec.mtu, Arc::clone(&journal), around.faults.clone());
-        worker.add(relay)?;
-        let state = Arc::new(PortState::new(id, spec.name.clone(), spec.role, &worker, around.events));
+        let common = Common::new(id, Arc::clone(&journal), around.faults.clone());
+        let shares = Shares::new(common, around.workers.to_vec(), queues, device.pool().clone(), spec.mtu)?;
+        let shares = Arc::new(shares);
+        let state = Arc::new(PortState::new(spec.name.clone(), spec.role, &shares, around.events));
         // From here on dropping the port undoes what was done.
-        let mut port = Self { spec, session: None, state, worker, journal, device };
+        let mut port = Self { spec, session: None, state, shares, journal, device };
         let config = session_config(&port.spec, around.private_dir);
         let session =
             Session::start(config, Arc::clone(&port.state) as _).map_err(|error| named(&port.spec, error.into()))?;
@@ -78,7 +82,7 @@ impl Port {
 
     /// Its number in this lane.
     pub fn id(&self) -> u64 {
-        self.state.id()
+        self.shares.port()
     }
 
     /// Its state, which events and faults reach.
@@ -93,7 +97,7 @@ impl Port {
 
     /// The port as it is now.
     pub fn status(&self) -> PortStatus {
-        self.state.status(&self.spec, self.worker.core(), self.device.status())
+        self.state.status(&self.spec, self.device.status())
     }
 
     /// Its counters, with the device's own when `extended`.
@@ -132,32 +136,24 @@ impl Port {
         Ok(())
     }
 
-    /// The device is stopped for it, so its queues come back from the worker first, and go there again whatever happens.
+    /// The device is stopped for it, so its queues come back from the workers first, and go there again whatever happens.
     fn reconfigure(&mut self, wanted: &PortSpec) -> Result<(), Failure> {
-        let id = self.id();
-        let queues = self.worker.call(move |running| running.relay(id).map(|(relay, _)| relay.take_queues()))?;
-        let queues = queues.ok_or_else(|| Failure::new(FailureKind::NotFound, "the port's relay is gone"))?;
+        let queues = self.shares.take_queues()?;
         let (queues, mtu, outcome) = match self.device.reconfigure(queues, &device_config(wanted)) {
             Ok(queues) => (queues, wanted.mtu, Ok(())),
             Err((error, queues)) => (queues, self.spec.mtu, Err(error.into())),
         };
-        let pool = self.device.pool().clone();
-        self.worker.call(move |running| {
-            if let Some((relay, _)) = running.relay(id) {
-                relay.resize(pool, mtu);
-                relay.give_queues(queues);
-            }
-        })?;
+        self.shares.give_queues(queues, self.device.pool().clone(), mtu)?;
         outcome
     }
 }
 
 impl Drop for Port {
     fn drop(&mut self) {
-        // The session stops its rings through the state while the relay is still there.
+        // The session stops its rings through the state while the relays are still there.
         self.session = None;
-        if let Err(error) = self.worker.remove(self.id()) {
-            tracing::warn!(port = %self.spec.name, %error, "the relay was not taken back");
+        if let Err(error) = self.shares.close() {
+            tracing::warn!(port = %self.spec.name, %error, "the relays were not taken back");
         }
     }
 }

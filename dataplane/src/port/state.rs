@@ -6,19 +6,17 @@ use std::time::Instant;
 
 use ringspan_protocol::{DeviceStatus, LaneEventKind, PortName, PortPhase, PortSpec, PortStatus, Role};
 
-use super::waiting_phase;
+use super::{Shares, waiting_phase};
 use crate::events::{EventLog, Pace};
 use crate::memory::GuestMap;
 use crate::ring::{Ring, RingConfig};
 use crate::vhost::RingSink;
-use crate::worker::Worker;
 
 /// A port's changing side.
 pub struct PortState {
-    id: u64,
     name: PortName,
     role: Role,
-    worker: Arc<Worker>,
+    shares: Arc<Shares>,
     events: Arc<EventLog>,
     now: Mutex<Now>,
     pace: Mutex<Pace>,
@@ -33,15 +31,10 @@ struct Now {
 }
 
 impl PortState {
-    pub(super) fn new(id: u64, name: PortName, role: Role, worker: &Arc<Worker>, events: &Arc<EventLog>) -> Self {
+    pub(super) fn new(name: PortName, role: Role, shares: &Arc<Shares>, events: &Arc<EventLog>) -> Self {
         let now = Now { phase: waiting_phase(role), reason: None, features: 0, active_pairs: 0, map: None };
-        let (worker, events) = (Arc::clone(worker), Arc::clone(events));
-        Self { id, name, role, worker, events, now: Mutex::new(now), pace: Mutex::default() }
-    }
-
-    /// The number of the port in its lane.
-    pub fn id(&self) -> u64 {
-        self.id
+        let (shares, events) = (Arc::clone(shares), Arc::clone(events));
+        Self { name, role, shares, events, now: Mutex::new(now), pace: Mutex::default() }
     }
 
     /// An event that the session made. Holds the session's thread back when there are too many.
@@ -74,13 +67,14 @@ impl PortState {
         self.events.push(&self.name, kind);
     }
 
-    pub(super) fn status(&self, spec: &PortSpec, core: u16, device: DeviceStatus) -> PortStatus {
+    pub(super) fn status(&self, spec: &PortSpec, device: DeviceStatus) -> PortStatus {
+        let shares = self.shares.status();
         let now = self.lock();
         PortStatus {
             spec: spec.clone(),
             phase: now.phase,
             reason: now.reason.clone(),
-            core,
+            shares,
             features: now.features,
             active_pairs: now.active_pairs,
             memory_regions: now.map.as_ref().map_or(0, |map| map.regions().len() as u16),
@@ -126,16 +120,9 @@ impl RingSink for PortState {
     }
 
     fn memory(&self, map: Arc<GuestMap>) {
-        // Kept until the worker has let go of it, so that the last one to do so is this thread: unmapping a large guest takes
-        // long, and must not hold up the worker's other ports.
         let _old = self.lock().map.replace(Arc::clone(&map));
-        let id = self.id;
         // An error means that the lane is stopping: then no worker holds the old map either.
-        let _ = self.worker.call(move |running| {
-            if let Some((relay, _)) = running.relay(id) {
-                relay.remap(&map);
-            }
-        });
+        let _ = self.shares.remap(map);
     }
 
     fn start(&self, index: usize, config: RingConfig) {
@@ -146,39 +133,20 @@ impl RingSink for PortState {
             Ok(ring) => ring,
             Err(error) => return self.push(self.break_down(index, error.to_string())),
         };
-        let id = self.id;
-        let outcome = self.worker.call(move |running| {
-            let (relay, watch) = running.relay(id)?;
-            relay.start(index, ring, watch);
-            Some((relay.active_pairs(), relay.is_broken()))
-        });
-        if let Ok(Some((pairs, broken))) = outcome {
-            self.rings_changed(pairs, broken);
+        if let Ok(pairs) = self.shares.start(index, ring) {
+            self.rings_changed(pairs, self.shares.is_broken());
         }
     }
 
     fn stop(&self, index: usize) -> Option<u16> {
-        let id = self.id;
-        let outcome = self.worker.call(move |running| {
-            let (relay, watch) = running.relay(id)?;
-            let next = relay.stop(index, watch);
-            Some((next, relay.active_pairs(), relay.is_broken()))
-        });
-        let (next, pairs, broken) = outcome.ok().flatten()?;
-        if next.is_some() {
-            self.rings_changed(pairs, broken);
-        }
-        next
+        let (next, pairs) = self.shares.stop(index).ok().flatten()?;
+        self.rings_changed(pairs, self.shares.is_broken());
+        Some(next)
     }
 
     fn call(&self, index: usize, call: Option<Arc<OwnedFd>>) {
-        let id = self.id;
         // An error means that the lane is stopping, and its rings with it.
-        let _ = self.worker.call(move |running| {
-            if let Some((relay, _)) = running.relay(id) {
-                relay.set_call(index, call);
-            }
-        });
+        let _ = self.shares.set_call(index, call);
     }
 
     fn event(&self, event: LaneEventKind) {

@@ -19,6 +19,7 @@ use nix::unistd::Pid;
 
 use crate::nic::Eal;
 use crate::relay::Relay;
+pub use clock::{ticks, ticks_in};
 pub use idle::Watch;
 use idle::{Idle, Wake};
 use rounds::{Rounds, Turn};
@@ -50,24 +51,29 @@ pub enum WorkerError {
     Gone(u16),
 }
 
-/// The relays of one worker, in the order in which they are run.
-pub type Relays = Vec<Relay>;
-
 type Call = Box<dyn FnOnce(&mut Running) + Send>;
 
 /// What a call may touch: the worker's relays, and the set of kicks that wake it.
 pub struct Running {
     /// The relays.
-    pub relays: Relays,
+    pub relays: Vec<Relay>,
     /// Wakes the worker when a guest kicks.
     pub watch: Watch,
 }
 
 impl Running {
-    /// The relay of that number, if it is here.
-    pub fn relay(&mut self, id: u64) -> Option<(&mut Relay, &Watch)> {
-        let Self { relays, watch } = self;
-        relays.iter_mut().find(|relay| relay.id() == id).map(|relay| (relay, &*watch))
+    /// Takes the relays of a port away, or the one of that share.
+    pub fn detach(&mut self, port: u64, share: Option<usize>) -> Vec<Relay> {
+        let wanted = |relay: &mut Relay| relay.port() == port && share.is_none_or(|share| relay.share() == share);
+        let relays: Vec<_> = self.relays.extract_if(.., wanted).collect();
+        relays.iter().for_each(|relay| relay.unwatch(&self.watch));
+        relays
+    }
+
+    /// Takes relays on.
+    pub fn attach(&mut self, mut relays: Vec<Relay>) {
+        relays.iter_mut().for_each(|relay| relay.watch(&self.watch));
+        self.relays.append(&mut relays);
     }
 }
 
@@ -77,7 +83,7 @@ pub struct Worker {
     calls: Option<Sender<Call>>,
     waiting: Arc<AtomicBool>,
     wake: Wake,
-    relays: AtomicUsize,
+    shares: AtomicUsize,
     pulse: Arc<Pulse>,
     thread: Option<JoinHandle<()>>,
 }
@@ -111,7 +117,7 @@ impl Worker {
             })
             .map_err(failed)?;
         outcome.recv().map_err(|_| WorkerError::Gone(core))??;
-        Ok(Self { core, calls: Some(calls), waiting, wake, relays: AtomicUsize::new(0), pulse, thread: Some(thread) })
+        Ok(Self { core, calls: Some(calls), waiting, wake, shares: AtomicUsize::new(0), pulse, thread: Some(thread) })
     }
 
     /// The core it is pinned to.
@@ -124,9 +130,19 @@ impl Worker {
         &self.pulse
     }
 
-    /// How many relays were given to it; a new port goes where there are fewest.
-    pub fn relays(&self) -> usize {
-        self.relays.load(Ordering::Relaxed)
+    /// How many shares of ports it has; a new one goes where there are fewest.
+    pub fn shares(&self) -> usize {
+        self.shares.load(Ordering::Relaxed)
+    }
+
+    /// Notes that it has one more.
+    pub fn got_share(&self) {
+        self.shares.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Notes that it has one less.
+    pub fn lost_share(&self) {
+        self.shares.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Runs `change` on the worker between two bursts, and returns what it returned.
@@ -144,27 +160,6 @@ impl Worker {
         self.waiting.store(true, Ordering::Release);
         self.wake.wake();
         result.recv().map_err(|_| gone())
-    }
-
-    /// Gives a relay to the worker.
-    pub fn add(&self, relay: Relay) -> Result<(), WorkerError> {
-        self.call(move |running| running.relays.push(relay))?;
-        self.relays.fetch_add(1, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Takes a relay back, with everything it owns. `None` when it is not here.
-    pub fn remove(&self, id: u64) -> Result<Option<Relay>, WorkerError> {
-        let relay = self.call(move |running| {
-            let at = running.relays.iter().position(|relay| relay.id() == id)?;
-            let mut relay = running.relays.remove(at);
-            relay.stop_all(&running.watch);
-            Some(relay)
-        })?;
-        if relay.is_some() {
-            self.relays.fetch_sub(1, Ordering::Relaxed);
-        }
-        Ok(relay)
     }
 }
 
@@ -191,7 +186,7 @@ fn pin(core: u16) -> Result<(), WorkerError> {
 /// The loop. One relaxed load a round tells whether a call waits; a round without a packet leads towards sleep.
 fn run(idle: Idle, inbox: &Receiver<Call>, waiting: &AtomicBool, pulse: &Pulse) {
     let mut idle = idle;
-    let mut running = Running { relays: Relays::new(), watch: idle.watch() };
+    let mut running = Running { relays: Vec::new(), watch: idle.watch() };
     let mut rounds = Rounds::new();
     loop {
         if waiting.load(Ordering::Relaxed) && waiting.swap(false, Ordering::Acquire) {
@@ -216,7 +211,10 @@ impl Turn for Relay {
         Relay::run(self)
     }
 
-    fn took(&mut self, _ticks: u64) {}
+    #[inline]
+    fn took(&mut self, ticks: u64) {
+        self.load().add(ticks);
+    }
 }
 
 #[derive(PartialEq, Eq)]

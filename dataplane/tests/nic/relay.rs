@@ -3,12 +3,15 @@
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
 
 use crossbeam::channel::unbounded;
 use ringspan_dataplane::journal::Journal;
 use ringspan_dataplane::memory::GuestMap;
 use ringspan_dataplane::nic::{Burst, Device, DeviceConfig, Eal, QueuePair, RxQueue};
-use ringspan_dataplane::relay::{Fault, Offence, Relay};
+use ringspan_dataplane::port::Shares;
+use ringspan_dataplane::relay::{Common, Fault, Offence};
 use ringspan_dataplane::ring::{Ring, RingConfig, RingFeatures};
 use ringspan_dataplane::worker::{Running, Worker};
 use ringspan_protocol::PortCounters;
@@ -21,9 +24,10 @@ const HEADER: usize = 12;
 const MODERN: RingFeatures =
     RingFeatures { event_idx: false, indirect: true, mergeable: true, version_1: true, packed: false, in_order: false };
 
-/// A worker with one relay, and a guest's memory for its rings.
+/// A port's relays on workers, and a guest's memory for its rings.
 struct Scene {
-    worker: Worker,
+    workers: Vec<Arc<Worker>>,
+    shares: Arc<Shares>,
     journal: Arc<Journal>,
     faults: crossbeam::channel::Receiver<Fault>,
     memory: Arc<Memory>,
@@ -32,21 +36,28 @@ struct Scene {
 }
 
 impl Scene {
-    fn new(eal: Eal, (device, queues): (Device, Vec<QueuePair>)) -> Self {
+    fn new(eal: Eal, device: (Device, Vec<QueuePair>)) -> Self {
+        Self::on(eal, device, 1)
+    }
+
+    /// With so many workers, all on one core if there is but one.
+    fn on(eal: Eal, (device, queues): (Device, Vec<QueuePair>), workers: usize) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let journal = Journal::open(folder.path(), &"vm1".parse().unwrap()).unwrap();
         let (sender, faults) = unbounded();
-        let relay = Relay::new(1, queues, device.pool().clone(), 1500, Arc::clone(&journal), sender);
-        let core = (0..1024u16).find_map(|core| Worker::start(core, eal).ok()).expect("a core that may be used");
-        core.add(relay).unwrap();
+        let common = Common::new(1, Arc::clone(&journal), sender);
+        let cores: Vec<u16> = (0..1024).filter(|core| Worker::start(*core, eal).is_ok()).take(workers).collect();
+        let core = |worker: usize| cores[worker % cores.len()];
+        let workers: Vec<_> = (0..workers).map(|worker| Arc::new(Worker::start(core(worker), eal).unwrap())).collect();
+        let shares = Arc::new(Shares::new(common, workers.clone(), queues, device.pool().clone(), 1500).unwrap());
         let layout = Layout { size: 8 << 20, regions: 1, start: 0, gap: 0, huge_pages: false };
         let memory = Arc::new(Memory::new(layout).unwrap());
-        Self { worker: core, journal, faults, memory, device, _folder: folder }
+        Self { workers, shares, journal, faults, memory, device, _folder: folder }
     }
 
-    /// Runs between two rounds.
+    /// Runs between two rounds of the first worker.
     fn with<T: Send + 'static>(&self, change: impl FnOnce(&mut Running) -> T + Send + 'static) -> T {
-        self.worker.call(change).unwrap()
+        self.workers[0].call(change).unwrap()
     }
 
     /// The guest's memory as a front-end would share it.
@@ -60,8 +71,7 @@ impl Scene {
     }
 
     fn share(&self, map: &Arc<GuestMap>) {
-        let map = Arc::clone(map);
-        self.with(move |running| running.relay(1).unwrap().0.remap(&map));
+        self.shares.remap(Arc::clone(map)).unwrap();
     }
 
     /// A transmit ring with buffers for frames of up to `room` bytes.
@@ -92,17 +102,11 @@ impl Scene {
             call: None,
         };
         let ring = Ring::new(Arc::clone(map), &config).unwrap();
-        self.with(move |running| {
-            let (relay, watch) = running.relay(1).unwrap();
-            relay.start(index, ring, watch);
-        });
+        self.shares.start(index, ring).unwrap();
     }
 
     fn stop(&self, index: usize) {
-        self.with(move |running| {
-            let (relay, watch) = running.relay(1).unwrap();
-            relay.stop(index, watch);
-        });
+        self.shares.stop(index).unwrap();
     }
 
     /// What a pair sent and what a queue received, with the bytes.
@@ -111,7 +115,13 @@ impl Scene {
     }
 
     fn is_broken(&self) -> bool {
-        self.with(|running| running.relay(1).unwrap().0.is_broken())
+        self.shares.is_broken()
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        self.shares.close().unwrap();
     }
 }
 
@@ -246,7 +256,7 @@ fn pairs_that_share_a_queue_share_its_room() {
         }
         // Each pair always has frames, and the device takes fewer than one of them could send.
         let came = scene.with(move |running| {
-            let relay = running.relay(1).unwrap().0;
+            let relay = &mut running.relays[0];
             let (mut came, mut burst) = ([0u64; 3], Burst::new());
             for _ in 0..3000 {
                 for (pair, tx) in tx.iter_mut().enumerate() {
@@ -279,14 +289,10 @@ fn after_a_change_of_the_mtu_the_longest_frame_is_the_new_one() {
         scene.start(1, tx.ring(), &map);
         let mut taken = 0;
         for (mtu, longest) in [(1500, 1522), (9216, 9238), (68, 90)] {
-            let queues = scene.with(|running| running.relay(1).unwrap().0.take_queues());
+            let queues = scene.shares.take_queues().unwrap();
             let queues = scene.device.reconfigure(queues, &DeviceConfig { mtu, ..PLAIN }).unwrap();
             let pool = scene.device.pool().clone();
-            scene.with(move |running| {
-                let relay = running.relay(1).unwrap().0;
-                relay.resize(pool, mtu);
-                relay.give_queues(queues);
-            });
+            scene.shares.give_queues(queues, pool, mtu).unwrap();
             let before = scene.counters().from_guest[0];
             // More of them than there is spare room for in one burst.
             for len in [longest, longest + 1].repeat(50) {
@@ -308,5 +314,201 @@ fn after_a_change_of_the_mtu_the_longest_frame_is_the_new_one() {
             assert_eq!((now.sent - before.sent, now.drops.too_long - before.drops.too_long), (50, 50), "MTU {mtu}");
         }
         assert!(!scene.is_broken());
+    });
+}
+
+/// A pair whose frames come back to it: they carry its number and their own, and must come once each and in order.
+struct Circle {
+    tx: Transmitter,
+    rx: Receiver,
+    pair: u64,
+    sent: u64,
+    came: u64,
+}
+
+impl Circle {
+    /// Sends some frames if it is to, and looks at what came. So few are under way that they fit everywhere.
+    fn turn(&mut self, more: bool) {
+        let Self { tx, rx, pair, sent, came } = self;
+        let room = if more { 64 - (*sent - *came) as usize } else { 0 };
+        let first = *sent;
+        *sent += tx.transmit(room.min(16), |number, bytes| {
+            bytes.put(0, &(*pair << 48 | (first + number as u64)).to_le_bytes().repeat(8));
+            64
+        }) as u64;
+        tx.reclaim();
+        let mut got = 0;
+        rx.receive(usize::MAX, |frame| {
+            let mark = u64::from_le(frame.first_long());
+            assert_eq!((mark >> 48, mark & 0xffff_ffff_ffff), (*pair, *came), "lost, doubled, late or at another pair");
+            *came += 1;
+            got += 1;
+        });
+        rx.post(got);
+    }
+}
+
+/// Pairs that send in circles on a thread of their own, until [`Circles::end`].
+struct Circles {
+    stop: Arc<AtomicBool>,
+    frames: Arc<AtomicU64>,
+    thread: JoinHandle<Vec<Circle>>,
+}
+
+impl Circles {
+    fn start(mut circles: Vec<Circle>) -> Self {
+        let (stop, frames) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (stopped, count) = (Arc::clone(&stop), Arc::clone(&frames));
+        let thread = std::thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) || circles.iter().any(|circle| circle.sent > circle.came) {
+                circles.iter_mut().for_each(|circle| circle.turn(!stopped.load(Ordering::Relaxed)));
+                count.store(circles.iter().map(|circle| circle.came).sum(), Ordering::Relaxed);
+                std::thread::yield_now();
+            }
+            circles
+        });
+        Self { stop, frames, thread }
+    }
+
+    /// Waits until so many more frames have come back.
+    fn wait_more(&self, frames: u64) {
+        let before = self.frames.load(Ordering::Relaxed);
+        wait_for("more frames", || self.thread.is_finished() || self.frames.load(Ordering::Relaxed) >= before + frames);
+    }
+
+    /// Waits for what is under way. Returns how many frames each pair sent, which all came.
+    fn end(self) -> Vec<u64> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap().iter().map(|circle| circle.came).collect()
+    }
+}
+
+impl Scene {
+    /// A pair with both rings, not started.
+    fn circle(&self, pair: u64) -> Circle {
+        Circle { tx: self.transmitter(64), rx: self.receiver(), pair, sent: 0, came: 0 }
+    }
+
+    fn start_pair(&self, circle: &mut Circle, map: &Arc<GuestMap>) {
+        self.start(2 * circle.pair as usize, circle.rx.ring(), map);
+        self.start(2 * circle.pair as usize + 1, circle.tx.ring(), map);
+    }
+
+    /// The worker of each share.
+    fn homes(&self) -> Vec<usize> {
+        self.shares.loads().iter().map(|(worker, _)| *worker).collect()
+    }
+
+    /// Every packet that came in went out again.
+    fn assert_accounts(&self, frames: &[u64]) {
+        let counters = self.counters();
+        let sent: Vec<_> = counters.from_guest.iter().map(|pair| pair.sent).collect();
+        assert_eq!(&sent[..frames.len()], frames);
+        for queue in counters.from_guest.iter().chain(&counters.to_guest) {
+            assert_eq!((queue.drops.total(), queue.received), (0, queue.sent));
+        }
+    }
+}
+
+#[test]
+fn shares_go_from_worker_to_worker_under_traffic_and_nothing_is_lost_doubled_or_late() {
+    alone("relay::shares_go_from_worker_to_worker_under_traffic_and_nothing_is_lost_doubled_or_late", |eal| {
+        let device = open("vdev:net_ring0", &DeviceConfig { queues: 4, ..PLAIN }).unwrap();
+        let scene = Scene::on(eal, device, 2);
+        let map = scene.map();
+        scene.share(&map);
+        let mut circles: Vec<_> = (0..4).map(|pair| scene.circle(pair)).collect();
+        circles.iter_mut().for_each(|circle| scene.start_pair(circle, &map));
+        let mut homes = scene.homes();
+        homes.sort_unstable();
+        assert_eq!(homes, [0, 0, 1, 1], "spread over both");
+
+        let traffic = Circles::start(circles);
+        for round in 0..100 {
+            traffic.wait_more(200);
+            let share = round % 4;
+            let to = 1 - scene.homes()[share];
+            assert!(scene.shares.move_share(share, to).unwrap());
+            assert_eq!(scene.homes()[share], to);
+        }
+        traffic.wait_more(1000);
+        let frames = traffic.end();
+        assert!(!scene.shares.move_share(4, 0).unwrap() && !scene.shares.move_share(0, 2).unwrap());
+        scene.assert_accounts(&frames);
+    });
+}
+
+#[test]
+fn pairs_come_and_go_on_several_workers_while_others_are_busy() {
+    alone("relay::pairs_come_and_go_on_several_workers_while_others_are_busy", |eal| {
+        // As many pairs as the device has queues are always there, so that the busy ones keep theirs.
+        let device = open("vdev:net_ring0", &DeviceConfig { queues: 2, ..PLAIN }).unwrap();
+        let scene = Scene::on(eal, device, 2);
+        let map = scene.map();
+        scene.share(&map);
+        let mut busy: Vec<_> = (0..2).map(|pair| scene.circle(pair)).collect();
+        busy.iter_mut().for_each(|circle| scene.start_pair(circle, &map));
+        // What these would send comes back on the queues of the busy ones: so they only come and go.
+        let mut others: Vec<_> = (2..5).map(|pair| scene.circle(pair)).collect();
+        let traffic = Circles::start(busy);
+        for _ in 0..10 {
+            for circle in &mut others {
+                scene.start_pair(circle, &map);
+                traffic.wait_more(20);
+            }
+            assert_eq!(scene.shares.status().iter().map(|share| share.pairs.len()).sum::<usize>(), 5);
+            // Another map of the same memory, while all run on both workers. The old one is let go of before this returns.
+            let again = scene.map();
+            let before = Arc::downgrade(&again);
+            scene.share(&again);
+            drop(again);
+            scene.share(&map);
+            assert_eq!(before.strong_count(), 0, "a worker still has the old map");
+            // And the device's queues go away and come back.
+            let queues = scene.shares.take_queues().unwrap();
+            assert_eq!(queues.len(), 2);
+            scene.shares.give_queues(queues, scene.device.pool().clone(), 1500).unwrap();
+            for pair in (2..5).rev() {
+                scene.stop(2 * pair);
+                scene.stop(2 * pair + 1);
+            }
+        }
+        let frames = traffic.end();
+        scene.assert_accounts(&frames);
+    });
+}
+
+#[test]
+fn a_guest_that_breaks_one_ring_stops_all_of_its_rings_on_every_worker() {
+    alone("relay::a_guest_that_breaks_one_ring_stops_all_of_its_rings_on_every_worker", |eal| {
+        let device = open("vdev:net_ring0", &DeviceConfig { queues: 2, ..PLAIN }).unwrap();
+        let scene = Scene::on(eal, device, 2);
+        let map = scene.map();
+        scene.share(&map);
+        let mut circles: Vec<_> = (0..2).map(|pair| scene.circle(pair)).collect();
+        circles.iter_mut().for_each(|circle| scene.start_pair(circle, &map));
+        assert_ne!(scene.homes()[0], scene.homes()[1]);
+        // An available index far beyond the ring.
+        let avail = circles[0].tx.ring().addresses()[1];
+        let index = scene.memory.pointer(avail + 2, 2).unwrap();
+        // SAFETY: two bytes of guest memory, which is mapped; the relay reads them atomically.
+        unsafe { (*index.as_ptr().cast::<std::sync::atomic::AtomicU16>()).store(0x7fff, Ordering::Release) };
+        assert_eq!(scene.faults.recv().unwrap().ring, 1);
+        assert!(scene.is_broken());
+        // What the other pair sends from here on stays in its ring.
+        for worker in &scene.workers {
+            worker.call(|_| ()).unwrap();
+        }
+        send(&mut circles[1].tx, 10, 1);
+        for _ in 0..100 {
+            scene.workers[scene.homes()[1]].call(|_| ()).unwrap();
+        }
+        assert_eq!(scene.counters().from_guest.get(1).map_or(0, |pair| pair.received), 0);
+        for ring in 0..4 {
+            assert!(scene.is_broken());
+            scene.stop(ring);
+        }
+        assert!(!scene.is_broken(), "all rings are stopped");
+        assert!(scene.faults.is_empty(), "told twice");
     });
 }

@@ -1,0 +1,291 @@
+//! A port's shares: its relays, each on the worker that it was given to.
+//!
+//! A ring that comes or goes changes the plan ([`Plan`]). The relays are then taken apart on their workers, between two bursts, and
+//! put together anew; when one worker has them all, in one call, so that packets wait for microseconds. What has to move
+//! between workers is first taken from all and then given to all: no ring or queue is ever with two of them.
+
+use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ringspan_protocol::ShareStatus;
+
+use crate::memory::GuestMap;
+use crate::nic::{Pool, QueuePair};
+use crate::relay::{Basis, Common, Load, Parts, Plan, Relay};
+use crate::ring::Ring;
+use crate::worker::{Worker, WorkerError};
+
+/// The relays of a port. Whoever changes them holds a lock, which no worker ever takes.
+pub struct Shares {
+    common: Arc<Common>,
+    workers: Vec<Arc<Worker>>,
+    now: Mutex<Now>,
+}
+
+struct Now {
+    basis: Basis,
+    receiving: BTreeSet<usize>,
+    sending: BTreeSet<usize>,
+    device_queues: u16,
+    plan: Plan,
+    /// One for each share of the plan.
+    homes: Vec<Home>,
+}
+
+/// Where a share is.
+struct Home {
+    /// Which of the workers.
+    worker: usize,
+    load: Arc<Load>,
+}
+
+/// What changes.
+#[derive(Default)]
+struct Change {
+    stopping: Option<usize>,
+    starting: Option<(usize, Ring)>,
+    queues: Vec<QueuePair>,
+}
+
+impl Shares {
+    /// Gives the queues of a device to a worker. Without rings they are drained, and what comes is counted as without a ring.
+    ///
+    /// # Errors
+    /// [`WorkerError`]: the lane is stopping.
+    pub fn new(
+        common: Arc<Common>,
+        workers: Vec<Arc<Worker>>,
+        queues: Vec<QueuePair>,
+        pool: Pool,
+        mtu: u16,
+    ) -> Result<Self, WorkerError> {
+        let basis = Basis { common: Arc::clone(&common), pool, mtu, map: None };
+        let device_queues = queues.len() as u16;
+        let plan = Plan::new([], [], device_queues);
+        let now =
+            Now { basis, receiving: BTreeSet::new(), sending: BTreeSet::new(), device_queues, plan, homes: Vec::new() };
+        let shares = Self { common, workers, now: Mutex::new(now) };
+        shares.rearrange(&mut shares.lock(), Change { queues, ..Change::default() })?;
+        Ok(shares)
+    }
+
+    /// The port's number.
+    pub fn port(&self) -> u64 {
+        self.common.id
+    }
+
+    /// Whether the guest broke a ring.
+    pub fn is_broken(&self) -> bool {
+        self.common.broken.load(Ordering::Relaxed)
+    }
+
+    /// Starts a ring. One that runs already is replaced. Returns how many pairs run.
+    ///
+    /// # Errors
+    /// [`WorkerError`]: the lane is stopping. So it is for all the others.
+    pub fn start(&self, index: usize, ring: Ring) -> Result<u16, WorkerError> {
+        let mut now = self.lock();
+        now.side(index).insert(index / 2);
+        let change = Change { stopping: Some(index), starting: Some((index, ring)), ..Change::default() };
+        self.rearrange(&mut now, change)?;
+        Ok(now.plan.active_pairs())
+    }
+
+    /// Stops a ring. When this returns, no worker touches it any more. Returns where it stands and how many pairs run, or
+    /// `None` when it did not run.
+    pub fn stop(&self, index: usize) -> Result<Option<(u16, u16)>, WorkerError> {
+        let mut now = self.lock();
+        if !now.side(index).remove(&(index / 2)) {
+            return Ok(None);
+        }
+        let stopped = self.rearrange(&mut now, Change { stopping: Some(index), ..Change::default() })?;
+        if !now.plan.running() {
+            self.common.broken.store(false, Ordering::Relaxed);
+        }
+        Ok(stopped.map(|next| (next, now.plan.active_pairs())))
+    }
+
+    /// Moves the running rings to another map of the same guest. When this returns, no worker has the old one any more.
+    pub fn remap(&self, map: Arc<GuestMap>) -> Result<(), WorkerError> {
+        let mut now = self.lock();
+        // Kept until the workers have let go of it, so that the last one to do so is this thread: unmapping a large guest takes
+        // long, and must not hold up the worker's other ports.
+        let _old = now.basis.map.replace(Arc::clone(&map));
+        let port = self.port();
+        self.on_each(&now, move |relays| {
+            relays.iter_mut().filter(|relay| relay.port() == port).for_each(|relay| relay.remap(&map));
+        })
+    }
+
+    /// A running ring interrupts its guest by another descriptor from here on.
+    pub fn set_call(&self, index: usize, call: Option<Arc<OwnedFd>>) -> Result<(), WorkerError> {
+        let now = self.lock();
+        let port = self.port();
+        self.on_each(&now, move |relays| {
+            let ours = relays.iter_mut().filter(|relay| relay.port() == port);
+            ours.for_each(|relay| relay.set_call(index, call.clone()));
+        })
+    }
+
+    /// Takes the device's queues away, so that the device can be stopped. Rings go on running and wait.
+    pub fn take_queues(&self) -> Result<Vec<QueuePair>, WorkerError> {
+        let now = self.lock();
+        let port = self.port();
+        let mut queues = Vec::new();
+        for worker in now.hosts() {
+            queues.extend(self.workers[worker].call(move |running| {
+                let ours = running.relays.iter_mut().filter(|relay| relay.port() == port);
+                ours.flat_map(Relay::take_queues).collect::<Vec<_>>()
+            })?);
+        }
+        Ok(queues)
+    }
+
+    /// Gives the device's queues, after [`Shares::take_queues`]; the device may have another pool and MTU by now.
+    pub fn give_queues(&self, queues: Vec<QueuePair>, pool: Pool, mtu: u16) -> Result<(), WorkerError> {
+        let mut now = self.lock();
+        (now.basis.pool, now.basis.mtu) = (pool, mtu);
+        self.rearrange(&mut now, Change { queues, ..Change::default() }).map(drop)
+    }
+
+    /// Hands a share to another worker, with all that is under way in it. False when it is there already, or when there is
+    /// no such share or worker.
+    pub fn move_share(&self, share: usize, to: usize) -> Result<bool, WorkerError> {
+        let mut now = self.lock();
+        let Some(home) = now.homes.get_mut(share).filter(|home| home.worker != to && to < self.workers.len()) else {
+            return Ok(false);
+        };
+        let port = self.port();
+        let taken = self.workers[home.worker].call(move |running| running.detach(port, Some(share)))?;
+        self.workers[home.worker].lost_share();
+        home.worker = to;
+        self.workers[to].call(move |running| running.attach(taken))?;
+        self.workers[to].got_share();
+        Ok(true)
+    }
+
+    /// Where the shares are, and what they have.
+    pub fn status(&self) -> Vec<ShareStatus> {
+        let now = self.lock();
+        let small = |numbers: Vec<usize>| numbers.into_iter().map(|number| number as u16).collect();
+        let share = |(share, home): (usize, &Home)| ShareStatus {
+            core: self.workers[home.worker].core(),
+            queues: small(now.plan.queues_of(share).collect()),
+            pairs: small(now.plan.pairs_of(share)),
+        };
+        now.homes.iter().enumerate().map(share).collect()
+    }
+
+    /// The workers and loads of the shares, in order; none while they change.
+    pub fn loads(&self) -> Vec<(usize, Arc<Load>)> {
+        let Ok(now) = self.now.try_lock() else { return Vec::new() };
+        now.homes.iter().map(|home| (home.worker, Arc::clone(&home.load))).collect()
+    }
+
+    /// Takes all relays from their workers and lets go of the device's queues. Rings are stopped by the session before.
+    pub fn close(&self) -> Result<(), WorkerError> {
+        let mut now = self.lock();
+        let port = self.port();
+        for worker in now.hosts() {
+            let relays = self.workers[worker].call(move |running| running.detach(port, None))?;
+            // Here and not there: closing a device takes long.
+            drop(relays);
+        }
+        for home in now.homes.drain(..) {
+            self.workers[home.worker].lost_share();
+        }
+        Ok(())
+    }
+
+    /// Plans anew and brings the relays there. Returns where the ring stood that stops.
+    fn rearrange(&self, now: &mut Now, change: Change) -> Result<Option<u16>, WorkerError> {
+        let hosts = now.hosts();
+        now.plan = Plan::new(now.receiving.iter().copied(), now.sending.iter().copied(), now.device_queues);
+        self.settle(now);
+        let port = self.port();
+        let (plan, basis) = (now.plan.clone(), now.basis.clone());
+        let loads: Vec<_> = now.homes.iter().map(|home| Arc::clone(&home.load)).collect();
+        let Change { stopping, starting, queues } = change;
+        let complete = move |mut parts: Parts| {
+            let stopped = parts.stopped();
+            if let Some((index, ring)) = starting {
+                parts.start(index, ring);
+            }
+            parts.give_queues(queues);
+            (stopped, parts.build(&plan, &basis, &loads))
+        };
+        if let [only] = hosts[..]
+            && now.homes.iter().all(|home| home.worker == only)
+        {
+            return self.workers[only].call(move |running| {
+                let (stopped, relays) = complete(take_apart(running.detach(port, None), stopping));
+                running.attach(relays);
+                stopped
+            });
+        }
+        let mut parts = Parts::default();
+        for worker in hosts {
+            parts.append(self.workers[worker].call(move |running| take_apart(running.detach(port, None), stopping))?);
+        }
+        let (stopped, relays) = complete(parts);
+        let mut groups: Vec<Vec<Relay>> = self.workers.iter().map(|_| Vec::new()).collect();
+        for (relay, home) in relays.into_iter().zip(&now.homes) {
+            groups[home.worker].push(relay);
+        }
+        for (worker, relays) in self.workers.iter().zip(groups) {
+            if !relays.is_empty() {
+                worker.call(move |running| running.attach(relays))?;
+            }
+        }
+        Ok(stopped)
+    }
+
+    /// As many homes as the plan has shares. New ones are where there is least to do.
+    fn settle(&self, now: &mut Now) {
+        let shares = now.plan.shares();
+        for gone in now.homes.drain(shares.min(now.homes.len())..) {
+            self.workers[gone.worker].lost_share();
+        }
+        while now.homes.len() < shares {
+            let least = self.workers.iter().enumerate().min_by_key(|(_, worker)| worker.shares());
+            let worker = least.map_or(0, |(index, _)| index);
+            self.workers[worker].got_share();
+            now.homes.push(Home { worker, load: Arc::default() });
+        }
+    }
+
+    /// Runs `change` on each worker that has relays of the port.
+    fn on_each(&self, now: &Now, change: impl Fn(&mut [Relay]) + Clone + Send + 'static) -> Result<(), WorkerError> {
+        for worker in now.hosts() {
+            let change = change.clone();
+            self.workers[worker].call(move |running| change(&mut running.relays))?;
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Now> {
+        // A panic in here ends the lane.
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Now {
+    /// The running rings of a ring's direction, by pair.
+    fn side(&mut self, index: usize) -> &mut BTreeSet<usize> {
+        if index.is_multiple_of(2) { &mut self.receiving } else { &mut self.sending }
+    }
+
+    /// The workers that have relays of the port.
+    fn hosts(&self) -> Vec<usize> {
+        let hosts: BTreeSet<_> = self.homes.iter().map(|home| home.worker).collect();
+        hosts.into_iter().collect()
+    }
+}
+
+fn take_apart(relays: Vec<Relay>, stopping: Option<usize>) -> Parts {
+    let mut parts = Parts::default();
+    relays.into_iter().for_each(|relay| parts.append(relay.take_apart(stopping)));
+    parts
+}

@@ -1,0 +1,154 @@
+//! A port's relays, taken apart and put together anew.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::outbox::{FAREWELL, Outbox, Spare};
+use super::{Basis, FRAME_OVERHEAD, FromGuest, Load, Plan, Queue, Relay, ToGuest};
+use crate::nic::{Burst, QueuePair};
+use crate::ring::Ring;
+use crate::worker::Watch;
+
+/// Rings and queues of a port that no worker has at the moment. Frames that the device has not taken yet stay with their ring.
+#[derive(Default)]
+pub struct Parts {
+    from_guest: Vec<FromGuest>,
+    to_guest: Vec<ToGuest>,
+    queues: Vec<Queue>,
+    /// Where the ring stood that was to be stopped.
+    stopped: Option<u16>,
+}
+
+impl Parts {
+    /// Adds what another worker had.
+    pub fn append(&mut self, mut other: Self) {
+        self.from_guest.append(&mut other.from_guest);
+        self.to_guest.append(&mut other.to_guest);
+        self.queues.append(&mut other.queues);
+        self.stopped = self.stopped.or(other.stopped);
+    }
+
+    /// Where the ring stood that was stopped by [`Relay::take_apart`].
+    pub fn stopped(&self) -> Option<u16> {
+        self.stopped
+    }
+
+    /// Adds a ring of that number that starts.
+    pub fn start(&mut self, index: usize, mut ring: Ring) {
+        let pair = index / 2;
+        if index.is_multiple_of(2) {
+            // Buffers that the guest adds are found when a frame comes: a kick would tell nothing.
+            ring.suppress_kicks();
+            self.to_guest.push(ToGuest { pair, ring });
+        } else {
+            self.from_guest.push(FromGuest { pair, ring, outbox: Outbox::new(), queue: 0 });
+        }
+    }
+
+    /// Adds device queues.
+    pub fn give_queues(&mut self, queues: Vec<QueuePair>) {
+        let queue = |nic: QueuePair| Queue { index: nic.rx.index().into(), nic, inbox: Burst::new(), feeds: None };
+        self.queues.extend(queues.into_iter().map(queue));
+    }
+
+    /// Takes the device queues out.
+    pub fn take_queues(&mut self) -> Vec<QueuePair> {
+        self.queues.drain(..).map(|queue| queue.nic).collect()
+    }
+
+    /// Puts relays together, one for each share of the plan. `loads` has as many.
+    pub fn build(mut self, plan: &Plan, basis: &Basis, loads: &[Arc<Load>]) -> Vec<Relay> {
+        // In order, so that what can be seen of it does not depend on what was before.
+        self.queues.sort_unstable_by_key(|queue| queue.index);
+        self.from_guest.sort_unstable_by_key(|side| side.pair);
+        self.to_guest.sort_unstable_by_key(|side| side.pair);
+        let mut relays: Vec<_> = loads.iter().enumerate().map(|(share, load)| empty(share, basis, load)).collect();
+        for queue in self.queues {
+            relays[plan.share_of_queue(queue.index)].queues.push(queue);
+        }
+        for side in self.to_guest {
+            relays[plan.share_of_receiver(side.pair)].to_guest.push(side);
+        }
+        for side in self.from_guest {
+            relays[plan.share_of_sender(side.pair)].from_guest.push(side);
+        }
+        relays.iter_mut().for_each(|relay| relay.connect(plan));
+        relays
+    }
+}
+
+fn empty(share: usize, basis: &Basis, load: &Arc<Load>) -> Relay {
+    Relay {
+        common: Arc::clone(&basis.common),
+        share,
+        from_guest: Vec::new(),
+        to_guest: Vec::new(),
+        queues: Vec::new(),
+        first: 0,
+        pool: basis.pool.clone(),
+        spare: Spare::new(),
+        map: basis.map.clone(),
+        max_frame: usize::from(basis.mtu) + FRAME_OVERHEAD,
+        load: Arc::clone(load),
+    }
+}
+
+impl Relay {
+    /// Connects its rings and its queues as the plan says. Without queues the rings wait.
+    fn connect(&mut self, plan: &Plan) {
+        for side in &mut self.from_guest {
+            let wanted = plan.queue_of_sender(side.pair);
+            side.queue = self.queues.iter().position(|queue| queue.index == wanted).unwrap_or(usize::MAX);
+        }
+        for queue in &mut self.queues {
+            let wanted = plan.fed_by(queue.index);
+            queue.feeds = self.to_guest.iter().position(|side| Some(side.pair) == wanted);
+        }
+    }
+
+    /// Lets the guest's kicks end the worker's naps. Until the next nap they are not needed.
+    pub fn watch(&mut self, watch: &Watch) {
+        for side in &mut self.from_guest {
+            if let Some(kick) = side.ring.kick() {
+                watch.add(kick);
+            }
+            side.ring.suppress_kicks();
+        }
+    }
+
+    /// The opposite of [`Relay::watch`].
+    pub fn unwatch(&self, watch: &Watch) {
+        for kick in self.from_guest.iter().filter_map(|side| side.ring.kick()) {
+            watch.remove(kick);
+        }
+    }
+
+    /// Takes it apart. The ring `stopping` is not among the parts: what it sent last is offered to the device once more.
+    pub fn take_apart(self, stopping: Option<usize>) -> Parts {
+        let Self { common, from_guest, to_guest, mut queues, .. } = self;
+        let mut parts = Parts::default();
+        for mut side in from_guest {
+            if stopping != Some(2 * side.pair + 1) {
+                parts.from_guest.push(side);
+                continue;
+            }
+            let counters = common.journal.from_guest(side.pair);
+            match queues.get_mut(side.queue) {
+                Some(queue) => side.outbox.finish(&mut queue.nic.tx, counters, Instant::now() + FAREWELL),
+                None => {
+                    side.outbox.abandon(counters);
+                }
+            }
+            parts.stopped = Some(side.ring.position());
+        }
+        for side in to_guest {
+            if stopping == Some(2 * side.pair) {
+                parts.stopped = Some(side.ring.position());
+            } else {
+                parts.to_guest.push(side);
+            }
+        }
+        parts.queues = queues;
+        parts
+    }
+}
