@@ -109,6 +109,8 @@ impl Outbox {
 // SAFETY: each call hands out the buffer of another frame, which has room for `len` bytes, belongs to the port until it is
 // sent, and is packet memory, never guest memory.
 unsafe impl FrameSink for Spare {
+    const HEADERS: bool = false;
+
     #[inline(always)]
     fn frame(&mut self, _header: &NetHeader, len: usize) -> Option<NonNull<u8>> {
         self.0.frame(len)

@@ -9,12 +9,16 @@
 pub(super) unsafe fn copy(src: *const u8, dst: *mut u8, len: usize) {
     // SAFETY: each arm stays inside `len`, by its condition.
     unsafe {
-        match len {
-            0..16 => tail(src, dst, len),
-            16..=32 => ends::<16>(src, dst, len),
-            33..=64 => ends::<32>(src, dst, len),
-            65..=128 => ends::<64>(src, dst, len),
-            _ => std::ptr::copy_nonoverlapping(src, dst, len),
+        if len > 128 {
+            std::ptr::copy_nonoverlapping(src, dst, len);
+        } else if len > 64 {
+            ends::<64>(src, dst, len);
+        } else if len > 32 {
+            ends::<32>(src, dst, len);
+        } else if len >= 16 {
+            ends::<16>(src, dst, len);
+        } else {
+            tail(src, dst, len);
         }
     }
 }

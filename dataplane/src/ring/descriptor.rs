@@ -51,8 +51,10 @@ impl Descriptor {
 /// A chain of the burst at hand.
 #[derive(Debug, Clone, Copy)]
 pub struct Chain {
-    /// The buffer, when the chain is one plain descriptor inside one region; else null.
+    /// The buffer, when the chain is one plain descriptor inside one region.
     pub start: *mut u8,
+    /// Its bytes; 0 when the chain is anything else.
+    pub room: u32,
     /// The first descriptor; in a packed ring with the buffer id of the last one.
     pub first: Descriptor,
     /// Its position.
@@ -65,6 +67,7 @@ impl Chain {
     /// No chain.
     pub const NONE: Self = Self {
         start: std::ptr::null_mut(),
+        room: 0,
         first: Descriptor { addr: 0, len: 0, flags: 0, next: 0 },
         head: 0,
         slots: 1,
@@ -77,12 +80,13 @@ impl Chain {
         const SHAPE: u16 = Descriptor::NEXT | Descriptor::WRITE | Descriptor::INDIRECT;
         let plain = if WRITE { Descriptor::WRITE } else { 0 };
         self.first = first;
-        self.start = std::ptr::null_mut();
+        self.room = 0;
         if first.flags & SHAPE == plain
             && let Some(span) = map.translate(cache, first.addr, first.len as usize)
             && span.len == first.len as usize
         {
             self.start = span.start.as_ptr();
+            self.room = first.len;
             copy::prefetch_buffer::<WRITE>(self.start);
         }
     }

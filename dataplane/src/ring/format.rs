@@ -9,7 +9,6 @@
 
 use super::descriptor::{Chain, Descriptor};
 use super::{RingConfig, RingError};
-use crate::BURST;
 use crate::memory::{GuestMap, RegionCache};
 
 /// A ring in guest memory: where chains are found, and how they are given back.
@@ -49,9 +48,9 @@ pub trait Format: Sized {
     /// Slots that a chain takes.
     fn slots(chain: &Chain) -> u16;
 
-    /// Reads up to `wanted` chains into the window, from `from` slots on. Those of one descriptor, inside one region, that the
-    /// device writes (or reads) are ready for use, their memory on its way to the cache. Returns how many there are; fewer
-    /// when one behind is bad.
+    /// Reads as many chains as there are, and as `window` has room for, from `from` slots on. Those of one descriptor, inside one
+    /// region, that the device writes (or reads) are ready for use, their memory on its way to the cache. Returns how many there
+    /// are, and how many slots they take; fewer when one behind is bad.
     ///
     /// # Errors
     ///
@@ -60,10 +59,9 @@ pub trait Format: Sized {
         &mut self,
         map: &GuestMap,
         cache: &mut RegionCache,
-        window: &mut [Chain; BURST],
+        window: &mut [Chain],
         from: u16,
-        wanted: u16,
-    ) -> Result<u16, RingError>;
+    ) -> Result<(usize, u16), RingError>;
 
     /// The chain `at` slots on, of any shape, if there is one.
     ///
@@ -80,8 +78,8 @@ pub trait Format: Sized {
     fn give_back<const WRITE: bool>(&mut self, at: u16, chain: &Chain, len: u32);
 
     /// Shows the guest everything that was given back: `slots` of them, and what was written to its buffers. With `IN_ORDER` the
-    /// `chains` were not given back one by one, but are as a batch: they are the first of the window.
-    fn publish<const WRITE: bool, const IN_ORDER: bool>(&mut self, window: &[Chain; BURST], chains: u16, slots: u16);
+    /// chains were not given back one by one, but are as a batch, of which `last` is the last.
+    fn publish<const WRITE: bool, const IN_ORDER: bool>(&mut self, last: &Chain, slots: u16);
 
     /// Whether the guest wants an interrupt for the `slots` that were published last; `first` when it was not told of
     /// anything yet.

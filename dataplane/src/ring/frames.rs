@@ -13,6 +13,9 @@ use super::NetHeader;
 ///
 /// [`SplitRing::take`]: super::SplitRing::take
 pub unsafe trait FrameSink {
+    /// Whether the headers of plain chains are looked at; without, [`FrameSink::frame`] may get one of zeros.
+    const HEADERS: bool = true;
+
     /// Room for a frame of `len` bytes, which comes with `header` as the guest wrote it (any value is possible).
     /// Called in ring order; the bytes are there when `take` returns. `None` when there is no buffer: the frame is
     /// dropped and counted.

@@ -33,6 +33,7 @@ mod split;
 mod take;
 #[cfg(test)]
 mod tests;
+mod window;
 
 pub use dispatch::Ring;
 pub use error::RingError;

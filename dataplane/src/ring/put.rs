@@ -1,13 +1,10 @@
 //! To the guest: fills a receive ring.
 
-use std::ops::Range;
-
 use super::chain::{MAX_BURST, MAX_CHAIN, Walk, spread};
-use super::descriptor::Descriptor;
+use super::descriptor::{Chain, Descriptor};
 use super::format::Format;
 use super::queue::Queue;
 use super::{FrameSource, NetHeader, Put, RingError, copy};
-use crate::BURST;
 
 /// What became of one frame.
 enum Placed {
@@ -60,15 +57,14 @@ impl<R: Format> Queue<R> {
     ) -> Result<Put, RingError> {
         let mut done = Put::default();
         let count = frames.count();
-        // `window` are the chains that were looked at.
-        let (mut used, mut window) = (Progress::default(), 0..0);
+        let mut used = Progress::default();
         self.steps = 0;
         for i in 0..count {
             if self.steps >= MAX_BURST {
                 done.ring_full = (count - i) as u64;
                 break;
             }
-            match self.put_frame::<HEADER, MERGEABLE, INDIRECT, F>(frames, i, used, &mut window) {
+            match self.put_frame::<HEADER, MERGEABLE, INDIRECT, F>(frames, i, used) {
                 Ok(Placed::Chains(chains, slots)) => {
                     used.chains += chains;
                     used.slots += slots;
@@ -89,7 +85,8 @@ impl<R: Format> Queue<R> {
             }
         }
         if used.chains > 0 {
-            self.publish::<true, false>(used.chains, used.slots);
+            self.publish::<true, false>(&Chain::NONE, used.slots);
+            self.look_ahead::<true>();
         }
         Ok(done)
     }
@@ -101,20 +98,14 @@ impl<R: Format> Queue<R> {
         frames: &F,
         index: usize,
         used: Progress,
-        window: &mut Range<u16>,
     ) -> Result<Placed, RingError> {
-        if used.chains >= window.end {
-            let wanted = (frames.count() - index).min(BURST) as u16;
-            let found = self.look::<true>(used.slots, wanted)?;
-            if found == 0 {
-                return Ok(Placed::RingFull);
-            }
-            *window = used.chains..used.chains + found;
+        if self.window.len() == 0 {
+            self.look::<true>(used.slots, 1)?;
         }
-        let chain = self.window[usize::from(used.chains - window.start)];
+        let Some(&chain) = self.window.next() else { return Ok(Placed::RingFull) };
         let frame_len = frames.frame_len(index);
         let needed = HEADER + frame_len;
-        if chain.start.is_null() || needed > chain.first.len as usize {
+        if needed > chain.room as usize {
             return self.scatter::<HEADER, MERGEABLE, INDIRECT, F>(frames, index, used.slots);
         }
         // SAFETY: the chain is one buffer inside a region, with room for HEADER + `frame_len` bytes.
@@ -123,6 +114,7 @@ impl<R: Format> Queue<R> {
             gather(frames, index, chain.start.add(HEADER), frame_len);
         }
         self.format.give_back::<true>(used.slots, &chain, needed as u32);
+        self.window.used(1, R::slots(&chain));
         Ok(Placed::Chains(1, R::slots(&chain)))
     }
 
@@ -176,6 +168,7 @@ impl<R: Format> Queue<R> {
             self.format.give_back::<true>(at, chain, *len);
             at += R::slots(chain);
         }
+        self.window.used(chains.into(), slots);
         Ok(Placed::Chains(chains, slots))
     }
 }

@@ -9,6 +9,7 @@ use std::sync::atomic::{Ordering, fence};
 use super::call::Call;
 use super::descriptor::Chain;
 use super::format::Format;
+use super::window::Window;
 use super::{RingConfig, RingError, RingFeatures};
 use crate::BURST;
 use crate::memory::{GuestMap, RegionCache, Span};
@@ -23,7 +24,8 @@ pub struct Queue<F> {
     call: Call,
     /// Found behind chains that were good; returned by the next call.
     pub(super) broken: Option<RingError>,
-    pub(super) window: Box<[Chain; BURST]>,
+    /// What was found and not used.
+    pub(super) window: Window,
     /// Scratch for one frame that is not in one plain buffer: its pieces of guest memory...
     pub(super) spans: Vec<Span>,
     /// ... and its chains, with the bytes that go into each.
@@ -51,7 +53,7 @@ impl<F: Format> Queue<F> {
             signalled: false,
             call: Call::new(config.call.clone())?,
             broken: None,
-            window: Box::new([Chain::NONE; BURST]),
+            window: Window::new(),
             spans: Vec::with_capacity(BURST),
             parts: Vec::with_capacity(BURST),
             steps: 0,
@@ -70,6 +72,7 @@ impl<F: Format> Queue<F> {
         self.format.remap(&map, &self.config)?;
         self.map = map;
         self.cache = RegionCache::default();
+        self.window.clear();
         Ok(())
     }
 
@@ -103,7 +106,7 @@ impl<F: Format> Queue<F> {
     /// Whether the guest has made chains available, or broke the ring, so that a call has something to do.
     #[inline]
     pub fn pending(&self) -> bool {
-        self.broken.is_some() || self.format.pending()
+        self.broken.is_some() || self.window.len() > 0 || self.format.pending()
     }
 
     /// Asks the guest not to kick: the ring is polled. A hint; kicks may still come.
@@ -120,17 +123,46 @@ impl<F: Format> Queue<F> {
         self.pending()
     }
 
-    /// Looks at up to `wanted` chains, from `from` slots on: see [`Format::look`].
+    /// Sees to it that `wanted` chains are in the window, of which the first is `used` slots on, if the guest has made as many
+    /// available; how many are there.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the first, when there is none.
     #[inline(always)]
-    pub(super) fn look<const WRITE: bool>(&mut self, from: u16, wanted: u16) -> Result<u16, RingError> {
-        let Self { format, map, cache, window, .. } = self;
-        format.look::<WRITE>(map, cache, window, from, wanted)
+    pub(super) fn look<const WRITE: bool>(&mut self, used: u16, wanted: usize) -> Result<usize, RingError> {
+        if self.window.len() < wanted {
+            self.find::<WRITE>(used)?;
+        }
+        Ok(self.window.len())
     }
 
-    /// Shows the guest the `chains` that were given back, in `slots`, and notifies it if it wants that.
     #[inline(always)]
-    pub(super) fn publish<const WRITE: bool, const IN_ORDER: bool>(&mut self, chains: u16, slots: u16) {
-        self.format.publish::<WRITE, IN_ORDER>(&self.window, chains, slots);
+    fn find<const WRITE: bool>(&mut self, used: u16) -> Result<(), RingError> {
+        let Self { format, map, cache, window, .. } = self;
+        let from = used + window.slots();
+        match format.look::<WRITE>(map, cache, window.room(), from) {
+            Ok((count, slots)) => window.add(count, slots),
+            // It is found again when its turn comes.
+            Err(_) if window.len() > 0 => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Looks at what comes next while there is other work, so that it is in the cache by then.
+    #[inline(always)]
+    pub(super) fn look_ahead<const WRITE: bool>(&mut self) {
+        if self.window.len() == 0 {
+            // What is wrong there is found again when its turn comes.
+            let _ = self.find::<WRITE>(0);
+        }
+    }
+
+    /// Shows the guest what was given back, in `slots` up to the chain `last`, and notifies it if it wants that.
+    #[inline(always)]
+    pub(super) fn publish<const WRITE: bool, const IN_ORDER: bool>(&mut self, last: &Chain, slots: u16) {
+        self.format.publish::<WRITE, IN_ORDER>(last, slots);
         // It is seen before the guest's wish is read (VIRTIO 1.2 section 2.7.7.2): one side notices the other.
         fence(Ordering::SeqCst);
         let first = !std::mem::replace(&mut self.signalled, true);

@@ -8,7 +8,6 @@ use super::copy;
 use super::descriptor::{Chain, Descriptor};
 use super::format::{Format, passed};
 use super::{RingConfig, RingError};
-use crate::BURST;
 use crate::memory::{GuestMap, RegionCache};
 use layout::Layout;
 
@@ -108,13 +107,13 @@ impl Format for Split {
         &mut self,
         map: &GuestMap,
         cache: &mut RegionCache,
-        window: &mut [Chain; BURST],
+        window: &mut [Chain],
         from: u16,
-        wanted: u16,
-    ) -> Result<u16, RingError> {
+    ) -> Result<(usize, u16), RingError> {
+        let wanted = window.len() as u16;
         let available = self.available(from + wanted)? - from;
         let first = self.next.wrapping_add(from);
-        let mut count = usize::from(available.min(wanted)).min(BURST);
+        let mut count = usize::from(available.min(wanted));
         for (i, chain) in window[..count].iter_mut().enumerate() {
             match self.head(first.wrapping_add(i as u16)) {
                 Ok(head) => chain.head = head,
@@ -129,7 +128,7 @@ impl Format for Split {
         for chain in &mut window[..count] {
             chain.find::<WRITE>(map, cache, self.layout.descriptor(chain.head));
         }
-        Ok(count as u16)
+        Ok((count, count as u16))
     }
 
     fn chain(&mut self, at: u16) -> Result<Option<Chain>, RingError> {
@@ -152,9 +151,9 @@ impl Format for Split {
 
     /// A batch is one element: the head of its last chain, where the batch begins (VIRTIO 1.2 section 2.7.9).
     #[inline(always)]
-    fn publish<const WRITE: bool, const IN_ORDER: bool>(&mut self, window: &[Chain; BURST], chains: u16, slots: u16) {
+    fn publish<const WRITE: bool, const IN_ORDER: bool>(&mut self, last: &Chain, slots: u16) {
         if IN_ORDER {
-            self.layout.write_used(self.used, window[usize::from(chains - 1)].head, 0);
+            self.layout.write_used(self.used, last.head, 0);
         }
         self.used = self.used.wrapping_add(slots);
         self.next = self.next.wrapping_add(slots);

@@ -45,19 +45,17 @@ impl<F: Format> Queue<F> {
         sink: &mut S,
     ) -> Result<Taken, RingError> {
         let mut done = Taken::default();
-        let count = self.look::<false>(0, limit.min(BURST) as u16)?;
-        if count == 0 {
-            return Ok(done);
-        }
-        let (mut steps, mut slots) = (0, 0);
+        let limit = limit.min(BURST);
+        let count = self.look::<false>(0, limit)?.min(limit);
+        let (mut steps, mut slots, mut last) = (0, 0, Chain::NONE);
         for i in 0..count {
-            let chain = self.window[usize::from(i)];
-            let frame_len = (chain.first.len as usize).wrapping_sub(HEADER);
-            if !chain.start.is_null() && (MIN_FRAME..=max_frame).contains(&frame_len) {
+            let chain = self.window.chains()[i];
+            let frame_len = (chain.room as usize).wrapping_sub(HEADER);
+            if (MIN_FRAME..=max_frame).contains(&frame_len) {
                 // SAFETY: the chain is one buffer of HEADER + `frame_len` bytes inside a region; the sink's buffer has
                 // `frame_len` bytes that are not guest memory.
                 unsafe {
-                    let header = NetHeader::read::<HEADER>(chain.start);
+                    let header = if S::HEADERS { NetHeader::read::<HEADER>(chain.start) } else { NetHeader::default() };
                     match sink.frame(&header, frame_len) {
                         Some(to) => {
                             copy::copy(chain.start.add(HEADER), to.as_ptr(), frame_len);
@@ -81,6 +79,7 @@ impl<F: Format> Queue<F> {
                 self.format.give_back::<false>(slots, &chain, 0);
             }
             slots += F::slots(&chain);
+            last = chain;
             done.received += 1;
             if steps >= MAX_BURST {
                 break;
@@ -88,7 +87,12 @@ impl<F: Format> Queue<F> {
         }
         match self.broken {
             Some(error) if done.received == 0 => return Err(error),
-            _ => self.publish::<false, IN_ORDER>(done.received as u16, slots),
+            _ if done.received == 0 => {}
+            _ => {
+                self.window.used(done.received as usize, slots);
+                self.publish::<false, IN_ORDER>(&last, slots);
+                self.look_ahead::<false>();
+            }
         }
         Ok(done)
     }
