@@ -26,6 +26,11 @@ uint16_t shim_tx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **packets,
 	return rte_eth_tx_burst(port, queue, packets, n);
 }
 
+uint16_t shim_tx_prepare(uint16_t port, uint16_t queue, struct rte_mbuf **packets, uint16_t n)
+{
+	return rte_eth_tx_prepare(port, queue, packets, n);
+}
+
 int shim_alloc_bulk(struct rte_mempool *pool, struct rte_mbuf **packets, unsigned int n)
 {
 	return rte_pktmbuf_alloc_bulk(pool, packets, n);

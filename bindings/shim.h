@@ -46,6 +46,17 @@ enum shim_mbuf_layout {
 	SHIM_MBUF_TX_OFFLOAD = offsetof(struct rte_mbuf, tx_offload),
 };
 
+/* Where the parts of rte_mbuf.tx_offload begin, and how wide the narrow ones are, in bits. */
+enum shim_mbuf_tx_offload {
+	SHIM_MBUF_L2_LEN_BITS = RTE_MBUF_L2_LEN_BITS,
+	SHIM_MBUF_L3_LEN_BITS = RTE_MBUF_L3_LEN_BITS,
+	SHIM_MBUF_L4_LEN_BITS = RTE_MBUF_L4_LEN_BITS,
+	SHIM_MBUF_L2_LEN_OFS = RTE_MBUF_L2_LEN_OFS,
+	SHIM_MBUF_L3_LEN_OFS = RTE_MBUF_L3_LEN_OFS,
+	SHIM_MBUF_L4_LEN_OFS = RTE_MBUF_L4_LEN_OFS,
+	SHIM_MBUF_TSO_SEGSZ_OFS = RTE_MBUF_TSO_SEGSZ_OFS,
+};
+
 /* Limits and constants that are macros in DPDK. */
 enum shim_constants {
 	SHIM_MAX_ETHPORTS = RTE_MAX_ETHPORTS,
@@ -61,7 +72,27 @@ enum shim_constants {
 
 static const uint64_t SHIM_RX_OFFLOAD_SCATTER = RTE_ETH_RX_OFFLOAD_SCATTER;
 static const uint64_t SHIM_RX_OFFLOAD_RSS_HASH = RTE_ETH_RX_OFFLOAD_RSS_HASH;
+static const uint64_t SHIM_RX_OFFLOAD_UDP_CKSUM = RTE_ETH_RX_OFFLOAD_UDP_CKSUM;
+static const uint64_t SHIM_RX_OFFLOAD_TCP_CKSUM = RTE_ETH_RX_OFFLOAD_TCP_CKSUM;
 static const uint64_t SHIM_TX_OFFLOAD_MULTI_SEGS = RTE_ETH_TX_OFFLOAD_MULTI_SEGS;
+static const uint64_t SHIM_TX_OFFLOAD_IPV4_CKSUM = RTE_ETH_TX_OFFLOAD_IPV4_CKSUM;
+static const uint64_t SHIM_TX_OFFLOAD_UDP_CKSUM = RTE_ETH_TX_OFFLOAD_UDP_CKSUM;
+static const uint64_t SHIM_TX_OFFLOAD_TCP_CKSUM = RTE_ETH_TX_OFFLOAD_TCP_CKSUM;
+static const uint64_t SHIM_TX_OFFLOAD_TCP_TSO = RTE_ETH_TX_OFFLOAD_TCP_TSO;
+static const uint64_t SHIM_TX_OFFLOAD_UDP_TSO = RTE_ETH_TX_OFFLOAD_UDP_TSO;
+
+/* Flags of rte_mbuf.ol_flags. */
+static const uint64_t SHIM_MBUF_RX_L4_CKSUM_MASK = RTE_MBUF_F_RX_L4_CKSUM_MASK;
+static const uint64_t SHIM_MBUF_RX_L4_CKSUM_GOOD = RTE_MBUF_F_RX_L4_CKSUM_GOOD;
+static const uint64_t SHIM_MBUF_TX_TCP_SEG = RTE_MBUF_F_TX_TCP_SEG;
+static const uint64_t SHIM_MBUF_TX_UDP_SEG = RTE_MBUF_F_TX_UDP_SEG;
+static const uint64_t SHIM_MBUF_TX_IP_CKSUM = RTE_MBUF_F_TX_IP_CKSUM;
+static const uint64_t SHIM_MBUF_TX_TCP_CKSUM = RTE_MBUF_F_TX_TCP_CKSUM;
+static const uint64_t SHIM_MBUF_TX_UDP_CKSUM = RTE_MBUF_F_TX_UDP_CKSUM;
+static const uint64_t SHIM_MBUF_TX_L4_MASK = RTE_MBUF_F_TX_L4_MASK;
+static const uint64_t SHIM_MBUF_TX_IPV4 = RTE_MBUF_F_TX_IPV4;
+static const uint64_t SHIM_MBUF_TX_IPV6 = RTE_MBUF_F_TX_IPV6;
+
 static const uint64_t SHIM_RSS_IP = RTE_ETH_RSS_IP;
 static const uint64_t SHIM_RSS_TCP = RTE_ETH_RSS_TCP;
 static const uint64_t SHIM_RSS_UDP = RTE_ETH_RSS_UDP;
@@ -76,6 +107,8 @@ int shim_errno(void);
 uint16_t shim_rx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **packets, uint16_t n);
 /* rte_eth_tx_burst(): gives away the first of the packets, and says how many. */
 uint16_t shim_tx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **packets, uint16_t n);
+/* rte_eth_tx_prepare(): how many of the packets, from the first, the driver will take; rte_errno says why not the next. */
+uint16_t shim_tx_prepare(uint16_t port, uint16_t queue, struct rte_mbuf **packets, uint16_t n);
 /* rte_pktmbuf_alloc_bulk(): all n or none; 0 when done. */
 int shim_alloc_bulk(struct rte_mempool *pool, struct rte_mbuf **packets, unsigned int n);
 /* rte_pktmbuf_free_bulk(): whole chains. Frames in one buffer of one pool, held once, take a short way. */

@@ -196,6 +196,7 @@ fn status(spec: PortSpec, ready: bool) -> PortStatus {
             queues: spec.queues,
             promiscuous: PolicyStatus::On,
             allmulti: PolicyStatus::On,
+            offloads: Default::default(),
         },
         spec,
     }

@@ -19,6 +19,10 @@ fn one() -> u16 {
     1
 }
 
+fn yes() -> bool {
+    true
+}
+
 fn default_mtu() -> u16 {
     1500
 }
@@ -62,6 +66,9 @@ pub(crate) struct PortRequest {
     /// The set of virtio features the port offers; the latest when absent, and from then on the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compat: Option<Compat>,
+    /// Offer the guest checksum and segmentation offloads. What the device cannot do of them is done in software.
+    #[serde(default = "yes")]
+    pub offloads: bool,
     /// The lane that carries it; the one with the fewest ports when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lane: Option<LaneName>,
@@ -96,6 +103,7 @@ impl PortRequest {
             socket_owner: owner,
             socket_mode: mode,
             compat: self.compat.or(pinned).unwrap_or(Compat::LATEST),
+            offloads: self.offloads,
         })
     }
 }
@@ -176,6 +184,7 @@ mod tests {
     fn what_is_left_out_has_a_default() {
         let spec = request(r#"{"name":"vm1","socket":"/run/x.sock","device":"vdev:net_null0"}"#).unwrap();
         assert_eq!((spec.queues, spec.mtu, spec.role, spec.compat), (1, 1500, Role::Server, Compat::LATEST));
+        assert!(spec.offloads);
     }
 
     #[test]

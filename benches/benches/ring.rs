@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use ringspan_dataplane::BURST;
 use ringspan_dataplane::memory::{GuestMap, RegionCache};
+use ringspan_dataplane::offload::Offloads;
 use ringspan_dataplane::ring::{FrameSink, FrameSource, NetHeader, RingConfig, RingFeatures, SplitRing};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -112,7 +113,15 @@ unsafe impl FrameSource for Same<'_> {
 }
 
 fn features(mergeable: bool) -> RingFeatures {
-    RingFeatures { event_idx: true, indirect: true, mergeable, version_1: true, packed: false, in_order: false }
+    RingFeatures {
+        event_idx: true,
+        indirect: true,
+        mergeable,
+        version_1: true,
+        packed: false,
+        in_order: false,
+        offloads: Offloads::NONE,
+    }
 }
 
 fn take(c: &mut Criterion) {

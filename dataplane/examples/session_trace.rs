@@ -70,6 +70,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         owner: None,
         mode: None,
         compat: Compat::LATEST,
+        offloads: true,
         mtu: 1500,
         private_dir: folder.path().into(),
     };

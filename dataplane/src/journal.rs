@@ -20,7 +20,7 @@ use crate::stats::QueueCells;
 
 /// "ringspan" as a number, and the version of the layout in the lowest byte of the second word.
 const MAGIC: u64 = u64::from_be_bytes(*b"ringspan");
-const LAYOUT: u64 = 1;
+const LAYOUT: u64 = 2;
 const QUEUES: usize = MAX_QUEUE_PAIRS as usize;
 
 /// The file's layout. All zeroes is a valid, new journal.

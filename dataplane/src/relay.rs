@@ -9,6 +9,7 @@
 //! device queue would lose packets where nobody counts them. From the guest a frame waits a moment for the device,
 //! which the guest feels as back-pressure, and is dropped when the device stays full.
 
+mod finish;
 mod inbox;
 mod outbox;
 mod parts;
@@ -26,9 +27,10 @@ use crate::BURST;
 use crate::journal::Journal;
 use crate::memory::GuestMap;
 use crate::nic::{Burst, Pool, QueuePair};
+use crate::offload::Offloads;
 use crate::ring::{Ring, RingError};
-use inbox::Frames;
-use outbox::{FAREWELL, Outbox, Spare};
+use inbox::{Delivery, Frames, appetite};
+use outbox::{Asking, FAREWELL, Outbox, Spare};
 pub use parts::Parts;
 pub use steering::Plan;
 
@@ -128,6 +130,8 @@ struct Queue {
     index: usize,
     /// Where among the relay's rings the one is that this queue feeds.
     feeds: Option<usize>,
+    /// Frames that are received in one go.
+    appetite: usize,
 }
 
 /// A share of a port's packets: rings and device queues that are connected with one another, and with no others.
@@ -141,6 +145,7 @@ pub struct Relay {
     first: usize,
     pool: Pool,
     spare: Spare,
+    delivery: Delivery,
     map: Option<Arc<GuestMap>>,
     /// Longest frame in bytes, Ethernet header and two VLAN tags included.
     max_frame: usize,
@@ -201,7 +206,13 @@ impl Relay {
             return moved;
         }
         self.spare.refill(&self.pool);
-        let taken = match ring.take(BURST, self.max_frame, &mut self.spare) {
+        let offloads = ring.features().offloads;
+        let taken = if offloads.has_any(Offloads::FROM_GUEST) {
+            ring.take(BURST, self.max_frame, &mut Asking(&mut self.spare))
+        } else {
+            ring.take(BURST, self.max_frame, &mut self.spare)
+        };
+        let taken = match taken {
             Ok(taken) => taken,
             Err(error) => {
                 let ring = 2 * *pair + 1;
@@ -217,6 +228,7 @@ impl Relay {
             ..Drops::default()
         });
         outbox.close(&mut self.spare, taken.frames as usize, taken.bytes);
+        outbox.complete(&mut self.spare, offloads, self.max_frame, &mut queue.nic.tx);
         outbox.flush(&mut queue.nic.tx, counters);
         moved + taken.received as usize
     }
@@ -225,16 +237,33 @@ impl Relay {
     #[inline]
     fn fill_guest(&mut self, at: usize, broken: bool) -> usize {
         let queue = &mut self.queues[at];
-        let received = queue.nic.rx.receive(&mut queue.inbox);
+        let received = queue.nic.rx.receive_some(&mut queue.inbox, queue.appetite);
         if received == 0 {
             return 0;
         }
         let counters = self.common.journal.to_guest(queue.index);
         let frames = Frames(&queue.inbox);
-        counters.received(received as u64, frames.bytes());
+        let bytes = frames.bytes();
+        counters.received(received as u64, bytes);
         let fed = queue.feeds.filter(|_| !broken);
         let outcome = match fed.and_then(|place| self.to_guest.get_mut(place)) {
-            Some(ToGuest { pair, ring }) => ring.put(&frames).map(Some).map_err(|error| (2 * *pair, error)),
+            Some(ToGuest { pair, ring }) if queue.nic.rx.marks() && frames.marked_for(ring) => {
+                queue.appetite = appetite(bytes);
+                let done = self.delivery.deliver(&mut queue.inbox, ring, queue.nic.tx.pool());
+                counters.sent(done.frames, done.bytes);
+                counters.dropped(&done.drops);
+                let rest = received as u64 - done.frames - done.drops.total();
+                counters.dropped(&Drops { no_ring: rest, ..Drops::default() });
+                if let Some(error) = done.error {
+                    let ring = 2 * *pair;
+                    self.break_down(ring, error.into());
+                }
+                return received;
+            }
+            Some(ToGuest { pair, ring }) => {
+                queue.appetite = BURST;
+                ring.put(&frames).map(Some).map_err(|error| (2 * *pair, error))
+            }
             None => Ok(None),
         };
         queue.inbox.clear();
@@ -311,6 +340,7 @@ impl Relay {
             outbox.release();
         }
         self.spare = Spare::new();
+        self.delivery.release();
         self.queues.drain(..).map(|queue| queue.nic).collect()
     }
 

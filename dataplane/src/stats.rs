@@ -21,6 +21,7 @@ pub struct QueueCells {
     malformed_chain: AtomicU64,
     nic_full: AtomicU64,
     no_buffers: AtomicU64,
+    bad_offload: AtomicU64,
     lost: AtomicU64,
 }
 
@@ -46,13 +47,15 @@ impl QueueCells {
 
     /// Counts packets that were dropped.
     pub fn dropped(&self, drops: &Drops) {
-        let Drops { guest_ring_full, no_ring, too_long, malformed_chain, nic_full, no_buffers, lost } = drops;
+        let Drops { guest_ring_full, no_ring, too_long, malformed_chain, nic_full, no_buffers, bad_offload, lost } =
+            drops;
         bump(&self.guest_ring_full, *guest_ring_full);
         bump(&self.no_ring, *no_ring);
         bump(&self.too_long, *too_long);
         bump(&self.malformed_chain, *malformed_chain);
         bump(&self.nic_full, *nic_full);
         bump(&self.no_buffers, *no_buffers);
+        bump(&self.bad_offload, *bad_offload);
         bump(&self.lost, *lost);
     }
 
@@ -72,6 +75,7 @@ impl QueueCells {
             malformed_chain: self.malformed_chain.load(Ordering::Acquire),
             nic_full: self.nic_full.load(Ordering::Acquire),
             no_buffers: self.no_buffers.load(Ordering::Acquire),
+            bad_offload: self.bad_offload.load(Ordering::Acquire),
             lost: self.lost.load(Ordering::Acquire),
         };
         let (sent_bytes, sent) = (self.sent_bytes.load(Ordering::Acquire), self.sent.load(Ordering::Acquire));
@@ -94,12 +98,13 @@ mod tests {
             malformed_chain: 4,
             nic_full: 5,
             no_buffers: 6,
+            bad_offload: 7,
             lost: 0,
         };
-        cells.received(30, 300);
+        cells.received(37, 370);
         cells.sent(9, 90);
         cells.dropped(&drops);
-        let want = QueueCounters { received: 30, received_bytes: 300, sent: 9, sent_bytes: 90, drops };
+        let want = QueueCounters { received: 37, received_bytes: 370, sent: 9, sent_bytes: 90, drops };
         assert_eq!(cells.read(), want);
         assert_eq!(want.received, want.sent + want.drops.total());
     }

@@ -71,6 +71,7 @@ impl Lane {
             socket_owner: None,
             socket_mode: None,
             compat: Compat::LATEST,
+            offloads: true,
         }
     }
 

@@ -215,6 +215,9 @@ pub(super) struct Add {
     /// The set of virtio features; the latest when not given.
     #[arg(long, value_parser = parse_compat)]
     pub compat: Option<Compat>,
+    /// Offer the guest checksum and segmentation offloads; `false` makes the guest do them.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub offloads: bool,
     /// The lane that carries it; the one with the fewest ports when not given.
     #[arg(long)]
     pub lane: Option<LaneName>,

@@ -97,6 +97,7 @@ fn params_of(add: &Add) -> Value {
         "mtu": add.mtu,
         "promiscuous": api_word(add.promiscuous),
         "allmulti": api_word(add.allmulti),
+        "offloads": add.offloads,
         "may_exist": add.may_exist,
     });
     let mut put = |key: &str, value: Option<Value>| {
@@ -164,6 +165,7 @@ fn show(port: &PortEntry) -> Result<(), Failure> {
         ("queues", spec.queues.to_string()),
         ("mtu", spec.mtu.to_string()),
         ("compat", word(&spec.compat)),
+        ("offloads", if spec.offloads { "offered" } else { "not offered" }.into()),
     ]);
     if let Some(status) = &port.status {
         let device = &status.device;
@@ -178,6 +180,10 @@ fn show(port: &PortEntry) -> Result<(), Failure> {
             ("device mac", device.mac.to_string()),
             ("promiscuous", policy(&device.promiscuous)),
             ("allmulti", policy(&device.allmulti)),
+            ("tx checksum by", word(&device.offloads.tx_checksum)),
+            ("tx TCP segments by", word(&device.offloads.tx_tcp_segments)),
+            ("tx UDP segments by", word(&device.offloads.tx_udp_segments)),
+            ("rx checksum by", word(&device.offloads.rx_checksum)),
         ]);
     }
     let width = rows.iter().map(|(key, _)| key.len()).max().unwrap_or(0);
@@ -216,6 +222,7 @@ fn print_stats(stats: &[PortStats]) -> Result<(), Failure> {
         "BAD",
         "NIC-FULL",
         "NO-BUF",
+        "OFFLOAD",
         "LOST",
         "BYTES",
     ];
@@ -240,6 +247,7 @@ fn print_stats(stats: &[PortStats]) -> Result<(), Failure> {
                     drops.malformed_chain,
                     drops.nic_full,
                     drops.no_buffers,
+                    drops.bad_offload,
                     drops.lost,
                     counts.sent_bytes,
                 ];

@@ -15,6 +15,9 @@ pub use event::{LaneEvent, LaneEventKind};
 pub use message::{Envelope, Failure, FailureKind, Reply, Request, VERSION};
 pub use message::{LaneInfo, PortChange};
 pub use name::{LaneName, PortName};
-pub use port::{Compat, DeviceStatus, Policy, PolicyStatus, PortPhase, PortSpec, PortStatus, Role, ShareStatus};
+pub use port::{
+    Compat, DeviceStatus, OffloadBy, OffloadStatus, Policy, PolicyStatus, PortPhase, PortSpec, PortStatus, Role,
+    ShareStatus,
+};
 pub use port::{MAX_QUEUE_PAIRS, MAX_RING_SIZE, MTU_RANGE};
 pub use stats::{Drops, PortCounters, QueueCounters};

@@ -30,7 +30,8 @@ pub enum Role {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum Compat {
     /// Split rings; VERSION_1, MRG_RXBUF, INDIRECT_DESC, EVENT_IDX, ANY_LAYOUT, MQ, MTU, GUEST_ANNOUNCE, CTRL_VQ and the
-    /// bits of the control queue that the front-end serves by itself.
+    /// bits of the control queue that the front-end serves by itself; with `offloads` CSUM, GUEST_CSUM, HOST_TSO4, HOST_TSO6, HOST_ECN,
+    /// HOST_USO, GUEST_TSO4, GUEST_TSO6, GUEST_ECN, GUEST_USO4 and GUEST_USO6.
     #[serde(rename = "1")]
     V1,
 }
@@ -56,6 +57,10 @@ pub enum Policy {
 
 fn one() -> u16 {
     1
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn default_mtu() -> u16 {
@@ -100,6 +105,9 @@ pub struct PortSpec {
     pub socket_mode: Option<u32>,
     /// The set of virtio features the port offers.
     pub compat: Compat,
+    /// Offer the guest checksum and segmentation offloads. What the device cannot do of them is done in software.
+    #[serde(default = "yes")]
+    pub offloads: bool,
 }
 
 /// `socket_owner` as `port.add` takes it, so that what is read can be asked for again.
@@ -166,6 +174,34 @@ pub enum PolicyStatus {
     Refused(String),
 }
 
+/// Who fills in a checksum, or cuts a large frame into segments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum OffloadBy {
+    /// The device. What it cannot do for some frames is done in software.
+    Device,
+    /// ringspan.
+    Software,
+    /// Whoever receives the frame: the device is a link to another guest of ringspan's, which gets it as it is if it can.
+    Receiver,
+    /// Nobody: the guest has to do it.
+    #[default]
+    Nobody,
+}
+
+/// Who does what guests leave to the port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct OffloadStatus {
+    /// Checksums of what the guest sends.
+    pub tx_checksum: OffloadBy,
+    /// Segments of large TCP frames that the guest sends.
+    pub tx_tcp_segments: OffloadBy,
+    /// Segments of large UDP frames that the guest sends.
+    pub tx_udp_segments: OffloadBy,
+    /// Looking at the checksums of what the guest receives, so that it need not.
+    pub rx_checksum: OffloadBy,
+}
+
 /// The device side of a port as it is now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DeviceStatus {
@@ -185,6 +221,9 @@ pub struct DeviceStatus {
     pub promiscuous: PolicyStatus,
     /// What became of the allmulti policy.
     pub allmulti: PolicyStatus,
+    /// Who does what guests leave to the port.
+    #[serde(default)]
+    pub offloads: OffloadStatus,
 }
 
 /// A part of a port that one worker runs: queues of the device, and the guest's queue pairs that are connected with them.

@@ -16,8 +16,11 @@ pub struct Drops {
     pub malformed_chain: u64,
     /// From the guest: the device took no more.
     pub nic_full: u64,
-    /// From the guest: no free packet buffer.
+    /// No free packet buffer, for a frame from the guest or for the segments of one to the guest.
     pub no_buffers: u64,
+    /// From the guest: a virtio-net header that does not fit its frame, or asks for an offload that was not negotiated.
+    #[serde(default)]
+    pub bad_offload: u64,
     /// In the hands of a lane when it was killed. The last few of them may have been delivered.
     #[serde(default)]
     pub lost: u64,
@@ -26,8 +29,9 @@ pub struct Drops {
 impl Drops {
     /// All reasons together.
     pub fn total(&self) -> u64 {
-        let Self { guest_ring_full, no_ring, too_long, malformed_chain, nic_full, no_buffers, lost } = self;
-        guest_ring_full + no_ring + too_long + malformed_chain + nic_full + no_buffers + lost
+        let Self { guest_ring_full, no_ring, too_long, malformed_chain, nic_full, no_buffers, bad_offload, lost } =
+            self;
+        guest_ring_full + no_ring + too_long + malformed_chain + nic_full + no_buffers + bad_offload + lost
     }
 }
 
@@ -59,6 +63,7 @@ impl QueueCounters {
         self.drops.malformed_chain += other.drops.malformed_chain;
         self.drops.nic_full += other.drops.nic_full;
         self.drops.no_buffers += other.drops.no_buffers;
+        self.drops.bad_offload += other.drops.bad_offload;
         self.drops.lost += other.drops.lost;
     }
 }

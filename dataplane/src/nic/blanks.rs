@@ -4,7 +4,7 @@ use std::ptr::{self, NonNull};
 
 use dpdk_sys as sys;
 
-use super::burst::Burst;
+use super::burst::{Burst, data, set_field};
 use super::pool::Pool;
 use crate::BURST;
 
@@ -21,6 +21,8 @@ pub struct Blanks {
     pool: Option<Pool>,
     /// Longest frame in bytes that a buffer of `pool` holds.
     room: usize,
+    /// Some of the frames have several buffers.
+    long: bool,
 }
 
 // SAFETY: the buffers belong to this alone, and may be used and returned by any thread.
@@ -51,12 +53,15 @@ impl Default for Blanks {
 impl Blanks {
     /// None.
     pub const fn new() -> Self {
-        Self { buffers: [ptr::null_mut(); BURST], frames: 0, len: 0, pool: None, room: 0 }
+        Self { buffers: [ptr::null_mut(); BURST], frames: 0, len: 0, pool: None, room: 0, long: false }
     }
 
     /// Sees to a burst of free buffers, as far as the pool has them. Frames that were made and not taken are free again.
     #[inline]
     pub fn refill(&mut self, pool: &Pool) {
+        if self.long {
+            self.forget();
+        }
         self.frames = 0;
         if self.len < BURST {
             self.fetch(pool);
@@ -104,6 +109,60 @@ impl Blanks {
         }
     }
 
+    /// Makes the next buffer and some more of the pool a frame of `len` bytes, and says where they go, in order. False when there are
+    /// too few buffers, or it would take more than a burst of them.
+    pub fn long_frame(&mut self, len: usize, pieces: &mut Vec<(NonNull<u8>, usize)>) -> bool {
+        let Some(pool) = &self.pool else { return false };
+        if len <= self.room {
+            return self.frame(len).map(|start| pieces.push((start, len))).is_some();
+        }
+        let more = len.div_ceil(self.room) - 1;
+        let mut buffers = [ptr::null_mut::<sys::rte_mbuf>(); BURST];
+        if self.frames >= self.len || more > BURST {
+            return false;
+        }
+        // SAFETY: there is room for that many pointers; the pool is alive.
+        if unsafe { sys::shim_get_bulk(pool.raw(), buffers.as_mut_ptr(), more as u32) } != 0 {
+            return false;
+        }
+        let room = self.room;
+        let Some(start) = self.frame(room) else { return false };
+        self.long = true;
+        pieces.push((start, room));
+        let head = self.buffers[self.frames - 1];
+        let (mut last, mut left) = (head, len - room);
+        for &buffer in &buffers[..more] {
+            let part = left.min(room);
+            left -= part;
+            // SAFETY: buffers of the pool that are ours now, whose fields are as in `frame`; each is behind the one before.
+            unsafe {
+                let bytes = buffer.cast::<u8>();
+                bytes.add(sys::SHIM_MBUF_DATA_OFF as usize).cast::<u64>().write(FRESH);
+                set_field(buffer, sys::SHIM_MBUF_OL_FLAGS, 0u64);
+                set_field(buffer, sys::SHIM_MBUF_DATA_LEN, part as u16);
+                set_field(last, sys::SHIM_MBUF_NEXT, buffer);
+                pieces.extend(NonNull::new(data(buffer)).map(|start| (start, part)));
+            }
+            last = buffer;
+        }
+        // SAFETY: the frame's first buffer is ours; `more` is 64 at most.
+        unsafe {
+            set_field(head, sys::SHIM_MBUF_NB_SEGS, more as u16 + 1);
+            set_field(head, sys::SHIM_MBUF_PKT_LEN, len as u32);
+        }
+        true
+    }
+
+    /// Returns the frames that were made, of which some have several buffers.
+    #[cold]
+    fn forget(&mut self) {
+        // SAFETY: the first `frames` are whole frames of ours, and are overwritten below.
+        unsafe { sys::shim_free_bulk(self.buffers.as_mut_ptr(), self.frames as u32) };
+        self.buffers.copy_within(self.frames..self.len, 0);
+        self.len -= self.frames;
+        (self.frames, self.long) = (0, false);
+    }
+
     /// Frames that were made since the last [`Blanks::take`] or [`Blanks::refill`].
     #[inline]
     pub fn frames(&self) -> usize {
@@ -121,11 +180,18 @@ impl Blanks {
         unsafe { burst.filled(moved) };
         self.buffers.copy_within(moved..self.len, 0);
         self.len -= moved;
+        self.frames -= moved;
+        if self.long {
+            self.forget();
+        }
         self.frames = 0;
     }
 
     /// Returns everything to the pool, and lets go of it.
     pub fn release(&mut self) {
+        if self.long {
+            self.forget();
+        }
         let Some(pool) = self.pool.take() else { return };
         // SAFETY: the first `len` are ours and not reached any more; a frame that was made has one segment and is held once,
         // as the pool wants it.

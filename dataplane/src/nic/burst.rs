@@ -223,7 +223,7 @@ impl fmt::Debug for Burst {
 /// # Safety
 /// `head` is a valid mbuf, and the field at `offset` has the type `T`.
 #[inline(always)]
-unsafe fn field<T: Copy>(head: *const sys::rte_mbuf, offset: u32) -> T {
+pub(super) unsafe fn field<T: Copy>(head: *const sys::rte_mbuf, offset: u32) -> T {
     // SAFETY: by the contract; mbufs are cache-line aligned and their fields naturally aligned.
     unsafe { head.cast::<u8>().add(offset as usize).cast::<T>().read() }
 }
@@ -231,7 +231,7 @@ unsafe fn field<T: Copy>(head: *const sys::rte_mbuf, offset: u32) -> T {
 /// # Safety
 /// As [`field`], and nobody else reaches the mbuf.
 #[inline(always)]
-unsafe fn set_field<T: Copy>(head: *mut sys::rte_mbuf, offset: u32, value: T) {
+pub(super) unsafe fn set_field<T: Copy>(head: *mut sys::rte_mbuf, offset: u32, value: T) {
     // SAFETY: by the contract.
     unsafe { head.cast::<u8>().add(offset as usize).cast::<T>().write(value) }
 }
@@ -241,7 +241,7 @@ unsafe fn set_field<T: Copy>(head: *mut sys::rte_mbuf, offset: u32, value: T) {
 /// # Safety
 /// `segment` is a valid mbuf.
 #[inline(always)]
-unsafe fn data(segment: *const sys::rte_mbuf) -> *mut u8 {
+pub(super) unsafe fn data(segment: *const sys::rte_mbuf) -> *mut u8 {
     // SAFETY: `data_off` is within the buffer at `buf_addr`.
     unsafe {
         let buffer: *mut u8 = field(segment, sys::SHIM_MBUF_BUF_ADDR);
@@ -283,6 +283,10 @@ impl<'a> Frame<'a> {
     #[inline]
     pub fn segments(&self) -> Segments<'a> {
         Segments { next: self.head, of_burst: PhantomData }
+    }
+
+    pub(super) fn head(&self) -> *const sys::rte_mbuf {
+        self.head
     }
 
     /// The whole frame, copied. For tests and for what is rare.
@@ -334,6 +338,16 @@ impl<'a> FrameMut<'a> {
             let buffer = field::<u16>(self.head, sys::SHIM_MBUF_BUF_LEN);
             usize::from(buffer - field::<u16>(self.head, sys::SHIM_MBUF_DATA_OFF))
         }
+    }
+
+    pub(super) fn head(&mut self) -> *mut sys::rte_mbuf {
+        self.head
+    }
+
+    /// The same frame, to be read.
+    #[inline]
+    pub fn as_frame(&self) -> Frame<'_> {
+        Frame { head: self.head, of_burst: PhantomData }
     }
 
     /// The frame's first byte; [`FrameMut::room`] bytes may be written there while the burst is borrowed.

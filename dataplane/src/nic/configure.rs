@@ -9,6 +9,7 @@ use super::eal::Eal;
 use super::error::{DeviceError, describe, reason};
 use super::filter::Filter;
 use super::log;
+use super::offload::Offloads;
 use super::pool::Pool;
 use super::port::Port;
 
@@ -16,6 +17,9 @@ use super::port::Port;
 const RING: u16 = 512;
 /// Buffers beyond those in rings, for each queue pair: bursts on their way.
 const ON_THE_WAY: u32 = 4 * crate::BURST as u32;
+/// Bytes of large frames on their way, for each queue pair, where there are any: what is taken from a ring in one go, and as
+/// much on a link.
+const LARGE_BYTES: u32 = 1 << 20;
 /// Buffers that may lie idle in the caches of threads that once returned some.
 const IDLE: u32 = 512;
 /// Bytes around an MTU: Ethernet header, two VLAN tags, frame check sequence.
@@ -40,12 +44,14 @@ pub struct DeviceConfig {
     pub promiscuous: Policy,
     /// Receive every multicast frame.
     pub allmulti: Policy,
+    /// Guests are offered checksum and segmentation offloads.
+    pub offloads: bool,
 }
 
 impl From<&PortSpec> for DeviceConfig {
     fn from(spec: &PortSpec) -> Self {
-        let PortSpec { queues, mtu, mac, promiscuous, allmulti, .. } = *spec;
-        Self { queues, mtu, mac, promiscuous, allmulti }
+        let PortSpec { queues, mtu, mac, promiscuous, allmulti, offloads, .. } = *spec;
+        Self { queues, mtu, mac, promiscuous, allmulti, offloads }
     }
 }
 
@@ -67,11 +73,12 @@ impl Setup<'_> {
     ///
     /// # Errors
     /// The port is stopped then, and must be set up again before it is used.
-    pub fn run(&self, config: &DeviceConfig, pool: Option<&Pool>) -> Result<(Pool, Filters), DeviceError> {
+    pub fn run(&self, config: &DeviceConfig, pool: Option<&Pool>) -> Result<(Pool, Filters, Offloads), DeviceError> {
         let info = self.info()?;
         self.check_queues(config, &info)?;
         self.check_mtu(config, &info)?;
-        let rings = self.configure(config, &info)?;
+        let offloads = Offloads::choose(self.port.driver(), &info, config.offloads);
+        let rings = self.configure(config, &info, &offloads)?;
         let pool = self.pool(config, &info, rings, pool)?;
         self.port.keep_pools([&pool].into_iter());
         self.queues(config, rings, &pool)?;
@@ -85,7 +92,7 @@ impl Setup<'_> {
         if filters.is_err() {
             self.port.stop();
         }
-        Ok((pool, filters?))
+        Ok((pool, filters?, offloads))
     }
 
     pub fn set_mac(&self, mac: MacAddress) -> Result<(), DeviceError> {
@@ -155,10 +162,16 @@ impl Setup<'_> {
     }
 
     /// Configures the port; returns the lengths of its receive and transmit rings.
-    fn configure(&self, config: &DeviceConfig, info: &sys::rte_eth_dev_info) -> Result<(u16, u16), DeviceError> {
+    fn configure(
+        &self,
+        config: &DeviceConfig,
+        info: &sys::rte_eth_dev_info,
+        offloads: &Offloads,
+    ) -> Result<(u16, u16), DeviceError> {
         // SAFETY: a plain C structure, for which all zeroes mean defaults.
         let mut conf: sys::rte_eth_conf = unsafe { std::mem::zeroed() };
         conf.rxmode.mtu = u32::from(config.mtu);
+        (conf.rxmode.offloads, conf.txmode.offloads) = (offloads.rx_flags, offloads.tx_flags);
         let spread = info.flow_type_rss_offloads & (sys::SHIM_RSS_IP | sys::SHIM_RSS_TCP | sys::SHIM_RSS_UDP);
         if config.queues > 1 && spread != 0 {
             conf.rxmode.mq_mode = sys::RTE_ETH_MQ_RX_RSS;
@@ -190,7 +203,8 @@ impl Setup<'_> {
     ) -> Result<Pool, DeviceError> {
         let frame = (u32::from(config.mtu) + AROUND).max(LEAST_ROOM).max(info.min_rx_bufsize.min(16 << 10));
         let room = frame.next_multiple_of(1024) as u16;
-        let size = u32::from(config.queues) * (u32::from(rx) + u32::from(tx) + ON_THE_WAY) + IDLE;
+        let large = if config.offloads { LARGE_BYTES.div_ceil(u32::from(room)) } else { 0 };
+        let size = u32::from(config.queues) * (u32::from(rx) + u32::from(tx) + ON_THE_WAY + large) + IDLE;
         if let Some(old) = old.filter(|old| old.size() == size && old.room() == room) {
             return Ok(old.clone());
         }

@@ -12,6 +12,7 @@ use super::configure::{DeviceConfig, Filters, Setup};
 use super::eal::Eal;
 use super::error::{DeviceError, describe, reason};
 use super::filter::Filter;
+use super::offload::Offloads;
 use super::pool::Pool;
 use super::port::Port;
 use super::queue::{QueuePair, RxQueue, TxQueue};
@@ -40,6 +41,7 @@ pub struct Device {
     config: DeviceConfig,
     pool: Pool,
     filters: Filters,
+    offloads: Offloads,
 }
 
 impl Device {
@@ -49,8 +51,8 @@ impl Device {
     /// [`DeviceError`]; the device is unplugged again.
     pub fn open(spec: &DeviceSpec, config: &DeviceConfig) -> Result<(Self, Vec<QueuePair>), DeviceError> {
         let port = Arc::new(plug(spec, config.queues)?);
-        let (pool, filters) = Setup { port: &port, spec }.run(config, None)?;
-        let device = Self { port, spec: spec.clone(), config: *config, pool, filters };
+        let (pool, filters, offloads) = Setup { port: &port, spec }.run(config, None)?;
+        let device = Self { port, spec: spec.clone(), config: *config, pool, filters, offloads };
         let queues = device.hand_out();
         Ok((device, queues))
     }
@@ -83,6 +85,7 @@ impl Device {
             queues: self.config.queues,
             promiscuous,
             allmulti,
+            offloads: self.offloads.status(),
         }
     }
 
@@ -172,15 +175,15 @@ impl Device {
             errno => Err(setup.not_stopped(errno)),
         };
         match result {
-            Ok((pool, filters)) => {
-                (self.pool, self.filters, self.config) = (pool, filters, *config);
+            Ok((pool, filters, offloads)) => {
+                (self.pool, self.filters, self.offloads, self.config) = (pool, filters, offloads, *config);
                 drop(queues);
                 self.port.let_go_of_pools(&self.pool);
                 Ok(self.hand_out())
             }
             Err(error) => {
                 match setup.run(&self.config, Some(&self.pool)) {
-                    Ok((_, filters)) => self.filters = filters,
+                    Ok((_, filters, _)) => self.filters = filters,
                     Err(again) => tracing::error!("device {}: the old configuration failed too: {again}", self.spec),
                 }
                 self.port.let_go_of_pools(&self.pool);
@@ -201,8 +204,8 @@ impl Device {
 
     fn hand_out(&self) -> Vec<QueuePair> {
         let pair = |index| QueuePair {
-            rx: RxQueue { port: self.port.clone(), pool: self.pool.clone(), index },
-            tx: TxQueue { port: self.port.clone(), pool: self.pool.clone(), index },
+            rx: RxQueue { port: self.port.clone(), pool: self.pool.clone(), index, marks: self.offloads.marks },
+            tx: TxQueue { port: self.port.clone(), pool: self.pool.clone(), index, abilities: self.offloads.tx },
         };
         (0..self.config.queues).map(pair).collect()
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use dpdk_sys as sys;
 
 use super::burst::Burst;
+use super::offload::TxAbilities;
 use super::pool::Pool;
 use super::port::Port;
 
@@ -23,6 +24,8 @@ pub struct RxQueue {
     pub(super) port: Arc<Port>,
     pub(super) pool: Pool,
     pub(super) index: u16,
+    /// Frames may have marks.
+    pub(super) marks: bool,
 }
 
 /// A transmit queue. Keeps its device open.
@@ -31,19 +34,34 @@ pub struct TxQueue {
     pub(super) port: Arc<Port>,
     pub(super) pool: Pool,
     pub(super) index: u16,
+    pub(super) abilities: TxAbilities,
 }
 
 impl RxQueue {
     /// Appends frames that have come in, as many as the burst has room for. Returns how many.
     #[inline]
     pub fn receive(&mut self, burst: &mut Burst) -> usize {
+        self.receive_some(burst, crate::BURST)
+    }
+
+    /// Appends up to `most` frames that have come in, as far as the burst has room for them. Returns how many.
+    #[inline]
+    pub fn receive_some(&mut self, burst: &mut Burst, most: usize) -> usize {
         burst.hold(&self.pool);
         let spare = burst.spare();
+        let most = most.min(spare.len());
+        let spare = &mut spare[..most];
         // SAFETY: the queue exists and is polled here alone (`&mut self`); `spare` has room for as many pointers as it is long.
         let n = unsafe { sys::shim_rx_burst(self.port.id(), self.index, spare.as_mut_ptr(), spare.len() as u16) };
         // SAFETY: the driver gave us that many frames, of the queue's pool, which is held.
         unsafe { burst.filled(usize::from(n)) };
         usize::from(n)
+    }
+
+    /// Whether frames may say something of their checksum, or of what is still to be done to them.
+    #[inline]
+    pub fn marks(&self) -> bool {
+        self.marks
     }
 
     /// The queue's number within its device.

@@ -47,6 +47,8 @@ pub const LONGEST_HEADERS: usize = 256;
 pub struct Offloads(u64);
 
 impl Offloads {
+    /// None of them.
+    pub const NONE: Self = Self(0);
     /// VIRTIO_NET_F_CSUM: the guest may leave a checksum to us.
     pub const CSUM: Self = Self(1 << 0);
     /// VIRTIO_NET_F_GUEST_CSUM: the guest takes frames whose checksum is left to it, or is known to be good.

@@ -39,12 +39,20 @@ pub struct Segment {
     pub mss: u16,
     /// CWR may be set, and goes into the first segment only.
     pub ecn: bool,
+    /// The length in the IP header.
+    pub told: u16,
 }
 
 impl Segment {
     /// Bytes of all headers together.
     pub const fn header_len(&self) -> usize {
         self.headers.l4_start() + self.l4_len
+    }
+
+    /// Whether the IP header says how long the frame of `len` bytes is. Not all guests fill that in when they leave segments to us,
+    /// and who gets the frame as it is would miss it.
+    pub fn tells_its_length(&self, len: usize) -> bool {
+        usize::from(self.told) + if self.headers.ipv6 { 40 } else { 0 } + self.headers.l2_len == len
     }
 
     /// Length in bytes of the longest of the segments of a frame of `len` bytes.
@@ -72,6 +80,27 @@ impl Request {
             start == headers.l4_start() && place == start + headers.transport.checksum_offset() && !headers.fragment
         };
         Ok(Some(Self::Checksum(Checksum { start, place, headers: Headers::parse(head).filter(ours) })))
+    }
+}
+
+impl Request {
+    /// Makes the headers in `head` what ethdev wants of a frame that a device is to work on (`rte_mbuf`, `RTE_MBUF_F_TX_TCP_SEG` and
+    /// its siblings): the sum of the pseudo header where the checksum goes, for segments without the length and with a
+    /// checksum of zero in an IPv4 header. `len` is the frame's length in bytes.
+    pub fn prime(&self, head: &mut [u8], len: usize) {
+        let (headers, cut) = match self {
+            Self::Checksum(Checksum { headers: Some(headers), .. }) => (headers, false),
+            Self::Checksum(_) => return,
+            Self::Segment(segment) => (&segment.headers, true),
+        };
+        let start = headers.l4_start();
+        let length = if cut { 0 } else { (len - start) as u16 };
+        let sum = headers.pseudo_sum(head).add_number(length).bytes();
+        let place = start + headers.transport.checksum_offset();
+        head[place..place + 2].copy_from_slice(&sum);
+        if cut && !headers.ipv6 {
+            head[headers.l2_len + 10..headers.l2_len + 12].fill(0);
+        }
     }
 }
 
@@ -109,7 +138,9 @@ impl Segment {
         {
             return Err(BadOffload);
         }
-        Ok(Self { headers, l4_len, mss: header.gso_size, ecn })
+        let at = headers.l2_len + if headers.ipv6 { 4 } else { 2 };
+        let told = u16::from_be_bytes([head[at], head[at + 1]]);
+        Ok(Self { headers, l4_len, mss: header.gso_size, ecn, told })
     }
 }
 

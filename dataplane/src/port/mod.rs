@@ -116,7 +116,7 @@ impl Port {
             self.adjust(&wanted).map_err(|failure| named(&wanted, failure))?;
         }
         if let Some(session) = &self.session {
-            session.set_offer(wanted.compat, wanted.mtu);
+            session.set_offer(wanted.compat, wanted.offloads, wanted.mtu);
         }
         self.spec = wanted;
         Ok(())
@@ -179,6 +179,7 @@ fn device_config(spec: &PortSpec) -> DeviceConfig {
         mac: spec.mac,
         promiscuous: spec.promiscuous,
         allmulti: spec.allmulti,
+        offloads: spec.offloads,
     }
 }
 
@@ -190,6 +191,7 @@ fn session_config(spec: &PortSpec, private_dir: &Path) -> SessionConfig {
         owner: spec.socket_owner,
         mode: spec.socket_mode,
         compat: spec.compat,
+        offloads: spec.offloads,
         mtu: spec.mtu,
         private_dir: private_dir.into(),
     }

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::inbox::Delivery;
 use super::outbox::{FAREWELL, Outbox, Spare};
 use super::{Basis, FRAME_OVERHEAD, FromGuest, Load, Plan, Queue, Relay, ToGuest};
+use crate::BURST;
 use crate::nic::{Burst, QueuePair};
 use crate::ring::Ring;
 use crate::worker::Watch;
@@ -47,7 +49,13 @@ impl Parts {
 
     /// Adds device queues.
     pub fn give_queues(&mut self, queues: Vec<QueuePair>) {
-        let queue = |nic: QueuePair| Queue { index: nic.rx.index().into(), nic, inbox: Burst::new(), feeds: None };
+        let queue = |nic: QueuePair| Queue {
+            index: nic.rx.index().into(),
+            nic,
+            inbox: Burst::new(),
+            appetite: BURST,
+            feeds: None,
+        };
         self.queues.extend(queues.into_iter().map(queue));
     }
 
@@ -87,6 +95,7 @@ fn empty(share: usize, basis: &Basis, load: &Arc<Load>) -> Relay {
         first: 0,
         pool: basis.pool.clone(),
         spare: Spare::new(),
+        delivery: Delivery::new(),
         map: basis.map.clone(),
         max_frame: usize::from(basis.mtu) + FRAME_OVERHEAD,
         load: Arc::clone(load),

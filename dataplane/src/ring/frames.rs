@@ -20,6 +20,31 @@ pub unsafe trait FrameSink {
     /// Called in ring order; the bytes are there when `take` returns. `None` when there is no buffer: the frame is
     /// dropped and counted.
     fn frame(&mut self, header: &NetHeader, len: usize) -> Option<NonNull<u8>>;
+
+    /// Longest frame in bytes that is not too long, `max_frame` at least: those beyond `max_frame` go to
+    /// [`FrameSink::large_frame`].
+    fn longest(&self, max_frame: usize) -> usize {
+        max_frame
+    }
+
+    /// Room for a frame that is longer than `max_frame`: the pieces that are added to `pieces`, which is empty, have `len` bytes
+    /// together, and the same is promised of each as of what [`FrameSink::frame`] returns.
+    fn large_frame(&mut self, _header: &NetHeader, _len: usize, _pieces: &mut Vec<(NonNull<u8>, usize)>) -> LargeFrame {
+        LargeFrame::TooLong
+    }
+}
+
+/// What becomes of a frame that is longer than `max_frame`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LargeFrame {
+    /// There is room.
+    Room,
+    /// It may not be so long: dropped and counted.
+    TooLong,
+    /// There are too few buffers: dropped and counted.
+    NoBuffers,
+    /// There is too much in this burst already, which has at least one frame: it stays in the ring, with all behind it.
+    Later,
 }
 
 /// The frames of one burst on their way to a guest.
@@ -39,6 +64,14 @@ pub unsafe trait FrameSource {
 
     /// The pieces of a frame, in order.
     fn segments(&self, index: usize) -> impl Iterator<Item = (*const u8, usize)>;
+
+    /// Whether frames have headers of their own: otherwise they are plain, and [`FrameSource::header`] is not asked.
+    const HEADERS: bool = false;
+
+    /// What goes before the frame, but for `num_buffers`. The guest has negotiated what it says.
+    fn header(&self, _index: usize) -> NetHeader {
+        NetHeader::default()
+    }
 }
 
 /// What became of a burst from the guest: `received == frames + malformed + too_long + no_buffers`, each counted where

@@ -73,7 +73,18 @@ impl NetHeader {
     /// `at` is valid for writes of `HEADER` bytes, which is 10 or 12.
     #[inline(always)]
     pub(super) unsafe fn write_plain<const HEADER: usize>(at: *mut u8) {
-        let bytes = Self { num_buffers: 1, ..Self::default() }.emit();
+        // SAFETY: the caller's.
+        unsafe { Self::default().write_single::<HEADER>(at) };
+    }
+
+    /// Writes this header for a frame in one buffer.
+    ///
+    /// # Safety
+    ///
+    /// As [`NetHeader::write_plain`].
+    #[inline(always)]
+    pub(super) unsafe fn write_single<const HEADER: usize>(self, at: *mut u8) {
+        let bytes = Self { num_buffers: 1, ..self }.emit();
         // SAFETY: the caller's.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), at, HEADER) };
     }

@@ -37,7 +37,7 @@ mod window;
 
 pub use dispatch::Ring;
 pub use error::RingError;
-pub use frames::{FrameSink, FrameSource, Put, Taken};
+pub use frames::{FrameSink, FrameSource, LargeFrame, Put, Taken};
 pub use header::NetHeader;
 
 /// A split virtqueue (VIRTIO 1.2 section 2.7).
@@ -47,6 +47,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use vm_memory::GuestAddress;
+
+use crate::offload::Offloads;
 
 /// What the front-end said of a ring by the time it is started.
 #[derive(Debug, Clone)]
@@ -97,6 +99,8 @@ pub struct RingFeatures {
     pub in_order: bool,
     /// VIRTIO_F_VERSION_1: the virtio-net header has 12 bytes then, and 10 without it and without `mergeable`.
     pub version_1: bool,
+    /// What guest and device leave to each other. The ring does not look at it; who fills and drains it does.
+    pub offloads: Offloads,
 }
 
 impl RingFeatures {

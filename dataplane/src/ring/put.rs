@@ -110,7 +110,11 @@ impl<R: Format> Queue<R> {
         }
         // SAFETY: the chain is one buffer inside a region, with room for HEADER + `frame_len` bytes.
         unsafe {
-            NetHeader::write_plain::<HEADER>(chain.start);
+            if F::HEADERS {
+                frames.header(index).write_single::<HEADER>(chain.start);
+            } else {
+                NetHeader::write_plain::<HEADER>(chain.start);
+            }
             gather(frames, index, chain.start.add(HEADER), frame_len);
         }
         self.format.give_back::<true>(used.slots, &chain, needed as u32);
@@ -154,7 +158,8 @@ impl<R: Format> Queue<R> {
             slots += R::slots(&chain);
             parts.push((chain, (room.min(needed) - before) as u32));
         }
-        let header = NetHeader { num_buffers: chains, ..NetHeader::default() }.emit();
+        let header = if F::HEADERS { frames.header(index) } else { NetHeader::default() };
+        let header = NetHeader { num_buffers: chains, ..header }.emit();
         let mut feed = Feed::new(std::iter::once((header.as_ptr(), HEADER)).chain(frames.segments(index)));
         let mut left = needed;
         for span in &self.spans {

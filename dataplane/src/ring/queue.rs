@@ -3,6 +3,7 @@
 //! Everything that is taken is completed in the same burst, in ring order. So nothing is ever in flight between two calls.
 
 use std::os::fd::OwnedFd;
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
@@ -28,6 +29,8 @@ pub struct Queue<F> {
     pub(super) window: Window,
     /// Scratch for one frame that is not in one plain buffer: its pieces of guest memory...
     pub(super) spans: Vec<Span>,
+    /// ... where they are copied to...
+    pub(super) pieces: Vec<(NonNull<u8>, usize)>,
     /// ... and its chains, with the bytes that go into each.
     pub(super) parts: Vec<(Chain, u32)>,
     /// Descriptors of such frames in the burst at hand.
@@ -35,7 +38,8 @@ pub struct Queue<F> {
     config: RingConfig,
 }
 
-// SAFETY: the pointers lead into guest memory, which `map` keeps mapped and which belongs to no thread.
+// SAFETY: the pointers lead into guest memory, which `map` keeps mapped and which belongs to no thread; those of `pieces` are
+// used during a call only.
 unsafe impl<F: Format> Send for Queue<F> {}
 
 impl<F: Format> Queue<F> {
@@ -55,6 +59,7 @@ impl<F: Format> Queue<F> {
             broken: None,
             window: Window::new(),
             spans: Vec::with_capacity(BURST),
+            pieces: Vec::with_capacity(BURST),
             parts: Vec::with_capacity(BURST),
             steps: 0,
             config: config.clone(),

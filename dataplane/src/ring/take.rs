@@ -4,7 +4,7 @@ use super::chain::{MAX_BURST, Walk, spread};
 use super::descriptor::{Chain, Descriptor};
 use super::format::Format;
 use super::queue::Queue;
-use super::{FrameSink, NetHeader, RingError, Taken, copy};
+use super::{FrameSink, LargeFrame, NetHeader, RingError, Taken, copy};
 use crate::BURST;
 
 /// Shortest frame: an Ethernet header. Linux guests refuse shorter ones, too.
@@ -68,7 +68,8 @@ impl<F: Format> Queue<F> {
                 done.received_bytes += frame_len as u64;
             } else {
                 match self.take_chain::<HEADER, INDIRECT, S>(&chain, max_frame, sink, &mut done) {
-                    Ok(descriptors) => steps += u32::from(descriptors),
+                    Ok(Some(descriptors)) => steps += u32::from(descriptors),
+                    Ok(None) => break,
                     Err(error) => {
                         self.broken = Some(error);
                         break;
@@ -97,7 +98,8 @@ impl<F: Format> Queue<F> {
         Ok(done)
     }
 
-    /// Takes a chain of any shape, counts it in `done`. Returns how many descriptors were looked at.
+    /// Takes a chain of any shape, counts it in `done`. Returns how many descriptors were looked at, or `None` when it stays for
+    /// the next burst.
     #[inline(never)]
     fn take_chain<const HEADER: usize, const INDIRECT: bool, S: FrameSink>(
         &mut self,
@@ -105,8 +107,9 @@ impl<F: Format> Queue<F> {
         max_frame: usize,
         sink: &mut S,
         done: &mut Taken,
-    ) -> Result<u16, RingError> {
-        let Self { format, map, cache, spans, .. } = self;
+    ) -> Result<Option<u16>, RingError> {
+        let Self { format, map, cache, spans, pieces, .. } = self;
+        let longest = sink.longest(max_frame);
         spans.clear();
         let mut walk = Walk::new(format, map, chain);
         let (mut bytes, mut readable) = (0u64, true);
@@ -117,20 +120,17 @@ impl<F: Format> Queue<F> {
             }
             bytes += u64::from(buffer.len);
             // What is too long is not touched, only counted.
-            if bytes <= (HEADER + max_frame) as u64 {
+            if bytes <= (HEADER + longest) as u64 {
                 spread(map, cache, chain.head, &buffer, spans)?;
             }
         }
         let steps = walk.steps();
         let frame_len = bytes.saturating_sub(HEADER as u64);
-        done.received_bytes += frame_len;
-        if !readable || frame_len < MIN_FRAME as u64 {
-            done.malformed += 1;
-            return Ok(steps);
-        }
-        if frame_len > max_frame as u64 {
-            done.too_long += 1;
-            return Ok(steps);
+        if !readable || frame_len < MIN_FRAME as u64 || frame_len > longest as u64 {
+            let unfit = readable && frame_len >= MIN_FRAME as u64;
+            done.received_bytes += frame_len;
+            *(if unfit { &mut done.too_long } else { &mut done.malformed }) += 1;
+            return Ok(Some(steps));
         }
         // The spans have exactly HEADER + `frame_len` bytes. The header goes first, wherever it ends.
         let frame_len = frame_len as usize;
@@ -146,20 +146,49 @@ impl<F: Format> Queue<F> {
             span.len -= part;
             got += part;
         }
-        let Some(to) = sink.frame(&NetHeader::parse(bytes), frame_len) else {
-            done.no_buffers += 1;
-            return Ok(steps);
+        let header = NetHeader::parse(bytes);
+        pieces.clear();
+        let room = if frame_len > max_frame {
+            sink.large_frame(&header, frame_len, pieces)
+        } else if let Some(to) = sink.frame(&header, frame_len) {
+            pieces.push((to, frame_len));
+            LargeFrame::Room
+        } else {
+            LargeFrame::NoBuffers
         };
-        let mut to = to.as_ptr();
-        for span in spans.iter() {
-            // SAFETY: what is left of the spans has `frame_len` bytes, as the sink's buffer has.
-            unsafe {
-                copy::copy(span.start.as_ptr(), to, span.len);
-                to = to.add(span.len);
+        if room == LargeFrame::Later {
+            return Ok(None);
+        }
+        done.received_bytes += frame_len as u64;
+        match room {
+            LargeFrame::TooLong => done.too_long += 1,
+            LargeFrame::NoBuffers => done.no_buffers += 1,
+            LargeFrame::Room | LargeFrame::Later => {
+                // What is left of the spans has `frame_len` bytes, as the sink's pieces have.
+                let mut spans = spans.iter().map(|span| (span.start.as_ptr().cast_const(), span.len));
+                let (mut from, mut left) = (std::ptr::null(), 0);
+                for &(to, len) in pieces.iter() {
+                    let mut done = 0;
+                    while done < len {
+                        if left == 0 {
+                            let Some(span) = spans.next() else { break };
+                            (from, left) = span;
+                            continue;
+                        }
+                        let part = left.min(len - done);
+                        // SAFETY: `part` bytes of the span and of the piece.
+                        unsafe {
+                            copy::copy(from, to.as_ptr().add(done), part);
+                            from = from.add(part);
+                        }
+                        left -= part;
+                        done += part;
+                    }
+                }
+                done.frames += 1;
+                done.bytes += frame_len as u64;
             }
         }
-        done.frames += 1;
-        done.bytes += frame_len as u64;
-        Ok(steps)
+        Ok(Some(steps))
     }
 }

@@ -11,6 +11,7 @@
 
 use ringspan_protocol::Compat;
 
+use crate::offload::Offloads;
 use crate::ring::RingFeatures;
 
 /// vhost-user's own bit in the feature word: protocol features can be negotiated.
@@ -87,10 +88,12 @@ const NAMES: &[(u8, &str)] = &[
     (63, "SPEED_DUPLEX"),
 ];
 
-/// The feature word that a port of this compatibility level offers, vhost-user's own bit 30 included.
+/// The feature word that a port of this compatibility level offers, vhost-user's own bit 30 included. `offloads` says whether it offers checksums and
+/// segments; what the device cannot do of them is done in software, so that the word does not depend on the device.
 ///
 /// A level never changes once it was released: a guest that is restarted or migrated sees the same device.
-pub fn offered(compat: Compat) -> u64 {
+pub fn offered(compat: Compat, offloads: bool) -> u64 {
+    let offloads = if offloads { Offloads::ALL.bits() } else { 0 };
     match compat {
         Compat::V1 => {
             F_VERSION_1
@@ -107,6 +110,7 @@ pub fn offered(compat: Compat) -> u64 {
                 | F_CTRL_VLAN
                 | F_CTRL_MAC_ADDR
                 | F_PROTOCOL_FEATURES
+                | offloads
         }
     }
 }
@@ -120,6 +124,7 @@ pub fn ring_features(features: u64) -> RingFeatures {
         packed: features & F_RING_PACKED != 0,
         in_order: features & F_IN_ORDER != 0,
         version_1: features & F_VERSION_1 != 0,
+        offloads: Offloads::of(features),
     }
 }
 
@@ -140,7 +145,8 @@ mod tests {
 
     #[test]
     fn the_first_level_is_pinned() {
-        assert_eq!(offered(Compat::V1), 0x1_78ef_8008, "a released level must never change");
+        assert_eq!(offered(Compat::V1, false), 0x1_78ef_8008, "a released level must never change");
+        assert_eq!(offered(Compat::V1, true), 0x1c0_0001_78ef_bb8b, "a released level must never change");
     }
 
     #[test]
@@ -153,7 +159,7 @@ mod tests {
     #[test]
     fn rings_are_shaped_by_four_bits() {
         assert_eq!(ring_features(0), RingFeatures::default());
-        let all = ring_features(offered(Compat::V1));
+        let all = ring_features(offered(Compat::V1, true));
         assert!(all.event_idx && all.indirect && all.mergeable && all.version_1);
     }
 }

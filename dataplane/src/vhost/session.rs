@@ -41,6 +41,8 @@ pub struct SessionConfig {
     pub mode: Option<u32>,
     /// The set of features that is offered.
     pub compat: Compat,
+    /// Whether checksums and segments are offered.
+    pub offloads: bool,
     /// Largest MTU that a front-end may give its guest, in bytes.
     pub mtu: u16,
     /// A folder that only this user can enter (0700); short-lived sockets of the name `NAME.private` are made there.
@@ -105,7 +107,7 @@ impl Session {
                 None
             }
         };
-        let offer = Offer { features: offered(config.compat), mtu: config.mtu };
+        let offer = Offer { features: offered(config.compat, config.offloads), mtu: config.mtu };
         let thread_name = format!("vhost-{}", config.name);
         let error_name = config.name.clone();
         let shared = Arc::new(Shared { config, sink, server, stop, offer: Mutex::new(offer) });
@@ -123,8 +125,8 @@ impl Session {
     }
 
     /// Changes what the next connection is offered. The present one keeps what it has.
-    pub fn set_offer(&self, compat: Compat, mtu: u16) {
-        *lock(&self.shared.offer) = Offer { features: offered(compat), mtu };
+    pub fn set_offer(&self, compat: Compat, offloads: bool, mtu: u16) {
+        *lock(&self.shared.offer) = Offer { features: offered(compat, offloads), mtu };
     }
 
     /// Stops the rings, ends the connection, removes the socket. Returns when that is done, or after five seconds: a

@@ -101,7 +101,7 @@ pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
 
 /// One queue, MTU 1500, filters as they are.
 pub const PLAIN: DeviceConfig =
-    DeviceConfig { queues: 1, mtu: 1500, mac: None, promiscuous: Policy::Auto, allmulti: Policy::Auto };
+    DeviceConfig { queues: 1, mtu: 1500, mac: None, promiscuous: Policy::Auto, allmulti: Policy::Auto, offloads: true };
 
 /// Opens a device by its text.
 pub fn open(device: &str, config: &DeviceConfig) -> Result<(Device, Vec<QueuePair>), DeviceError> {

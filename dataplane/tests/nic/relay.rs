@@ -10,6 +10,7 @@ use crossbeam::channel::unbounded;
 use ringspan_dataplane::journal::Journal;
 use ringspan_dataplane::memory::GuestMap;
 use ringspan_dataplane::nic::{Burst, Device, DeviceConfig, Eal, QueuePair, RxQueue};
+use ringspan_dataplane::offload::Offloads;
 use ringspan_dataplane::port::Shares;
 use ringspan_dataplane::relay::{Common, Fault, Offence};
 use ringspan_dataplane::ring::{Ring, RingConfig, RingFeatures};
@@ -21,8 +22,15 @@ use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 use crate::alone::{PLAIN, alone, open, wait_for};
 
 const HEADER: usize = 12;
-const MODERN: RingFeatures =
-    RingFeatures { event_idx: false, indirect: true, mergeable: true, version_1: true, packed: false, in_order: false };
+const MODERN: RingFeatures = RingFeatures {
+    event_idx: false,
+    indirect: true,
+    mergeable: true,
+    version_1: true,
+    packed: false,
+    in_order: false,
+    offloads: Offloads::NONE,
+};
 
 /// A port's relays on workers, and a guest's memory for its rings.
 struct Scene {

@@ -34,8 +34,7 @@ fn features() -> impl Strategy<Value = RingFeatures> {
             indirect,
             mergeable,
             version_1,
-            packed: false,
-            in_order: false,
+            ..MODERN
         },
     )
 }

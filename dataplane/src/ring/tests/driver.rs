@@ -32,6 +32,7 @@ pub const MODERN: RingFeatures = RingFeatures {
     version_1: true,
     packed: false,
     in_order: false,
+    offloads: crate::offload::Offloads::NONE,
 };
 
 /// One descriptor: address, length, flags, next.

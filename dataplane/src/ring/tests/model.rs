@@ -96,8 +96,7 @@ fn plan() -> impl Strategy<Value = Plan> {
             indirect,
             mergeable,
             version_1,
-            packed: false,
-            in_order: false,
+            ..MODERN
         },
     );
     let start = prop_oneof![Just(0), any::<u16>(), 65_400u16..=65_535];

@@ -196,6 +196,7 @@ fn config(folder: &Path, role: Role) -> SessionConfig {
         owner: None,
         mode: None,
         compat: Compat::V1,
+        offloads: true,
         mtu: 1500,
         private_dir: folder.into(),
     }
@@ -252,7 +253,7 @@ impl FrontEnd {
     }
 
     fn negotiate(&mut self) {
-        self.negotiate_with(offered(Compat::V1));
+        self.negotiate_with(offered(Compat::V1, true));
     }
 
     fn negotiate_with(&mut self, features: u64) {

@@ -1,0 +1,322 @@
+//! Checksums and segments that are left to a device, or to the guest behind a software link: what a device can do, and the marks
+//! on a frame that say what is still to be done (DPDK: *Mbuf Library*, "Meta Information"; *Poll Mode Driver*, "Hardware Offload").
+
+use dpdk_sys as sys;
+use ringspan_protocol::{OffloadBy, OffloadStatus};
+
+use super::burst::{Burst, Frame, FrameMut, field, set_field};
+use super::pool::Pool;
+use super::queue::TxQueue;
+use crate::BURST;
+use crate::offload::{
+    DATA_VALID, GSO_ECN, GSO_TCP4, GSO_TCP6, GSO_UDP, Headers, NEEDS_CSUM, Request, Segment, Segmenter, Transport,
+};
+use crate::ring::NetHeader;
+
+/// Segments of fewer bytes are not left to a device: some have a least size, and take a smaller one for an attack (i40e: 64
+/// bytes, and its queue stops).
+const LEAST_MSS: u16 = 256;
+/// Segments of more bytes are not left to a device: i40e, ice and iavf take 9674 to 9728.
+const MOST_MSS: u16 = 9600;
+/// Most bytes of headers up to TCP's own that a mark can describe in each of its three parts.
+const MOST_L2: usize = (1 << sys::SHIM_MBUF_L2_LEN_BITS) - 1;
+const MOST_L3: usize = (1 << sys::SHIM_MBUF_L3_LEN_BITS) - 1;
+
+/// Drivers that say they do checksums and segments but do them in software, and less well: net_tap cuts TCP over IPv4
+/// only, although TCP_TSO is for both, and in DPDK 22.11 does not take the pseudo header's sum where ethdev wants it.
+const NOT_BETTER: &[&str] = &["net_tap"];
+
+/// What the transmit side of a device does by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TxAbilities {
+    /// Checksums of TCP, with the IPv4 header's.
+    pub tcp_checksum: bool,
+    /// Checksums of UDP.
+    pub udp_checksum: bool,
+    /// Segments of TCP.
+    pub tcp_segments: bool,
+    /// Segments of UDP.
+    pub udp_segments: bool,
+    /// Frames in several buffers.
+    pub many_buffers: bool,
+    /// There is no wire: frames come to another ring of ours as they are, with their marks.
+    pub link: bool,
+}
+
+/// Which offloads a port uses: what ethdev is told, and what comes of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Offloads {
+    /// RTE_ETH_TX_OFFLOAD_*.
+    pub tx_flags: u64,
+    /// RTE_ETH_RX_OFFLOAD_*.
+    pub rx_flags: u64,
+    /// Whether guests are offered any.
+    pub wanted: bool,
+    pub tx: TxAbilities,
+    /// Received frames may have marks.
+    pub marks: bool,
+}
+
+impl Offloads {
+    /// Chooses for a driver that can do this much.
+    pub fn choose(driver: &str, info: &sys::rte_eth_dev_info, wanted: bool) -> Self {
+        // The other end of a link may have offloads, whatever this one has.
+        let link = driver == "net_ring";
+        if !wanted {
+            return Self { marks: link, ..Self::default() };
+        }
+        let mut useful_tx = sys::SHIM_TX_OFFLOAD_MULTI_SEGS;
+        let mut useful_rx = 0;
+        if !NOT_BETTER.contains(&driver) {
+            useful_tx |= sys::SHIM_TX_OFFLOAD_IPV4_CKSUM | sys::SHIM_TX_OFFLOAD_TCP_CKSUM;
+            useful_tx |= sys::SHIM_TX_OFFLOAD_UDP_CKSUM | sys::SHIM_TX_OFFLOAD_TCP_TSO | sys::SHIM_TX_OFFLOAD_UDP_TSO;
+            useful_rx |= sys::SHIM_RX_OFFLOAD_TCP_CKSUM | sys::SHIM_RX_OFFLOAD_UDP_CKSUM;
+        }
+        let tx_flags = useful_tx & info.tx_offload_capa;
+        let rx_flags = useful_rx & info.rx_offload_capa;
+        let has = |flags: u64| tx_flags & flags == flags;
+        let both = sys::SHIM_TX_OFFLOAD_IPV4_CKSUM | sys::SHIM_TX_OFFLOAD_TCP_CKSUM;
+        let tx = TxAbilities {
+            tcp_checksum: has(sys::SHIM_TX_OFFLOAD_TCP_CKSUM),
+            udp_checksum: has(sys::SHIM_TX_OFFLOAD_UDP_CKSUM),
+            tcp_segments: has(sys::SHIM_TX_OFFLOAD_TCP_TSO | sys::SHIM_TX_OFFLOAD_MULTI_SEGS | both),
+            udp_segments: has(sys::SHIM_TX_OFFLOAD_UDP_TSO
+                | sys::SHIM_TX_OFFLOAD_MULTI_SEGS
+                | sys::SHIM_TX_OFFLOAD_UDP_CKSUM
+                | sys::SHIM_TX_OFFLOAD_IPV4_CKSUM),
+            many_buffers: has(sys::SHIM_TX_OFFLOAD_MULTI_SEGS),
+            link,
+        };
+        Self { tx_flags, rx_flags, wanted, tx, marks: link || rx_flags != 0 }
+    }
+
+    /// As people see it.
+    pub fn status(&self) -> OffloadStatus {
+        let by = |device: bool| match (self.wanted, self.tx.link) {
+            (false, _) => OffloadBy::Nobody,
+            (true, true) => OffloadBy::Receiver,
+            (true, false) if device => OffloadBy::Device,
+            (true, false) => OffloadBy::Software,
+        };
+        OffloadStatus {
+            tx_checksum: by(self.tx.tcp_checksum && self.tx.udp_checksum),
+            tx_tcp_segments: by(self.tx.tcp_segments),
+            tx_udp_segments: by(self.tx.udp_segments),
+            rx_checksum: match (self.wanted, self.tx.link) {
+                (true, true) => OffloadBy::Receiver,
+                (true, false) if self.rx_flags != 0 => OffloadBy::Device,
+                _ => OffloadBy::Nobody,
+            },
+        }
+    }
+}
+
+impl TxAbilities {
+    /// Whether this request can be left to whom the frame is sent to. `len` is the frame's length in bytes, in `buffers` of
+    /// them.
+    pub fn does(&self, request: &Request, len: usize, buffers: usize) -> bool {
+        let fits = |headers: &Headers| headers.l2_len <= MOST_L2 && headers.l3_len <= MOST_L3;
+        match request {
+            Request::Checksum(checksum) => checksum.headers.is_some_and(|headers| {
+                let able = match headers.transport {
+                    Transport::Tcp => self.tcp_checksum,
+                    Transport::Udp => self.udp_checksum,
+                };
+                // What a device makes of extension headers is its own affair.
+                fits(&headers) && (self.link || able && !headers.extensions)
+            }),
+            Request::Segment(segment) => {
+                let able = match segment.headers.transport {
+                    Transport::Tcp => self.tcp_segments,
+                    Transport::Udp => self.udp_segments,
+                };
+                let mss = (LEAST_MSS..=MOST_MSS).contains(&segment.mss)
+                    && len > segment.header_len() + usize::from(segment.mss);
+                // With CWR set, only some devices clear it behind the first segment, and none says so.
+                let device = able && (buffers == 1 || self.many_buffers) && !segment.headers.extensions && !segment.ecn;
+                fits(&segment.headers) && mss && (self.link && segment.tells_its_length(len) || !self.link && device)
+            }
+        }
+    }
+}
+
+/// Flags that say of a frame on a link what is still to be done to it.
+const ASKED: u64 = sys::SHIM_MBUF_TX_L4_MASK | sys::SHIM_MBUF_TX_TCP_SEG | sys::SHIM_MBUF_TX_UDP_SEG;
+
+impl FrameMut<'_> {
+    /// Marks the frame with what is to be done to it.
+    pub fn mark(&mut self, request: &Request) {
+        let (headers, l4_len, mss) = match request {
+            Request::Checksum(checksum) => (checksum.headers, 0, 0),
+            Request::Segment(Segment { headers, l4_len, mss, .. }) => (Some(*headers), *l4_len, *mss),
+        };
+        let Some(headers) = headers else { return };
+        let mut flags = if headers.ipv6 { sys::SHIM_MBUF_TX_IPV6 } else { sys::SHIM_MBUF_TX_IPV4 };
+        flags |= match headers.transport {
+            Transport::Tcp => sys::SHIM_MBUF_TX_TCP_CKSUM,
+            Transport::Udp => sys::SHIM_MBUF_TX_UDP_CKSUM,
+        };
+        if mss > 0 {
+            flags |= match headers.transport {
+                Transport::Tcp => sys::SHIM_MBUF_TX_TCP_SEG,
+                Transport::Udp => sys::SHIM_MBUF_TX_UDP_SEG,
+            };
+            flags |= if headers.ipv6 { 0 } else { sys::SHIM_MBUF_TX_IP_CKSUM };
+        }
+        let lengths = (headers.l2_len as u64) << sys::SHIM_MBUF_L2_LEN_OFS
+            | (headers.l3_len as u64) << sys::SHIM_MBUF_L3_LEN_OFS
+            | (l4_len as u64) << sys::SHIM_MBUF_L4_LEN_OFS
+            | u64::from(mss) << sys::SHIM_MBUF_TSO_SEGSZ_OFS;
+        let head = self.head();
+        // SAFETY: the fields of a valid frame that is ours.
+        unsafe {
+            set_field(head, sys::SHIM_MBUF_OL_FLAGS, flags);
+            set_field(head, sys::SHIM_MBUF_TX_OFFLOAD, lengths);
+        }
+    }
+
+    /// The first buffer's part of the frame, to be changed.
+    #[inline]
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        let len = self.as_frame().data().len();
+        &mut self.buffer()[..len]
+    }
+}
+
+impl Frame<'_> {
+    #[inline]
+    fn flags(&self) -> u64 {
+        // SAFETY: a field of a frame that is valid while its burst is borrowed.
+        unsafe { field(self.head(), sys::SHIM_MBUF_OL_FLAGS) }
+    }
+
+    /// What a received frame's marks say, as a virtio-net header: a checksum that the device found to be good, or what is
+    /// still to be done to a frame that came over a link. Also whether that is over IPv6.
+    pub fn marks(&self) -> (NetHeader, bool) {
+        let flags = self.flags();
+        let transport = flags & sys::SHIM_MBUF_TX_L4_MASK;
+        if flags & ASKED == 0 {
+            let good = flags & sys::SHIM_MBUF_RX_L4_CKSUM_MASK == sys::SHIM_MBUF_RX_L4_CKSUM_GOOD;
+            return (NetHeader { flags: if good { DATA_VALID } else { 0 }, ..NetHeader::default() }, false);
+        }
+        // SAFETY: as above; it was written with the flags.
+        let lengths: u64 = unsafe { field(self.head(), sys::SHIM_MBUF_TX_OFFLOAD) };
+        let part = |from: u32, bits: u32| (lengths >> from & ((1 << bits) - 1)) as u16;
+        let start = part(sys::SHIM_MBUF_L2_LEN_OFS, sys::SHIM_MBUF_L2_LEN_BITS)
+            + part(sys::SHIM_MBUF_L3_LEN_OFS, sys::SHIM_MBUF_L3_LEN_BITS);
+        let ipv6 = flags & sys::SHIM_MBUF_TX_IPV6 != 0;
+        let tcp = transport == sys::SHIM_MBUF_TX_TCP_CKSUM;
+        let transport = if tcp { Transport::Tcp } else { Transport::Udp };
+        let mut header = NetHeader {
+            flags: NEEDS_CSUM,
+            csum_start: start,
+            csum_offset: transport.checksum_offset() as u16,
+            ..NetHeader::default()
+        };
+        if flags & (sys::SHIM_MBUF_TX_TCP_SEG | sys::SHIM_MBUF_TX_UDP_SEG) != 0 {
+            header.gso_size = part(sys::SHIM_MBUF_TSO_SEGSZ_OFS, 16);
+            header.hdr_len = start + part(sys::SHIM_MBUF_L4_LEN_OFS, sys::SHIM_MBUF_L4_LEN_BITS);
+            let cwr = tcp && self.data().get(usize::from(start) + 13).is_some_and(|flags| flags & 0x80 != 0);
+            header.gso_type = match (tcp, ipv6) {
+                (false, _) => GSO_UDP,
+                (true, true) => GSO_TCP6,
+                (true, false) => GSO_TCP4,
+            } | if cwr { GSO_ECN } else { 0 };
+        }
+        (header, ipv6)
+    }
+
+    /// Copies what lies `from` bytes behind the frame's first byte and further. False when there is less than `to` has room for.
+    pub fn copy_out(&self, mut from: usize, mut to: &mut [u8]) -> bool {
+        for segment in self.segments() {
+            if from >= segment.len() {
+                from -= segment.len();
+                continue;
+            }
+            let part = (segment.len() - from).min(to.len());
+            to[..part].copy_from_slice(&segment[from..from + part]);
+            (from, to) = (0, &mut to[part..]);
+            if to.is_empty() {
+                return true;
+            }
+        }
+        to.is_empty()
+    }
+}
+
+impl Burst {
+    /// Whether any frame has marks of something that is still to be done to it; with `checked`, or that its checksum is good.
+    #[inline]
+    pub fn is_marked(&self, checked: bool) -> bool {
+        let marks = if checked { ASKED | sys::SHIM_MBUF_RX_L4_CKSUM_GOOD } else { ASKED };
+        self.iter().fold(0, |all, frame| all | frame.flags()) & marks != 0
+    }
+}
+
+impl Burst {
+    /// Appends the next segments of `frame` as `cut` makes them, in buffers of `pool`, as many as there is room for. False when there
+    /// was no buffer, or none that holds the longest of them.
+    pub fn cut(&mut self, frame: Frame<'_>, cut: &mut Segmenter, pool: &Pool) -> bool {
+        if cut.next().is_none_or(|next| next.header_len + next.len > usize::from(pool.room())) {
+            return false;
+        }
+        let mut count = cut.left().min(self.room());
+        let mut place = self.len();
+        while !self.allocate(pool, count) {
+            count /= 2;
+            if count == 0 {
+                return false;
+            }
+        }
+        while place < self.len() {
+            let Some(next) = cut.next() else { break };
+            let mut segment = self.frame_mut(place);
+            segment.set_len(next.header_len + next.len);
+            let bytes = segment.bytes_mut();
+            let complete = frame.copy_out(next.from, &mut bytes[next.header_len..]);
+            debug_assert!(complete, "a frame is as long as it says");
+            cut.finish(bytes);
+            place += 1;
+        }
+        self.truncate(place);
+        true
+    }
+}
+
+impl TxQueue {
+    /// What the device does by itself.
+    #[inline]
+    pub fn abilities(&self) -> &TxAbilities {
+        &self.abilities
+    }
+
+    /// Has the driver look at marked frames before they are sent (`rte_eth_tx_prepare`): those whose bit is set. Returns the bits
+    /// of those that it will not take.
+    pub fn prepare(&mut self, burst: &mut Burst, which: u64) -> u64 {
+        if which == 0 || self.abilities.link {
+            return 0;
+        }
+        let mut refused = 0;
+        let (mut frames, mut places) = ([std::ptr::null_mut(); BURST], [0; BURST]);
+        let mut count = 0;
+        for (place, frame) in burst.filled_places().iter().enumerate() {
+            if which >> place & 1 == 1 {
+                (frames[count], places[count]) = (*frame, place);
+                count += 1;
+            }
+        }
+        let mut done = 0;
+        while done < count {
+            let rest = &mut frames[done..count];
+            // SAFETY: the queue exists and is used here alone (`&mut self`); the frames are valid and ours.
+            let good =
+                unsafe { sys::shim_tx_prepare(self.port.id(), self.index, rest.as_mut_ptr(), rest.len() as u16) };
+            done += usize::from(good);
+            if done < count {
+                refused |= 1 << places[done];
+                done += 1;
+            }
+        }
+        refused
+    }
+}
