@@ -7,11 +7,22 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use ringspan_protocol::PortSpec;
 use ringspan_testkit::guest::loopback::{self, Plan};
-use ringspan_testkit::guest::{Guest, Options, feature};
+use ringspan_testkit::guest::{Guest, Kind, Options, feature};
 use ringspan_testkit::lane::{self, Lane};
-use ringspan_testkit::{needs, paths, wait};
+use ringspan_testkit::{needs, over_both, paths, wait};
 
 const SOON: Duration = Duration::from_secs(10);
+
+over_both!(
+    frames_for_a_full_guest_ring_are_counted,
+    frames_that_are_too_long_are_counted,
+    frames_without_a_ring_are_counted,
+    frames_that_the_device_refuses_are_counted,
+    counters_are_by_pair_and_by_queue,
+    a_guest_that_enables_fewer_rings_than_the_device_has_queues_loses_nothing,
+    thirty_two_pairs_share_one_queue_and_many,
+    pairs_may_be_enabled_and_disabled_under_traffic,
+);
 
 /// Sends `frames` frames of `length` bytes on a pair, and waits until the lane has taken them all.
 fn send(guest: &mut Guest, pair: usize, frames: u64, length: usize) -> Result<()> {
@@ -50,12 +61,11 @@ fn lane(folder: &tempfile::TempDir, name: &str) -> Result<Lane> {
     Lane::start(lane::Options::new(name), folder.path())
 }
 
-#[test]
-fn frames_for_a_full_guest_ring_are_counted() -> Result<()> {
+fn frames_for_a_full_guest_ring_are_counted(kind: Kind) -> Result<()> {
     needs!(Root, Lane);
     let folder = paths::scratch()?;
     let mut lane = lane(&folder, "full")?;
-    let mut guest = Guest::start(Options::new(lane.add_port("vm", "vdev:net_ring0", 1)?))?;
+    let mut guest = Guest::start(Options::new(lane.add_port("vm", "vdev:net_ring0", 1)?).over(kind))?;
     // 256 buffers are there, and are not given back.
     guest.rx[0].hold_back(true);
     send(&mut guest, 0, 1000, 100)?;
@@ -73,13 +83,13 @@ fn frames_for_a_full_guest_ring_are_counted() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn frames_that_are_too_long_are_counted() -> Result<()> {
+fn frames_that_are_too_long_are_counted(kind: Kind) -> Result<()> {
     needs!(Root, Lane);
     let folder = paths::scratch()?;
     let mut lane = lane(&folder, "long")?;
     // From the guest: longer than the MTU of 1500 and an Ethernet header with a VLAN tag.
-    let mut guest = Guest::start(Options { tx_room: 4000, ..Options::new(lane.add_port("vm", "vdev:net_ring0", 1)?) })?;
+    let mut guest =
+        Guest::start(Options { tx_room: 4000, ..Options::new(lane.add_port("vm", "vdev:net_ring0", 1)?).over(kind) })?;
     send(&mut guest, 0, 300, 1600)?;
     send(&mut guest, 0, 200, 1514)?;
     receive(&mut guest, 0, 200)?;
@@ -90,7 +100,7 @@ fn frames_that_are_too_long_are_counted() -> Result<()> {
     // To the guest: longer than its only buffer.
     let spec = PortSpec { mtu: 4000, ..lane.spec("jumbo", "vdev:net_ring1", 1) };
     lane.add(&spec)?;
-    let options = Options { tx_room: 4000, rx_room: 1536, ..Options::new(&spec.socket) };
+    let options = Options { tx_room: 4000, rx_room: 1536, ..Options::new(&spec.socket).over(kind) };
     let mut guest = Guest::start(options.without(feature::MRG_RXBUF))?;
     send(&mut guest, 0, 300, 3000)?;
     send(&mut guest, 0, 200, 1000)?;
@@ -101,12 +111,11 @@ fn frames_that_are_too_long_are_counted() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn frames_without_a_ring_are_counted() -> Result<()> {
+fn frames_without_a_ring_are_counted(kind: Kind) -> Result<()> {
     needs!(Root, Lane);
     let folder = paths::scratch()?;
     let mut lane = lane(&folder, "none")?;
-    let mut guest = Guest::start(Options::new(lane.add_port("vm", "vdev:net_ring0", 1)?))?;
+    let mut guest = Guest::start(Options::new(lane.add_port("vm", "vdev:net_ring0", 1)?).over(kind))?;
     // The receiving ring is disabled, the sending one is not.
     guest.frontend()?.set_vring_enable(0, false)?;
     guest.frontend()?.barrier()?;
@@ -122,14 +131,13 @@ fn frames_without_a_ring_are_counted() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn frames_that_the_device_refuses_are_counted() -> Result<()> {
+fn frames_that_the_device_refuses_are_counted(kind: Kind) -> Result<()> {
     needs!(Root, Lane, Program("ip"));
     let folder = paths::scratch()?;
     let mut lane = lane(&folder, "refuse")?;
-    let interface = format!("rsg{}", std::process::id());
+    let interface = format!("rsg{}{}", &format!("{kind:?}")[..1], std::process::id());
     let socket = lane.add_port("vm", &format!("vdev:net_tap0,iface={interface}"), 1)?;
-    let mut guest = Guest::start(Options::new(socket))?;
+    let mut guest = Guest::start(Options::new(socket).over(kind))?;
     // A TAP that is down takes nothing.
     let mut ip = Command::new("ip");
     wait::run(ip.args(["link", "set", &interface, "down"]), SOON)?.success("ip link set down")?;
@@ -141,12 +149,11 @@ fn frames_that_the_device_refuses_are_counted() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn counters_are_by_pair_and_by_queue() -> Result<()> {
+fn counters_are_by_pair_and_by_queue(kind: Kind) -> Result<()> {
     needs!(Root, Lane);
     let folder = paths::scratch()?;
     let mut lane = lane(&folder, "queues")?;
-    let mut guest = Guest::start(Options::new(lane.add_port("vm", "vdev:net_ring0", 4)?).pairs(4))?;
+    let mut guest = Guest::start(Options::new(lane.add_port("vm", "vdev:net_ring0", 4)?).over(kind).pairs(4))?;
     for pair in 0..4 {
         send(&mut guest, pair, 100 * (pair as u64 + 1), 100)?;
     }
@@ -160,15 +167,14 @@ fn counters_are_by_pair_and_by_queue() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_guest_that_enables_fewer_rings_than_the_device_has_queues_loses_nothing() -> Result<()> {
+fn a_guest_that_enables_fewer_rings_than_the_device_has_queues_loses_nothing(kind: Kind) -> Result<()> {
     needs!(Root, Lane);
     let folder = paths::scratch()?;
     let mut lane = lane(&folder, "fewer")?;
     let socket = lane.add_port("vm", "vdev:net_ring0", 4)?;
     let mut total = 0;
     for enabled in 1..=3_u32 {
-        let mut guest = Guest::start(Options::new(&socket).pairs(4))?;
+        let mut guest = Guest::start(Options::new(&socket).over(kind).pairs(4))?;
         // All four send, so that every device queue has frames; only the first rings receive.
         for pair in enabled..4 {
             guest.frontend()?.set_vring_enable(2 * pair, false)?;
@@ -186,15 +192,14 @@ fn a_guest_that_enables_fewer_rings_than_the_device_has_queues_loses_nothing() -
     Ok(())
 }
 
-#[test]
-fn thirty_two_pairs_share_one_queue_and_many() -> Result<()> {
+fn thirty_two_pairs_share_one_queue_and_many(kind: Kind) -> Result<()> {
     needs!(Root, Lane);
     let folder = paths::scratch()?;
     let mut lane = Lane::start(lane::Options { memory_mib: 256, ..lane::Options::new("pairs") }, folder.path())?;
     for (port, queues) in [("one", 1), ("sixteen", 16)] {
         let device = format!("vdev:net_ring{queues}");
         let socket = lane.add_port(port, &device, queues)?;
-        let mut guest = Guest::start(Options { ring_size: 64, ..Options::new(socket).pairs(32) })?;
+        let mut guest = Guest::start(Options { ring_size: 64, ..Options::new(socket).over(kind).pairs(32) })?;
         let total = loopback::run_anywhere(&mut guest, Plan::new(2_000, 60)).with_context(|| port)?;
         lane.wait_totals(port, |from, to| {
             (from.received, from.sent, to.received, to.sent) == (total, total, total, total)
@@ -205,13 +210,12 @@ fn thirty_two_pairs_share_one_queue_and_many() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn pairs_may_be_enabled_and_disabled_under_traffic() -> Result<()> {
+fn pairs_may_be_enabled_and_disabled_under_traffic(kind: Kind) -> Result<()> {
     needs!(Root, Lane);
     let folder = paths::scratch()?;
     let mut lane = lane(&folder, "toggle")?;
     let socket = lane.add_port("vm", "vdev:net_ring0", 4)?;
-    let mut guest = Guest::start(Options { enabled_pairs: 1, ..Options::new(socket).pairs(4) })?;
+    let mut guest = Guest::start(Options { enabled_pairs: 1, ..Options::new(socket).over(kind).pairs(4) })?;
     let mut frames = 0;
     for round in 0..40 {
         for pair in 1..4 {

@@ -3,12 +3,21 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use ringspan_protocol::PortSpec;
 use ringspan_testkit::guest::loopback::{self, Plan};
-use ringspan_testkit::guest::{Guest, Options};
+use ringspan_testkit::guest::{Guest, Kind, Options, Shape, feature};
 use ringspan_testkit::lane::{self, Lane};
-use ringspan_testkit::{needs, paths};
+use ringspan_testkit::{needs, over_both, paths};
+
+over_both!(
+    a_guest_goes_on_when_its_lane_was_killed_and_started_again,
+    no_buffer_is_lost_when_a_lane_is_killed_in_the_middle_of_traffic,
+    a_guest_that_was_reset_while_its_lane_was_dead_begins_anew,
+    a_lane_that_is_gone_refuses_at_once,
+);
 
 /// A guest that numbers what it sends and accepts losses, but nothing else.
 struct Numbered {
@@ -84,14 +93,13 @@ impl Numbered {
     }
 }
 
-#[test]
-fn a_guest_goes_on_when_its_lane_was_killed_and_started_again() -> Result<()> {
+fn a_guest_goes_on_when_its_lane_was_killed_and_started_again(kind: Kind) -> Result<()> {
     needs!(Root, Lane);
     let folder = paths::scratch()?;
     let mut lane = Lane::start(lane::Options::new("killed"), folder.path())?;
     let spec: PortSpec = lane.spec("vm", "vdev:net_ring0", 1);
     lane.add(&spec)?;
-    let mut guest = Guest::start(Options::new(&spec.socket))?;
+    let mut guest = Guest::start(Options::new(&spec.socket).over(kind))?;
     let mut numbered = Numbered::new();
     numbered.pass(&mut guest, 2000)?;
     let (mut from, mut to) = lane.totals("vm")?;
@@ -124,8 +132,100 @@ fn a_guest_goes_on_when_its_lane_was_killed_and_started_again() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_lane_that_is_gone_refuses_at_once() -> Result<()> {
+/// Every buffer that the guest has lent is used: none was forgotten.
+fn nothing_is_kept(guest: &mut Guest, numbered: &mut Numbered) -> Result<()> {
+    let start = Instant::now();
+    guest.rx[0].hold_back(true);
+    // More frames than there are buffers, each small enough for one.
+    let mut sent = 0;
+    while guest.rx[0].posted() > 0 || guest.tx[0].in_flight() > 0 {
+        if sent < 4 * guest.rx[0].buffers() {
+            sent += guest.tx[0].transmit(16, |_, room| {
+                room.put(0, &[0x55; 60]);
+                60
+            });
+        }
+        guest.tx[0].reclaim();
+        guest.rx[0].receive(256, |_| ());
+        let (kept, in_flight) = (guest.rx[0].posted(), guest.tx[0].in_flight());
+        let soon = start.elapsed() < Duration::from_secs(10);
+        ensure!(soon, "{kept} receive and {in_flight} transmit buffers are kept, after {} frames", numbered.received);
+        std::thread::yield_now();
+    }
+    guest.rx[0].hold_back(false);
+    guest.rx[0].post(usize::MAX);
+    Ok(())
+}
+
+fn no_buffer_is_lost_when_a_lane_is_killed_in_the_middle_of_traffic(kind: Kind) -> Result<()> {
+    needs!(Root, Lane);
+    let folder = paths::scratch()?;
+    let mut lane = Lane::start(lane::Options::new("middle"), folder.path())?;
+    let spec: PortSpec = lane.spec("vm", "vdev:net_ring0", 1);
+    lane.add(&spec)?;
+    // One descriptor a frame; chains of several; frames in several buffers; tables.
+    let plain = Options::new(&spec.socket).over(kind);
+    let chains = Options { tx_shape: Shape::Mixed(5), rx_shape: Shape::Mixed(3), ..plain.clone() };
+    let several = Options { rx_room: 300, ..plain.clone() };
+    for options in [plain.clone(), chains.clone().without(feature::INDIRECT_DESC), several, chains] {
+        let mut guest = Guest::start(options)?;
+        let mut numbered = Numbered::new();
+        for life in 0..4 {
+            numbered.pass(&mut guest, 500)?;
+            let pid = Pid::from_raw(lane.pid() as i32);
+            let killer = std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_micros(500 + 777 * life));
+                kill(pid, Signal::SIGKILL)
+            });
+            while !killer.is_finished() {
+                numbered.send(&mut guest, 32);
+                numbered.receive(&mut guest)?;
+            }
+            killer.join().expect("it only kills")?;
+            lane.kill()?;
+            numbered.receive(&mut guest)?;
+            lane.restart()?;
+            lane.add(&spec)?;
+            guest.reconnect()?;
+            numbered.pass(&mut guest, 500).with_context(|| format!("life {life}"))?;
+        }
+        nothing_is_kept(&mut guest, &mut numbered)?;
+    }
+    Ok(())
+}
+
+fn a_guest_that_was_reset_while_its_lane_was_dead_begins_anew(kind: Kind) -> Result<()> {
+    needs!(Root, Lane);
+    let folder = paths::scratch()?;
+    let mut lane = Lane::start(lane::Options::new("unseen"), folder.path())?;
+    let spec: PortSpec = lane.spec("vm", "vdev:net_ring0", 1);
+    lane.add(&spec)?;
+    let mut guest = Guest::start(Options::new(&spec.socket).over(kind))?;
+    let mut numbered = Numbered::new();
+    // With different places in the rings, in both laps; the last one at the very beginning.
+    for frames in [100, 300, 511, 512, 700, 1000] {
+        numbered.pass(&mut guest, frames)?;
+        lane.kill()?;
+        // Its rings lie where the old ones were, and have frames and buffers in them already.
+        guest.reset_unseen()?;
+        numbered.send(&mut guest, 20);
+        lane.restart()?;
+        lane.add(&spec)?;
+        guest.reconnect()?;
+        numbered.pass(&mut guest, 600).with_context(|| format!("reset after {frames} frames"))?;
+        nothing_is_kept(&mut guest, &mut numbered)?;
+        // And a guest that never knew the lane that died.
+        lane.kill()?;
+        drop(guest);
+        lane.restart()?;
+        lane.add(&spec)?;
+        guest = Guest::start(Options::new(&spec.socket).over(kind))?;
+        numbered = Numbered::new();
+    }
+    Ok(())
+}
+
+fn a_lane_that_is_gone_refuses_at_once(kind: Kind) -> Result<()> {
     needs!(Root, Lane);
     let folder = paths::scratch()?;
     let mut lane = Lane::start(lane::Options::new("gone"), folder.path())?;
@@ -138,6 +238,6 @@ fn a_lane_that_is_gone_refuses_at_once() -> Result<()> {
     // And it is in nobody's way.
     lane.restart()?;
     lane.add(&spec)?;
-    Guest::start(Options::new(&spec.socket))?;
+    Guest::start(Options::new(&spec.socket).over(kind))?;
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The Rust guest against DPDK's own vhost-user back-end: what the guest says and does is right where somebody else's
 //! back-end understands it.
 
-use ringspan_testkit::guest::loopback::{self, Plan};
+use ringspan_testkit::guest::loopback::{self, Lengths, Plan};
 use ringspan_testkit::guest::{EnableOrder, Guest, Kind, Options, Role, Shape, feature};
 use ringspan_testkit::testpmd::{self, Testpmd};
 
@@ -95,7 +95,7 @@ fn a_frame_may_take_several_buffers_and_regions() {
     for kind in [Kind::Split, Kind::Packed] {
         let options = Options { tx_room: 9000, rx_room: 1000, regions: 7, ..options.clone().over(kind) };
         let mut guest = Guest::start(Options { tx_shape: Shape::Cut(7), ..options }).unwrap();
-        check(&mut guest, Plan { lengths: (60, 9000), ..Plan::new(20_000, 128) });
+        check(&mut guest, Plan { lengths: Lengths::Between(60, 9000), ..Plan::new(20_000, 128) });
     }
 }
 

@@ -4,16 +4,18 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use ringspan_testkit::guest::loopback::Plan;
-use ringspan_testkit::guest::{Guest, Options, Traffic};
+use ringspan_testkit::guest::{Guest, Kind, Options, Traffic};
 use ringspan_testkit::lane::{self, Lane};
-use ringspan_testkit::{needs, paths};
+use ringspan_testkit::{needs, over_both, paths};
 
 /// Ports of each lane: 64 in all.
 const PORTS: [usize; 3] = [22, 21, 21];
 const SOON: Duration = Duration::from_secs(30);
 
+over_both!(a_lane_that_is_killed_costs_the_ports_of_others_no_frame);
+
 /// A lane with this many ports and a guest at each.
-fn start(number: usize, ports: usize, folder: &std::path::Path) -> Result<(Lane, Vec<Guest>)> {
+fn start(number: usize, ports: usize, kind: Kind, folder: &std::path::Path) -> Result<(Lane, Vec<Guest>)> {
     let options = lane::Options {
         memory_mib: 384,
         cores: (number % 2).to_string(),
@@ -24,7 +26,7 @@ fn start(number: usize, ports: usize, folder: &std::path::Path) -> Result<(Lane,
     for port in 0..ports {
         let name = name(number, port);
         let socket = lane.add_port(&name, &format!("vdev:net_ring{port}"), 1).with_context(|| name.clone())?;
-        let guest = Guest::start(Options { ring_size: 64, ..Options::new(socket) }).with_context(|| name)?;
+        let guest = Guest::start(Options { ring_size: 64, ..Options::new(socket).over(kind) }).with_context(|| name)?;
         guests.push(guest);
     }
     Ok((lane, guests))
@@ -34,13 +36,12 @@ fn name(lane: usize, port: usize) -> String {
     format!("vm{lane}-{port}")
 }
 
-#[test]
-fn a_lane_that_is_killed_costs_the_ports_of_others_no_frame() -> Result<()> {
+fn a_lane_that_is_killed_costs_the_ports_of_others_no_frame(kind: Kind) -> Result<()> {
     needs!(Root, Lane);
     let folder = paths::scratch()?;
     let (mut lanes, mut guests) = (vec![], vec![]);
     for (number, ports) in PORTS.into_iter().enumerate() {
-        let (lane, of_lane) = start(number, ports, folder.path())?;
+        let (lane, of_lane) = start(number, ports, kind, folder.path())?;
         lanes.push(lane);
         guests.push(of_lane);
     }

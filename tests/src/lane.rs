@@ -29,12 +29,14 @@ pub struct Options {
     pub memory_mib: u32,
     /// auto, require or off.
     pub huge_pages: String,
+    /// The network namespace that it runs in; none is that of the test.
+    pub netns: Option<String>,
 }
 
 impl Options {
     /// One worker on core 0, 128 MiB, no hugepages: what every machine has.
     pub fn new(name: impl Into<String>) -> Self {
-        Self { name: name.into(), cores: "0".into(), memory_mib: 128, huge_pages: "off".into() }
+        Self { name: name.into(), cores: "0".into(), memory_mib: 128, huge_pages: "off".into(), netns: None }
     }
 }
 
@@ -119,7 +121,11 @@ impl Lane {
     pub fn restart(&mut self) -> anyhow::Result<()> {
         ensure!(self.child.is_none(), "lane {} still runs", self.options.name);
         let log = std::fs::File::options().create(true).append(true).open(self.log_path())?;
-        let mut command = Command::new(crate::paths::program("ringspan-lane")?);
+        let program = crate::paths::program("ringspan-lane")?;
+        let mut command = match &self.options.netns {
+            None => Command::new(program),
+            Some(name) => crate::netns::command_in(name, program),
+        };
         command
             .args(["--name", &self.options.name, "--cores", &self.options.cores, "--log-format", "text"])
             .args(["--memory-mib", &self.options.memory_mib.to_string(), "--huge-pages", &self.options.huge_pages])

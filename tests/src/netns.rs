@@ -38,9 +38,7 @@ impl Netns {
 
     /// A command that will run in this namespace. Only the network differs: /sys and mounts stay those of the machine.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{}", self.name)).arg("--").arg(program);
-        command
+        command_in(&self.name, program)
     }
 
     /// Runs `ip` in this namespace.
@@ -110,6 +108,13 @@ impl Netns {
         // -O says at once when an answer is outstanding, -D gives each line a time.
         Ok(Pinger { ping: self.spawn("ping", &["-n", "-D", "-O", "-i", &interval, address])? })
     }
+}
+
+/// A command that will run in the namespace of this name.
+pub(crate) fn command_in(name: &str, program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net=/run/netns/{name}")).arg("--").arg(program);
+    command
 }
 
 impl Drop for Netns {

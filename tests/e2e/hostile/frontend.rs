@@ -7,15 +7,23 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use ringspan_protocol::LaneEventKind;
 use ringspan_testkit::guest::message::{FLAG_REPLY, FLAG_VERSION, Message, Request, longs, words};
-use ringspan_testkit::guest::{FrontEnd, Guest, Options, StoppedOnPurpose};
-use ringspan_testkit::needs;
+use ringspan_testkit::guest::{FrontEnd, Guest, Kind, Options, StoppedOnPurpose};
+use ringspan_testkit::{needs, over_both};
 
 use super::{SOON, Scene};
 
-#[test]
-fn a_front_end_may_die_at_every_message_of_the_handshake() -> Result<()> {
+over_both!(
+    a_front_end_may_die_at_every_message_of_the_handshake,
+    bad_messages_end_their_own_connection_at_most,
+    the_same_messages_as_the_first_of_a_connection,
+    half_a_message_and_then_silence_blocks_nothing,
+    a_front_end_that_reads_no_answers_blocks_nothing,
+    rings_that_are_switched_all_the_time_harm_nobody,
+);
+
+fn a_front_end_may_die_at_every_message_of_the_handshake(kind: Kind) -> Result<()> {
     needs!(Root, Lane);
-    let mut scene = Scene::new("dies")?;
+    let mut scene = Scene::new("dies", kind)?;
     let mut messages = 0;
     loop {
         let options = Options { stop_after: Some(messages), ..scene.victim.clone() };
@@ -143,10 +151,9 @@ fn ended(frontend: &FrontEnd, patience: Duration) -> Result<bool> {
     }
 }
 
-#[test]
-fn bad_messages_end_their_own_connection_at_most() -> Result<()> {
+fn bad_messages_end_their_own_connection_at_most(kind: Kind) -> Result<()> {
     needs!(Root, Lane);
-    let mut scene = Scene::new("messages")?;
+    let mut scene = Scene::new("messages", kind)?;
     let file = tempfile::tempfile()?;
     file.set_len(8192)?;
     let other = std::os::unix::net::UnixStream::pair()?;
@@ -177,10 +184,9 @@ fn bad_messages_end_their_own_connection_at_most() -> Result<()> {
     scene.unharmed()
 }
 
-#[test]
-fn the_same_messages_as_the_first_of_a_connection() -> Result<()> {
+fn the_same_messages_as_the_first_of_a_connection(kind: Kind) -> Result<()> {
     needs!(Root, Lane);
-    let mut scene = Scene::new("first")?;
+    let mut scene = Scene::new("first", kind)?;
     let file = tempfile::tempfile()?;
     file.set_len(8192)?;
     let other = std::os::unix::net::UnixStream::pair()?;
@@ -195,10 +201,9 @@ fn the_same_messages_as_the_first_of_a_connection() -> Result<()> {
     scene.unharmed()
 }
 
-#[test]
-fn half_a_message_and_then_silence_blocks_nothing() -> Result<()> {
+fn half_a_message_and_then_silence_blocks_nothing(kind: Kind) -> Result<()> {
     needs!(Root, Lane);
-    let mut scene = Scene::new("half")?;
+    let mut scene = Scene::new("half", kind)?;
     let whole = well_formed(Request::SetFeatures, longs(&[0]));
     for length in [0, 1, 11, 12, 13, whole.len() - 1] {
         let mut frontend = FrontEnd::connect(&scene.victim.socket, SOON)?;
@@ -220,10 +225,9 @@ fn half_a_message_and_then_silence_blocks_nothing() -> Result<()> {
     scene.unharmed()
 }
 
-#[test]
-fn a_front_end_that_reads_no_answers_blocks_nothing() -> Result<()> {
+fn a_front_end_that_reads_no_answers_blocks_nothing(kind: Kind) -> Result<()> {
     needs!(Root, Lane);
-    let mut scene = Scene::new("deaf")?;
+    let mut scene = Scene::new("deaf", kind)?;
     let mut frontend = FrontEnd::connect(&scene.victim.socket, SOON)?;
     frontend.stream().set_write_timeout(Some(Duration::from_millis(200)))?;
     let ask = well_formed(Request::GetFeatures, vec![]);
@@ -239,10 +243,9 @@ fn a_front_end_that_reads_no_answers_blocks_nothing() -> Result<()> {
     scene.unharmed()
 }
 
-#[test]
-fn rings_that_are_switched_all_the_time_harm_nobody() -> Result<()> {
+fn rings_that_are_switched_all_the_time_harm_nobody(kind: Kind) -> Result<()> {
     needs!(Root, Lane);
-    let mut scene = Scene::new("switch")?;
+    let mut scene = Scene::new("switch", kind)?;
     let mut guest = Guest::start(scene.victim.clone().pairs(2))?;
     let frames = |scene: &Scene| scene.neighbour.as_ref().map_or(0, |neighbour| neighbour.frames());
     let before = frames(&scene);

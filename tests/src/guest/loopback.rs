@@ -12,8 +12,8 @@ use super::Guest;
 
 /// Shortest frame: what Ethernet allows, without the check sequence.
 pub const SHORTEST: usize = 60;
-/// Ethertype for local experiments, IEEE 802.
-const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
+/// Ethertype of these frames: for local experiments, IEEE 802.
+pub const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
 /// Destination, source, ethertype, pair, length, number.
 const PREFIX: usize = 14 + 2 + 2 + 8;
 /// Longest time without any frame that is still taken for slowness.
@@ -57,13 +57,34 @@ pub fn claims(frame: &[u8]) -> Option<(u16, u64)> {
     })
 }
 
+/// How long frames are, in bytes without the check sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lengths {
+    /// All of one length.
+    Each(usize),
+    /// Any from the first to the last.
+    Between(usize, usize),
+    /// The simple Internet mix: of 12 frames 7 of 60, 4 of 590 and 1 of 1514 bytes.
+    Imix,
+}
+
+impl Lengths {
+    /// The longest that there is.
+    pub fn longest(self) -> usize {
+        match self {
+            Self::Each(length) | Self::Between(_, length) => length,
+            Self::Imix => 1514,
+        }
+    }
+}
+
 /// What shall go through.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
     /// Frames for each enabled pair.
     pub frames: u64,
-    /// Shortest and longest frame in bytes.
-    pub lengths: (usize, usize),
+    /// Their lengths.
+    pub lengths: Lengths,
     /// Most buffers in flight for each pair: no more than the shortest ring or queue on the way holds.
     pub window: usize,
     /// Most frames in a burst.
@@ -73,14 +94,17 @@ pub struct Plan {
 impl Plan {
     /// Frames of 60 to 1514 bytes in bursts of up to 64, with at most `window` in flight.
     pub fn new(frames: u64, window: usize) -> Self {
-        Self { frames, lengths: (SHORTEST, 1514), window, burst: 64 }
+        Self { frames, lengths: Lengths::Between(SHORTEST, 1514), window, burst: 64 }
     }
 
     /// The length of frame `number` of `pair`.
     pub fn length(&self, pair: u16, number: u64) -> usize {
-        let (shortest, longest) = self.lengths;
-        let span = (longest - shortest + 1) as u64;
-        shortest + (mix(number.wrapping_mul(0x1_0001) ^ u64::from(pair)) % span) as usize
+        let any = mix(number.wrapping_mul(0x1_0001) ^ u64::from(pair));
+        match self.lengths {
+            Lengths::Each(length) => length,
+            Lengths::Between(shortest, longest) => shortest + (any % (longest - shortest + 1) as u64) as usize,
+            Lengths::Imix => [60, 60, 60, 60, 60, 60, 60, 590, 590, 590, 590, 1514][(any % 12) as usize],
+        }
     }
 }
 
@@ -145,7 +169,7 @@ impl Check {
         let Self { plan, pair, sent, in_flight, scratch, .. } = self;
         let index = usize::from(*pair);
         let mut burst = plan.burst.min((plan.frames - *sent) as usize);
-        let most = guest.rx[index].buffers_for(plan.lengths.1);
+        let most = guest.rx[index].buffers_for(plan.lengths.longest());
         burst = burst.min(plan.window.saturating_sub(*in_flight) / most);
         let rx = &guest.rx[index];
         let mut buffers = 0;
@@ -194,7 +218,7 @@ impl Check {
 }
 
 /// Says how a frame differs from the one that should have come.
-fn difference(pair: u16, number: u64, want: &[u8], got: &[u8]) -> String {
+pub(super) fn difference(pair: u16, number: u64, want: &[u8], got: &[u8]) -> String {
     let expected = format!("pair {pair}: expected frame {number} of {} bytes", want.len());
     match claims(got) {
         Some(claim) if claim != (pair, number) => format!("{expected}, got frame {} of pair {}", claim.1, claim.0),

@@ -7,6 +7,7 @@
 
 pub mod buffers;
 pub mod chain;
+pub mod crossing;
 pub mod feature;
 pub mod frontend;
 pub mod loopback;
@@ -302,6 +303,17 @@ impl Guest {
         self.start_rings()
     }
 
+    /// Resets the device while no back-end is there, as a guest does whose driver is loaded again while the back-end is dead. The
+    /// new rings may lie where the old ones were. [`Self::reconnect`] comes next.
+    pub fn reset_unseen(&mut self) -> anyhow::Result<()> {
+        self.frontend = None;
+        self.make_queues()?;
+        for rx in &mut self.rx {
+            rx.post(usize::MAX);
+        }
+        Ok(())
+    }
+
     /// Closes the connection, as a front-end that was killed does. The rings stay as they are.
     pub fn disconnect(&mut self) {
         self.frontend = None;
@@ -332,6 +344,17 @@ impl Guest {
         frontend.set_vring_enable(2 * u32::from(pair), enabled)?;
         frontend.set_vring_enable(2 * u32::from(pair) + 1, enabled)?;
         frontend.barrier()
+    }
+
+    /// Starts a ring again that was stopped, and tells nothing of it but its kick.
+    pub fn start_ring(&mut self, index: u32) -> anyhow::Result<()> {
+        let Self { frontend, rx, tx, .. } = self;
+        let frontend = frontend.as_mut().context("not connected")?;
+        let rings = rings(rx, tx);
+        let ring = rings.get(index as usize).context("no such ring")?;
+        frontend.set_vring_kick(index, ring, false)?;
+        ring.kick_now();
+        Ok(())
     }
 
     /// The connection, for who wants to say something else.

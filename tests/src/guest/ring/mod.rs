@@ -58,6 +58,10 @@ pub trait Format {
     /// back-end sees it after [`Self::publish`].
     fn offer(&mut self, buffer: u16, spans: &[Span], flags: u16);
 
+    /// As [`Self::offer`], with flags of each descriptor's own: what a driver may not do can be done here. Without regard to
+    /// IN_ORDER.
+    fn offer_parts(&mut self, buffer: u16, parts: &[(Span, u16)]);
+
     /// Shows the back-end everything that was offered, and kicks it when it asked for that.
     fn publish(&mut self);
 
@@ -183,6 +187,34 @@ impl Ring {
     /// Kicks whether the back-end asked for it or not, as QEMU does when a ring is started.
     pub fn kick_now(&self) {
         either!(self, ring => ring.bell().ring());
+    }
+
+    /// Makes a chain available and shows it: [`Format::offer_parts`]. For hostile acts.
+    pub fn send_parts(&mut self, buffer: u16, parts: &[(Span, u16)]) {
+        either!(self, ring => ring.offer_parts(buffer, parts));
+        self.publish();
+    }
+
+    /// Changes where a descriptor of a receiving ring leads, whether it is with the back-end or not. A hostile act.
+    pub fn redirect(&mut self, at: u16, span: Span) {
+        match self {
+            Self::Split(ring) => {
+                let Span { address, length } = span;
+                ring.describe(at, Descriptor { address, length, flags: WRITE, next: 0 });
+            }
+            Self::Packed(ring) => {
+                let was = ring.read(at);
+                ring.write(at, packed::Descriptor { address: span.address, length: span.length, ..was });
+            }
+        }
+    }
+
+    /// Writes a table of indirect descriptors: [`Format::write_table`].
+    pub fn write_table(&self, table: &Piece, spans: &[Span], flags: u16) {
+        match self {
+            Self::Split(_) => SplitRing::write_table(table, spans, flags),
+            Self::Packed(_) => PackedRing::write_table(table, spans, flags),
+        }
     }
 
     /// Shows the back-end everything that was offered.

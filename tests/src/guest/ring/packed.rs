@@ -348,6 +348,14 @@ impl Format for PackedRing {
         self.lengths[usize::from(buffer)] = descriptors;
     }
 
+    fn offer_parts(&mut self, buffer: u16, parts: &[(Span, u16)]) {
+        for (i, (span, flags)) in parts.iter().enumerate() {
+            let next = if i + 1 == parts.len() { 0 } else { NEXT };
+            self.push(Descriptor { address: span.address, length: span.length, id: buffer, flags: flags | next });
+        }
+        self.lengths[usize::from(buffer)] = parts.len() as u16;
+    }
+
     #[inline]
     fn publish(&mut self) {
         let Some((at, flags)) = self.first.take() else { return };

@@ -253,6 +253,17 @@ impl Format for SplitRing {
         }
     }
 
+    fn offer_parts(&mut self, buffer: u16, parts: &[(Span, u16)]) {
+        let (head, mask) = (buffer << self.stride, self.size - 1);
+        for (i, (span, flags)) in parts.iter().enumerate() {
+            let at = head.wrapping_add(i as u16) & mask;
+            let next = if i + 1 == parts.len() { 0 } else { NEXT };
+            let (address, length, flags) = (span.address, span.length, flags | next);
+            self.describe(at, Descriptor { address, length, flags, next: at.wrapping_add(1) & mask });
+        }
+        self.push(head);
+    }
+
     #[inline]
     fn publish(&mut self) {
         if self.next_avail == self.published {
