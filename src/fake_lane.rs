@@ -15,8 +15,9 @@ use std::time::{Duration, SystemTime};
 
 use nix::fcntl::{Flock, FlockArg};
 use ringspan_protocol::{
-    DeviceSpec, DeviceStatus, Envelope, Failure, FailureKind, LaneEvent, LaneEventKind, LaneInfo, PolicyStatus,
-    PortCounters, PortName, PortPhase, PortSpec, PortStatus, QueueCounters, Reply, Request, ShareStatus, VERSION,
+    DeviceSpec, DeviceStatus, Envelope, Failure, FailureKind, LaneEvent, LaneEventKind, LaneInfo, LaneLoad,
+    PolicyStatus, PortCounters, PortName, PortPhase, PortSpec, PortStatus, QueueCounters, Reply, Request, ShareStatus,
+    VERSION, WorkerLoad,
 };
 
 /// Writes a script that starts this test executable as a lane; `test` is the test that calls [`main_if_lane`].
@@ -57,6 +58,8 @@ pub(crate) fn main_if_lane() {
         started_ms: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis() as u64,
         cores: value("--cores").split(',').map(|core| core.parse().unwrap()).collect(),
         memory_mib: value("--memory-mib").parse().unwrap(),
+        rebalance_ms: value("--rebalance-ms").parse().unwrap(),
+        busy_poll: std::env::args().any(|arg| arg == "--busy-poll"),
         huge_pages: value("--huge-pages") != "off",
         max_ports: 4,
     };
@@ -114,6 +117,9 @@ impl FakeLane {
                 Reply::Failed(Failure::new(FailureKind::Version, format!("this lane speaks {}", self.info.protocol)))
             }
             Request::Hello { .. } => Reply::Hello(self.info.clone()),
+            Request::LaneLoad => {
+                Reply::Load(LaneLoad { workers: vec![WorkerLoad { core: 0, shares: 1, busy_percent: 7 }], moves: 0 })
+            }
             Request::PortAdd(spec) => match args(&spec) {
                 text if text.contains("die=1") => std::process::exit(9),
                 text if text.contains("refuse=1") => {

@@ -6,6 +6,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Parser, ValueEnum};
@@ -16,11 +17,14 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::Pid;
 use ringspan_dataplane::events::now_ms;
-use ringspan_dataplane::lane::{Lane, Links, MONITOR_PERIOD, serve};
+use ringspan_dataplane::lane::{Balancer, Lane, Links, MONITOR_PERIOD, serve};
 use ringspan_dataplane::nic::{Eal, EalConfig, HugePages};
 use ringspan_dataplane::relay::Fault;
 use ringspan_dataplane::worker::{WATCHDOG_PERIOD, Worker};
 use ringspan_protocol::{LaneInfo, LaneName, VERSION};
+
+/// How often the load is measured when nothing is to be moved.
+const MEASURED: Duration = Duration::from_secs(1);
 
 /// One DPDK process of ringspan: vhost-user sessions, workers and devices.
 #[derive(Parser)]
@@ -35,6 +39,12 @@ struct Arguments {
     /// Cores of the workers, one each.
     #[arg(long, value_delimiter = ',', required = true)]
     cores: Vec<u16>,
+    /// How often the workers' loads are compared, in milliseconds; 0: queue pairs stay where they are.
+    #[arg(long, default_value_t = 1000)]
+    rebalance_ms: u32,
+    /// The workers spin when there is nothing to do.
+    #[arg(long)]
+    busy_poll: bool,
     /// Memory for packets in MiB.
     #[arg(long, default_value_t = 256)]
     memory_mib: u32,
@@ -106,6 +116,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         pid: std::process::id(),
         started_ms: now_ms(),
         cores: cores.clone(),
+        rebalance_ms: arguments.rebalance_ms,
+        busy_poll: arguments.busy_poll,
         memory_mib: *memory_mib,
         huge_pages: eal.huge_pages(),
         max_ports: eal.max_ports(),
@@ -114,7 +126,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let (lane, ends) = Lane::new(info, workers, &journals, &private_dir);
     let socket = run_dir.join(format!("lane-{name}.sock"));
     let listener = listen(&socket)?;
-    start_threads(&lane, ends.faults, listener)?;
+    start_threads(&lane, arguments, ends.faults, listener)?;
     tracing::info!(lane = %name, socket = %socket.display(), "ready");
 
     await_end(end, ends.stop)?;
@@ -201,7 +213,12 @@ fn listen(path: &Path) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
-fn start_threads(lane: &Arc<Lane>, faults: Receiver<Fault>, listener: UnixListener) -> anyhow::Result<()> {
+fn start_threads(
+    lane: &Arc<Lane>,
+    arguments: &Arguments,
+    faults: Receiver<Fault>,
+    listener: UnixListener,
+) -> anyhow::Result<()> {
     let thread = |name: &str| std::thread::Builder::new().name(name.into());
     let reporter = Arc::clone(lane);
     thread("faults").spawn(move || faults.iter().for_each(|fault| reporter.report(&fault)))?;
@@ -211,6 +228,16 @@ fn start_threads(lane: &Arc<Lane>, faults: Receiver<Fault>, listener: UnixListen
         loop {
             monitor.monitor(&mut links);
             std::thread::sleep(MONITOR_PERIOD);
+        }
+    })?;
+    let interval = Duration::from_millis(arguments.rebalance_ms.into());
+    let interval = if interval.is_zero() { MEASURED } else { interval };
+    let measured = Arc::clone(lane);
+    thread("balancer").spawn(move || {
+        let mut balancer = Balancer::new();
+        loop {
+            std::thread::sleep(interval);
+            balancer.look(&measured);
         }
     })?;
     let mut watchdog = lane.watchdog()?;

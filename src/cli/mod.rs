@@ -168,10 +168,14 @@ fn report(job: Job) -> Result<(), Failure> {
 }
 
 fn print_lanes(lanes: &[LaneView]) -> Result<(), Failure> {
-    let mut table = Table::new(&["LANE", "PHASE", "PID", "CORES", "MEMORY", "PORTS", "DEATHS", "VERSION", "NOTE"]);
+    let mut table =
+        Table::new(&["LANE", "PHASE", "PID", "CORES", "BUSY", "MEMORY", "PORTS", "DEATHS", "VERSION", "NOTE"]);
     for lane in lanes {
         let info = lane.info.as_ref();
         let cores = info.map(|info| info.cores.iter().map(u16::to_string).collect::<Vec<_>>().join(","));
+        let busy = lane.load.as_ref().map(|load| {
+            load.workers.iter().map(|worker| format!("{}%", worker.busy_percent)).collect::<Vec<_>>().join(",")
+        });
         let memory = info.map(|info| {
             let pages = if info.huge_pages { " huge" } else { "" };
             format!("{} MiB{pages}", info.memory_mib)
@@ -183,6 +187,7 @@ fn print_lanes(lanes: &[LaneView]) -> Result<(), Failure> {
             word(&lane.phase),
             if lane.pid == 0 { dash() } else { lane.pid.to_string() },
             cores.unwrap_or_else(dash),
+            busy.unwrap_or_else(dash),
             memory.unwrap_or_else(dash),
             lane.ports.to_string(),
             lane.deaths.to_string(),

@@ -12,6 +12,9 @@ use crate::port_request::{PortRequest, check_socket, parse_group, parse_mode};
 
 /// Default of `memory_mib`.
 const DEFAULT_MEMORY_MIB: u32 = 256;
+/// Default of `rebalance_ms`, and its bounds.
+const DEFAULT_REBALANCE_MS: u32 = 1000;
+const REBALANCE_MS: std::ops::RangeInclusive<u32> = 10..=60_000;
 /// What DPDK itself needs, in MiB, before there is any packet.
 const LANE_BASE_MIB: u32 = 16;
 /// The least that one device queue takes, in MiB: two rings of 512 descriptors, a buffer of 2 KiB behind half of them.
@@ -112,6 +115,8 @@ fn lanes(read: &File, host: &HostCores) -> Result<Vec<LaneSettings>, Refusal> {
         cores,
         memory_mib: memory(&dataplane.memory_mib)?,
         huge_pages: dataplane.huge_pages,
+        rebalance_ms: rebalance(&dataplane.rebalance_ms, DEFAULT_REBALANCE_MS)?,
+        busy_poll: dataplane.busy_poll,
     }];
     for table in &read.lane {
         let lane = table.get_ref();
@@ -126,9 +131,23 @@ fn lanes(read: &File, host: &HostCores) -> Result<Vec<LaneSettings>, Refusal> {
             cores: checked_cores(&lane.cores, host)?,
             memory_mib: memory(&lane.memory_mib)?,
             huge_pages: lane.huge_pages.unwrap_or(dataplane.huge_pages),
+            rebalance_ms: rebalance(&lane.rebalance_ms, lanes[0].rebalance_ms)?,
+            busy_poll: lane.busy_poll.unwrap_or(dataplane.busy_poll),
         });
     }
     Ok(lanes)
+}
+
+/// Shorter intervals measure noise, longer ones come too late.
+fn rebalance(value: &Option<Spanned<u32>>, default: u32) -> Result<u32, Refusal> {
+    match value {
+        Some(ms) if *ms.get_ref() != 0 && !REBALANCE_MS.contains(ms.get_ref()) => {
+            let (ms_given, least, most) = (ms.get_ref(), REBALANCE_MS.start(), REBALANCE_MS.end());
+            Err(at(ms, format!("rebalance_ms is {ms_given}: choose {least} to {most}, or 0 for never")))
+        }
+        Some(ms) => Ok(*ms.get_ref()),
+        None => Ok(default),
+    }
 }
 
 fn checked_cores(cores: &Spanned<Vec<u16>>, host: &HostCores) -> Result<Vec<u16>, Refusal> {

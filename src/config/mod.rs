@@ -134,6 +134,8 @@ struct DataplaneTable {
     cores: Option<Spanned<Vec<u16>>>,
     memory_mib: Option<Spanned<u32>>,
     huge_pages: HugePages,
+    rebalance_ms: Option<Spanned<u32>>,
+    busy_poll: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -143,6 +145,8 @@ struct LaneTable {
     cores: Spanned<Vec<u16>>,
     memory_mib: Option<Spanned<u32>>,
     huge_pages: Option<HugePages>,
+    rebalance_ms: Option<Spanned<u32>>,
+    busy_poll: Option<bool>,
 }
 
 /// `[control]`, with its defaults filled in.
@@ -184,18 +188,22 @@ pub(crate) struct LaneSettings {
     pub memory_mib: u32,
     /// Whether that is in hugepages.
     pub huge_pages: HugePages,
+    /// How often the workers' loads are compared, in milliseconds; 0 for never.
+    pub rebalance_ms: u32,
+    /// Whether the workers spin when there is nothing to do.
+    pub busy_poll: bool,
 }
 
 impl LaneSettings {
     /// What a running lane has otherwise than the file says.
     pub(crate) fn differences(&self, info: &LaneInfo) -> Option<String> {
-        if self.cores == info.cores && self.memory_mib == info.memory_mib {
-            return None;
-        }
-        Some(format!(
-            "it runs with cores {:?} and {} MiB, the file says cores {:?} and {} MiB: run ringspan lane restart {}",
-            info.cores, info.memory_mib, self.cores, self.memory_mib, self.name
-        ))
+        let text = |cores: &[u16], memory_mib: u32, rebalance_ms: u32, busy_poll: bool| {
+            format!("cores {cores:?}, {memory_mib} MiB, rebalance_ms {rebalance_ms} and busy_poll {busy_poll}")
+        };
+        let has = text(&info.cores, info.memory_mib, info.rebalance_ms, info.busy_poll);
+        let wanted = text(&self.cores, self.memory_mib, self.rebalance_ms, self.busy_poll);
+        let remedy = format!("run ringspan lane restart {}", self.name);
+        (has != wanted).then(|| format!("it runs with {has}, the file says {wanted}: {remedy}"))
     }
 }
 

@@ -103,6 +103,7 @@ fn what_is_wrong_is_named_with_its_line_and_the_remedy() {
         ("[dataplane]\ncores = []".into(), 2, "at least one"),
         ("[dataplane]\ncores = [1, 1]".into(), 2, "listed twice"),
         ("[dataplane]\nmemory_mib = 4".into(), 2, "at least 16"),
+        ("[dataplane]\nrebalance_ms = 5".into(), 2, "choose 10 to 60000, or 0"),
         ("[dataplane]\nhuge_pages = \"maybe\"".into(), 2, "expected one of `auto`, `require`, `off`"),
         ("[control]\nsocket = \"run/x\"".into(), 2, "begin it with /"),
         ("[control]\ngroup = \"no-such-group\"".into(), 2, "create it"),

@@ -168,6 +168,8 @@ fn as_it_ran(lane: &Lane) -> Option<LaneSettings> {
         name: info.name,
         cores: info.cores,
         memory_mib: info.memory_mib,
+        rebalance_ms: info.rebalance_ms,
+        busy_poll: info.busy_poll,
         huge_pages: if info.huge_pages { HugePages::Auto } else { HugePages::Off },
     })
 }

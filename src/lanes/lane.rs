@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use ringspan_protocol::{LaneInfo, LaneName, PortCounters, PortName, PortStatus, Reply, Request};
+use ringspan_protocol::{LaneInfo, LaneLoad, LaneName, PortCounters, PortName, PortStatus, Reply, Request};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -119,6 +119,8 @@ pub(crate) struct LaneView {
     pub ports: usize,
     /// What it said of itself.
     pub info: Option<LaneInfo>,
+    /// How busy its workers are; absent when it cannot be asked.
+    pub load: Option<LaneLoad>,
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -243,6 +245,7 @@ impl Lane {
             deaths: state.deaths,
             ports,
             info: state.info.clone().filter(|_| state.pid != 0),
+            load: None,
         }
     }
 
@@ -394,6 +397,14 @@ impl Lane {
             return Err(Error::new(ErrorKind::Version, format!("lane {} answered something else", self.name)));
         };
         Ok(ports.into_iter().map(|port| (port.spec.name.clone(), port)).collect())
+    }
+
+    /// How busy its workers are, when it can be asked.
+    pub(crate) fn load(&self) -> Option<LaneLoad> {
+        match self.ask(Request::LaneLoad) {
+            Ok(Reply::Load(load)) => Some(load),
+            _ => None,
+        }
     }
 
     /// Counters of a port or of all, each with whether they are of now; else they are the last known. A port that the

@@ -56,6 +56,10 @@ impl Process {
         command.args(["--name", lane.name.as_str()]).arg("--run-dir").arg(run_dir);
         command.args(["--cores", &cores, "--memory-mib", &lane.memory_mib.to_string()]);
         command.args(["--huge-pages", lane.huge_pages.word(), "--log-format", log.word()]);
+        command.args(["--rebalance-ms", &lane.rebalance_ms.to_string()]);
+        if lane.busy_poll {
+            command.arg("--busy-poll");
+        }
         command.env_remove("NOTIFY_SOCKET").env_remove("WATCHDOG_USEC").env_remove("WATCHDOG_PID");
         command.stdin(Stdio::null()).stdout(Stdio::null()).current_dir("/");
         let log = if stderr_is_the_journal() {

@@ -31,12 +31,21 @@ pub struct Options {
     pub huge_pages: String,
     /// The network namespace that it runs in; none is that of the test.
     pub netns: Option<String>,
+    /// Further arguments of its command line.
+    pub more: Vec<String>,
 }
 
 impl Options {
     /// One worker on core 0, 128 MiB, no hugepages: what every machine has.
     pub fn new(name: impl Into<String>) -> Self {
-        Self { name: name.into(), cores: "0".into(), memory_mib: 128, huge_pages: "off".into(), netns: None }
+        Self {
+            name: name.into(),
+            cores: "0".into(),
+            memory_mib: 128,
+            huge_pages: "off".into(),
+            netns: None,
+            more: vec![],
+        }
     }
 }
 
@@ -129,6 +138,7 @@ impl Lane {
         command
             .args(["--name", &self.options.name, "--cores", &self.options.cores, "--log-format", "text"])
             .args(["--memory-mib", &self.options.memory_mib.to_string(), "--huge-pages", &self.options.huge_pages])
+            .args(&self.options.more)
             .arg("--run-dir")
             .arg(&self.folder);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);

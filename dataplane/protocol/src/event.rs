@@ -61,6 +61,15 @@ pub enum LaneEventKind {
         /// Whether it is up now.
         up: bool,
     },
+    /// A part of the port has another worker, because its old one had too much to do.
+    ShareMoved {
+        /// The guest's queue pairs in it.
+        pairs: Vec<u16>,
+        /// Core of the old worker.
+        from: u16,
+        /// Core of the new one.
+        to: u16,
+    },
     /// The device is gone from the bus.
     DeviceRemoved,
 }

@@ -13,7 +13,7 @@ pub mod stats;
 pub use address::{DeviceSpec, MacAddress, PatchEnd, PciAddress};
 pub use event::{LaneEvent, LaneEventKind};
 pub use message::{Envelope, Failure, FailureKind, Reply, Request, VERSION};
-pub use message::{LaneInfo, PortChange};
+pub use message::{LaneInfo, LaneLoad, PortChange, WorkerLoad};
 pub use name::{LaneName, PortName};
 pub use port::{
     Compat, DeviceStatus, OffloadBy, OffloadStatus, Policy, PolicyStatus, PortPhase, PortSpec, PortStatus, Role,

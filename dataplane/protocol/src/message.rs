@@ -66,6 +66,8 @@ pub enum Request {
         /// Longest wait in milliseconds, at most 10,000.
         wait_ms: u32,
     },
+    /// How busy the workers are.
+    LaneLoad,
     /// Ends the lane: ports are removed in order, rings left consistent. Answered before it happens.
     Shutdown,
 }
@@ -121,6 +123,8 @@ pub enum Reply {
     Stats(Vec<(PortName, PortCounters)>),
     /// To [`Request::Events`]. When the first number is not `after + 1`, those between were lost.
     Events(Vec<LaneEvent>),
+    /// To [`Request::LaneLoad`].
+    Load(LaneLoad),
     /// Refused; nothing was changed.
     Failed(Failure),
 }
@@ -142,12 +146,38 @@ pub struct LaneInfo {
     pub started_ms: u64,
     /// Cores of its workers.
     pub cores: Vec<u16>,
+    /// How often the workers' loads are compared, in milliseconds; 0 when queue pairs stay where they are.
+    #[serde(default)]
+    pub rebalance_ms: u32,
+    /// Whether the workers spin when there is nothing to do.
+    #[serde(default)]
+    pub busy_poll: bool,
     /// Memory for packets, in MiB.
     pub memory_mib: u32,
     /// Whether that memory is in hugepages.
     pub huge_pages: bool,
     /// Most devices this build of DPDK allows in one process.
     pub max_ports: u16,
+}
+
+/// How busy a lane's workers are.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct LaneLoad {
+    /// Each worker.
+    pub workers: Vec<WorkerLoad>,
+    /// Times a part of a port was moved to another worker because its own had too much to do.
+    pub moves: u64,
+}
+
+/// A worker in the last interval of measurement.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct WorkerLoad {
+    /// Its core.
+    pub core: u16,
+    /// Parts of ports that it runs.
+    pub shares: u16,
+    /// How much of its time went to packets, 0 to 100.
+    pub busy_percent: u8,
 }
 
 /// Why a lane refused.

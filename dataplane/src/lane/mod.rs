@@ -1,5 +1,6 @@
 //! A lane: its workers, its ports, and what control may ask of it.
 
+mod balancer;
 mod server;
 
 use std::collections::BTreeMap;
@@ -10,7 +11,8 @@ use std::time::Duration;
 
 use crossbeam::channel::{self, Receiver, Sender};
 use ringspan_protocol::{
-    Failure, FailureKind, LaneEventKind, LaneInfo, PortChange, PortName, PortSpec, PortStatus, Reply, Request, VERSION,
+    Failure, FailureKind, LaneEventKind, LaneInfo, LaneLoad, PortChange, PortName, PortSpec, PortStatus, Reply,
+    Request, VERSION,
 };
 
 use crate::events::EventLog;
@@ -18,6 +20,7 @@ use crate::journal::Journal;
 use crate::port::{Port, Surroundings};
 use crate::relay::Fault;
 use crate::worker::{Watchdog, Worker};
+pub use balancer::Balancer;
 pub use server::serve;
 
 /// How often links are looked at. Drivers do not always say when one changes.
@@ -37,6 +40,7 @@ pub struct Lane {
     faults: Sender<Fault>,
     journals: PathBuf,
     private_dir: PathBuf,
+    load: Mutex<LaneLoad>,
     stop: Sender<()>,
 }
 
@@ -72,6 +76,7 @@ impl Lane {
             faults,
             journals: journals.into(),
             private_dir: private_dir.into(),
+            load: Mutex::default(),
             stop,
         };
         (Arc::new(lane), Ends { faults: fault_end, stop: stop_end })
@@ -90,6 +95,7 @@ impl Lane {
                 let wait = Duration::from_millis(wait_ms.into()).min(MAX_EVENT_WAIT);
                 Ok(Reply::Events(self.events.after(after, wait)))
             }
+            Request::LaneLoad => Ok(Reply::Load(self.load())),
             // Only after the answer was sent: see `shut_down`.
             Request::Shutdown => Ok(Reply::Done),
         };

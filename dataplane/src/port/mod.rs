@@ -90,6 +90,11 @@ impl Port {
         &self.state
     }
 
+    /// Its relays.
+    pub fn shares(&self) -> &Arc<Shares> {
+        &self.shares
+    }
+
     /// Its device.
     pub fn device(&self) -> &Device {
         &self.device

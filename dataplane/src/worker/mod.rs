@@ -4,6 +4,7 @@
 //! between two bursts, where nothing is half done; the sender waits for its result. So a change needs no lock on the
 //! packet path, and when [`Worker::call`] returns, nothing of what was taken away is touched any more.
 
+mod balance;
 mod clock;
 mod idle;
 mod rounds;
@@ -19,6 +20,7 @@ use nix::unistd::Pid;
 
 use crate::nic::Eal;
 use crate::relay::Relay;
+pub use balance::{Balance, Move, Part};
 pub use clock::{ticks, ticks_in};
 pub use idle::Watch;
 use idle::{Idle, Wake};

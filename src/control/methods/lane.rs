@@ -19,7 +19,7 @@ pub(super) fn list(call: &mut Call, _: Nothing) -> Result<Vec<LaneView>, Error> 
     let daemon = call.daemon;
     let views = daemon.all_lanes().into_iter().map(|lane| {
         let ports = locked(&daemon.desired).count_on(&lane.name);
-        lane.view(ports)
+        LaneView { load: lane.load(), ..lane.view(ports) }
     });
     Ok(views.filter(|view| view.configured || view.phase != LanePhase::Stopped || view.ports > 0).collect())
 }

@@ -67,7 +67,7 @@ pub(crate) static METHODS: &[Method] = &[
         r#"{"name":"vm1","qemu_version":"7.2"}"# => r#"{"args":["-object","memory-backend-memfd,id=mem-vm1,size=512M,share=on","-machine","memory-backend=mem-vm1","-chardev","socket,id=chr-vm1,path=/run/ringspan/vm1.sock,reconnect=1","-netdev","vhost-user,id=net-vm1,chardev=chr-vm1,queues=1","-device","virtio-net-pci,netdev=net-vm1,mac=02:1f:5c:87:0a:11"],"libvirt":"<interface type='vhostuser'>...</interface>\n"}"#),
     method!("lane.list", Read, lane::list, Nothing => Vec<LaneView>,
         "All lanes, sorted by name.",
-        "{}" => r#"[{"name":"main","phase":"up","reason":null,"configured":true,"differs":false,"adopted":false,"pid":4712,"deaths":0,"ports":1,"info":{"name":"main","protocol":1,"version":"0.1.0","dpdk":"DPDK 22.11.11","pid":4712,"started_ms":1790000000000,"cores":[0],"memory_mib":256,"huge_pages":true,"max_ports":32}}]"#),
+        "{}" => r#"[{"name":"main","phase":"up","reason":null,"configured":true,"differs":false,"adopted":false,"pid":4712,"deaths":0,"ports":1,"info":{"name":"main","protocol":1,"version":"0.1.0","dpdk":"DPDK 22.11.11","pid":4712,"started_ms":1790000000000,"cores":[0],"rebalance_ms":1000,"busy_poll":false,"memory_mib":256,"huge_pages":true,"max_ports":32},"load":{"workers":[{"core":0,"shares":1,"busy_percent":12}],"moves":0}}]"#),
     method!("lane.restart", Change, lane::restart, lane::Restart => Job,
         "Shuts a lane down and starts it again: to give it the cores and memory of the configuration file, another version, or a new life when it hangs. Its guests \
          wait meanwhile and go on. A job.",

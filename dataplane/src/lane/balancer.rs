@@ -1,0 +1,107 @@
+//! How busy the workers are, and the moving of shares from those that have too much to do.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use ringspan_protocol::{LaneEventKind, LaneLoad, WorkerLoad};
+
+use super::Lane;
+use crate::port::{PortState, Shares};
+use crate::worker::{Balance, Part, ticks_in};
+
+/// Looks at the workers again and again.
+pub struct Balancer {
+    balance: Balance,
+    /// What each share had done by then: the port and the share, and the ticks. A share that is made anew starts at 0.
+    before: BTreeMap<(u64, usize), u64>,
+    looked: Instant,
+}
+
+/// A share and where it is.
+struct Known {
+    state: Arc<PortState>,
+    shares: Arc<Shares>,
+    share: usize,
+}
+
+impl Balancer {
+    /// Begins now.
+    pub fn new() -> Self {
+        Self { balance: Balance::default(), before: BTreeMap::new(), looked: Instant::now() }
+    }
+
+    /// Measures what the workers did since the last look, and moves a share when one has clearly too much to do.
+    pub fn look(&mut self, lane: &Lane) {
+        let workers = lane.workers.len();
+        let elapsed = ticks_in(self.looked.elapsed()).max(1) as f64;
+        self.looked = Instant::now();
+        let (mut known, mut parts) = (Vec::new(), Vec::new());
+        let mut now = BTreeMap::new();
+        for (state, shares) in lane.all_shares() {
+            for (share, (worker, load)) in shares.loads().into_iter().enumerate() {
+                let (key, ticks) = ((shares.port(), share), load.ticks());
+                let before = self.before.get(&key).copied().filter(|before| *before <= ticks).unwrap_or(ticks);
+                now.insert(key, ticks);
+                parts.push(Part { worker, busy: ((ticks - before) as f64 / elapsed).min(1.0) });
+                known.push(Known { state: Arc::clone(&state), shares: Arc::clone(&shares), share });
+            }
+        }
+        self.before = now;
+        let moved = match lane.info.rebalance_ms {
+            0 => None,
+            _ => self.balance.decide(workers, &parts),
+        };
+        if let Some(step) = moved {
+            let Known { state, shares, share } = &known[step.part];
+            self.carry_out(lane, state, shares, *share, parts[step.part].worker, step.to);
+        }
+        lane.set_load(|load| {
+            load.moves += u64::from(moved.is_some());
+            load.workers = lane
+                .workers
+                .iter()
+                .enumerate()
+                .map(|(index, worker)| {
+                    let busy: f64 = parts.iter().filter(|part| part.worker == index).map(|part| part.busy).sum();
+                    let shares = worker.shares() as u16;
+                    WorkerLoad { core: worker.core(), shares, busy_percent: (busy.min(1.0) * 100.0).round() as u8 }
+                })
+                .collect();
+        });
+    }
+
+    fn carry_out(&self, lane: &Lane, state: &PortState, shares: &Shares, share: usize, from: usize, to: usize) {
+        match shares.move_share(share, to) {
+            Ok(true) => {
+                let pairs = shares.status().get(share).map_or_else(Vec::new, |share| share.pairs.clone());
+                let (from, to) = (lane.workers[from].core(), lane.workers[to].core());
+                state.device_event(LaneEventKind::ShareMoved { pairs, from, to });
+            }
+            // It changed meanwhile.
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "a share was not moved"),
+        }
+    }
+}
+
+impl Default for Balancer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Lane {
+    /// All ports' shares. The lane is not locked while they are looked at.
+    fn all_shares(&self) -> Vec<(Arc<PortState>, Arc<Shares>)> {
+        self.lock().by_name.values().map(|port| (Arc::clone(port.state()), Arc::clone(port.shares()))).collect()
+    }
+
+    fn set_load(&self, change: impl FnOnce(&mut LaneLoad)) {
+        change(&mut self.load.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+    }
+
+    pub(super) fn load(&self) -> LaneLoad {
+        self.load.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+}
