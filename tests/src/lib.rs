@@ -1,11 +1,13 @@
 //! Shared parts of the end-to-end tests, the demo and the benchmarks.
 
+pub mod capture;
 pub mod daemon;
 pub mod far_end;
 pub mod guest;
 pub mod lane;
 pub mod netns;
 mod over_both;
+pub mod packet;
 pub mod paths;
 pub mod process;
 pub mod qemu;

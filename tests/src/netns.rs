@@ -41,6 +41,12 @@ impl Netns {
         command_in(&self.name, program)
     }
 
+    /// Takes the calling thread into this namespace for good, with what it opens and whom it starts from here on.
+    pub fn join(&self) -> Result<()> {
+        let file = std::fs::File::open(format!("/run/netns/{}", self.name)).context("opening a namespace")?;
+        nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).context("entering a namespace")
+    }
+
     /// Runs `ip` in this namespace.
     pub fn ip(&self, arguments: &[&str]) -> Result<String> {
         ip(&[&["-n", &self.name], arguments].concat())

@@ -25,6 +25,7 @@ pub const RUN: &[&str] = &[
     "procps",
     "ethtool",
     "iperf3",
+    "tshark",
 ];
 
 /// Everything, with what the Debian 13 tree is made by.

@@ -18,7 +18,7 @@ impl Sum {
 
     /// With these bytes behind those so far.
     #[inline]
-    pub fn add(mut self, bytes: &[u8]) -> Self {
+    pub fn over(mut self, bytes: &[u8]) -> Self {
         let words = words(bytes);
         // What was folded to 16 bits can be added 2^47 times.
         self.words += u64::from(if self.odd { fold(words).swap_bytes() } else { fold(words) });

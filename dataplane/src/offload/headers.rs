@@ -142,7 +142,7 @@ impl Headers {
     pub(super) fn pseudo_sum(&self, frame: &[u8]) -> super::Sum {
         let addresses = if self.ipv6 { 8..IPV6_LEN } else { 12..20 };
         let packet = &frame[self.l2_len..];
-        super::Sum::new().add(&packet[addresses]).add_number(self.transport.protocol().into())
+        super::Sum::new().over(&packet[addresses]).add_number(self.transport.protocol().into())
     }
 }
 

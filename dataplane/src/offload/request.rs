@@ -147,7 +147,7 @@ impl Segment {
 impl Checksum {
     /// Fills the checksum in. `frame` is the whole frame that the request was read for, and unchanged.
     pub fn fill(&self, frame: &mut [u8]) {
-        let mut checksum = Sum::new().add(&frame[self.start..]).checksum();
+        let mut checksum = Sum::new().over(&frame[self.start..]).checksum();
         // With UDP a zero says that there is none (RFC 768); its place tells UDP from the others.
         if checksum == [0; 2] && self.place - self.start == Transport::Udp.checksum_offset() {
             checksum = [0xff; 2];

@@ -49,7 +49,7 @@ impl Segmenter {
         let pseudo = if headers.routed {
             // The last destination is deep in the routing header, but the guest's sum is over it: without the length again.
             let length = !((len - start) as u16);
-            Sum::new().add(&copy[place..place + 2]).add_number(length)
+            Sum::new().over(&copy[place..place + 2]).add_number(length)
         } else {
             headers.pseudo_sum(&copy)
         };
@@ -85,7 +85,7 @@ impl Segmenter {
             let id = u16::from_be_bytes([ip[4], ip[5]]).wrapping_add(self.count);
             ip[4..6].copy_from_slice(&id.to_be_bytes());
             ip[10..12].fill(0);
-            let checksum = Sum::new().add(ip).checksum();
+            let checksum = Sum::new().over(ip).checksum();
             ip[10..12].copy_from_slice(&checksum);
         }
         let transport = &mut segment[start..];
@@ -103,7 +103,7 @@ impl Segmenter {
             }
             Transport::Udp => transport[4..6].copy_from_slice(&length.to_be_bytes()),
         }
-        let mut checksum = self.pseudo.add_number(length).add(transport).checksum();
+        let mut checksum = self.pseudo.add_number(length).over(transport).checksum();
         if checksum == [0; 2] && self.headers.transport == Transport::Udp {
             checksum = [0xff; 2];
         }

@@ -41,13 +41,17 @@ pub const RING_PACKED: u64 = 1 << 34;
 
 /// Buffers are used in the order in which they were made available (`VIRTIO_F_IN_ORDER`).
 pub const IN_ORDER: u64 = 1 << 35;
+/// The guest takes UDP datagrams over IPv4 in one piece (`VIRTIO_NET_F_GUEST_USO4`).
+pub const GUEST_USO4: u64 = 1 << 54;
+/// The same over IPv6 (`VIRTIO_NET_F_GUEST_USO6`).
+pub const GUEST_USO6: u64 = 1 << 55;
 /// The guest may send UDP datagrams in one piece (`VIRTIO_NET_F_HOST_USO`).
 pub const HOST_USO: u64 = 1 << 56;
 
 /// What the guest may leave to the device when it sends.
 pub const HOST_OFFLOADS: u64 = CSUM | HOST_TSO4 | HOST_TSO6 | HOST_ECN | HOST_USO;
 /// What the device may leave to the guest.
-pub const GUEST_OFFLOADS: u64 = GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN;
+pub const GUEST_OFFLOADS: u64 = GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN | GUEST_USO4 | GUEST_USO6;
 
 /// What a usual Linux guest asks for, as far as a split ring and frames that are complete are concerned.
 pub const USUAL: u64 = VERSION_1 | MRG_RXBUF | ANY_LAYOUT | INDIRECT_DESC | EVENT_IDX | MQ | CTRL_VQ | GUEST_ANNOUNCE;

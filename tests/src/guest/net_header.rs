@@ -74,6 +74,7 @@ impl NetHeader {
             GSO_NONE => self.gso_type == 0,
             GSO_TCPV4 => has(feature::GUEST_TSO4) && needs,
             GSO_TCPV6 => has(feature::GUEST_TSO6) && needs,
+            GSO_UDP_L4 => has(feature::GUEST_USO4 | feature::GUEST_USO6) && needs && self.gso_type & GSO_ECN == 0,
             _ => false,
         };
         let ecn = self.gso_type & GSO_ECN == 0 || has(feature::GUEST_ECN);

@@ -1,0 +1,271 @@
+//! Checksums and segments that a guest leaves to its port: what comes out on the wire, or at another guest, is right to the last
+//! bit. Sums are checked by the test's own arithmetic, and by tshark.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use ringspan_protocol::{OffloadBy, PortSpec};
+use ringspan_testkit::capture::{Capture, tshark_finds_nothing_wrong};
+use ringspan_testkit::guest::net_header::{DATA_VALID, GSO_UDP_L4};
+use ringspan_testkit::guest::{Guest, NetHeader, Options, Shape, feature};
+use ringspan_testkit::lane::{self, Lane};
+use ringspan_testkit::netns::Netns;
+use ringspan_testkit::packet::Packet;
+use ringspan_testkit::{needs, paths};
+
+const SOON: Duration = Duration::from_secs(10);
+/// Longest frame that a guest sends.
+const LARGE: usize = 65_600;
+
+fn lane(folder: &tempfile::TempDir, name: &str) -> Result<Lane> {
+    Lane::start(lane::Options { memory_mib: 256, ..lane::Options::new(name) }, folder.path())
+}
+
+fn sender(socket: impl Into<std::path::PathBuf>) -> Options {
+    let options = Options { tx_room: LARGE, ring_size: 64, ..Options::new(socket) };
+    options.with(feature::HOST_OFFLOADS)
+}
+
+fn send(guest: &mut Guest, frame: &[u8], header: &NetHeader) -> Result<()> {
+    let deadline = Instant::now() + SOON;
+    let mut sent = 0;
+    while sent == 0 {
+        ensure!(Instant::now() < deadline, "the ring stays full");
+        sent = guest.tx[0].transmit(1, |_, room| {
+            room.put_header(header);
+            room.put(0, frame);
+            frame.len()
+        });
+        guest.tx[0].ring().kick();
+        guest.tx[0].reclaim();
+    }
+    Ok(())
+}
+
+/// Receives `count` frames with their headers.
+fn receive(guest: &mut Guest, count: usize) -> Result<Vec<(NetHeader, Vec<u8>)>> {
+    let (deadline, mut frames) = (Instant::now() + SOON, Vec::new());
+    while frames.len() < count {
+        ensure!(Instant::now() < deadline, "{} of {count} frames came", frames.len());
+        guest.rx[0].receive(64, |received| {
+            let mut bytes = vec![0; received.length()];
+            received.copy_to(&mut bytes);
+            frames.push((received.header(), bytes));
+        });
+        std::thread::sleep(Duration::from_micros(50));
+    }
+    Ok(frames)
+}
+
+/// Packets of each kind.
+fn kinds() -> Vec<Packet> {
+    let mut all = Vec::new();
+    for (tags, options) in [(0, 0), (1, 2), (2, 1)] {
+        for ipv6 in [false, true] {
+            for udp in [false, true] {
+                all.push(Packet { tags, ipv6, udp, options, tcp_options: 3, ..Packet::new(0) });
+            }
+        }
+    }
+    all
+}
+
+/// A TAP in a namespace of its own, a lane with a port on it, and what comes out there.
+fn tap(folder: &tempfile::TempDir, name: &str) -> Result<(Netns, Lane, std::path::PathBuf, Capture)> {
+    let net = Netns::new(name)?;
+    net.tap("tap0", "192.0.2.1/24", 1500)?;
+    net.join()?;
+    let mut lane = lane(folder, name)?;
+    let socket = lane.add_port("vm", "vdev:net_tap0,iface=tap0", 1)?;
+    let capture = Capture::start("tap0")?;
+    Ok((net, lane, socket, capture))
+}
+
+#[test]
+fn what_leaves_by_a_tap_is_complete_and_right() -> Result<()> {
+    needs!(Root, Lane, Program("ip"), Program("tshark"));
+    let folder = paths::scratch()?;
+    let (_net, mut lane, socket, capture) = tap(&folder, "offload")?;
+    let mut all = Vec::new();
+    let (mut frames, mut bytes) = (0, 0);
+    for shape in [Shape::Whole, Shape::HeaderApart, Shape::Cut(17), Shape::Mixed(9)] {
+        let mut guest = Guest::start(Options { tx_shape: shape, ..sender(&socket) })?;
+        ensure!(guest.features() & feature::HOST_OFFLOADS == feature::HOST_OFFLOADS, "{:#x}", guest.features());
+        for kind in kinds() {
+            // Checksums alone, then segments: of two frames, of many, of one odd byte more, of the longest packet.
+            for payload in [0, 1, 18, 999, 1350] {
+                let packet = Packet { payload, seed: payload as u8 + 1, ..kind };
+                send(&mut guest, &packet.frame(), &packet.checksum_header())?;
+                let came = next(&capture)?;
+                packet.check(&came).with_context(|| format!("{shape:?} {packet:?}"))?;
+                let place = packet.checksum_place();
+                let (mut before, mut after) = (packet.frame(), came.clone());
+                before.drain(place..place + 2);
+                after.drain(place..place + 2);
+                ensure!(before == after, "{shape:?} {packet:?}: something else was changed");
+                all.push(came);
+            }
+            for (payload, mss) in [(1400, 1380), (100, 1000), (14_001, 1399), (2_800, 1400), (65_000, 1300), (300, 7)] {
+                let packet = Packet { payload, seed: 3, ..kind };
+                send(&mut guest, &packet.frame(), &packet.segment_header(mss))?;
+                let segments: Vec<_> = (0..payload.div_ceil(mss))
+                    .map(|_| next(&capture))
+                    .collect::<Result<_>>()
+                    .with_context(|| format!("{shape:?} {packet:?} in segments of {mss}: {}", lane.log()))?;
+                let right = packet.check_segments(mss, &segments);
+                right.with_context(|| format!("{shape:?} {packet:?} in segments of {mss}"))?;
+                all.extend(segments);
+            }
+        }
+        frames += 11 * kinds().len() as u64;
+        bytes = all.iter().map(|frame| frame.len() as u64).sum();
+    }
+    tshark_finds_nothing_wrong(&all, &folder.path().join("frames.pcap"))?;
+    // A frame that was cut counts once; its bytes count as they went.
+    let (from, _) = lane.wait_totals("vm", |from, _| from.sent == frames)?;
+    assert_eq!((from.received, from.drops.total(), from.sent_bytes), (frames, 0, bytes));
+    Ok(())
+}
+
+fn next(capture: &Capture) -> Result<Vec<u8>> {
+    capture.next(SOON)?.context("no frame came")
+}
+
+#[test]
+fn large_frames_stay_in_order_among_small_ones() -> Result<()> {
+    needs!(Root, Lane, Program("ip"));
+    let folder = paths::scratch()?;
+    let (_net, _lane, socket, capture) = tap(&folder, "order")?;
+    let mut guest = Guest::start(sender(&socket))?;
+    let large = Packet { seed: 1, ..Packet::new(60_000) };
+    let small = Packet { seed: 2, udp: true, ..Packet::new(100) };
+    let (large_frame, small_frame) = (large.frame(), small.frame());
+    for _ in 0..20 {
+        // More than is taken in one go.
+        let sent = guest.tx[0].transmit(20, |number, room| {
+            let (packet, frame) = if number % 2 == 0 { (&large, &large_frame) } else { (&small, &small_frame) };
+            let header = if number % 2 == 0 { packet.segment_header(1400) } else { packet.checksum_header() };
+            room.put_header(&header);
+            room.put(0, frame);
+            frame.len()
+        });
+        assert_eq!(sent, 20);
+        guest.tx[0].ring().kick();
+        for number in 0..20 {
+            if number % 2 == 0 {
+                let segments = (0..large.payload.div_ceil(1400)).map(|_| next(&capture)).collect::<Result<Vec<_>>>()?;
+                large.check_segments(1400, &segments)?;
+            } else {
+                small.check(&next(&capture)?)?;
+            }
+        }
+        guest.tx[0].reclaim();
+    }
+    Ok(())
+}
+
+#[test]
+fn headers_that_make_no_sense_cost_their_frame_only() -> Result<()> {
+    needs!(Root, Lane, Program("ip"));
+    let folder = paths::scratch()?;
+    let (_net, mut lane, socket, capture) = tap(&folder, "nonsense")?;
+    let mut guest = Guest::start(sender(&socket))?;
+    let (packet, large) = (Packet::new(500), Packet::new(5000));
+    let (good, cut) = (packet.checksum_header(), large.segment_header(1400));
+    let bad = [
+        (packet.frame(), NetHeader { csum_start: 60_000, ..good }),
+        (packet.frame(), NetHeader { csum_offset: 60_000, ..good }),
+        (packet.frame(), NetHeader { csum_start: 3, ..good }),
+        (large.frame(), NetHeader { gso_size: 0, ..cut }),
+        (large.frame(), NetHeader { gso_type: 3, ..cut }),
+        (large.frame(), NetHeader { gso_type: GSO_UDP_L4, ..cut }),
+        (large.frame(), NetHeader { csum_start: 33, ..cut }),
+        (large.frame(), NetHeader { flags: 0, ..cut }),
+    ];
+    let unfit = [
+        // Segments longer than the MTU, and a large frame that is not to be cut.
+        (large.frame(), NetHeader { gso_size: 4000, ..cut }),
+        (large.frame(), good),
+    ];
+    for (frame, header) in bad.iter().chain(&unfit) {
+        send(&mut guest, frame, header)?;
+        send(&mut guest, &packet.frame(), &good)?;
+        packet.check(&next(&capture)?).with_context(|| format!("after {header:?}"))?;
+    }
+    let total = 2 * (bad.len() + unfit.len()) as u64;
+    let (from, _) = lane.wait_totals("vm", |from, _| from.received == total)?;
+    let (refused, long) = (from.drops.bad_offload, from.drops.too_long);
+    assert_eq!((refused, long, from.drops.total()), (bad.len() as u64, unfit.len() as u64, total / 2));
+    Ok(())
+}
+
+#[test]
+fn what_one_guest_leaves_undone_another_gets_as_it_agreed_to() -> Result<()> {
+    needs!(Root, Lane, Program("tshark"));
+    let folder = paths::scratch()?;
+    let mut lane = lane(&folder, "between")?;
+    let left = lane.add_port("left", "patch:cable/a", 1)?;
+    let right = lane.add_port("right", "patch:cable/b", 1)?;
+    assert_eq!(lane.port("left")?.device.offloads.tx_checksum, OffloadBy::Receiver);
+    let checksum = feature::GUEST_CSUM;
+    let tcp4 = checksum | feature::GUEST_TSO4 | feature::GUEST_ECN;
+    let mut all = Vec::new();
+    for (takes, mergeable) in
+        [(feature::GUEST_OFFLOADS, true), (feature::GUEST_OFFLOADS, false), (0, true), (checksum, true), (tcp4, true)]
+    {
+        let rx_room = if mergeable { 1536 } else { LARGE };
+        let without = if mergeable { 0 } else { feature::MRG_RXBUF };
+        let mut receiver =
+            Guest::start(Options { rx_room, ring_size: 256, ..Options::new(&right) }.with(takes).without(without))?;
+        let mut guest = Guest::start(Options { tx_shape: Shape::Cut(17), ..sender(&left) })?;
+        for kind in kinds() {
+            let what = format!("{kind:?} to a guest that takes {takes:#x}, mergeable: {mergeable}");
+            let packet = Packet { payload: 999, ..kind };
+            send(&mut guest, &packet.frame(), &packet.checksum_header())?;
+            let (header, frame) = receive(&mut receiver, 1)?.remove(0);
+            if takes & checksum != 0 && header.flags & DATA_VALID == 0 {
+                ensure!((header, &frame) == (packet.checksum_header(), &packet.frame()), "{what}: {header:?}");
+            } else {
+                packet.check(&frame).with_context(|| what.clone())?;
+                all.push(frame);
+            }
+            let (mss, large) = (1400, Packet { payload: 64_000, ..kind });
+            send(&mut guest, &large.frame(), &large.segment_header(mss))?;
+            let whole = match (kind.udp, kind.ipv6) {
+                (true, _) => takes & feature::GUEST_USO4 != 0,
+                (false, true) => takes & feature::GUEST_TSO6 != 0,
+                (false, false) => takes & feature::GUEST_TSO4 != 0,
+            };
+            if whole {
+                let (header, frame) = receive(&mut receiver, 1)?.remove(0);
+                ensure!(header == large.segment_header(mss), "{what}: {header:?}");
+                ensure!(frame == large.frame(), "{what}: the large frame was changed");
+            } else {
+                let came = receive(&mut receiver, large.payload.div_ceil(mss))?;
+                let flags = if takes & checksum != 0 { DATA_VALID } else { 0 };
+                let plain = NetHeader { flags, ..NetHeader::default() };
+                ensure!(came.iter().all(|(header, _)| *header == plain), "{what}: {:?}", came[0].0);
+                let segments: Vec<_> = came.into_iter().map(|(_, frame)| frame).collect();
+                large.check_segments(mss, &segments).with_context(|| what.clone())?;
+                all.extend(segments);
+            }
+        }
+        assert_eq!(receiver.rx[0].counts().wrong, 0);
+        let (_, to) = lane.totals("right")?;
+        assert_eq!((to.received, to.drops.total()), (to.sent, 0));
+    }
+    tshark_finds_nothing_wrong(&all, &folder.path().join("frames.pcap"))
+}
+
+#[test]
+fn a_port_without_offloads_offers_none() -> Result<()> {
+    needs!(Root, Lane);
+    let folder = paths::scratch()?;
+    let mut lane = lane(&folder, "without")?;
+    let spec = PortSpec { offloads: false, ..lane.spec("vm", "vdev:net_ring0", 1) };
+    let status = lane.add(&spec)?;
+    assert_eq!(status.device.offloads.tx_checksum, OffloadBy::Nobody);
+    let guest = Guest::start(Options::new(&spec.socket).with(feature::HOST_OFFLOADS | feature::GUEST_OFFLOADS))?;
+    assert_eq!(guest.features() & (feature::HOST_OFFLOADS | feature::GUEST_OFFLOADS), 0);
+    Ok(())
+}
