@@ -35,6 +35,37 @@ pub struct Region {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct RegionCache(u32);
 
+/// Translates whole buffers: see [`GuestMap::reader`].
+pub struct Reader<'a> {
+    map: &'a GuestMap,
+    cache: &'a mut RegionCache,
+    /// A region of the map, or an empty one.
+    last: Region,
+}
+
+impl Reader<'_> {
+    /// Where the `len` bytes at `addr` are; `None` when they are not all in one region.
+    #[inline(always)]
+    pub fn whole(&mut self, addr: u64, len: u32) -> Option<*mut u8> {
+        let offset = addr.wrapping_sub(self.last.start);
+        // As in `translate`.
+        if offset < self.last.len && u64::from(len) <= self.last.len - offset {
+            return Some(self.last.host.as_ptr().wrapping_add(offset as usize));
+        }
+        self.elsewhere(addr, len)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn elsewhere(&mut self, addr: u64, len: u32) -> Option<*mut u8> {
+        let span = self.map.find(self.cache, addr, len as usize)?;
+        if let Some(region) = self.map.regions.get(self.cache.0 as usize) {
+            self.last = *region;
+        }
+        (span.len == len as usize).then_some(span.start.as_ptr())
+    }
+}
+
 /// A piece of guest memory that is contiguous in ours.
 #[derive(Debug, Clone, Copy)]
 pub struct Span {
@@ -80,6 +111,14 @@ impl GuestMap {
             }
         }
         self.find(cache, addr, len)
+    }
+
+    /// Translates many addresses one after another, which mostly lie in one region.
+    #[inline(always)]
+    pub fn reader<'a>(&'a self, cache: &'a mut RegionCache) -> Reader<'a> {
+        let nothing = Region { start: 0, len: 0, host: NonNull::dangling() };
+        let last = self.regions.get(cache.0 as usize).copied().unwrap_or(nothing);
+        Reader { map: self, cache, last }
     }
 
     /// The rest of [`GuestMap::translate`]: another region than last time, or one that ends early.

@@ -6,4 +6,4 @@
 mod guard;
 mod map;
 
-pub use map::{GuestMap, Region, RegionCache, Span};
+pub use map::{GuestMap, Reader, Region, RegionCache, Span};

@@ -92,10 +92,10 @@ impl Blanks {
     /// none so long.
     #[inline(always)]
     pub fn frame(&mut self, len: usize) -> Option<NonNull<u8>> {
-        if self.frames >= self.len.min(BURST) || len > self.room {
+        if self.frames == self.len || len > self.room {
             return None;
         }
-        let buffer = self.buffers[self.frames].cast::<u8>();
+        let buffer = self.buffers.get(self.frames)?.cast::<u8>();
         self.frames += 1;
         // SAFETY: the buffer is ours; its fields are where the compiler of DPDK's headers says, and are aligned, which the
         // constants above assert; its data starts behind the headroom, which every buffer of a pool has.

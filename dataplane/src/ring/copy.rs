@@ -26,12 +26,10 @@ pub(super) unsafe fn copy(src: *const u8, dst: *mut u8, len: usize) {
 /// Copies the first and the last `N` bytes; with `N <= len <= 2 N` that is all.
 #[inline(always)]
 unsafe fn ends<const N: usize>(src: *const u8, dst: *mut u8, len: usize) {
-    // SAFETY: the caller's; `len` is at least N. Both ends are loaded before either is stored.
+    // SAFETY: the caller's; `len` is at least N, and source and destination do not overlap.
     unsafe {
-        let first = src.cast::<[u8; N]>().read_unaligned();
-        let last = src.add(len - N).cast::<[u8; N]>().read_unaligned();
-        dst.cast::<[u8; N]>().write_unaligned(first);
-        dst.add(len - N).cast::<[u8; N]>().write_unaligned(last);
+        std::ptr::copy_nonoverlapping(src, dst, N);
+        std::ptr::copy_nonoverlapping(src.add(len - N), dst.add(len - N), N);
     }
 }
 

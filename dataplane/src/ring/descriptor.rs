@@ -6,7 +6,7 @@ use vm_memory::GuestAddress;
 
 use super::error::RingPart;
 use super::{RingError, copy};
-use crate::memory::{GuestMap, RegionCache};
+use crate::memory::{GuestMap, Reader, RegionCache};
 
 /// One descriptor as it was read. `addr` is guest-physical.
 #[derive(Debug, Clone, Copy, Default)]
@@ -53,7 +53,7 @@ impl Descriptor {
 pub struct Chain {
     /// The buffer, when the chain is one plain descriptor inside one region.
     pub start: *mut u8,
-    /// Its bytes; 0 when the chain is anything else.
+    /// Its bytes; 0 when the chain is anything else. Once a frame was put into it, the bytes of that.
     pub room: u32,
     /// The first descriptor; in a packed ring with the buffer id of the last one.
     pub first: Descriptor,
@@ -76,18 +76,17 @@ impl Chain {
     /// What `first` describes is ready for use, and on its way to the cache, when it is one plain buffer inside one region that
     /// the device writes (or reads).
     #[inline(always)]
-    pub fn find<const WRITE: bool>(&mut self, map: &GuestMap, cache: &mut RegionCache, first: Descriptor) {
+    pub fn find<const WRITE: bool>(&mut self, memory: &mut Reader<'_>, first: Descriptor) {
         const SHAPE: u16 = Descriptor::NEXT | Descriptor::WRITE | Descriptor::INDIRECT;
         let plain = if WRITE { Descriptor::WRITE } else { 0 };
         self.first = first;
         self.room = 0;
         if first.flags & SHAPE == plain
-            && let Some(span) = map.translate(cache, first.addr, first.len as usize)
-            && span.len == first.len as usize
+            && let Some(start) = memory.whole(first.addr, first.len)
         {
-            self.start = span.start.as_ptr();
+            self.start = start;
             self.room = first.len;
-            copy::prefetch_buffer::<WRITE>(self.start);
+            copy::prefetch_buffer::<WRITE>(start);
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::chain::{MAX_BURST, MAX_CHAIN, Walk, spread};
 use super::descriptor::{Chain, Descriptor};
 use super::format::Format;
-use super::queue::Queue;
+use super::queue::{Ground, Queue};
 use super::{FrameSource, NetHeader, Put, RingError, copy};
 
 /// What became of one frame.
@@ -14,13 +14,6 @@ enum Placed {
     RingFull,
     /// It does not fit, whatever the guest makes available.
     TooLong,
-}
-
-/// What the burst at hand has used so far.
-#[derive(Clone, Copy, Default)]
-struct Progress {
-    chains: u16,
-    slots: u16,
 }
 
 impl<R: Format> Queue<R> {
@@ -51,77 +44,94 @@ impl<R: Format> Queue<R> {
         result
     }
 
+    #[inline(never)]
     fn put_burst<const HEADER: usize, const MERGEABLE: bool, const INDIRECT: bool, F: FrameSource + ?Sized>(
         &mut self,
         frames: &F,
     ) -> Result<Put, RingError> {
         let mut done = Put::default();
         let count = frames.count();
-        let mut used = Progress::default();
-        self.steps = 0;
-        for i in 0..count {
-            if self.steps >= MAX_BURST {
-                done.ring_full = (count - i) as u64;
-                break;
-            }
-            match self.put_frame::<HEADER, MERGEABLE, INDIRECT, F>(frames, i, used) {
+        // Frames that were seen to, slots of the ring that they took, and descriptors of chains that are not plain.
+        let (mut seen, mut used, mut steps) = (0, 0, 0);
+        while seen < count && steps < MAX_BURST {
+            let outcome = match self.look::<true>(used, 1) {
+                Ok(0) => Ok(Placed::RingFull),
+                Ok(_) => {
+                    let (placed, bytes) = self.put_plain::<HEADER, F>(frames, seen, used);
+                    seen += placed;
+                    used += placed as u16;
+                    done.frames += placed as u64;
+                    done.bytes += bytes as u64;
+                    if seen == count || self.window.len() == 0 {
+                        continue;
+                    }
+                    self.ground.scatter::<HEADER, MERGEABLE, INDIRECT, F>(frames, seen, used, &mut steps)
+                }
+                Err(error) => Err(error),
+            };
+            match outcome {
                 Ok(Placed::Chains(chains, slots)) => {
-                    used.chains += chains;
-                    used.slots += slots;
+                    self.window.used(chains.into(), slots);
+                    used += slots;
                     done.frames += 1;
-                    done.bytes += frames.frame_len(i) as u64;
+                    done.bytes += frames.frame_len(seen) as u64;
                 }
                 Ok(Placed::TooLong) => done.too_long += 1,
-                Ok(Placed::RingFull) => {
-                    done.ring_full = (count - i) as u64;
-                    break;
-                }
-                Err(error) if i == 0 => return Err(error),
+                Ok(Placed::RingFull) => break,
+                Err(error) if seen == 0 => return Err(error),
                 Err(error) => {
-                    done.ring_full = (count - i) as u64;
                     self.broken = Some(error);
                     break;
                 }
             }
+            seen += 1;
         }
-        if used.chains > 0 {
-            self.publish::<true, false>(&Chain::NONE, used.slots);
+        done.ring_full = (count - seen) as u64;
+        if used > 0 {
+            self.publish::<true, false>(&Chain::NONE, used);
             self.look_ahead::<true>();
         }
         Ok(done)
     }
 
-    /// Puts frame `index` into the next chain, or from there on.
+    /// Puts frames from `index` on into plain chains that are in the window, as long as each fits into its own: how many, and
+    /// their bytes. `used` slots were used before.
     #[inline(always)]
-    fn put_frame<const HEADER: usize, const MERGEABLE: bool, const INDIRECT: bool, F: FrameSource + ?Sized>(
+    fn put_plain<const HEADER: usize, F: FrameSource + ?Sized>(
         &mut self,
         frames: &F,
         index: usize,
-        used: Progress,
-    ) -> Result<Placed, RingError> {
-        if self.window.len() == 0 {
-            self.look::<true>(used.slots, 1)?;
-        }
-        let Some(&chain) = self.window.next() else { return Ok(Placed::RingFull) };
-        let frame_len = frames.frame_len(index);
-        let needed = HEADER + frame_len;
-        if needed > chain.room as usize {
-            return self.scatter::<HEADER, MERGEABLE, INDIRECT, F>(frames, index, used.slots);
-        }
-        // SAFETY: the chain is one buffer inside a region, with room for HEADER + `frame_len` bytes.
-        unsafe {
-            if F::HEADERS {
-                frames.header(index).write_single::<HEADER>(chain.start);
-            } else {
-                NetHeader::write_plain::<HEADER>(chain.start);
+        used: u16,
+    ) -> (usize, usize) {
+        let chains = self.window.first(frames.count() - index);
+        let (mut placed, mut bytes) = (0, 0);
+        for chain in chains.iter_mut() {
+            let frame_len = frames.frame_len(index + placed);
+            let needed = HEADER + frame_len;
+            if needed > chain.room as usize {
+                break;
             }
-            gather(frames, index, chain.start.add(HEADER), frame_len);
+            // SAFETY: the chain is one buffer inside a region, with room for HEADER + `frame_len` bytes.
+            unsafe {
+                if F::HEADERS {
+                    frames.header(index + placed).write_single::<HEADER>(chain.start);
+                } else {
+                    NetHeader::write_plain::<HEADER>(chain.start);
+                }
+                gather(frames, index + placed, chain.start.add(HEADER), frame_len);
+            }
+            chain.room = needed as u32;
+            bytes += frame_len;
+            placed += 1;
         }
-        self.format.give_back::<true>(used.slots, &chain, needed as u32);
-        self.window.used(1, R::slots(&chain));
-        Ok(Placed::Chains(1, R::slots(&chain)))
+        self.ground.format.give_back::<true>(used, &chains[..placed]);
+        // A plain chain has one descriptor.
+        self.window.used(placed, placed as u16);
+        (placed, bytes)
     }
+}
 
+impl<R: Format> Ground<R> {
     /// Puts a frame into chains of any shape, from the one `used` slots on: one chain, or with mergeable buffers as many as
     /// it takes. Room is found first: nothing is written unless the frame fits as a whole.
     #[inline(never)]
@@ -130,6 +140,7 @@ impl<R: Format> Queue<R> {
         frames: &F,
         index: usize,
         used: u16,
+        looked: &mut u32,
     ) -> Result<Placed, RingError> {
         let needed = HEADER + frames.frame_len(index);
         self.spans.clear();
@@ -153,10 +164,10 @@ impl<R: Format> Queue<R> {
                 }
             }
             steps += walk.steps();
-            self.steps += u32::from(walk.steps());
+            *looked += u32::from(walk.steps());
             chains += 1;
             slots += R::slots(&chain);
-            parts.push((chain, (room.min(needed) - before) as u32));
+            parts.push(Chain { room: (room.min(needed) - before) as u32, ..chain });
         }
         let header = if F::HEADERS { frames.header(index) } else { NetHeader::default() };
         let header = NetHeader { num_buffers: chains, ..header }.emit();
@@ -168,12 +179,7 @@ impl<R: Format> Queue<R> {
             unsafe { feed.fill(span.start.as_ptr(), part) };
             left -= part;
         }
-        let mut at = used;
-        for (chain, len) in &self.parts {
-            self.format.give_back::<true>(at, chain, *len);
-            at += R::slots(chain);
-        }
-        self.window.used(chains.into(), slots);
+        self.format.give_back::<true>(used, &self.parts);
         Ok(Placed::Chains(chains, slots))
     }
 }

@@ -17,25 +17,28 @@ use crate::memory::{GuestMap, RegionCache, Span};
 
 /// One ring of a guest. [`Queue::take`] drains a transmit ring, [`Queue::put`] fills a receive ring.
 pub struct Queue<F> {
-    pub(super) format: F,
-    pub(super) map: Arc<GuestMap>,
-    pub(super) cache: RegionCache,
+    pub(super) ground: Ground<F>,
+    /// What was found and not used.
+    pub(super) window: Window,
     /// The guest was told of what it has, since this ring was started.
     signalled: bool,
     call: Call,
     /// Found behind chains that were good; returned by the next call.
     pub(super) broken: Option<RingError>,
-    /// What was found and not used.
-    pub(super) window: Window,
-    /// Scratch for one frame that is not in one plain buffer: its pieces of guest memory...
-    pub(super) spans: Vec<Span>,
-    /// ... where they are copied to...
-    pub(super) pieces: Vec<(NonNull<u8>, usize)>,
-    /// ... and its chains, with the bytes that go into each.
-    pub(super) parts: Vec<(Chain, u32)>,
-    /// Descriptors of such frames in the burst at hand.
-    pub(super) steps: u32,
     config: RingConfig,
+}
+
+/// A ring and the memory that its chains lie in.
+pub(super) struct Ground<F> {
+    pub format: F,
+    pub map: Arc<GuestMap>,
+    pub cache: RegionCache,
+    /// Scratch for one frame that is not in one plain buffer: its pieces of guest memory...
+    pub spans: Vec<Span>,
+    /// ... where they are copied to...
+    pub pieces: Vec<(NonNull<u8>, usize)>,
+    /// ... and its chains, with the bytes that go into each.
+    pub parts: Vec<Chain>,
 }
 
 // SAFETY: the pointers lead into guest memory, which `map` keeps mapped and which belongs to no thread; those of `pieces` are
@@ -50,18 +53,20 @@ impl<F: Format> Queue<F> {
     ///
     /// [`RingError::Size`], [`RingError::Alignment`], [`RingError::Place`] or [`RingError::Call`]: the front-end described no ring.
     pub fn new(map: Arc<GuestMap>, config: &RingConfig) -> Result<Self, RingError> {
-        let ring = Self {
+        let ground = Ground {
             format: F::new(&map, config)?,
             map,
             cache: RegionCache::default(),
+            spans: Vec::with_capacity(BURST),
+            pieces: Vec::with_capacity(BURST),
+            parts: Vec::with_capacity(BURST),
+        };
+        let ring = Self {
+            ground,
             signalled: false,
             call: Call::new(config.call.clone())?,
             broken: None,
             window: Window::new(),
-            spans: Vec::with_capacity(BURST),
-            pieces: Vec::with_capacity(BURST),
-            parts: Vec::with_capacity(BURST),
-            steps: 0,
             config: config.clone(),
         };
         ring.call.signal()?;
@@ -74,9 +79,9 @@ impl<F: Format> Queue<F> {
     ///
     /// As [`Queue::new`]. The ring then stays in the old map.
     pub fn remap(&mut self, map: Arc<GuestMap>) -> Result<(), RingError> {
-        self.format.remap(&map, &self.config)?;
-        self.map = map;
-        self.cache = RegionCache::default();
+        self.ground.format.remap(&map, &self.config)?;
+        self.ground.map = map;
+        self.ground.cache = RegionCache::default();
         self.window.clear();
         Ok(())
     }
@@ -95,7 +100,7 @@ impl<F: Format> Queue<F> {
 
     /// Where the ring stands: what the front-end is told when it stops. See [`RingConfig::base`]. Nothing is in flight.
     pub fn position(&self) -> u16 {
-        self.format.position()
+        self.ground.format.position()
     }
 
     /// What was negotiated.
@@ -111,18 +116,18 @@ impl<F: Format> Queue<F> {
     /// Whether the guest has made chains available, or broke the ring, so that a call has something to do.
     #[inline]
     pub fn pending(&self) -> bool {
-        self.broken.is_some() || self.window.len() > 0 || self.format.pending()
+        self.broken.is_some() || self.window.len() > 0 || self.ground.format.pending()
     }
 
     /// Asks the guest not to kick: the ring is polled. A hint; kicks may still come.
     pub fn suppress_kicks(&mut self) {
-        self.format.suppress_kicks(self.config.features.event_idx);
+        self.ground.format.suppress_kicks(self.config.features.event_idx);
     }
 
     /// Asks the guest to kick when it makes the next chain available. True when it did meanwhile: then there may be no
     /// kick, and the ring is to be looked at now.
     pub fn request_kicks(&mut self) -> bool {
-        self.format.request_kicks(self.config.features.event_idx);
+        self.ground.format.request_kicks(self.config.features.event_idx);
         // The request is seen before the ring is read (VIRTIO 1.2 section 2.7.13.3.1): one of the two sides notices.
         fence(Ordering::SeqCst);
         self.pending()
@@ -144,7 +149,7 @@ impl<F: Format> Queue<F> {
 
     #[inline(always)]
     fn find<const WRITE: bool>(&mut self, used: u16) -> Result<(), RingError> {
-        let Self { format, map, cache, window, .. } = self;
+        let Self { ground: Ground { format, map, cache, .. }, window, .. } = self;
         let from = used + window.slots();
         match format.look::<WRITE>(map, cache, window.room(), from) {
             Ok((count, slots)) => window.add(count, slots),
@@ -167,11 +172,11 @@ impl<F: Format> Queue<F> {
     /// Shows the guest what was given back, in `slots` up to the chain `last`, and notifies it if it wants that.
     #[inline(always)]
     pub(super) fn publish<const WRITE: bool, const IN_ORDER: bool>(&mut self, last: &Chain, slots: u16) {
-        self.format.publish::<WRITE, IN_ORDER>(last, slots);
+        self.ground.format.publish::<WRITE, IN_ORDER>(last, slots);
         // It is seen before the guest's wish is read (VIRTIO 1.2 section 2.7.7.2): one side notices the other.
         fence(Ordering::SeqCst);
         let first = !std::mem::replace(&mut self.signalled, true);
-        if self.format.wants_interrupt(self.config.features.event_idx, first, slots) {
+        if self.ground.format.wants_interrupt(self.config.features.event_idx, first, slots) {
             self.broken = self.broken.or(self.call.signal().err());
         }
     }

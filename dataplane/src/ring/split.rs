@@ -114,6 +114,7 @@ impl Format for Split {
         let available = self.available(from + wanted)? - from;
         let first = self.next.wrapping_add(from);
         let mut count = usize::from(available.min(wanted));
+        let layout = self.layout;
         for (i, chain) in window[..count].iter_mut().enumerate() {
             match self.head(first.wrapping_add(i as u16)) {
                 Ok(head) => chain.head = head,
@@ -123,10 +124,11 @@ impl Format for Split {
                     break;
                 }
             }
-            copy::prefetch(self.layout.descriptor_at(chain.head));
+            copy::prefetch(layout.descriptor_at(chain.head));
         }
+        let mut memory = map.reader(cache);
         for chain in &mut window[..count] {
-            chain.find::<WRITE>(map, cache, self.layout.descriptor(chain.head));
+            chain.find::<WRITE>(&mut memory, layout.descriptor(chain.head));
         }
         Ok((count, count as u16))
     }
@@ -145,8 +147,11 @@ impl Format for Split {
     }
 
     #[inline(always)]
-    fn give_back<const WRITE: bool>(&mut self, at: u16, chain: &Chain, len: u32) {
-        self.layout.write_used(self.used.wrapping_add(at), chain.head, len);
+    fn give_back<const WRITE: bool>(&mut self, at: u16, chains: &[Chain]) {
+        let (layout, first) = (self.layout, self.used.wrapping_add(at));
+        for (i, chain) in chains.iter().enumerate() {
+            layout.write_used(first.wrapping_add(i as u16), chain.head, if WRITE { chain.room } else { 0 });
+        }
     }
 
     /// A batch is one element: the head of its last chain, where the batch begins (VIRTIO 1.2 section 2.7.9).

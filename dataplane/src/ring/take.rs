@@ -3,7 +3,7 @@
 use super::chain::{MAX_BURST, Walk, spread};
 use super::descriptor::{Chain, Descriptor};
 use super::format::Format;
-use super::queue::Queue;
+use super::queue::{Ground, Queue};
 use super::{FrameSink, LargeFrame, NetHeader, RingError, Taken, copy};
 use crate::BURST;
 
@@ -38,68 +38,75 @@ impl<F: Format> Queue<F> {
         result
     }
 
+    #[inline(never)]
     fn take_burst<const HEADER: usize, const INDIRECT: bool, const IN_ORDER: bool, S: FrameSink>(
         &mut self,
         limit: usize,
         max_frame: usize,
         sink: &mut S,
     ) -> Result<Taken, RingError> {
-        let mut done = Taken::default();
         let limit = limit.min(BURST);
         let count = self.look::<false>(0, limit)?.min(limit);
-        let (mut steps, mut slots, mut last) = (0, 0, Chain::NONE);
-        for i in 0..count {
-            let chain = self.window.chains()[i];
+        // A frame has between these two, and the loop has one comparison for both.
+        let longest = max_frame.max(MIN_FRAME) - MIN_FRAME;
+        let Self { ground, window, broken, .. } = self;
+        let chains = window.first(count);
+        let mut done = Taken::default();
+        let (mut frames, mut bytes, mut missed, mut steps) = (0, 0, 0, 0);
+        let (mut taken, mut slots) = (0, 0);
+        for chain in chains.iter() {
             let frame_len = (chain.room as usize).wrapping_sub(HEADER);
-            if (MIN_FRAME..=max_frame).contains(&frame_len) {
+            if frame_len.wrapping_sub(MIN_FRAME) <= longest {
                 // SAFETY: the chain is one buffer of HEADER + `frame_len` bytes inside a region; the sink's buffer has
                 // `frame_len` bytes that are not guest memory.
                 unsafe {
                     let header = if S::HEADERS { NetHeader::read::<HEADER>(chain.start) } else { NetHeader::default() };
-                    match sink.frame(&header, frame_len) {
-                        Some(to) => {
-                            copy::copy(chain.start.add(HEADER), to.as_ptr(), frame_len);
-                            done.frames += 1;
-                            done.bytes += frame_len as u64;
-                        }
-                        None => done.no_buffers += 1,
+                    if let Some(to) = sink.frame(&header, frame_len) {
+                        copy::copy(chain.start.add(HEADER), to.as_ptr(), frame_len);
+                        bytes += frame_len;
+                        frames += 1;
+                    } else {
+                        missed += frame_len;
                     }
                 }
-                done.received_bytes += frame_len as u64;
             } else {
-                match self.take_chain::<HEADER, INDIRECT, S>(&chain, max_frame, sink, &mut done) {
+                match ground.take_chain::<HEADER, INDIRECT, S>(chain, max_frame, sink, &mut done) {
                     Ok(Some(descriptors)) => steps += u32::from(descriptors),
                     Ok(None) => break,
                     Err(error) => {
-                        self.broken = Some(error);
+                        *broken = Some(error);
                         break;
                     }
                 }
             }
-            if !IN_ORDER {
-                self.format.give_back::<false>(slots, &chain, 0);
-            }
-            slots += F::slots(&chain);
-            last = chain;
-            done.received += 1;
+            slots += F::slots(chain);
+            taken += 1;
             if steps >= MAX_BURST {
                 break;
             }
         }
-        match self.broken {
-            Some(error) if done.received == 0 => return Err(error),
-            _ if done.received == 0 => {}
-            _ => {
-                self.window.used(done.received as usize, slots);
-                self.publish::<false, IN_ORDER>(&last, slots);
-                self.look_ahead::<false>();
-            }
+        let Some(&last) = chains[..taken].last() else { return broken.map_or(Ok(done), Err) };
+        // What `take_chain` has not counted.
+        let odd = done.frames + done.malformed + done.too_long + done.no_buffers;
+        done.no_buffers += taken as u64 - odd - frames;
+        done.received_bytes += (bytes + missed) as u64;
+        done.bytes += bytes as u64;
+        done.frames += frames;
+        done.received = taken as u64;
+        if !IN_ORDER {
+            ground.format.give_back::<false>(0, &chains[..taken]);
         }
+        window.used(taken, slots);
+        self.publish::<false, IN_ORDER>(&last, slots);
+        self.look_ahead::<false>();
         Ok(done)
     }
+}
 
+impl<F: Format> Ground<F> {
     /// Takes a chain of any shape, counts it in `done`. Returns how many descriptors were looked at, or `None` when it stays for
     /// the next burst.
+    #[cold]
     #[inline(never)]
     fn take_chain<const HEADER: usize, const INDIRECT: bool, S: FrameSink>(
         &mut self,

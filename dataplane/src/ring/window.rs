@@ -37,16 +37,11 @@ impl Window {
         self.slots
     }
 
-    /// The chains.
+    /// The first chains, `count` at most, to be changed.
     #[inline(always)]
-    pub fn chains(&self) -> &[Chain] {
-        &self.chains[self.first..self.end]
-    }
-
-    /// The chain that comes next, if it is known.
-    #[inline(always)]
-    pub fn next(&self) -> Option<&Chain> {
-        self.chains().first()
+    pub fn first(&mut self, count: usize) -> &mut [Chain] {
+        let count = count.min(self.len());
+        &mut self.chains[self.first..self.first + count]
     }
 
     /// Removes the first `count` chains, which take `slots`, or all if there are fewer.
