@@ -3,18 +3,27 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use ringspan_testkit::guest::Kind;
 use ringspan_testkit::scene::{GUEST, Plan, Scene, serve_iperf};
-use ringspan_testkit::{needs, process, wait};
+use ringspan_testkit::{needs, over_both, process, wait};
+
+over_both!(
+    a_guest_pings_and_moves_data_both_ways,
+    driver_reloads_and_guest_reboots_change_nothing,
+    killing_the_daemon_loses_nothing_and_killing_the_lane_little,
+    qemus_monitor_answers_while_the_lane_is_down,
+    a_guest_that_was_given_four_pairs_may_enable_fewer,
+    a_guest_takes_the_ports_mtu_and_moves_large_frames,
+);
 
 const REBOOTS: u32 = 3;
 const RELOADS: u32 = 20;
 /// Between pings: often enough to see a gap of a few packets, seldom enough for a machine that is busy with other tests.
 const INTERVAL: Duration = Duration::from_millis(20);
 
-#[test]
-fn a_guest_pings_and_moves_data_both_ways() -> Result<()> {
+fn a_guest_pings_and_moves_data_both_ways(rings: Kind) -> Result<()> {
     needs!(Root, Guest, Ringspan, Program("iperf3"));
-    let mut scene = Scene::new("both", &Plan::default())?;
+    let mut scene = Scene::new("both", &Plan { rings, ..Plan::default() })?;
     serve_iperf(&mut scene.guest)?;
     ensure!(scene.iperf(&[])? > 1e6, "hardly anything moved from the host to the guest");
     ensure!(scene.iperf(&["-R"])? > 1e6, "hardly anything moved from the guest to the host");
@@ -23,10 +32,9 @@ fn a_guest_pings_and_moves_data_both_ways() -> Result<()> {
     ping.finish()?.nothing_lost()
 }
 
-#[test]
-fn driver_reloads_and_guest_reboots_change_nothing() -> Result<()> {
+fn driver_reloads_and_guest_reboots_change_nothing(rings: Kind) -> Result<()> {
     needs!(Root, Guest, Ringspan);
-    let mut scene = Scene::new("reload", &Plan::default())?;
+    let mut scene = Scene::new("reload", &Plan { rings, ..Plan::default() })?;
     for round in 0..RELOADS {
         // The device is reset either way; unloading the module also frees its interrupts and memory.
         let script = if round % 2 == 0 {
@@ -50,10 +58,9 @@ fn driver_reloads_and_guest_reboots_change_nothing() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn killing_the_daemon_loses_nothing_and_killing_the_lane_little() -> Result<()> {
+fn killing_the_daemon_loses_nothing_and_killing_the_lane_little(rings: Kind) -> Result<()> {
     needs!(Root, Guest, Ringspan);
-    let mut scene = Scene::new("kill", &Plan::default())?;
+    let mut scene = Scene::new("kill", &Plan { rings, ..Plan::default() })?;
     let lane = scene.daemon.lane_pid("main")?;
 
     let ping = scene.net.ping(GUEST, INTERVAL)?;
@@ -83,10 +90,9 @@ fn killing_the_daemon_loses_nothing_and_killing_the_lane_little() -> Result<()> 
     Ok(())
 }
 
-#[test]
-fn qemus_monitor_answers_while_the_lane_is_down() -> Result<()> {
+fn qemus_monitor_answers_while_the_lane_is_down(rings: Kind) -> Result<()> {
     needs!(Root, Guest, Ringspan);
-    let mut scene = Scene::new("monitor", &Plan::default())?;
+    let mut scene = Scene::new("monitor", &Plan { rings, ..Plan::default() })?;
     let lane = scene.daemon.lane_pid("main")?;
     // Without the daemon nobody starts another lane.
     scene.daemon.kill()?;
@@ -101,10 +107,9 @@ fn qemus_monitor_answers_while_the_lane_is_down() -> Result<()> {
     scene.answers()
 }
 
-#[test]
-fn a_guest_that_was_given_four_pairs_may_enable_fewer() -> Result<()> {
+fn a_guest_that_was_given_four_pairs_may_enable_fewer(rings: Kind) -> Result<()> {
     needs!(Root, Guest, Ringspan, Program("ethtool"), Program("iperf3"));
-    let mut scene = Scene::new("queues", &Plan { queues: 2, guest_queues: 4, cpus: 2, ..Plan::default() })?;
+    let mut scene = Scene::new("queues", &Plan { queues: 2, guest_queues: 4, cpus: 2, rings, ..Plan::default() })?;
     let channels = scene.guest.sh("ethtool -l eth0")?;
     let combined: Vec<&str> =
         channels.lines().filter_map(|line| line.strip_prefix("Combined:")).map(str::trim).collect();
@@ -123,10 +128,9 @@ fn a_guest_that_was_given_four_pairs_may_enable_fewer() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_guest_takes_the_ports_mtu_and_moves_large_frames() -> Result<()> {
+fn a_guest_takes_the_ports_mtu_and_moves_large_frames(rings: Kind) -> Result<()> {
     needs!(Root, Guest, Ringspan, Program("ethtool"));
-    let mut scene = Scene::new("jumbo", &Plan { mtu: 9000, ..Plan::default() })?;
+    let mut scene = Scene::new("jumbo", &Plan { mtu: 9000, rings, ..Plan::default() })?;
     let mtu = scene.guest.sh("cat /sys/class/net/eth0/mtu")?;
     ensure!(mtu.trim() == "9000", "the guest's MTU is {mtu}");
     // -M do: never in fragments.

@@ -4,29 +4,41 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use ringspan_protocol::{PortSpec, Role};
+use ringspan_testkit::guest::{Kind, feature};
 use ringspan_testkit::lane::{self, Lane};
 use ringspan_testkit::testpmd::{self, PortCounts, Testpmd};
-use ringspan_testkit::{needs, paths, wait};
+use ringspan_testkit::{needs, over_both, paths, wait};
+
+over_both!(
+    what_testpmd_sends_arrives_in_the_device,
+    what_the_device_makes_arrives_in_testpmd,
+    frames_circle_through_the_port,
+    frames_circle_through_a_port_that_connects,
+    frames_circle_through_four_pairs,
+);
 
 const READY: Duration = Duration::from_secs(20);
 
 /// A lane with one port, and a testpmd whose port 0 is virtio-user on the port's socket.
-fn start(name: &str, device: &str, queues: u16, role: Role) -> Result<(Lane, Testpmd, tempfile::TempDir)> {
+fn start(name: &str, device: &str, queues: u16, role: Role, kind: Kind) -> Result<(Lane, Testpmd, tempfile::TempDir)> {
     let folder = paths::scratch()?;
     let mut lane = Lane::start(lane::Options { memory_mib: 256, ..lane::Options::new(name) }, folder.path())?;
     let spec = PortSpec { role, ..lane.spec("vm", device, queues) };
     let server = u8::from(role == Role::Client);
     let socket = spec.socket.display();
     let count = queues.to_string();
-    let mut options = testpmd::Options::new(format!("{name}-{}", std::process::id()))
-        .device(format!("net_virtio_user0,path={socket},queues={queues},queue_size=1024,server={server}"))
+    let packed = u8::from(kind == Kind::Packed);
+    let device = format!("net_virtio_user0,path={socket},queues={queues},queue_size=1024,server={server}");
+    let mut options = testpmd::Options::new(format!("{name}{packed}-{}", std::process::id()))
+        .device(format!("{device},packed_vq={packed}"))
         .arguments(["--rxq", &count, "--txq", &count, "--rxd=1024", "--txd=1024", "--total-num-mbufs=16384"]);
     options.core = 1;
     options.huge_pages = false;
     // In either role the port comes first: as a client it retries until virtio-user, which waits for it, is there.
     lane.add(&spec)?;
     let testpmd = Testpmd::start(&options)?;
-    lane.wait_port("vm", READY, |status| status.active_pairs == queues)?;
+    let status = lane.wait_port("vm", READY, |status| status.active_pairs == queues)?;
+    ensure!((status.features & feature::RING_PACKED != 0) == (packed == 1), "{kind:?}, but {:#x}", status.features);
     Ok((lane, testpmd, folder))
 }
 
@@ -50,10 +62,9 @@ fn at_rest(testpmd: &mut Testpmd) -> Result<PortCounts> {
     })
 }
 
-#[test]
-fn what_testpmd_sends_arrives_in_the_device() -> Result<()> {
+fn what_testpmd_sends_arrives_in_the_device(kind: Kind) -> Result<()> {
     needs!(Root, Lane, Program("dpdk-testpmd"));
-    let (mut lane, mut testpmd, _folder) = start("vu-tx", "vdev:net_null0,size=64,no-rx=1", 1, Role::Server)?;
+    let (mut lane, mut testpmd, _folder) = start("vu-tx", "vdev:net_null0,size=64,no-rx=1", 1, Role::Server, kind)?;
     testpmd.command("set fwd txonly")?;
     testpmd.command("start")?;
     enough(&mut testpmd, |counts| counts.tx_packets)?;
@@ -65,10 +76,9 @@ fn what_testpmd_sends_arrives_in_the_device() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn what_the_device_makes_arrives_in_testpmd() -> Result<()> {
+fn what_the_device_makes_arrives_in_testpmd(kind: Kind) -> Result<()> {
     needs!(Root, Lane, Program("dpdk-testpmd"));
-    let (mut lane, mut testpmd, _folder) = start("vu-rx", "vdev:net_null0,size=64", 1, Role::Server)?;
+    let (mut lane, mut testpmd, _folder) = start("vu-rx", "vdev:net_null0,size=64", 1, Role::Server, kind)?;
     testpmd.command("set fwd rxonly")?;
     testpmd.command("start")?;
     let running = enough(&mut testpmd, |counts| counts.rx_packets)?;
@@ -83,8 +93,8 @@ fn what_the_device_makes_arrives_in_testpmd() -> Result<()> {
 }
 
 /// Frames that circle between testpmd and the device, and are counted at both ends.
-fn both_directions(name: &str, queues: u16, role: Role) -> Result<()> {
-    let (mut lane, mut testpmd, _folder) = start(name, "vdev:net_ring0", queues, role)?;
+fn both_directions(name: &str, queues: u16, role: Role, kind: Kind) -> Result<()> {
+    let (mut lane, mut testpmd, _folder) = start(name, "vdev:net_ring0", queues, role, kind)?;
     testpmd.command("set fwd io")?;
     testpmd.command("start tx_first 4")?;
     enough(&mut testpmd, |counts| counts.tx_packets)?;
@@ -105,20 +115,17 @@ fn both_directions(name: &str, queues: u16, role: Role) -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn frames_circle_through_the_port() -> Result<()> {
+fn frames_circle_through_the_port(kind: Kind) -> Result<()> {
     needs!(Root, Lane, Program("dpdk-testpmd"));
-    both_directions("vu-io", 1, Role::Server)
+    both_directions("vu-io", 1, Role::Server, kind)
 }
 
-#[test]
-fn frames_circle_through_a_port_that_connects() -> Result<()> {
+fn frames_circle_through_a_port_that_connects(kind: Kind) -> Result<()> {
     needs!(Root, Lane, Program("dpdk-testpmd"));
-    both_directions("vu-client", 1, Role::Client)
+    both_directions("vu-client", 1, Role::Client, kind)
 }
 
-#[test]
-fn frames_circle_through_four_pairs() -> Result<()> {
+fn frames_circle_through_four_pairs(kind: Kind) -> Result<()> {
     needs!(Root, Lane, Program("dpdk-testpmd"));
-    both_directions("vu-four", 4, Role::Server)
+    both_directions("vu-four", 4, Role::Server, kind)
 }
