@@ -269,3 +269,48 @@ fn a_port_without_offloads_offers_none() -> Result<()> {
     assert_eq!(guest.features() & (feature::HOST_OFFLOADS | feature::GUEST_OFFLOADS), 0);
     Ok(())
 }
+
+/// DPDK's virtio driver does by its device what it is told, as a physical NIC does: here the device is a port of another lane.
+#[test]
+fn what_a_device_does_by_itself_is_left_to_it() -> Result<()> {
+    needs!(Root, Lane, Program("ip"), Program("tshark"));
+    let (near, far) = (paths::scratch()?, paths::scratch()?);
+    let (_net, mut wire, socket, capture) = tap(&far, "wire")?;
+    let mut lane = lane(&near, "driver")?;
+    let device = format!("vdev:net_virtio_user0,path={},queue_size=256", socket.display());
+    let socket = lane.add_port("vm", &device, 1).map_err(|error| error.context(lane.log()))?;
+    let offloads = lane.port("vm")?.device.offloads;
+    assert_eq!(
+        (offloads.tx_checksum, offloads.tx_tcp_segments),
+        (OffloadBy::Device, OffloadBy::Device),
+        "{offloads:?}"
+    );
+    let mut all = Vec::new();
+    let mut guest = Guest::start(sender(&socket))?;
+    for kind in kinds() {
+        for payload in [1, 999] {
+            let packet = Packet { payload, seed: payload as u8, ..kind };
+            send(&mut guest, &packet.frame(), &packet.checksum_header())?;
+            let came = next(&capture)?;
+            packet.check(&came).with_context(|| format!("{packet:?}"))?;
+            all.push(came);
+        }
+        // With and without CWR, which is not left to a device; segments too small for one, and a frame of few segments.
+        for (payload, mss, ecn) in [(60_000, 1300, true), (60_000, 1300, false), (700, 100, false), (2800, 1400, false)]
+        {
+            let packet = Packet { payload, seed: 9, ecn, ..kind };
+            send(&mut guest, &packet.frame(), &packet.segment_header(mss))?;
+            let segments = (0..payload.div_ceil(mss)).map(|_| next(&capture)).collect::<Result<Vec<_>>>();
+            let segments =
+                segments.with_context(|| format!("{packet:?}: {:?} {:?}", lane.totals("vm"), wire.totals("vm")))?;
+            packet.check_segments(mss, &segments).with_context(|| format!("{packet:?} in segments of {mss}"))?;
+            all.extend(segments);
+        }
+    }
+    tshark_finds_nothing_wrong(&all, &far.path().join("frames.pcap"))?;
+    // Of TCP without extension headers and CWR, the frames of 47 segments and of 2 have reached the other lane whole.
+    let whole = kinds().iter().filter(|kind| !kind.udp && !(kind.ipv6 && kind.options > 0)).count() as u64;
+    let (from, _) = wire.totals("vm")?;
+    assert_eq!(all.len() as u64 - from.received, whole * (46 + 1));
+    Ok(())
+}

@@ -37,6 +37,8 @@ pub struct Packet {
     pub options: usize,
     /// 4-byte options of TCP, 10 at most.
     pub tcp_options: usize,
+    /// TCP's flag CWR is set.
+    pub ecn: bool,
     /// Bytes of payload.
     pub payload: usize,
     /// Makes packets differ.
@@ -46,7 +48,7 @@ pub struct Packet {
 impl Packet {
     /// TCP over IPv4 without any options.
     pub fn new(payload: usize) -> Self {
-        Self { tags: 0, ipv6: false, udp: false, options: 0, tcp_options: 0, payload, seed: 1 }
+        Self { tags: 0, ipv6: false, udp: false, options: 0, tcp_options: 0, ecn: true, payload, seed: 1 }
     }
 
     /// Bytes before the TCP or UDP header.
@@ -70,6 +72,10 @@ impl Packet {
 
     fn protocol(&self) -> u8 {
         if self.udp { 17 } else { 6 }
+    }
+
+    fn cwr(&self) -> u8 {
+        if self.ecn { CWR } else { 0 }
     }
 
     /// The frame as a guest's driver hands it over: the pseudo header's sum where the checksum goes.
@@ -117,7 +123,7 @@ impl Packet {
             frame.extend(pseudo);
         } else {
             frame.extend(SEQUENCE.to_be_bytes());
-            frame.extend([1, 2, 3, 4, (5 + self.tcp_options as u8) << 4, CWR | ACK | FIN_AND_PSH, 1, 0]);
+            frame.extend([1, 2, 3, 4, (5 + self.tcp_options as u8) << 4, self.cwr() | ACK | FIN_AND_PSH, 1, 0]);
             frame.extend(pseudo);
             frame.extend([0, 0]);
             frame.resize(frame.len() + 4 * self.tcp_options, 1);
@@ -133,10 +139,11 @@ impl Packet {
 
     /// The header that leaves segments of `mss` bytes to the device.
     pub fn segment_header(&self, mss: usize) -> NetHeader {
+        let ecn = if self.ecn { GSO_ECN } else { 0 };
         let gso_type = match (self.udp, self.ipv6) {
             (true, _) => GSO_UDP_L4,
-            (false, true) => GSO_TCPV6 | GSO_ECN,
-            (false, false) => GSO_TCPV4 | GSO_ECN,
+            (false, true) => GSO_TCPV6 | ecn,
+            (false, false) => GSO_TCPV4 | ecn,
         };
         let hdr_len = self.header_len() as u16;
         NetHeader { flags: NEEDS_CSUM, gso_type, hdr_len, gso_size: mss as u16, ..self.checksum_header() }
@@ -189,7 +196,7 @@ impl Packet {
                 let sequence = u32::from_be_bytes(segment[start + 4..start + 8].try_into()?);
                 let belongs = SEQUENCE.wrapping_add(payload.len() as u32);
                 ensure!(sequence == belongs, "segment {number}: sequence {sequence:#x}, not {belongs:#x}");
-                let belong = ACK | if number == 0 { CWR } else { 0 } | if last { FIN_AND_PSH } else { 0 };
+                let belong = ACK | if number == 0 { self.cwr() } else { 0 } | if last { FIN_AND_PSH } else { 0 };
                 ensure!(segment[start + 13] == belong, "segment {number}: flags {:#x}", segment[start + 13]);
             }
             payload.extend(&segment[header_len..]);

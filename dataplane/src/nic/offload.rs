@@ -29,7 +29,9 @@ const NOT_BETTER: &[&str] = &["net_tap"];
 /// What the transmit side of a device does by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct TxAbilities {
-    /// Checksums of TCP, with the IPv4 header's.
+    /// Checksums of IPv4 headers. Segments have theirs from whoever cuts them; ethdev wants to be told so where it can be.
+    pub ip_checksum: bool,
+    /// Checksums of TCP.
     pub tcp_checksum: bool,
     /// Checksums of UDP.
     pub udp_checksum: bool,
@@ -75,16 +77,14 @@ impl Offloads {
         let tx_flags = useful_tx & info.tx_offload_capa;
         let rx_flags = useful_rx & info.rx_offload_capa;
         let has = |flags: u64| tx_flags & flags == flags;
-        let both = sys::SHIM_TX_OFFLOAD_IPV4_CKSUM | sys::SHIM_TX_OFFLOAD_TCP_CKSUM;
+        let many = sys::SHIM_TX_OFFLOAD_MULTI_SEGS;
         let tx = TxAbilities {
+            ip_checksum: has(sys::SHIM_TX_OFFLOAD_IPV4_CKSUM),
             tcp_checksum: has(sys::SHIM_TX_OFFLOAD_TCP_CKSUM),
             udp_checksum: has(sys::SHIM_TX_OFFLOAD_UDP_CKSUM),
-            tcp_segments: has(sys::SHIM_TX_OFFLOAD_TCP_TSO | sys::SHIM_TX_OFFLOAD_MULTI_SEGS | both),
-            udp_segments: has(sys::SHIM_TX_OFFLOAD_UDP_TSO
-                | sys::SHIM_TX_OFFLOAD_MULTI_SEGS
-                | sys::SHIM_TX_OFFLOAD_UDP_CKSUM
-                | sys::SHIM_TX_OFFLOAD_IPV4_CKSUM),
-            many_buffers: has(sys::SHIM_TX_OFFLOAD_MULTI_SEGS),
+            tcp_segments: has(sys::SHIM_TX_OFFLOAD_TCP_TSO | sys::SHIM_TX_OFFLOAD_TCP_CKSUM | many),
+            udp_segments: has(sys::SHIM_TX_OFFLOAD_UDP_TSO | sys::SHIM_TX_OFFLOAD_UDP_CKSUM | many),
+            many_buffers: has(many),
             link,
         };
         Self { tx_flags, rx_flags, wanted, tx, marks: link || rx_flags != 0 }
@@ -144,8 +144,8 @@ impl TxAbilities {
 const ASKED: u64 = sys::SHIM_MBUF_TX_L4_MASK | sys::SHIM_MBUF_TX_TCP_SEG | sys::SHIM_MBUF_TX_UDP_SEG;
 
 impl FrameMut<'_> {
-    /// Marks the frame with what is to be done to it.
-    pub fn mark(&mut self, request: &Request) {
+    /// Leaves `request` to whom the frame is sent to: marks it, and makes its headers what a device wants them to be.
+    pub fn mark(&mut self, request: &Request, abilities: &TxAbilities) {
         let (headers, l4_len, mss) = match request {
             Request::Checksum(checksum) => (checksum.headers, 0, 0),
             Request::Segment(Segment { headers, l4_len, mss, .. }) => (Some(*headers), *l4_len, *mss),
@@ -161,7 +161,11 @@ impl FrameMut<'_> {
                 Transport::Tcp => sys::SHIM_MBUF_TX_TCP_SEG,
                 Transport::Udp => sys::SHIM_MBUF_TX_UDP_SEG,
             };
-            flags |= if headers.ipv6 { 0 } else { sys::SHIM_MBUF_TX_IP_CKSUM };
+            flags |= if abilities.ip_checksum && !headers.ipv6 { sys::SHIM_MBUF_TX_IP_CKSUM } else { 0 };
+        }
+        if !abilities.link {
+            let len = self.as_frame().len();
+            request.prime(self.bytes_mut(), len, abilities.ip_checksum);
         }
         let lengths = (headers.l2_len as u64) << sys::SHIM_MBUF_L2_LEN_OFS
             | (headers.l3_len as u64) << sys::SHIM_MBUF_L3_LEN_OFS

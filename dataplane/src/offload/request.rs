@@ -85,9 +85,9 @@ impl Request {
 
 impl Request {
     /// Makes the headers in `head` what ethdev wants of a frame that a device is to work on (`rte_mbuf`, `RTE_MBUF_F_TX_TCP_SEG` and
-    /// its siblings): the sum of the pseudo header where the checksum goes, for segments without the length and with a
-    /// checksum of zero in an IPv4 header. `len` is the frame's length in bytes.
-    pub fn prime(&self, head: &mut [u8], len: usize) {
+    /// its siblings): the sum of the pseudo header where the checksum goes, for segments without the length and, where the
+    /// device does those too, with a checksum of zero in an IPv4 header. `len` is the frame's length in bytes.
+    pub fn prime(&self, head: &mut [u8], len: usize, ip_checksum: bool) {
         let (headers, cut) = match self {
             Self::Checksum(Checksum { headers: Some(headers), .. }) => (headers, false),
             Self::Checksum(_) => return,
@@ -98,7 +98,7 @@ impl Request {
         let sum = headers.pseudo_sum(head).add_number(length).bytes();
         let place = start + headers.transport.checksum_offset();
         head[place..place + 2].copy_from_slice(&sum);
-        if cut && !headers.ipv6 {
+        if cut && ip_checksum && !headers.ipv6 {
             head[headers.l2_len + 10..headers.l2_len + 12].fill(0);
         }
     }

@@ -21,6 +21,7 @@ fn plans(payload: std::ops::Range<usize>) -> impl Strategy<Value = Packet> {
             udp,
             options,
             tcp_options,
+            ecn: seed % 2 == 0,
             payload,
             seed,
         },

@@ -66,10 +66,7 @@ impl Unfinished {
                 Ok(None) => continue,
                 Ok(Some(Request::Segment(segment))) if segment.longest_segment(len) > max_frame => Task::TooLong,
                 Ok(Some(request)) if queue.abilities().does(&request, len, buffers) => {
-                    if !queue.abilities().link {
-                        request.prime(frame.bytes_mut(), len);
-                    }
-                    frame.mark(&request);
+                    frame.mark(&request, queue.abilities());
                     marked |= 1 << place;
                     continue;
                 }
