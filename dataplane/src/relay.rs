@@ -243,7 +243,7 @@ impl Relay {
         }
         let counters = self.common.journal.to_guest(queue.index);
         let frames = Frames(&queue.inbox);
-        let bytes = frames.bytes();
+        let bytes = frames.look();
         counters.received(received as u64, bytes);
         let fed = queue.feeds.filter(|_| !broken);
         let outcome = match fed.and_then(|place| self.to_guest.get_mut(place)) {

@@ -137,19 +137,6 @@ impl Burst {
         self.truncate(0);
     }
 
-    /// Starts to load the header and the first bytes of a frame into the cache; nothing when there is no such frame.
-    #[inline]
-    pub fn prefetch(&self, index: usize) {
-        #[cfg(target_arch = "x86_64")]
-        if let Some(head) = self.frames[..self.len].get(index) {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            // SAFETY: a prefetch has no effect but on the cache; the header is readable.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(data(*head).cast()) };
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = index;
-    }
-
     /// Keeps `pool` alive as long as frames of it may be here.
     #[inline]
     pub(super) fn hold(&mut self, pool: &Pool) {
@@ -263,6 +250,17 @@ impl<'a> Frame<'a> {
     pub fn len(&self) -> usize {
         // SAFETY: the frame is valid while its burst is borrowed.
         unsafe { field::<u32>(self.head, sys::SHIM_MBUF_PKT_LEN) as usize }
+    }
+
+    /// Starts to load the first bytes of the frame into the cache.
+    #[inline]
+    pub fn prefetch(&self) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a prefetch has no effect but on the cache; the frame is valid while its burst is borrowed.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(data(self.head).cast());
+        }
     }
 
     /// Number of segments, 1 at least.

@@ -11,9 +11,14 @@ use crate::ring::{FrameSource, NetHeader, Put, Ring, RingError};
 pub struct Frames<'a>(pub(super) &'a Burst);
 
 impl Frames<'_> {
-    /// Bytes of all frames together.
-    pub(super) fn bytes(&self) -> u64 {
-        self.0.iter().map(|frame| frame.len() as u64).sum()
+    /// Bytes of all frames together, which are on their way to the cache afterwards.
+    #[inline]
+    pub(super) fn look(&self) -> u64 {
+        let look = |frame: Frame<'_>| {
+            frame.prefetch();
+            frame.len() as u64
+        };
+        self.0.iter().map(look).sum()
     }
 
     /// Whether some say what the guest of this ring wants to know, or what is still to be done to them.

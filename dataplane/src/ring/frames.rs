@@ -65,6 +65,12 @@ pub unsafe trait FrameSource {
     /// The pieces of a frame, in order.
     fn segments(&self, index: usize) -> impl Iterator<Item = (*const u8, usize)>;
 
+    /// The first piece of a frame: the whole of it, mostly.
+    #[inline(always)]
+    fn start(&self, index: usize) -> (*const u8, usize) {
+        self.segments(index).next().unwrap_or((std::ptr::null(), 0))
+    }
+
     /// Whether frames have headers of their own: otherwise they are plain, and [`FrameSource::header`] is not asked.
     const HEADERS: bool = false;
 

@@ -111,6 +111,7 @@ impl<R: Format> Queue<R> {
             if needed > chain.room as usize {
                 break;
             }
+            let (data, len) = frames.start(index + placed);
             // SAFETY: the chain is one buffer inside a region, with room for HEADER + `frame_len` bytes.
             unsafe {
                 if F::HEADERS {
@@ -118,7 +119,11 @@ impl<R: Format> Queue<R> {
                 } else {
                     NetHeader::write_plain::<HEADER>(chain.start);
                 }
-                gather(frames, index + placed, chain.start.add(HEADER), frame_len);
+                if len == frame_len {
+                    copy::copy(data, chain.start.add(HEADER), frame_len);
+                } else {
+                    gather(frames, index + placed, chain.start.add(HEADER), frame_len);
+                }
             }
             chain.room = needed as u32;
             bytes += frame_len;
@@ -189,7 +194,8 @@ impl<R: Format> Ground<R> {
 /// # Safety
 ///
 /// `to` is valid for writes of `len` bytes.
-#[inline(always)]
+#[cold]
+#[inline(never)]
 unsafe fn gather<F: FrameSource + ?Sized>(frames: &F, index: usize, mut to: *mut u8, len: usize) {
     let mut left = len;
     for (from, part) in frames.segments(index) {
