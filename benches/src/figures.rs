@@ -9,6 +9,7 @@ use ringspan_testkit::daemon::Daemon;
 use ringspan_testkit::guest::{Guest, Options};
 use ringspan_testkit::lane::{self, Lane};
 
+use crate::latency::processor_seconds;
 use crate::report::Figure;
 
 /// Attached guests whose cost is measured.
@@ -70,25 +71,15 @@ fn lane_figures(core: usize) -> anyhow::Result<LaneFigures> {
     add_ms.sort_by(f64::total_cmp);
     // The naps of idle workers reach their full length within milliseconds; a second is generous.
     std::thread::sleep(Duration::from_secs(1));
-    let (start, before) = (Instant::now(), cpu_seconds(lane.pid())?);
+    let (start, before) = (Instant::now(), processor_seconds(lane.pid())?);
     std::thread::sleep(Duration::from_secs(3));
-    let used = cpu_seconds(lane.pid())? - before;
+    let used = processor_seconds(lane.pid())? - before;
     ensure!(guests.len() == IDLE_GUESTS && lane.is_alive(), "the lane died");
     Ok(LaneFigures {
         ready_ms,
         port_add_ms: add_ms[add_ms.len() / 2],
         idle_percent: 100.0 * used / start.elapsed().as_secs_f64(),
     })
-}
-
-/// Seconds of processor time that a process has used.
-fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
-    let mut nanoseconds = 0_u64;
-    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
-        let text = std::fs::read_to_string(task?.path().join("schedstat")).unwrap_or_default();
-        nanoseconds += text.split_whitespace().next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
-    }
-    Ok(nanoseconds as f64 / 1e9)
 }
 
 /// Milliseconds from the daemon's start until its configured port listens, and MiB that the daemon holds.

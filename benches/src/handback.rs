@@ -1,55 +1,67 @@
-//! The ceiling: a back-end that copies each frame once, hands its descriptor back, and does nothing else.
+//! Back-ends inside of this process that do nothing but their part of the ring: what generator and machine can do at most.
 //!
-//! It shows what this machine, and the generator, can do at most: who comes near it is limited by them. It runs as a thread of
-//! this process on the back-end's core and works on the ring that the guest laid out, without a socket and without any check.
+//! One only hands descriptors back: how fast the generator is. The other copies each frame once, too: the limit of every relay.
+//! Each runs as a thread on the back-end's core and works on a ring that the guest laid out, without a socket and without any check.
 //!
 //! # Invariants
-//! The ring's three tables stay mapped while the thread runs: it is joined before the queue, which holds the memory, is dropped. The generator and this thread share indices through atomics only, and entries in the order that the indices say.
+//! The ring's tables stay mapped while the thread runs: it is joined before the queues, which hold the memory, are dropped. Addresses, heads
+//! and lengths are those of our own generator. Generator and thread share indices and flags through atomics only, and
+//! everything else in the order that these say.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 
+use ringspan_testkit::guest::Memory;
 use ringspan_testkit::guest::ring::{Descriptor, Used};
-use ringspan_testkit::guest::{Layout, Memory, Receiver, Shape, SplitRing, Transmitter};
 
-use crate::load::{self, Direction, Load, Measured};
+use crate::driver::{self, HEADER, LINE, Ring, guest, prefetch_read, prefetch_write};
+use crate::load::{self, Load, Measured, Queues};
 
-/// Bytes of the virtio-net header.
-const HEADER: usize = 12;
 /// Most descriptors that are served at once.
-const BURST: usize = 64;
+const BURST: usize = 128;
+
+/// What is done with frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// Nothing: buffers are not touched.
+    HandBack,
+    /// Frames from the guest are copied.
+    CopyFrom,
+    /// Frames of this size are copied to the guest.
+    CopyTo(u16),
+}
+
+/// A buffer that is being served: its descriptor's id, its address here, its length.
+type Buffer = (u16, *mut u8, usize);
 
 /// A ring as its device sees it: addresses in this process.
 #[derive(Clone, Copy)]
 struct Device {
-    desc: *const Descriptor,
-    avail: *mut u16,
-    used: *mut u16,
+    packed: bool,
+    tables: [u64; 3],
     size: u16,
     /// What is added to a guest's address.
     base: u64,
 }
 
-// SAFETY: the pointers are used by one thread, and only while `run` keeps what they point to.
-unsafe impl Send for Device {}
-
 impl Device {
-    fn new(ring: &SplitRing, memory: &Arc<Memory>) -> Self {
-        let [desc, avail, used] = ring.user_addresses();
-        let (desc, avail, used) = (desc as *const Descriptor, avail as *mut u16, used as *mut u16);
-        let base = memory.regions()[0].user;
-        Self { desc, avail, used, size: ring.size(), base }
+    fn new<R: Ring>(ring: &R, memory: &Memory) -> Self {
+        Self { packed: R::PACKED, tables: ring.user_addresses(), size: ring.size(), base: memory.regions()[0].user }
     }
 
-    /// Serves the ring until told to stop: each descriptor is read, its buffer copied from (or to, when `written` is not 0), and
-    /// given back, by the burst.
-    fn hand_back(self, written: u32, stop: &AtomicBool) {
+    /// Serves the ring until told to stop.
+    fn serve(self, work: Work, stop: &AtomicBool) {
+        if self.packed { self.serve_packed(work, stop) } else { self.serve_split(work, stop) }
+    }
+
+    fn serve_split(self, work: Work, stop: &AtomicBool) {
+        let [desc, avail, used] = self.tables;
+        let (desc, avail, used) = (desc as *const Descriptor, avail as *mut u16, used as *mut u16);
         // SAFETY: flags and index stand in front of the entries, in tables that outlive the thread.
-        let (avail_index, used_index) =
-            unsafe { (AtomicU16::from_ptr(self.avail.add(1)), AtomicU16::from_ptr(self.used.add(1))) };
-        let mut frame = [0_u8; 2048];
-        frame[10] = 1;
-        let mut burst = [(0_u16, std::ptr::null_mut::<u8>(), 0_usize); BURST];
+        let (avail_index, used_index, used_flags) =
+            unsafe { (AtomicU16::from_ptr(avail.add(1)), AtomicU16::from_ptr(used.add(1)), AtomicU16::from_ptr(used)) };
+        used_flags.store(1, Ordering::Relaxed);
+        let mut copier = Copier::new(work);
+        let mut burst = [(0, std::ptr::null_mut(), 0); BURST];
         let mut done = 0_u16;
         while !stop.load(Ordering::Relaxed) {
             let count = usize::from(avail_index.load(Ordering::Acquire).wrapping_sub(done)).min(BURST);
@@ -59,50 +71,81 @@ impl Device {
             }
             for (i, entry) in burst[..count].iter_mut().enumerate() {
                 let slot = usize::from(done.wrapping_add(i as u16) & (self.size - 1));
-                // SAFETY: slot < size, entries up to the available index are the device's to read, and heads and addresses are those
-                // of our own generator: inside of the table and of the memory.
-                unsafe {
-                    let id = self.avail.add(2 + slot).read_volatile();
-                    let descriptor = self.desc.add(usize::from(id)).read_volatile();
-                    let buffer = (self.base + descriptor.address) as *mut u8;
-                    prefetch(buffer);
-                    prefetch(buffer.wrapping_add(64));
-                    let length = if written == 0 { descriptor.length } else { written };
-                    *entry = (id, buffer, (length as usize).min(frame.len()));
-                }
+                // SAFETY: slot < size, entries up to the available index are the device's to read.
+                let (id, descriptor) = unsafe {
+                    let id = avail.add(2 + slot).read();
+                    (id, if work == Work::HandBack { Descriptor::default() } else { desc.add(usize::from(id)).read() })
+                };
+                *entry = (id, (self.base + descriptor.address) as *mut u8, descriptor.length as usize);
             }
-            for (i, &(id, buffer, length)) in burst[..count].iter().enumerate() {
+            copier.run(&burst[..count]);
+            for (i, &(id, ..)) in burst[..count].iter().enumerate() {
                 let slot = usize::from(done.wrapping_add(i as u16) & (self.size - 1));
-                // SAFETY: as above; `length` bytes are in both, and the local frame is nobody else's.
+                // SAFETY: as above.
                 unsafe {
-                    if written == 0 {
-                        std::ptr::copy_nonoverlapping(buffer, frame.as_mut_ptr(), length);
-                        std::hint::black_box(&frame);
-                    } else {
-                        std::ptr::copy_nonoverlapping(frame.as_ptr(), buffer, length);
-                    }
-                    let used = Used { id: u32::from(id), length: written };
-                    self.used.add(2).cast::<Used>().add(slot).write_volatile(used);
-                }
+                    used.add(2).cast::<Used>().add(slot).write(Used { id: u32::from(id), length: copier.written })
+                };
             }
             done = done.wrapping_add(count as u16);
             used_index.store(done, Ordering::Release);
         }
     }
 
-    /// Hands back on a thread on `core` while `work` runs; its result.
-    fn beside<T>(self, core: usize, written: u32, work: impl FnOnce() -> T) -> anyhow::Result<T> {
+    fn serve_packed(self, work: Work, stop: &AtomicBool) {
+        let [desc, _, device] = self.tables;
+        let desc = desc as *mut u64;
+        // SAFETY: flags of the device's event structure, which outlives the thread.
+        unsafe { AtomicU16::from_ptr((device as *mut u16).add(1)) }.store(1, Ordering::Relaxed);
+        // SAFETY: slots are below the ring's size.
+        let tail = |slot: u16| unsafe { AtomicU64::from_ptr(desc.add(2 * usize::from(slot) + 1)) };
+        let flags = |word: u64| (word >> 48) as u16 & 0x8080;
+        let mut copier = Copier::new(work);
+        let mut burst = [(0, std::ptr::null_mut(), 0); BURST];
+        let (mut at, mut wrap) = (0_u16, true);
+        while !stop.load(Ordering::Relaxed) {
+            // Up to the end of the ring: the wrap bit is the same for a whole burst.
+            let most = usize::from(self.size - at).min(BURST);
+            let available = if wrap { 0x0080 } else { 0x8000 };
+            let mut count = 0;
+            while count < most {
+                let slot = at + count as u16;
+                let word = tail(slot).load(Ordering::Acquire);
+                if flags(word) != available {
+                    break;
+                }
+                // SAFETY: slot < size; the descriptor is the device's.
+                let address = unsafe { desc.add(2 * usize::from(slot)).read() };
+                burst[count] = ((word >> 32) as u16, (self.base + address) as *mut u8, word as u32 as usize);
+                count += 1;
+            }
+            if count == 0 {
+                std::hint::spin_loop();
+                continue;
+            }
+            copier.run(&burst[..count]);
+            let used = if wrap { 0x8080_u64 } else { 0 } << 48;
+            for (i, &(id, ..)) in burst[..count].iter().enumerate().rev() {
+                let word = u64::from(copier.written) | u64::from(id) << 32 | used;
+                tail(at + i as u16).store(word, Ordering::Release);
+            }
+            at += count as u16;
+            if at == self.size {
+                (at, wrap) = (0, !wrap);
+            }
+        }
+    }
+
+    /// Serves on a thread on `core` while `run` runs; its result.
+    fn beside<T>(self, core: usize, work: Work, run: impl FnOnce() -> T) -> anyhow::Result<T> {
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let stop = &stop;
             let thread = scope.spawn(move || {
-                // All of it, not the single pointers: only the whole may change threads.
-                let device = self;
                 load::pin(core)?;
-                device.hand_back(written, stop);
+                self.serve(work, stop);
                 anyhow::Ok(())
             });
-            let result = work();
+            let result = run();
             stop.store(true, Ordering::Relaxed);
             thread.join().map_err(|_| anyhow::anyhow!("the hand-back thread panicked"))??;
             Ok(result)
@@ -110,43 +153,102 @@ impl Device {
     }
 }
 
-/// Fetches a cache line.
-fn prefetch(line: *const u8) {
-    // SAFETY: a hint that does not fault.
-    #[cfg(target_arch = "x86_64")]
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = line;
+/// The copies of a burst.
+struct Copier {
+    work: Work,
+    /// As a pool of packet buffers would be: large enough that it does not stay in the nearest cache.
+    pool: Vec<u8>,
+    stride: usize,
+    next: usize,
+    /// What the used elements say was written.
+    written: u32,
 }
 
-/// What the generator reaches on `core` with the hand-back thread on `device_core`.
-pub fn run(
-    direction: Direction,
+impl Copier {
+    fn new(work: Work) -> Self {
+        let (length, written) = match work {
+            Work::HandBack => (0, 0),
+            Work::CopyFrom => (9216, 0),
+            Work::CopyTo(length) => (usize::from(length), u32::from(length) + HEADER as u32),
+        };
+        let stride = (length + HEADER).next_multiple_of(LINE) + LINE;
+        let mut pool = vec![0xa5; stride * BURST];
+        // The header of each frame to the guest: all zeros but for one buffer.
+        pool.chunks_mut(stride).for_each(|buffer| {
+            buffer[..HEADER].copy_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
+        });
+        Self { work, pool, stride, next: 0, written }
+    }
+
+    #[inline(always)]
+    fn run(&mut self, burst: &[Buffer]) {
+        if self.work == Work::HandBack {
+            return;
+        }
+        for &(_, buffer, length) in burst {
+            let ahead = if self.work == Work::CopyFrom { length } else { self.written as usize };
+            for at in (0..ahead.min(1024)).step_by(LINE) {
+                let line = buffer.wrapping_add(at);
+                if self.work == Work::CopyFrom { prefetch_read(line) } else { prefetch_write(line) }
+            }
+        }
+        for &(_, buffer, length) in burst {
+            let frame = self.pool[self.next * self.stride..].as_mut_ptr();
+            self.next = (self.next + 1) % BURST;
+            // SAFETY: the generator's buffer has `length` bytes, of which the pool's buffers have room for as many as it sends; and
+            // `written` is no more than the receive buffers of the caller's options hold.
+            unsafe {
+                if self.work != Work::CopyFrom {
+                    copy(frame, buffer, self.written as usize);
+                } else {
+                    copy(buffer, frame, length);
+                }
+            }
+        }
+        std::hint::black_box(&self.pool);
+    }
+}
+
+/// Copies; the usual small size without a call.
+///
+/// # Safety
+/// As for [`std::ptr::copy_nonoverlapping`].
+#[inline(always)]
+unsafe fn copy(from: *const u8, to: *mut u8, length: usize) {
+    const SMALL: usize = HEADER + 64;
+    // SAFETY: the caller's.
+    unsafe {
+        if length == SMALL {
+            std::ptr::copy_nonoverlapping(from, to, SMALL);
+        } else {
+            std::ptr::copy_nonoverlapping(from, to, length);
+        }
+    }
+}
+
+/// What the generator reaches on `core` with one of these on `device_core`.
+pub fn run<R: Ring>(
+    options: &driver::Options,
+    work: Work,
     load: Load,
-    ring_size: u16,
     core: usize,
     device_core: usize,
-    huge_pages: bool,
 ) -> anyhow::Result<Measured> {
-    let memory = Arc::new(Memory::new(Layout { size: 16 << 20, regions: 1, start: 0, gap: 0, huge_pages })?);
-    let ring = SplitRing::new(&memory, ring_size, false)?;
+    let options = options.clone();
     // On a thread of its own: the caller starts other programs, which would inherit the core it is bound to.
     let generator = move || {
         load::pin(core)?;
-        match direction {
-            Direction::GuestToNull | Direction::BacklogToNull => {
-                let device = Device::new(&ring, &memory);
-                let mut tx = Transmitter::new(ring, Shape::Whole, false, HEADER, 1514)?;
-                device.beside(device_core, 0, || load::transmit(&mut tx, load))
-            }
-            Direction::NullToGuest => {
-                let device = Device::new(&ring, &memory);
-                let mut rx = Receiver::new(ring, Shape::Whole, false, HEADER, 1536, true)?;
-                rx.post(usize::MAX);
-                device.beside(device_core, (HEADER + load.frame) as u32, || load::receive(&mut rx, load))
-            }
+        let (memory, mut pairs) = guest::queues::<R>(&options, true)?;
+        let pair = &mut pairs[0];
+        if let Work::CopyTo(_) = work {
+            let device = Device::new(pair.rx.ring(), &memory);
+            pair.rx.post_all();
+            let mut queues = Queues::new(vec![], vec![&mut pair.rx], false);
+            Ok(device.beside(device_core, work, || queues.run(load))??)
+        } else {
+            let device = Device::new(pair.tx.ring(), &memory);
+            let mut queues = Queues::new(vec![&mut pair.tx], vec![], false);
+            Ok(device.beside(device_core, work, || queues.run(load))??)
         }
     };
     std::thread::spawn(generator).join().map_err(|_| anyhow::anyhow!("the generator panicked"))?

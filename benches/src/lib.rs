@@ -1,11 +1,24 @@
 //! Benchmarks of ringspan and its peers.
 //!
-//! `cargo xtask bench` runs the program `ringspan-bench`: the guest of the test kit as the load ([`load`]), against ringspan
-//! and against others on the same core, in turns ([`peer`]), with a ceiling that shows what the load itself can do
-//! ([`handback`]).
+//! `cargo xtask bench` runs the program `ringspan-bench`: a guest that is a load generator ([`driver`], [`load`]), against ringspan
+//! and against others on the same core ([`peer`], [`ovs`]), in turns ([`run`]), cell by cell of a matrix ([`cell`]). Beside the rates
+//! stand round trips and idle costs ([`rates`], [`latency`]), instructions a packet ([`instructions`]), the small figures ([`figures`]), and what
+//! generator and machine can do ([`generator`], [`handback`]). [`report`], [`target`] and [`page`] show what was found.
 
+pub mod cell;
+pub mod clock;
+pub mod driver;
 pub mod figures;
+pub mod generator;
 pub mod handback;
+pub mod instructions;
+pub mod latency;
 pub mod load;
+pub mod machine;
+pub mod ovs;
+pub mod page;
 pub mod peer;
+pub mod rates;
 pub mod report;
+pub mod run;
+pub mod target;

@@ -1,49 +1,25 @@
-//! The load: one guest, one core, one direction, measured at the guest's ring.
+//! The load: guests' queues on one core, as fast as the back-end takes and gives.
 //!
-//! What is counted is used elements: descriptors that the back-end has taken a frame from, or put one into. That is the one
-//! place where every back-end can be measured by the same eyes.
+//! What is counted is what a guest sees: frames whose buffers came back, and frames that arrived. That is the one place where every
+//! back-end can be measured by the same eyes.
 
 use std::time::{Duration, Instant};
 
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
-use ringspan_testkit::guest::{Guest, Receiver, Transmitter};
 use serde::{Deserialize, Serialize};
 
-/// Which way packets go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Direction {
-    /// The guest sends, the device swallows.
-    GuestToNull,
-    /// The guest fills its whole ring, shows it at once, and what is timed is how long the back-end takes to empty it: the
-    /// back-end alone, however slow the generator is.
-    BacklogToNull,
-    /// The device makes frames, the guest receives.
-    NullToGuest,
-}
+use crate::clock::ticks;
+use crate::driver::{OutOfOrder, Receiver, Ring, Transmitter};
 
-impl Direction {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::GuestToNull, Self::BacklogToNull, Self::NullToGuest];
-
-    /// For a table.
-    pub fn title(self) -> &'static str {
-        match self {
-            Self::GuestToNull => "guest to null",
-            Self::BacklogToNull => "full ring to null",
-            Self::NullToGuest => "null to guest",
-        }
-    }
-}
+/// Longest wait for the first frames, before the warm-up.
+const START: Duration = Duration::from_secs(3);
 
 /// How hard, and how long.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct Load {
-    /// Bytes of a frame, without the check sequence.
-    pub frame: usize,
     /// Frames in a burst of the generator.
-    pub burst: usize,
+    pub burst: u16,
     /// Seconds before anything is counted.
     pub warm_up: f64,
     /// Seconds that are counted.
@@ -53,11 +29,17 @@ pub struct Load {
 /// What a run of the load found.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
-    /// Packets per second.
-    pub pps: f64,
-    /// Share of the time, 0 to 1, in which the generator had nothing to do: the back-end was what limited the rate when this is well
+    /// Frames per second that the guest sent and got its buffers back for.
+    pub sent_pps: f64,
+    /// Frames per second that the guest received.
+    pub received_pps: f64,
+    /// Bits per second of both, without virtio-net headers and check sequences.
+    pub bits: f64,
+    /// Share of the time, 0 to 1, in which the generator found nothing to do: the back-end was what limited the rate when this is well
     /// above 0, and the generator when it is 0.
     pub waiting: f64,
+    /// Share of the frames that were sent and did not arrive, where all of them should: through a loop, or in another guest.
+    pub lost: Option<f64>,
 }
 
 /// Binds the calling thread to one core.
@@ -67,124 +49,158 @@ pub fn pin(core: usize) -> anyhow::Result<()> {
     Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
 }
 
-/// Runs the load on the guest's first pair: what came of it.
-pub fn run(guest: &mut Guest, direction: Direction, load: Load) -> Measured {
-    match direction {
-        Direction::GuestToNull => transmit(&mut guest.tx[0], load),
-        Direction::BacklogToNull => drain(&mut guest.tx[0], load),
-        Direction::NullToGuest => receive(&mut guest.rx[0], load),
-    }
+/// Queues that are loaded together: frames are sent on some and received on others.
+#[derive(Debug)]
+pub struct Queues<'a, R> {
+    /// Those that send.
+    pub tx: Vec<&'a mut Transmitter<R>>,
+    /// Those that receive.
+    pub rx: Vec<&'a mut Receiver<R>>,
+    /// Every frame that is sent should arrive.
+    closed: bool,
+    /// What had been sent and received when the load began.
+    before: [u64; 2],
 }
 
-/// Fills the ring, shows it at once, and times until all of it was given back; again and again.
-pub fn drain(tx: &mut Transmitter, load: Load) -> Measured {
-    let frame = vec![0xa5; load.frame];
-    let mut once = || {
-        let sent = tx.transmit(usize::MAX, |_, room| {
-            room.put(0, &frame);
-            frame.len()
-        });
-        let shown = Instant::now();
-        while tx.in_flight() > 0 {
-            tx.reclaim();
-            std::hint::spin_loop();
+#[derive(Debug, Clone, Copy)]
+struct Counts {
+    at: Instant,
+    sent: u64,
+    received: u64,
+    bytes: u64,
+    waited: u64,
+    ticks: u64,
+}
+
+impl<'a, R: Ring> Queues<'a, R> {
+    /// These queues; when they are `closed`, every frame that is sent should arrive.
+    pub fn new(tx: Vec<&'a mut Transmitter<R>>, rx: Vec<&'a mut Receiver<R>>, closed: bool) -> Self {
+        Self { tx, rx, closed, before: [0; 2] }
+    }
+
+    /// Runs the load.
+    pub fn run(&mut self, load: Load) -> Result<Measured, OutOfOrder> {
+        let mut waited = 0;
+        self.start()?;
+        self.run_for(load, load.warm_up, &mut waited)?;
+        let before = self.counts(waited);
+        self.run_for(load, load.measured, &mut waited)?;
+        let after = self.counts(waited);
+        let seconds = (after.at - before.at).as_secs_f64();
+        let rate = |count: fn(&Counts) -> u64| (count(&after) - count(&before)) as f64 / seconds;
+        Ok(Measured {
+            sent_pps: rate(|counts| counts.sent),
+            received_pps: rate(|counts| counts.received),
+            bits: 8.0 * rate(|counts| counts.bytes),
+            waiting: (after.waited - before.waited) as f64 / (after.ticks - before.ticks).max(1) as f64,
+            lost: if self.closed {
+                self.settle()?;
+                Some(self.lost())
+            } else {
+                None
+            },
+        })
+    }
+
+    /// Sends little until something has moved everywhere, and all of it is back: a back-end may need a while to take note of its guest.
+    pub(crate) fn start(&mut self) -> Result<(), OutOfOrder> {
+        let start = Instant::now();
+        let little = Load { burst: 8, warm_up: 0.0, measured: 0.0 };
+        while !self.all_move() && start.elapsed() < START {
+            self.run_for(little, 0.002, &mut 0)?;
         }
-        (sent as u64, shown.elapsed())
-    };
-    let warm_up = Instant::now();
-    while warm_up.elapsed() < Duration::from_secs_f64(load.warm_up) {
-        once();
-    }
-    let (start, mut frames, mut emptying) = (Instant::now(), 0, Duration::ZERO);
-    while start.elapsed() < Duration::from_secs_f64(load.measured) {
-        let (sent, took) = once();
-        frames += sent;
-        emptying += took;
-    }
-    Measured { pps: frames as f64 / emptying.as_secs_f64(), waiting: 1.0 }
-}
-
-/// Sends as fast as the ring takes, and counts what was given back.
-pub fn transmit(tx: &mut Transmitter, load: Load) -> Measured {
-    // The usual size as a constant: a copy of known length is a few instructions instead of a call.
-    match load.frame {
-        64 => transmit_copies(tx, load, &mut [0xa5; 64]),
-        length => transmit_copies(tx, load, vec![0xa5; length].as_mut_slice()),
-    }
-}
-
-#[inline(always)]
-fn transmit_copies<F: AsMut<[u8]> + AsRef<[u8]> + ?Sized>(tx: &mut Transmitter, load: Load, frame: &mut F) -> Measured {
-    frame.as_mut()[..14]
-        .copy_from_slice(&[0x52, 0x54, 0, 0x12, 0x34, 0x56, 0x52, 0x54, 0, 0x65, 0x43, 0x21, 0x88, 0xb5]);
-    let mut number = 0_u64;
-    rate(load, || {
-        // Each frame is written anew, all of it, as the stack of a real guest would do.
-        let sent = tx.transmit(load.burst, |i, room| {
-            room.put(0, frame.as_ref());
-            room.put(14, &(number + i as u64).to_le_bytes());
-            frame.as_ref().len()
-        });
-        number += sent as u64;
-        if sent < load.burst {
-            std::hint::spin_loop();
+        if self.closed {
+            self.settle()?;
         }
-        (tx.counts().used, sent > 0)
-    })
-}
+        self.before = self.passed();
+        Ok(())
+    }
 
-/// Receives as fast as frames come, and touches each.
-pub fn receive(rx: &mut Receiver, load: Load) -> Measured {
-    let mut sum = 0_u64;
-    let measured = rate(load, || {
-        let received = rx.receive(load.burst, |frame| sum = sum.wrapping_add(frame.first_long()));
-        if received == 0 {
-            std::hint::spin_loop();
-        }
-        (rx.counts().used, received > 0)
-    });
-    std::hint::black_box(sum);
-    measured
-}
+    fn all_move(&self) -> bool {
+        self.tx.iter().all(|tx| tx.done > 0) && (self.rx.iter().any(|rx| rx.frames > 0) || self.rx.is_empty())
+    }
 
-/// Calls `step` again and again, which returns a count and whether there was anything to do: by how much the count grows in a
-/// second, and how often there was nothing.
-fn rate(load: Load, mut step: impl FnMut() -> (u64, bool)) -> Measured {
-    let mut run_for = |seconds: f64| {
-        let length = Duration::from_secs_f64(seconds);
-        let (mut busy, mut waiting) = (0, 0);
-        let (start, mut last) = (Instant::now(), ticks());
-        loop {
-            let mut count = 0;
+    fn counts(&self, waited: u64) -> Counts {
+        let sum = |tx: fn(&Transmitter<R>) -> u64, rx: fn(&Receiver<R>) -> u64| {
+            (self.tx.iter().map(|queue| tx(queue)).sum::<u64>(), self.rx.iter().map(|queue| rx(queue)).sum::<u64>())
+        };
+        let (sent, received) = sum(|tx| tx.done, |rx| rx.frames);
+        let (out, back) = sum(|tx| tx.bytes, |rx| rx.bytes);
+        Counts { at: Instant::now(), sent, received, bytes: out + back, waited, ticks: ticks() }
+    }
+
+    fn run_for(&mut self, load: Load, seconds: f64, waited: &mut u64) -> Result<(), OutOfOrder> {
+        let (start, length) = (Instant::now(), Duration::from_secs_f64(seconds));
+        let mut idle_since = None;
+        while start.elapsed() < length {
             for _ in 0..64 {
-                let worked;
-                (count, worked) = step();
-                let now = ticks();
-                *(if worked { &mut busy } else { &mut waiting }) += now.wrapping_sub(last);
-                last = now;
-            }
-            let elapsed = start.elapsed();
-            if elapsed >= length {
-                return (count, elapsed.as_secs_f64(), waiting as f64 / (busy + waiting) as f64);
+                if self.step(load.burst)? {
+                    if let Some(since) = idle_since.take() {
+                        *waited += ticks() - since;
+                    }
+                } else {
+                    idle_since.get_or_insert_with(ticks);
+                    std::hint::spin_loop();
+                }
             }
         }
-    };
-    let (before, _, _) = run_for(load.warm_up);
-    let (after, seconds, waiting) = run_for(load.measured);
-    Measured { pps: (after - before) as f64 / seconds, waiting }
+        if let Some(since) = idle_since {
+            *waited += ticks() - since;
+        }
+        Ok(())
+    }
+
+    /// One look at every queue; whether anything was done.
+    #[inline(always)]
+    fn step(&mut self, burst: u16) -> Result<bool, OutOfOrder> {
+        let mut worked = false;
+        for tx in &mut self.tx {
+            if tx.reclaim(burst)? >= burst {
+                let stamp = tx.done + u64::from(tx.in_flight());
+                tx.send(burst, stamp);
+                worked = true;
+            }
+        }
+        let mut sum = 0_u64;
+        for rx in &mut self.rx {
+            worked |= rx.receive(burst, |stamp| sum = sum.wrapping_add(stamp))? > 0;
+        }
+        std::hint::black_box(sum);
+        Ok(worked)
+    }
+
+    /// Sends nothing more and waits for what is under way.
+    fn settle(&mut self) -> Result<(), OutOfOrder> {
+        let mut last = Instant::now();
+        while last.elapsed() < Duration::from_millis(20) {
+            for tx in &mut self.tx {
+                if tx.in_flight() > 0 && tx.reclaim(tx_size(tx))? == tx_size(tx) {
+                    last = Instant::now();
+                }
+            }
+            for rx in &mut self.rx {
+                if rx.receive(u16::MAX, |_| ())? > 0 {
+                    last = Instant::now();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Frames that were sent, and that arrived, since the queues were made.
+    fn passed(&self) -> [u64; 2] {
+        let sent = self.tx.iter().map(|tx| tx.done + u64::from(tx.in_flight())).sum();
+        [sent, self.rx.iter().map(|rx| rx.frames).sum()]
+    }
+
+    /// The share of the frames since the start that did not arrive.
+    fn lost(&self) -> f64 {
+        let [sent, received] = self.passed();
+        let [sent, received] = [sent - self.before[0], received - self.before[1]];
+        1.0 - received as f64 / sent.max(1) as f64
+    }
 }
 
-/// A clock that is cheap to read; only ratios of its differences are used.
-#[inline]
-fn ticks() -> u64 {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: every x86-64 processor has a time stamp counter that programs may read.
-    unsafe {
-        std::arch::x86_64::_rdtsc()
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
-        START.get_or_init(Instant::now).elapsed().as_nanos() as u64
-    }
+fn tx_size<R: Ring>(tx: &Transmitter<R>) -> u16 {
+    tx.ring().size()
 }

@@ -1,81 +1,235 @@
-//! Back-ends that can be measured, each started anew for every measurement, on one core.
+//! Back-ends that can be measured, each with one worker on the same core, and the same device behind it.
 
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
 
+use anyhow::{Context, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use ringspan_testkit::lane::{self, Lane};
 use ringspan_testkit::testpmd::{self, Testpmd};
+use ringspan_testkit::{paths, process};
 use serde::{Deserialize, Serialize};
 
-use crate::load::Direction;
+use crate::cell::{Cell, Device, Setup};
+use crate::ovs::{Ovs, Port};
 
 /// Which back-end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Peer {
     /// `ringspan-lane`, driven without the daemon.
     Ringspan,
     /// `dpdk-testpmd` with net_vhost, forwarding between that and the device.
     Testpmd,
+    /// Open vSwitch with DPDK, a flow for each direction.
+    Ovs,
+    /// The stock vhost-user-backend and virtio-queue crates, with a device of the harness's own.
+    Plain,
 }
 
 impl Peer {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Ringspan, Self::Testpmd, Self::Ovs, Self::Plain];
+
     /// For a table.
     pub fn title(self) -> &'static str {
         match self {
             Self::Ringspan => "ringspan",
-            Self::Testpmd => "testpmd net_vhost",
+            Self::Testpmd => "net_vhost",
+            Self::Ovs => "OVS-DPDK",
+            Self::Plain => "plain crates",
         }
     }
+
+    /// Whether it can do what a cell asks for.
+    pub fn can(self, cell: &Cell) -> bool {
+        match self {
+            // virtio-queue has no packed rings; one pair is enough for what it is here for.
+            Self::Plain => !cell.packed && cell.is_plain() && cell.setup().device != Device::Guest,
+            _ => true,
+        }
+    }
+}
+
+/// Where and how back-ends run.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    /// The core of their worker.
+    pub core: usize,
+    /// Whether they have hugepages.
+    pub huge_pages: bool,
+}
+
+#[derive(Debug)]
+enum Process {
+    Ringspan(Box<Lane>),
+    Testpmd(Testpmd),
+    Ovs(Ovs),
+    Plain(Child),
 }
 
 /// A running back-end; it ends when this is dropped.
 #[derive(Debug)]
-pub enum Running {
-    /// A lane with one port.
-    Ringspan(Box<Lane>),
-    /// A testpmd that forwards.
-    Testpmd(Testpmd),
+pub struct Backend {
+    /// Which.
+    pub peer: Peer,
+    /// The sockets that it listens on: of the guest, or of both guests.
+    pub sockets: Vec<PathBuf>,
+    process: Process,
+    _folder: tempfile::TempDir,
 }
 
-/// The device behind the port: it swallows everything, and makes frames only where frames are wanted.
-fn null_device(direction: Direction, frame: usize) -> String {
-    let quiet = if direction != Direction::NullToGuest { ",no-rx=1" } else { "" };
-    format!("net_null0,size={frame}{quiet}")
-}
+/// The largest frame that any cell has; all back-ends keep a frame in one piece, because net_null reads and makes them so.
+const LARGEST: u16 = 9018;
 
-/// Starts a back-end with its vhost-user socket listening in `folder`.
-pub fn start(
-    peer: Peer,
-    direction: Direction,
-    frame: usize,
-    core: usize,
-    huge_pages: bool,
-    folder: &Path,
-) -> anyhow::Result<(Running, PathBuf)> {
-    let device = null_device(direction, frame);
-    match peer {
-        Peer::Ringspan => {
-            let options = lane::Options {
-                cores: core.to_string(),
-                memory_mib: 256,
-                huge_pages: if huge_pages { "require" } else { "off" }.into(),
-                ..lane::Options::new("bench")
-            };
-            let mut lane = Lane::start(options, folder)?;
-            let socket = lane.add_port("guest", &format!("vdev:{device}"), 1)?;
-            Ok((Running::Ringspan(Box::new(lane)), socket))
-        }
-        Peer::Testpmd => {
-            let socket = folder.join("testpmd.sock");
-            let mut options = testpmd::Options::new(format!("bench-{}", std::process::id()))
-                .device(format!("net_vhost0,iface={},queues=1", socket.display()))
-                .device(device)
-                .arguments(["--forward-mode=io", "--total-num-mbufs=16384"]);
-            options.core = core;
-            options.huge_pages = huge_pages;
-            let mut testpmd = Testpmd::start(&options)?;
-            testpmd.command("start")?;
-            Ok((Running::Testpmd(testpmd), socket))
+impl Setup {
+    /// The DPDK device, as after `--vdev`, and the socket that it listens on, if it does.
+    fn device(&self, folder: &Path) -> Option<(String, Option<PathBuf>)> {
+        match self.device {
+            Device::Swallow => Some(("net_null0,no-rx=1".into(), None)),
+            Device::Read => {
+                // net_null would copy, too, but not without making frames at the same time.
+                let socket = folder.join("reader");
+                Some((format!("net_vhost9,iface={},queues={}", socket.display(), self.pairs), Some(socket)))
+            }
+            Device::Make(size) => Some((format!("net_null0,size={size}"), None)),
+            Device::Loop => Some(("net_ring0".into(), None)),
+            Device::Guest => None,
         }
     }
+}
+
+impl Backend {
+    /// Starts a back-end with its sockets listening in a folder of its own.
+    pub fn start(peer: Peer, setup: Setup, place: Place) -> anyhow::Result<Self> {
+        Self::start_under(peer, setup, place, &[])
+    }
+
+    /// The same, with the program run by another: the words of that one's command line.
+    pub fn start_under(peer: Peer, setup: Setup, place: Place, runner: &[String]) -> anyhow::Result<Self> {
+        let folder = paths::scratch()?;
+        let path = folder.path();
+        let (process, sockets) = match peer {
+            Peer::Ringspan => ringspan(setup, place, path, runner),
+            Peer::Testpmd => testpmd(setup, place, path, runner),
+            Peer::Ovs => ovs(setup, place, path, runner),
+            Peer::Plain => plain(setup, place, path, runner),
+        }
+        .with_context(|| format!("starting {}", peer.title()))?;
+        Ok(Self { peer, sockets, process, _folder: folder })
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        match &self.process {
+            Process::Ringspan(lane) => lane.pid(),
+            Process::Testpmd(testpmd) => testpmd.pid(),
+            Process::Ovs(ovs) => ovs.pid(),
+            Process::Plain(child) => child.id(),
+        }
+    }
+
+    /// Stops all its threads where they are, so that another may have the core.
+    pub fn pause(&self) -> anyhow::Result<()> {
+        Ok(kill(Pid::from_raw(self.pid() as i32), Signal::SIGSTOP)?)
+    }
+
+    /// Goes on after [`Self::pause`].
+    pub fn resume(&self) -> anyhow::Result<()> {
+        Ok(kill(Pid::from_raw(self.pid() as i32), Signal::SIGCONT)?)
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        if let Process::Plain(child) = &mut self.process {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// The process and its sockets.
+type Started = anyhow::Result<(Process, Vec<PathBuf>)>;
+
+fn ringspan(setup: Setup, place: Place, folder: &Path, runner: &[String]) -> Started {
+    let options = lane::Options {
+        cores: place.core.to_string(),
+        memory_mib: 256,
+        huge_pages: if place.huge_pages { "require" } else { "off" }.into(),
+        runner: runner.to_vec(),
+        ..lane::Options::new("bench")
+    };
+    let mut lane = Lane::start(options, folder)?;
+    let (devices, reader) = match setup.device(folder) {
+        Some((device, reader)) => (vec![format!("vdev:{device}")], reader),
+        None => (vec!["patch:cable/a".to_string(), "patch:cable/b".to_string()], None),
+    };
+    let mut sockets = vec![];
+    for (device, name) in devices.iter().zip(["one", "two"]) {
+        let spec = lane.spec(name, device, setup.pairs);
+        lane.add(&ringspan_protocol::PortSpec { mtu: 9000, ..spec.clone() })?;
+        sockets.push(spec.socket);
+    }
+    sockets.extend(reader);
+    Ok((Process::Ringspan(Box::new(lane)), sockets))
+}
+
+fn testpmd(setup: Setup, place: Place, folder: &Path, runner: &[String]) -> Started {
+    let vhost = |index: usize| {
+        let socket = folder.join(format!("vhost{index}"));
+        (format!("net_vhost{index},iface={},queues={}", socket.display(), setup.pairs), socket)
+    };
+    let (first, socket) = vhost(0);
+    let (second, other) = setup.device(folder).unwrap_or_else(|| (vhost(1).0, Some(vhost(1).1)));
+    let sockets = [socket].into_iter().chain(other).collect();
+    let mut options = testpmd::Options::new(format!("bench-{}", std::process::id())).device(first).device(second);
+    let queues = setup.pairs.to_string();
+    let room = (LARGEST + 128).next_multiple_of(128).to_string();
+    let words =
+        ["--forward-mode=io", "--total-num-mbufs=16384", "--mbuf-size", &room, "--rxq", &queues, "--txq", &queues];
+    options.arguments.extend(words.map(String::from));
+    options.core = place.core;
+    options.huge_pages = place.huge_pages;
+    options.runner = runner.to_vec();
+    let mut testpmd = Testpmd::start(&options)?;
+    testpmd.command("start")?;
+    Ok((Process::Testpmd(testpmd), sockets))
+}
+
+fn ovs(setup: Setup, place: Place, folder: &Path, runner: &[String]) -> Started {
+    if !place.huge_pages {
+        bail!("OVS-DPDK needs hugepages");
+    }
+    let (second, other) = match setup.device(folder) {
+        Some((device, reader)) => (Port::Dpdk(device), reader),
+        None => (Port::Vhost, Some(folder.join("two"))),
+    };
+    // The device first: net_ring makes as many rings as there are polling threads, and the switch starts them with its first port.
+    let ports = [("two", second), ("one", Port::Vhost)];
+    let cables = [("one", "two"), ("two", "one")];
+    let ovs = Ovs::start(folder, place.core, 512, &ports, setup.pairs, &cables, runner)?;
+    let sockets = [ovs.socket("one")].into_iter().chain(other).collect();
+    Ok((Process::Ovs(ovs), sockets))
+}
+
+fn plain(setup: Setup, place: Place, folder: &Path, runner: &[String]) -> Started {
+    let device = match setup.device {
+        Device::Swallow => "swallow".to_string(),
+        Device::Make(size) => format!("make={size}"),
+        Device::Loop => "loop".to_string(),
+        Device::Guest | Device::Read => bail!("it has one guest only"),
+    };
+    let socket = folder.join("plain");
+    let own = std::env::current_exe()?;
+    let program = own.with_file_name("plain-backend");
+    let mut command = process::under(runner, &program);
+    command.arg("--socket").arg(&socket);
+    command.args(["--core", &place.core.to_string(), "--device", &device]).stdin(Stdio::null());
+    // SAFETY: prctl is safe between fork and exec; the process must not outlive the benchmark that started it.
+    unsafe { command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?)) };
+    let child = command.spawn().with_context(|| format!("starting {}", program.display()))?;
+    Ok((Process::Plain(child), vec![socket]))
 }

@@ -1,26 +1,25 @@
-//! Results: the middle and the spread, as a table and as JSON.
+//! Results: the middle and the spread of every cell, as a table, and everything as JSON.
+
+use std::fmt::Write;
 
 use serde::Serialize;
 
-use crate::load::{Direction, Load, Measured};
+use crate::cell::Cell;
+use crate::clock::ticks_per_second;
+use crate::generator::Own;
+use crate::instructions::Instructions;
+use crate::load::{Load, Measured};
+use crate::machine::Machine;
 use crate::peer::Peer;
+use crate::rates::{Idle, RoundTrip};
+use crate::run::Sample;
+use crate::target::Verdict;
 
-/// One measurement.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub struct Sample {
-    /// Of whom.
-    pub peer: Peer,
-    /// Which way.
-    pub direction: Direction,
-    /// In which alternation, from 0.
-    pub round: usize,
-    /// What came of it.
-    #[serde(flatten)]
-    pub measured: Measured,
-}
+/// A back-end counts as saturated, and its cycles a packet as known, when the generator had to wait for more than this share of the time.
+const SATURATED: f64 = 0.05;
 
 /// Middle and extremes of some values.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Spread {
     /// The middle value, or the mean of the two in the middle.
     pub median: f64,
@@ -40,44 +39,104 @@ impl Spread {
         let median = if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 };
         Some(Self { median, least, most })
     }
+
+    /// With a number of decimals.
+    pub fn text(self, decimals: usize) -> String {
+        format!("{:.2$} ({:.2$}-{3:.2$})", self.median, self.least, decimals, self.most)
+    }
 }
 
-/// One direction, compared.
+/// What a back-end did in a cell.
 #[derive(Debug, Clone, Serialize)]
-pub struct Row {
-    /// Which way.
-    pub direction: Direction,
-    /// A back-end that copies and does nothing else: what machine and generator can do.
-    pub ceiling_pps: f64,
-    /// ringspan.
-    pub ringspan: Option<Spread>,
-    /// The other.
-    pub testpmd: Option<Spread>,
-    /// Share of its time in which the generator waited, against each of the two.
-    pub waiting: [Option<Spread>; 2],
-    /// ringspan divided by the other, round by round.
+pub struct Of {
+    /// Who.
+    pub peer: Peer,
+    /// Packets per second: those that left the guest, or arrived in one; with both directions at once, both.
+    pub pps: Spread,
+    /// Bits per second of the same.
+    pub bits: f64,
+    /// Share of its time in which the generator waited.
+    pub waiting: f64,
+    /// Cycles a packet of its core, where the back-end was saturated: the clock over the rate.
+    pub cycles: Option<f64>,
+    /// Share of the frames that were lost, where all should arrive.
+    pub lost: Option<f64>,
+    /// ringspan divided by this one, round by round.
     pub ratio: Option<Spread>,
 }
 
-/// Everything a run found out.
-#[derive(Debug, Serialize)]
-pub struct Report {
-    /// The processor's name.
-    pub processor: String,
-    /// Load average of the last minute, before the first measurement: above 0.5 something else was measured too.
-    pub load_average: f64,
-    /// Whether back-ends and guest memory were in hugepages.
-    pub huge_pages: bool,
-    /// Descriptors in each ring.
-    pub ring_size: u16,
-    /// The load.
-    pub load: Load,
-    /// By direction.
-    pub rows: Vec<Row>,
-    /// All measurements, in order.
-    pub samples: Vec<Sample>,
-    /// Name, value, limit and unit of the small figures.
-    pub figures: Vec<Figure>,
+/// One cell, compared.
+#[derive(Debug, Clone, Serialize)]
+pub struct Row {
+    /// What was measured.
+    #[serde(flatten)]
+    pub cell: Cell,
+    /// Its name.
+    pub name: String,
+    /// The same work as bare memory copies: packets per second.
+    pub limit: Option<f64>,
+    /// By back-end, those that could be measured.
+    pub of: Vec<Of>,
+    /// What went wrong, by back-end.
+    pub faults: Vec<(Peer, String)>,
+}
+
+/// The packets that a cell is about, per second.
+pub fn packets(measured: &Measured, cell: &Cell) -> f64 {
+    use crate::cell::Direction::{Both, Guests, Loop, Rx, Tx};
+    match cell.direction {
+        Tx => measured.sent_pps,
+        Rx | Loop | Guests => measured.received_pps,
+        Both => measured.sent_pps + measured.received_pps,
+    }
+}
+
+/// Summarises the samples of a cell.
+pub fn row(cell: Cell, limit: Option<Measured>, samples: &[Sample]) -> Row {
+    let name = cell.name();
+    let of = |peer: Peer| {
+        let own = samples.iter().filter(move |sample| sample.peer == peer);
+        own.filter(|sample| sample.cell == name).filter_map(|sample| Some((sample.round, sample.measured?)))
+    };
+    let ours: Vec<(usize, Measured)> = of(Peer::Ringspan).collect();
+    let summary = |peer: Peer| {
+        let pps = Spread::of(of(peer).map(|(_, measured)| packets(&measured, &cell)))?;
+        let median =
+            |value: fn(&Measured) -> Option<f64>| Some(Spread::of(of(peer).filter_map(|(_, m)| value(&m)))?.median);
+        let waiting = median(|m| Some(m.waiting))?;
+        let ratios = of(peer).filter_map(|(round, theirs)| {
+            let (_, ours) = ours.iter().find(|(of, _)| *of == round)?;
+            Some(packets(ours, &cell) / packets(&theirs, &cell))
+        });
+        Some(Of {
+            peer,
+            pps,
+            bits: median(|m| Some(m.bits))?,
+            waiting,
+            cycles: (waiting > SATURATED).then(|| ticks_per_second() / pps.median),
+            lost: median(|m| m.lost),
+            ratio: if peer == Peer::Ringspan { None } else { Spread::of(ratios.filter(|ratio| ratio.is_finite())) },
+        })
+    };
+    let fault = |peer: &Peer| {
+        let sample =
+            samples.iter().find(|sample| sample.peer == *peer && sample.cell == name && sample.fault.is_some())?;
+        Some((*peer, sample.fault.clone()?))
+    };
+    Row {
+        limit: limit.map(|measured| packets(&measured, &cell)),
+        of: Peer::ALL.into_iter().filter_map(summary).collect(),
+        faults: Peer::ALL.iter().filter_map(fault).collect(),
+        name,
+        cell,
+    }
+}
+
+impl Row {
+    /// What a back-end did, if it was measured.
+    pub fn peer(&self, peer: Peer) -> Option<&Of> {
+        self.of.iter().find(|of| of.peer == peer)
+    }
 }
 
 /// A figure with a limit that it should keep.
@@ -95,68 +154,165 @@ pub struct Figure {
     pub note: Option<String>,
 }
 
-/// Summarises samples of a direction.
-pub fn row(direction: Direction, ceiling_pps: f64, samples: &[Sample]) -> Row {
-    let of = |peer: Peer| samples.iter().filter(move |s| s.peer == peer && s.direction == direction);
-    let ratio = of(Peer::Ringspan).filter_map(|ours| {
-        of(Peer::Testpmd)
-            .find(|theirs| theirs.round == ours.round)
-            .map(|theirs| ours.measured.pps / theirs.measured.pps)
-    });
-    Row {
-        direction,
-        ceiling_pps,
-        ringspan: Spread::of(of(Peer::Ringspan).map(|s| s.measured.pps)),
-        testpmd: Spread::of(of(Peer::Testpmd).map(|s| s.measured.pps)),
-        waiting: [Peer::Ringspan, Peer::Testpmd].map(|peer| Spread::of(of(peer).map(|s| s.measured.waiting))),
-        ratio: Spread::of(ratio),
-    }
+/// Everything a run found out.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// Where it was measured, and with what.
+    pub machine: Machine,
+    /// Each measurement.
+    pub load: Load,
+    /// Alternations.
+    pub rounds: usize,
+    /// The generator's own rates.
+    pub generator: Vec<Own>,
+    /// By cell.
+    pub rows: Vec<Row>,
+    /// Round trips.
+    pub round_trips: Vec<RoundTrip>,
+    /// Processor time at low rates.
+    pub idle: Vec<Idle>,
+    /// Instructions a packet.
+    pub instructions: Vec<Instructions>,
+    /// The small figures.
+    pub figures: Vec<Figure>,
+    /// What was aimed for.
+    pub verdicts: Vec<Verdict>,
+    /// All measurements, in order.
+    pub samples: Vec<Sample>,
 }
 
 impl Report {
     /// The report as text for a terminal.
     pub fn table(&self) -> String {
-        use std::fmt::Write;
-        let mut text = String::new();
-        let million = |spread: Option<Spread>| match spread {
-            Some(s) => format!("{:.2} ({:.2}-{:.2})", s.median / 1e6, s.least / 1e6, s.most / 1e6),
-            None => "-".into(),
-        };
+        let mut text = format!("{}\n", self.machine);
+        self.rates(&mut text);
+        self.own(&mut text);
+        self.round_trips(&mut text);
+        self.small(&mut text);
+        self.targets(&mut text);
+        if self.machine.load_average > 0.5 {
+            let average = self.machine.load_average;
+            let _ = writeln!(text, "The machine was busy before (load average {average}): numbers and ratios swing.");
+        }
+        text
+    }
+
+    fn rates(&self, text: &mut String) {
+        let peers: Vec<Peer> =
+            Peer::ALL.into_iter().filter(|peer| self.rows.iter().any(|r| r.peer(*peer).is_some())).collect();
+        if peers.is_empty() {
+            return;
+        }
         let _ = writeln!(
             text,
-            "{}-byte frames, one core for the back-end, split ring of {}, {}; Mpps, median (least-most)",
-            self.load.frame,
-            self.ring_size,
-            if self.huge_pages { "hugepages" } else { "no hugepages" }
+            "Mpps, median (least-most) of {} alternations; cycles a packet; ratio of ringspan to it",
+            self.rounds
         );
-        let _ = writeln!(
-            text,
-            "{:<15} {:>22} {:>22} {:>20} {:>10}",
-            "", "ringspan", "testpmd net_vhost", "ratio", "ceiling"
-        );
+        let _ = write!(text, "{:<22}", "");
+        for peer in &peers {
+            let width = if *peer == Peer::Ringspan { 34 } else { 44 };
+            let _ = write!(text, " {:^width$}", peer.title());
+        }
+        let _ = writeln!(text, " {:>7} {:>7}", "copies", "waiting");
         for row in &self.rows {
-            let ratio = match row.ratio {
-                Some(s) => format!("{:.2} ({:.2}-{:.2})", s.median, s.least, s.most),
-                None => "-".into(),
+            let _ = write!(text, "{:<22}", row.name);
+            for peer in &peers {
+                let Some(of) = row.peer(*peer) else {
+                    let width = if *peer == Peer::Ringspan { 34 } else { 44 };
+                    let _ = write!(text, " {:^width$}", "-");
+                    continue;
+                };
+                let million = |value: f64| value / 1e6;
+                let pps =
+                    Spread { median: million(of.pps.median), least: million(of.pps.least), most: million(of.pps.most) };
+                let cycles = of.cycles.map_or("-".into(), |cycles| format!("{cycles:.0}"));
+                let _ = write!(text, " {:>19} {cycles:>5} c", pps.text(2));
+                if *peer != Peer::Ringspan {
+                    let _ = write!(text, " {:>17}", of.ratio.map_or("-".into(), |ratio| ratio.text(2)));
+                } else {
+                    let _ = write!(text, " {:>6.1} G", of.bits / 1e9);
+                }
+            }
+            let limit = row.limit.map_or("-".into(), |limit| format!("{:.1}", limit / 1e6));
+            let waiting: Vec<String> = row.of.iter().map(|of| format!("{:.0}", 100.0 * of.waiting)).collect();
+            let _ = writeln!(text, " {limit:>7} {:>7}", waiting.join("/"));
+            let lost: Vec<String> = (row.of.iter())
+                .filter_map(|of| {
+                    of.lost.filter(|lost| *lost > 0.0).map(|lost| format!("{} {:.2} %", of.peer.title(), 100.0 * lost))
+                })
+                .collect();
+            if !lost.is_empty() {
+                let _ = writeln!(text, "{:<22} lost: {}", "", lost.join(", "));
+            }
+            for (peer, fault) in &row.faults {
+                let _ = writeln!(text, "{:<22} {}: {}", "", peer.title(), fault.lines().next().unwrap_or_default());
+            }
+        }
+        let _ = writeln!(
+            text,
+            "waiting: share of its time, in %, in which the generator found nothing to do, by back-end. Near 0 the generator was the limit.\n"
+        );
+    }
+
+    fn own(&self, text: &mut String) {
+        let fastest = |packed: bool| {
+            let rates = self.rows.iter().filter(|row| row.cell.packed == packed && row.cell.frames.most() == 64);
+            rates.flat_map(|row| row.of.iter().map(|of| of.pps.median)).fold(0.0, f64::max)
+        };
+        for own in &self.generator {
+            let rate = own.measured.sent_pps + own.measured.received_pps;
+            let fastest = fastest(own.packed);
+            let times = if fastest > 0.0 && own.work.starts_with("descriptors") {
+                format!(", {:.1} times the fastest back-end", rate / fastest)
+            } else {
+                String::new()
             };
-            let waiting = row.waiting.map(|share| share.map_or("-".into(), |s| format!("{:.0} %", 100.0 * s.median)));
+            let format = if own.packed { "packed" } else { "split" };
+            let _ = writeln!(text, "generator, {format}, {}: {:.1} Mpps{times}", own.work, rate / 1e6);
+        }
+        if !self.generator.is_empty() {
+            text.push('\n');
+        }
+    }
+
+    fn round_trips(&self, text: &mut String) {
+        if !self.round_trips.is_empty() {
             let _ = writeln!(
                 text,
-                "{:<15} {:>22} {:>22} {:>20} {:>8.1} {:>15}",
-                row.direction.title(),
-                million(row.ringspan),
-                million(row.testpmd),
-                ratio,
-                row.ceiling_pps / 1e6,
-                waiting.join(", ")
+                "{:<30} {:>8} {:>18} {:>18} {:>9} {:>9}  us, medians",
+                "round trips, 64 B", "Mpps", "p50", "p90", "p99", "p99.9"
             );
         }
-        if self.load_average > 0.5 {
+        for trip in &self.round_trips {
+            let name = format!("{} {} at {} %", trip.peer.title(), trip.format(), trip.percent);
             let _ = writeln!(
                 text,
-                "The machine was busy before (load average {}): numbers and ratios swing.",
-                self.load_average
+                "{name:<30} {:>8.2} {:>18} {:>18} {:>9.1} {:>9.1}{}",
+                trip.pps / 1e6,
+                trip.p50.text(1),
+                trip.p90.text(1),
+                trip.p99.median,
+                trip.p999.median,
+                if trip.lost > 0.0 { format!("  lost {:.3} %", 100.0 * trip.lost) } else { String::new() }
             );
+        }
+        if !self.round_trips.is_empty() {
+            text.push('\n');
+        }
+    }
+
+    fn small(&self, text: &mut String) {
+        for idle in &self.idle {
+            let rate = if idle.pps == 0.0 { "0".into() } else { format!("{:.0}k", idle.pps / 1e3) };
+            let _ = writeln!(text, "{:<14} {rate:>6} pps: {:>6.1} % of a core", idle.peer.title(), idle.percent);
+        }
+        for found in &self.instructions {
+            let _ = match &found.per_packet {
+                Ok(count) => {
+                    writeln!(text, "{:<14} {:<22} {count:>8.0} instructions a packet", found.peer.title(), found.cell)
+                }
+                Err(fault) => writeln!(text, "{:<14} {:<22} {fault}", found.peer.title(), found.cell),
+            };
         }
         for figure in &self.figures {
             let value = match (figure.value, &figure.note) {
@@ -167,7 +323,30 @@ impl Report {
             };
             let _ = writeln!(text, "{:<46} {value}", figure.name);
         }
-        text
+    }
+
+    fn targets(&self, text: &mut String) {
+        if self.verdicts.is_empty() {
+            return;
+        }
+        let _ = writeln!(
+            text,
+            "\n{:<44} {:<10} {:>8} {:>20}  {:<8} worst cell",
+            "target", "against", "wanted", "found", ""
+        );
+        for verdict in &self.verdicts {
+            let found = verdict.found.map_or("-".into(), |found| found.text(2));
+            let _ = writeln!(
+                text,
+                "{:<44} {:<10} {:>8} {found:>20}  {:<8} {}",
+                verdict.work,
+                verdict.against.title(),
+                verdict.wanted(),
+                verdict.word(),
+                verdict.cell
+            );
+        }
+        text.push('\n');
     }
 }
 
@@ -177,11 +356,13 @@ mod tests {
 
     #[test]
     fn the_ratio_is_taken_round_by_round() {
-        let sample = |peer, round, pps| Sample {
+        let cell = Cell::select(&["tx/split/64"]).unwrap()[0];
+        let sample = |peer, round, sent_pps| Sample {
+            cell: cell.name(),
             peer,
-            direction: Direction::GuestToNull,
             round,
-            measured: Measured { pps, waiting: 0.5 },
+            measured: Some(Measured { sent_pps, received_pps: 0.0, bits: 0.0, waiting: 0.5, lost: None }),
+            fault: None,
         };
         let samples = [
             sample(Peer::Ringspan, 0, 2.0),
@@ -189,7 +370,9 @@ mod tests {
             sample(Peer::Ringspan, 1, 30.0),
             sample(Peer::Testpmd, 1, 10.0),
         ];
-        let ratio = row(Direction::GuestToNull, 0.0, &samples).ratio.unwrap();
-        assert_eq!((ratio.least, ratio.median, ratio.most), (2.0, 2.5, 3.0));
+        let row = row(cell, None, &samples);
+        let ratio = row.peer(Peer::Testpmd).unwrap().ratio;
+        assert_eq!(ratio, Some(Spread { least: 2.0, median: 2.5, most: 3.0 }));
+        assert!(row.peer(Peer::Ovs).is_none());
     }
 }

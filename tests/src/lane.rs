@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -33,6 +33,8 @@ pub struct Options {
     pub netns: Option<String>,
     /// Further arguments of its command line.
     pub more: Vec<String>,
+    /// A program that runs it, such as valgrind, with that one's arguments; it may then take much longer to be ready.
+    pub runner: Vec<String>,
 }
 
 impl Options {
@@ -45,6 +47,7 @@ impl Options {
             huge_pages: "off".into(),
             netns: None,
             more: vec![],
+            runner: vec![],
         }
     }
 }
@@ -132,7 +135,7 @@ impl Lane {
         let log = std::fs::File::options().create(true).append(true).open(self.log_path())?;
         let program = crate::paths::program("ringspan-lane")?;
         let mut command = match &self.options.netns {
-            None => Command::new(program),
+            None => crate::process::under(&self.options.runner, &program),
             Some(name) => crate::netns::command_in(name, program),
         };
         command
@@ -153,10 +156,11 @@ impl Lane {
         (self.last_event, self.seen) = (0, vec![]);
         let socket = self.folder.join(format!("lane-{}.sock", self.options.name));
         let start = Instant::now();
+        let ready = if self.options.runner.is_empty() { READY } else { 6 * READY };
         loop {
             match Client::connect(&socket, Duration::from_millis(100)) {
                 Ok(client) => self.client = Some(client),
-                Err(_) if self.is_alive() && start.elapsed() < READY => continue,
+                Err(_) if self.is_alive() && start.elapsed() < ready => continue,
                 Err(error) => return Err(error).with_context(|| format!("its log:\n{}", self.log())),
             }
             return Ok(());

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -9,6 +10,18 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::wait;
+
+/// A program, or another that runs it: the words in front of it on the command line.
+pub fn under(runner: &[String], program: &Path) -> Command {
+    match runner {
+        [] => Command::new(program),
+        [first, words @ ..] => {
+            let mut command = Command::new(first);
+            command.args(words).arg(program);
+            command
+        }
+    }
+}
 
 /// Whether a process of this id runs (one that ended and was not waited for does not).
 pub fn alive(pid: u32) -> bool {

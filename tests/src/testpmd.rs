@@ -26,12 +26,22 @@ pub struct Options {
     pub memory_mib: u32,
     /// Whether hugepages are used where there are some.
     pub huge_pages: bool,
+    /// A program that runs it, such as valgrind, with that one's arguments; it may then take much longer to be ready.
+    pub runner: Vec<String>,
 }
 
 impl Options {
     /// One forwarding thread on core 0, 256 MiB.
     pub fn new(name: impl Into<String>) -> Self {
-        Self { name: name.into(), core: 0, devices: vec![], arguments: vec![], memory_mib: 256, huge_pages: true }
+        Self {
+            name: name.into(),
+            core: 0,
+            devices: vec![],
+            arguments: vec![],
+            memory_mib: 256,
+            huge_pages: true,
+            runner: vec![],
+        }
     }
 
     /// With one more device.
@@ -90,7 +100,12 @@ impl Testpmd {
     pub fn start(options: &Options) -> anyhow::Result<Self> {
         // Into a pipe, testpmd's answers would come after its next prompt, or never.
         let mut command = Command::new("stdbuf");
-        command.args(["-o0", "dpdk-testpmd"]).arg("--lcores").arg(format!("0@{0},1@{0}", options.core));
+        command
+            .arg("-o0")
+            .args(&options.runner)
+            .arg("dpdk-testpmd")
+            .arg("--lcores")
+            .arg(format!("0@{0},1@{0}", options.core));
         if options.huge_pages && huge_pages_free() {
             // virtio-user as a front-end may not show more than 8 regions of memory.
             command.args(["--in-memory", "--single-file-segments"]);
@@ -117,7 +132,7 @@ impl Testpmd {
         collect(child.stderr.take().context("no standard error")?, &errors);
         let stdin = child.stdin.take().context("no standard input")?;
         let mut testpmd = Self { child, stdin, output, errors, read: 0 };
-        testpmd.wait_for("testpmd>", Duration::from_secs(30))?;
+        testpmd.wait_for("testpmd>", Duration::from_secs(if options.runner.is_empty() { 30 } else { 180 }))?;
         Ok(testpmd)
     }
 

@@ -27,7 +27,7 @@ enum Task {
     Test(test::Options),
     /// Install the Debian packages that building and testing need
     Packages,
-    /// Run a benchmark of the `benches` folder, such as `quick`
+    /// Measure ringspan beside other back-ends: everything, or `quick`, or what `bench --help` names
     Bench {
         /// Passed on to the benchmark
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -52,9 +52,10 @@ fn main() -> std::process::ExitCode {
 }
 
 fn bench(arguments: &[String]) -> anyhow::Result<()> {
-    packages::ensure(packages::ALL)?;
+    packages::ensure(&[packages::BUILD, packages::RUN, packages::BENCH])?;
     let programs = step::build_release()?;
-    let _pages = hugepages::HugePages::try_reserve(768);
+    step::run(&mut step::cargo(&["build", "--release", "--package", "ringspan-benches", "--bins"]))?;
+    let _pages = hugepages::HugePages::try_reserve(1024);
     let mut bench = step::cargo(&["run", "--release", "--package", "ringspan-benches", "--"]);
     step::run(bench.args(arguments).env("RINGSPAN_BIN_DIR", programs))
 }

@@ -1,150 +1,257 @@
 //! Measures ringspan beside its peers: the same load, the same core, in turns.
 
-use std::path::{Path, PathBuf};
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::time::Instant;
 
 use clap::{Args, Parser, Subcommand};
-use ringspan_benches::load::{self, Direction, Load, Measured};
-use ringspan_benches::peer::{self, Peer};
-use ringspan_benches::report::{Report, Sample, row};
-use ringspan_benches::{figures, handback};
-use ringspan_testkit::guest::{Guest, Options, feature};
-use ringspan_testkit::testpmd;
+use ringspan_benches::cell::Cell;
+use ringspan_benches::driver::stamp::Frames;
+use ringspan_benches::load::Load;
+use ringspan_benches::machine::Machine;
+use ringspan_benches::peer::{Peer, Place};
+use ringspan_benches::report::{Report, packets, row};
+use ringspan_benches::run::Plan;
+use ringspan_benches::{figures, generator, instructions, page, target};
+use ringspan_testkit::{testpmd, wait};
 
 /// Measures ringspan beside its peers.
 #[derive(Parser)]
 struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
+    #[command(flatten)]
+    run: Run,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// 64-byte frames, guest to null and null to guest, split ring, against testpmd's net_vhost; and the small figures.
-    Quick(Quick),
+    /// The main cells, round trips and small figures in less than 3 minutes
+    Quick(Run),
+    /// Every cell, round trips at three loads, idle costs and small figures; the default
+    Full(Run),
+    /// Instructions a packet, counted by callgrind
+    Instructions(Run),
+    /// What the generator itself can do
+    Generator(Run),
+    /// The names of all cells
+    Cells,
 }
 
-#[derive(Args)]
-struct Quick {
-    /// Alternations between the two.
-    #[arg(long, default_value_t = 9)]
-    rounds: usize,
-    /// Bytes of a frame, without the check sequence.
+#[derive(Args, Clone)]
+struct Run {
+    /// Only these cells: names as `cells` prints them, with * for any part and ** for the rest
+    #[arg(long, value_delimiter = ',')]
+    cells: Vec<String>,
+    /// Only these back-ends
+    #[arg(long, value_delimiter = ',')]
+    peers: Vec<Peer>,
+    /// Alternations
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Seconds of each measurement
+    #[arg(long)]
+    seconds: Option<f64>,
+    /// Frames in a burst of the generator
     #[arg(long, default_value_t = 64)]
-    frame: usize,
-    /// Frames in a burst of the generator.
-    #[arg(long, default_value_t = 64)]
-    burst: usize,
-    /// Descriptors in each ring.
-    #[arg(long, default_value_t = 1024)]
-    ring_size: u16,
-    /// Seconds of each measurement.
-    #[arg(long, default_value_t = 1.0)]
-    seconds: f64,
-    /// The back-end's core.
+    burst: u16,
+    /// The back-ends' core
     #[arg(long, default_value_t = 0)]
     core: usize,
-    /// The generator's core.
+    /// The generator's core
     #[arg(long, default_value_t = 1)]
     guest_core: usize,
-    /// Only these back-ends.
-    #[arg(long, value_parser = ["ringspan", "testpmd"])]
-    only: Option<String>,
-    /// Without the small figures.
+    /// Without round trips
+    #[arg(long)]
+    no_latency: bool,
+    /// Without idle costs and the small figures
     #[arg(long)]
     no_figures: bool,
-    /// Where the results go as JSON.
-    #[arg(long)]
-    json: Option<PathBuf>,
+    /// Where the results go as JSON
+    #[arg(long, default_value = "target/bench/report.json")]
+    json: PathBuf,
+    /// Where the page with plots goes
+    #[arg(long, default_value = "target/bench/report.html")]
+    html: PathBuf,
 }
 
 fn main() -> anyhow::Result<()> {
-    match Cli::parse().command {
-        Command::Quick(quick) => quick.run(),
+    wait::stop_on_signals()?;
+    let cli = Cli::parse();
+    match cli.command {
+        Some(Command::Quick(run)) => run.matrix(true),
+        Some(Command::Full(run)) => run.matrix(false),
+        Some(Command::Instructions(run)) => run.instructions(),
+        Some(Command::Generator(run)) => run.generator(),
+        Some(Command::Cells) => {
+            Cell::all().iter().for_each(|cell| println!("{}", cell.name()));
+            Ok(())
+        }
+        None => cli.run.matrix(false),
     }
 }
 
-impl Quick {
-    fn run(self) -> anyhow::Result<()> {
-        let load = Load { frame: self.frame, burst: self.burst, warm_up: 0.3, measured: self.seconds };
-        let huge_pages = testpmd::huge_pages_free();
-        let peers: &[Peer] = match self.only.as_deref() {
-            Some("ringspan") => &[Peer::Ringspan],
-            Some("testpmd") => &[Peer::Testpmd],
-            _ => &[Peer::Ringspan, Peer::Testpmd],
+impl Run {
+    fn plan(&self, quick: bool) -> anyhow::Result<Plan> {
+        let cells = match (&self.cells[..], quick) {
+            ([], true) => Cell::select(Cell::QUICK)?,
+            ([], false) => Cell::all(),
+            (patterns, _) => Cell::select(patterns)?,
         };
-        let load_average = load_average();
-        let folder = tempfile::tempdir()?;
-        let (mut rows, mut samples) = (vec![], vec![]);
-        for direction in Direction::ALL {
-            let ceiling = handback::run(direction, load, self.ring_size, self.guest_core, self.core, huge_pages)?;
-            for round in 0..self.rounds {
-                // A B, B A, A B: what drifts with time does not favour one of them.
-                let mut turn = peers.to_vec();
-                if round % 2 == 1 {
-                    turn.reverse();
-                }
-                for peer in turn {
-                    let measured = self.measure(peer, direction, load, huge_pages, folder.path())?;
-                    eprintln!(
-                        "{}, round {}: {} {:.2} Mpps",
-                        direction.title(),
-                        round + 1,
-                        peer.title(),
-                        measured.pps / 1e6
-                    );
-                    samples.push(Sample { peer, direction, round, measured });
-                }
-            }
-            rows.push(row(direction, ceiling.pps, &samples));
+        let peers = match (&self.peers[..], quick) {
+            ([], true) => vec![Peer::Ringspan, Peer::Testpmd, Peer::Ovs],
+            ([], false) => Peer::ALL.to_vec(),
+            (peers, _) => peers.to_vec(),
+        };
+        let rounds = self.rounds.unwrap_or(5);
+        let measured = self.seconds.unwrap_or(if quick { 0.3 } else { 0.5 });
+        let load = Load { burst: self.burst, warm_up: 0.1, measured };
+        let place = Place { core: self.core, huge_pages: testpmd::huge_pages_free() };
+        Ok(Plan { cells, peers, rounds, load, place, guest_core: self.guest_core })
+    }
+
+    fn own(&self, plan: &Plan) -> anyhow::Result<Vec<generator::Own>> {
+        let load = Load { measured: 0.3, ..plan.load };
+        generator::all(64, 1024, load, self.guest_core, self.core, plan.place.huge_pages, 3)
+    }
+
+    fn matrix(&self, quick: bool) -> anyhow::Result<()> {
+        let machine = Machine::look();
+        let plan = self.plan(quick)?;
+        let (start, total) = (Instant::now(), plan.cells.len());
+        println!("{machine}");
+        println!("{total} cells, {} alternations: about {:.0} s for the rates", plan.rounds, plan.budget());
+        let generator = self.own(&plan)?;
+        let mut line = Line::default();
+        let mut limits = vec![];
+        for cell in &plan.cells {
+            line.show(&format!("{}: bare copies", cell.name()));
+            limits.push(plan.limit(cell)?);
         }
-        let figures = if self.no_figures { vec![] } else { figures::all(self.core) };
-        let (processor, ring_size) = (processor(), self.ring_size);
-        let report = Report { processor, load_average, huge_pages, ring_size, load, rows, samples, figures };
+        let (mut seen, all) = (vec![], plan.cells.clone());
+        let samples = plan.run(|sample| {
+            if !seen.contains(&sample.cell) {
+                seen.push(sample.cell.clone());
+            }
+            let cell = all.iter().find(|cell| cell.name() == sample.cell);
+            let text = match (&sample.measured, &sample.fault) {
+                (Some(measured), _) => format!("{:.2} Mpps", cell.map_or(0.0, |c| packets(measured, c)) / 1e6),
+                (None, fault) => fault.as_deref().unwrap_or("?").lines().next().unwrap_or_default().to_string(),
+            };
+            line.show(&format!(
+                "[{:>3}/{total}] {} round {}: {} {text}",
+                seen.len(),
+                sample.cell,
+                sample.round + 1,
+                sample.peer.title()
+            ));
+        })?;
+        let mut round_trips = vec![];
+        if !self.no_latency {
+            let formats: &[bool] = if quick { &[false] } else { &[false, true] };
+            let slower = Plan { rounds: if quick { 3 } else { plan.rounds }, ..plan.clone() };
+            for packed in formats {
+                round_trips.extend(slower.round_trips(*packed, |text| line.show(text))?);
+            }
+        }
+        let (mut idle, mut small) = (vec![], vec![]);
+        if !self.no_figures {
+            if !quick {
+                idle = plan.idle(|text| line.show(text))?;
+            }
+            line.show("the small figures");
+            small = figures::all(self.core);
+        }
+        line.end();
+        let rows: Vec<_> = plan.cells.iter().zip(limits).map(|(cell, limit)| row(*cell, limit, &samples)).collect();
+        let verdicts = target::verdicts(&rows, &round_trips);
+        let report = Report {
+            machine,
+            load: plan.load,
+            rounds: plan.rounds,
+            generator,
+            rows,
+            round_trips,
+            idle,
+            instructions: vec![],
+            figures: small,
+            verdicts,
+            samples,
+        };
+        self.finish(&report)?;
+        println!("took {:.0} s", start.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    fn finish(&self, report: &Report) -> anyhow::Result<()> {
         println!("{}", report.table());
-        if let Some(path) = &self.json {
-            std::fs::write(path, serde_json::to_string_pretty(&report)?)?;
-            println!("written to {}", path.display());
+        for (path, text) in [(&self.json, serde_json::to_string_pretty(report)?), (&self.html, page::html(report))] {
+            if let Some(folder) = path.parent() {
+                std::fs::create_dir_all(folder)?;
+            }
+            std::fs::write(path, text)?;
+            println!("written: {}", path.display());
         }
         Ok(())
     }
 
-    /// One back-end, started anew, with a guest on the other core.
-    fn measure(
-        &self,
-        peer: Peer,
-        direction: Direction,
-        load: Load,
-        huge_pages: bool,
-        folder: &Path,
-    ) -> anyhow::Result<Measured> {
-        let folder = tempfile::tempdir_in(folder)?;
-        let options = |socket| Options {
-            ring_size: self.ring_size,
-            // What a Linux guest has. Indirect tables are not used for frames in one piece, by Linux and by us.
-            features: feature::VERSION_1 | feature::MRG_RXBUF | feature::ANY_LAYOUT | feature::EVENT_IDX,
-            polled: true,
-            huge_pages,
-            ..Options::new(socket)
-        };
-        let (_running, socket) = peer::start(peer, direction, self.frame, self.core, huge_pages, folder.path())?;
-        std::thread::scope(|scope| {
-            let generator = scope.spawn(|| {
-                load::pin(self.guest_core)?;
-                let mut guest = Guest::start(options(socket))?;
-                Ok(load::run(&mut guest, direction, load))
-            });
-            generator.join().map_err(|_| anyhow::anyhow!("the generator panicked"))?
-        })
+    fn instructions(&self) -> anyhow::Result<()> {
+        let usual = ["tx/*/64", "rx/*/64", "tx/split/1518"].map(String::from).to_vec();
+        let cells = if self.cells.is_empty() { usual } else { self.cells.clone() };
+        let run = Self { cells, ..self.clone() };
+        let plan = run.plan(true)?;
+        println!("{:<22} instructions a packet, by callgrind", "");
+        for cell in &plan.cells {
+            for peer in plan.peers.iter().filter(|peer| peer.can(cell)) {
+                wait::check_stopped()?;
+                let seconds = self.seconds.unwrap_or(3.0);
+                let found = instructions::count(*peer, cell, plan.place, self.guest_core, seconds);
+                let text = match &found.per_packet {
+                    Ok(count) => format!("{count:.0}"),
+                    Err(fault) => fault.clone(),
+                };
+                println!("{:<22} {:<14} {text}", found.cell, peer.title());
+            }
+        }
+        Ok(())
+    }
+
+    fn generator(&self) -> anyhow::Result<()> {
+        let frames =
+            self.cells.first().map_or(Ok(Frames::Fixed(64)), |text| text.parse()).map_err(anyhow::Error::msg)?;
+        let plan = Self { cells: vec![], ..self.clone() }.plan(true)?;
+        let load = Load { measured: self.seconds.unwrap_or(0.3), ..plan.load };
+        let place = plan.place;
+        for own in generator::all(frames.most(), 1024, load, self.guest_core, self.core, place.huge_pages, 3)? {
+            let rate = own.measured.sent_pps + own.measured.received_pps;
+            let format = if own.packed { "packed" } else { "split" };
+            let waiting = 100.0 * own.measured.waiting;
+            println!("{format:<8} {:<30} {:>8.1} Mpps, waiting {waiting:.0} %", own.work, rate / 1e6);
+        }
+        Ok(())
     }
 }
 
-fn processor() -> String {
-    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("model name"));
-    line.map_or_else(String::new, |line| line.trim_start_matches(['\t', ' ', ':']).to_string())
+/// The line that shows what is going on: one that is written over and over on a terminal, else many.
+#[derive(Default)]
+struct Line {
+    shown: bool,
 }
 
-fn load_average() -> f64 {
-    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    text.split(' ').next().and_then(|number| number.parse().ok()).unwrap_or(0.0)
+impl Line {
+    fn show(&mut self, text: &str) {
+        if std::io::stderr().is_terminal() {
+            let text: String = text.chars().take(110).collect();
+            eprint!("\r\x1b[2K{text}");
+            self.shown = true;
+        } else {
+            eprintln!("{text}");
+        }
+    }
+
+    fn end(&mut self) {
+        if std::mem::take(&mut self.shown) {
+            eprint!("\r\x1b[2K");
+        }
+    }
 }

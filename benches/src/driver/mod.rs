@@ -1,0 +1,113 @@
+//! The load generator's guest: a virtio-net driver that does nothing but move frames.
+//!
+//! The guest of the test kit is written to be right about everything; this one is written to be fast, so that whatever is measured
+//! is the back-end. It has the test kit's memory and front-end, and rings of its own ([`split`], [`packed`]):
+//! - The number of a ring's slot is the number of its descriptor and of its buffer, for good. A back-end that returns buffers in another
+//!   order than it got them is reported, not served; none of those measured does that for virtio-net.
+//! - What the ring's format lets stand is written once: addresses and lengths of a split ring. A packed descriptor is written anew.
+//! - The cache lines of a whole burst are asked for, for writing, before the first of them is written.
+//!
+//! # Invariants
+//! All pointers go into a [`Memory`] that whoever has them holds too. A slot's buffer belongs to the driver from the moment its
+//! chain was seen used until it is offered again; only then it is touched, by plain copies.
+
+pub mod guest;
+pub mod packed;
+pub mod receive;
+pub mod slots;
+pub mod split;
+pub mod stamp;
+pub mod transmit;
+
+use std::sync::Arc;
+
+use ringspan_testkit::guest::Memory;
+
+pub use guest::{Guest, Options, Pair};
+pub use packed::PackedRing;
+pub use receive::Receiver;
+pub use slots::Slots;
+pub use split::SplitRing;
+pub use transmit::Transmitter;
+
+/// Bytes of the virtio-net header in front of every frame (virtio 1.x).
+pub const HEADER: usize = 12;
+/// Bytes of a cache line.
+pub const LINE: usize = 64;
+
+/// What a slot's descriptor says.
+#[derive(Debug, Clone, Copy)]
+pub struct Chain {
+    /// Guest-physical address of the buffer, or of the table of its pieces.
+    pub address: u64,
+    /// Bytes of either.
+    pub length: u32,
+    /// `WRITE` or `INDIRECT`.
+    pub flags: u16,
+}
+
+/// The driver's side of a ring, in either format. Slots are offered and come back in their order, round and round.
+pub trait Ring: Sized + Send {
+    /// Whether `VIRTIO_F_RING_PACKED` has to be negotiated.
+    const PACKED: bool;
+
+    /// An empty ring; `chain` tells what the descriptor of each slot says.
+    fn new(memory: &Arc<Memory>, size: u16, event_idx: bool, chain: impl Fn(u16) -> Chain) -> anyhow::Result<Self>;
+
+    /// Addresses in this process, as SET_VRING_ADDR wants them: descriptors, the driver's area, the device's area.
+    fn user_addresses(&self) -> [u64; 3];
+
+    /// What SET_VRING_BASE says of a new ring.
+    fn base() -> u32;
+
+    /// Slots.
+    fn size(&self) -> u16;
+
+    /// How many of the slots that follow the taken ones have come back. May say 0 when fewer than `wanted` have.
+    fn pending(&mut self, wanted: u16) -> u16;
+
+    /// Whether the first `count` pending slots are those that were expected there.
+    fn in_order(&self, count: u16) -> bool;
+
+    /// Bytes that the device wrote to the slot `ahead` of the first pending one.
+    fn written(&self, ahead: u16) -> u32;
+
+    /// Takes the first `count` pending slots.
+    fn take(&mut self, count: u16);
+
+    /// Offers the next `count` slots and shows them to the device; whether it wants to be kicked for that.
+    fn offer(&mut self, count: u16) -> bool;
+
+    /// The first slot that was not taken back yet.
+    fn first_pending(&self) -> u16;
+}
+
+/// The back-end returned a buffer that it was not its turn to return.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("the back-end returned buffers in another order than it got them, which this generator does not serve")]
+pub struct OutOfOrder;
+
+/// Asks for a cache line that will be written.
+#[inline(always)]
+pub fn prefetch_write(line: *const u8) {
+    // SAFETY: a hint that does not fault and changes no register. As an instruction, because the compiler makes it a read on its baseline
+    // processor, although every x86-64 processor takes it.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::asm!("prefetchw [{}]", in(reg) line, options(nostack, preserves_flags, readonly));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
+}
+
+/// Asks for a cache line that will be read.
+#[inline(always)]
+pub fn prefetch_read(line: *const u8) {
+    // SAFETY: a hint that does not fault.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
+}

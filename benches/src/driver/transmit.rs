@@ -1,0 +1,185 @@
+//! Sending: whole bursts of frames, each written anew.
+
+use std::ptr;
+use std::sync::Arc;
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use ringspan_testkit::guest::Memory;
+use ringspan_testkit::guest::ring::{Descriptor, INDIRECT, NEXT};
+
+use super::stamp::{Frames, STAMP, image};
+use super::{Chain, HEADER, LINE, OutOfOrder, Ring, Slots, prefetch_write};
+
+/// Bytes of a buffer that holds a small frame: written by a copy of this length, which needs no loop.
+const SMALL: usize = 80;
+/// Bytes of frames whose lines are asked for ahead of the copy.
+const AHEAD: usize = 8192;
+
+/// A transmit queue.
+#[derive(Debug)]
+pub struct Transmitter<R> {
+    ring: R,
+    slots: Slots,
+    frames: Frames,
+    /// What buffers look like, by the size of their frame.
+    images: Vec<(u16, Box<[u8]>)>,
+    kick: EventFd,
+    /// The slot that is offered next.
+    next: u16,
+    in_flight: u16,
+    /// Frames that came back.
+    pub done: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// Times that the device had to be kicked.
+    pub kicks: u64,
+}
+
+impl<R: Ring> Transmitter<R> {
+    /// A queue of `size` slots. With `indirect` every frame has a table: its header in one piece and the rest in another.
+    pub fn new(
+        memory: &Arc<Memory>,
+        size: u16,
+        event_idx: bool,
+        frames: Frames,
+        indirect: bool,
+        queue: u16,
+    ) -> anyhow::Result<Self> {
+        let slots = Slots::new(memory, size, HEADER + usize::from(frames.most()))?;
+        let total = |slot| u32::from(frames.length(slot)) + HEADER as u32;
+        let tables = if indirect { Some(memory.allocate(32 * usize::from(size), LINE)?) } else { None };
+        if let Some(tables) = tables {
+            for slot in 0..size {
+                let address = slots.guest(slot);
+                let header = Descriptor { address, length: HEADER as u32, flags: NEXT, next: 1 };
+                let address = address + HEADER as u64;
+                let frame = Descriptor { address, length: u32::from(frames.length(slot)), flags: 0, next: 0 };
+                // SAFETY: two descriptors for each slot are in the piece, which is aligned to a line.
+                unsafe {
+                    let table = tables.start.cast::<Descriptor>().add(2 * usize::from(slot));
+                    table.write_volatile(header);
+                    table.add(1).write_volatile(frame);
+                }
+            }
+        }
+        let ring = R::new(memory, size, event_idx, |slot| match tables {
+            Some(tables) => Chain { address: tables.guest + 32 * u64::from(slot), length: 32, flags: INDIRECT },
+            None => Chain { address: slots.guest(slot), length: total(slot), flags: 0 },
+        })?;
+        let images = frames.sizes().into_iter().map(|size| (size, image(size, queue))).collect();
+        let kick = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
+        let (next, in_flight, done, bytes, kicks) = (0, 0, 0, 0, 0);
+        Ok(Self { ring, slots, frames, images, kick, next, in_flight, done, bytes, kicks })
+    }
+
+    /// The ring.
+    pub fn ring(&self) -> &R {
+        &self.ring
+    }
+
+    /// What is written to when the device wants to be kicked.
+    pub fn kick(&self) -> &EventFd {
+        &self.kick
+    }
+
+    /// Frames that the device has not given back yet, as far as was looked.
+    pub fn in_flight(&self) -> u16 {
+        self.in_flight
+    }
+
+    /// Takes back what the device has used, if that makes room for at least `wanted` frames; the room there is.
+    #[inline(always)]
+    pub fn reclaim(&mut self, wanted: u16) -> Result<u16, OutOfOrder> {
+        let free = self.ring.size() - self.in_flight;
+        if free >= wanted {
+            return Ok(free);
+        }
+        let back = self.ring.pending(wanted - free);
+        if back > self.in_flight {
+            return Err(OutOfOrder);
+        }
+        if free + back < wanted {
+            return Ok(free);
+        }
+        if !self.ring.in_order(back) {
+            return Err(OutOfOrder);
+        }
+        if let Frames::Fixed(length) = self.frames {
+            self.bytes += u64::from(back) * u64::from(length);
+        } else {
+            let (first, mask) = (self.ring.first_pending(), self.ring.size() - 1);
+            self.bytes += (0..back).map(|i| u64::from(self.frames.length((first + i) & mask))).sum::<u64>();
+        }
+        self.ring.take(back);
+        self.in_flight -= back;
+        self.done += u64::from(back);
+        Ok(free + back)
+    }
+
+    /// Writes and offers `count` frames, for which there must be room, with `stamp` in the first, and one more in each that
+    /// follows.
+    #[inline(always)]
+    pub fn send(&mut self, count: u16, stamp: u64) {
+        debug_assert!(count <= self.ring.size() - self.in_flight);
+        match self.frames {
+            Frames::Fixed(length) if usize::from(length) + HEADER <= SMALL => self.write_small(count, stamp),
+            _ => self.write(count, stamp),
+        }
+        self.next = (self.next + count) & (self.ring.size() - 1);
+        self.in_flight += count;
+        if self.ring.offer(count) {
+            self.kicks += 1;
+            let _ = self.kick.write(1);
+        }
+    }
+
+    #[inline(always)]
+    fn write_small(&mut self, count: u16, stamp: u64) {
+        let first = usize::from(self.next);
+        for i in 0..usize::from(count) {
+            let line = self.slots.pointer(first + i);
+            prefetch_write(line);
+            prefetch_write(line.wrapping_add(LINE));
+        }
+        let image = self.images[0].1.as_ptr();
+        for i in 0..usize::from(count) {
+            let buffer = self.slots.pointer(first + i);
+            // SAFETY: a slot has whole lines, at least 2, and so has the image; the slot is the driver's.
+            unsafe {
+                ptr::copy_nonoverlapping(image, buffer, SMALL);
+                buffer.add(STAMP).cast::<u64>().write(stamp.wrapping_add(i as u64));
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn write(&mut self, count: u16, stamp: u64) {
+        let (first, mask) = (self.next, self.ring.size() - 1);
+        let distance = (AHEAD / usize::from(self.frames.most())).clamp(1, usize::from(count)) as u16;
+        let ask = |i: u16| {
+            let slot = (first + i) & mask;
+            let line = self.slots.pointer(usize::from(slot));
+            for at in (0..HEADER + usize::from(self.frames.length(slot))).step_by(LINE) {
+                prefetch_write(line.wrapping_add(at));
+            }
+        };
+        (0..distance).for_each(ask);
+        for i in 0..count {
+            if i + distance < count {
+                ask(i + distance);
+            }
+            let slot = (first + i) & mask;
+            let length = self.frames.length(slot);
+            let image = match &self.images[..] {
+                [(_, image)] => image,
+                images => &images.iter().find(|(size, _)| *size == length).expect("each size has an image").1,
+            };
+            let buffer = self.slots.pointer(usize::from(slot));
+            // SAFETY: a slot and the image have room for the largest frame with its header; the slot is the driver's.
+            unsafe {
+                ptr::copy_nonoverlapping(image.as_ptr(), buffer, HEADER + usize::from(length));
+                buffer.add(STAMP).cast::<u64>().write(stamp.wrapping_add(u64::from(i)));
+            }
+        }
+    }
+}

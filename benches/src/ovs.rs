@@ -1,0 +1,173 @@
+//! OVS-DPDK as a back-end: a database, a switch and nothing else, in a private folder.
+
+use std::fs::File;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use ringspan_testkit::{paths, process, wait};
+
+/// The database's schema, where Debian has it.
+const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
+/// The switch with DPDK, where Debian has it.
+const SWITCH: &str = "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk";
+/// Longest time for one of OVS's commands.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// A port of the switch.
+#[derive(Debug, Clone)]
+pub enum Port {
+    /// A vhost-user socket in the folder, of the port's name.
+    Vhost,
+    /// A DPDK device.
+    Dpdk(String),
+}
+
+/// A running switch with one bridge. Both processes are killed when this is dropped.
+#[derive(Debug)]
+pub struct Ovs {
+    folder: PathBuf,
+    database: Child,
+    switch: Option<Child>,
+}
+
+impl Ovs {
+    /// Starts the switch with its one polling thread on `core`, the ports given, and flows that pass everything from each port
+    /// of a pair to the other. `runner` is a program that runs the switch, if any.
+    pub fn start(
+        folder: &Path,
+        core: usize,
+        memory_mib: u32,
+        ports: &[(&str, Port)],
+        pairs: u16,
+        cables: &[(&str, &str)],
+        runner: &[String],
+    ) -> anyhow::Result<Self> {
+        let database_file = folder.join("conf.db");
+        let run = |command: &mut Command| wait::run(command, LIMIT)?.success("it");
+        run(Command::new(program("ovsdb-tool")?).arg("create").arg(&database_file).arg(SCHEMA))
+            .context("making OVS's database")?;
+        let socket = folder.join("db.sock");
+        let mut database = Command::new(program("ovsdb-server")?);
+        database.arg(format!("--remote=punix:{}", socket.display()));
+        database.arg(format!("--unixctl={}", folder.join("db.ctl").display())).arg("--no-chdir").arg(&database_file);
+        let database = spawn(&mut database, folder, "ovsdb-server")?;
+        let mut ovs = Self { folder: folder.into(), database, switch: None };
+        wait::until(LIMIT, "ovsdb-server's socket", || Ok(socket.exists().then_some(())))?;
+        let mask = format!("{:#x}", 1_u64 << core);
+        ovs.vsctl(&["--no-wait", "init"])?;
+        ovs.vsctl(&[
+            "--no-wait",
+            "set",
+            "Open_vSwitch",
+            ".",
+            "other_config:dpdk-init=true",
+            "other_config:dpdk-extra=\"--no-pci --in-memory --single-file-segments --no-telemetry\"",
+            &format!("other_config:dpdk-socket-mem=\"{memory_mib}\""),
+            // No dpdk-lcore-mask: it would bind the switch's main thread to a core, and leave it there.
+            &format!("other_config:pmd-cpu-mask={mask}"),
+        ])?;
+        let mut switch = process::under(runner, &switch_program()?);
+        switch.arg(format!("unix:{}", socket.display()));
+        switch.arg(format!("--unixctl={}", folder.join("switch.ctl").display())).arg("--no-chdir");
+        ovs.switch = Some(spawn(&mut switch, folder, "ovs-vswitchd")?);
+        ovs.vsctl(&["add-br", "br0", "--", "set", "Bridge", "br0", "datapath_type=netdev", "fail_mode=secure"])?;
+        for (name, port) in ports {
+            ovs.add_port(name, port, pairs)?;
+        }
+        for (from, to) in cables {
+            ovs.flow(&format!("in_port={from},actions=output:{to}"))?;
+        }
+        Ok(ovs)
+    }
+
+    fn add_port(&self, name: &str, port: &Port, pairs: u16) -> anyhow::Result<()> {
+        let queues = format!("options:n_rxq={pairs}");
+        let (kind, more) = match port {
+            Port::Vhost => ("type=dpdkvhostuser", vec![]),
+            Port::Dpdk(device) => ("type=dpdk", vec![format!("options:dpdk-devargs=\"{device}\""), queues]),
+        };
+        let mut words = vec!["add-port", "br0", name, "--", "set", "Interface", name, kind, "mtu_request=9000"];
+        words.extend(more.iter().map(String::as_str));
+        self.vsctl(&words)?;
+        let fault = self.vsctl(&["get", "Interface", name, "error"])?;
+        if fault.trim() != "[]" {
+            bail!("OVS port {name}: {}; ovs-vswitchd said:\n{}", fault.trim(), self.log());
+        }
+        Ok(())
+    }
+
+    fn vsctl(&self, words: &[&str]) -> anyhow::Result<String> {
+        let mut command = Command::new(program("ovs-vsctl")?);
+        command.arg(format!("--db=unix:{}", self.folder.join("db.sock").display())).arg("--timeout=20").args(words);
+        let result = wait::run(&mut command, LIMIT)?.success("ovs-vsctl");
+        result.with_context(|| format!("ovs-vsctl {}; ovs-vswitchd said:\n{}", words.join(" "), self.log()))
+    }
+
+    fn flow(&self, flow: &str) -> anyhow::Result<()> {
+        let mut command = Command::new(program("ovs-ofctl")?);
+        command.arg("add-flow").arg(format!("unix:{}", self.folder.join("br0.mgmt").display())).arg(flow);
+        // The folder is where names of ports are looked up.
+        wait::run(command.env("OVS_RUNDIR", &self.folder), LIMIT)?.success("ovs-ofctl")?;
+        Ok(())
+    }
+
+    /// What the switch said so far.
+    pub fn log(&self) -> String {
+        let text = std::fs::read_to_string(self.folder.join("ovs-vswitchd.log")).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
+    }
+
+    /// The socket of a vhost-user port.
+    pub fn socket(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// The switch's process.
+    pub fn pid(&self) -> u32 {
+        self.switch.as_ref().map_or(0, Child::id)
+    }
+}
+
+impl Drop for Ovs {
+    fn drop(&mut self) {
+        for child in self.switch.iter_mut().chain([&mut self.database]) {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// OVS's daemons, with all their files in `folder`.
+fn spawn(command: &mut Command, folder: &Path, name: &str) -> anyhow::Result<Child> {
+    let log = File::create(folder.join(format!("{name}.log")))?;
+    command.env("OVS_RUNDIR", folder).env("OVS_DBDIR", folder).env("OVS_LOGDIR", folder);
+    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    // SAFETY: prctl is safe between fork and exec; the process must not outlive the benchmark that started it.
+    unsafe {
+        command.pre_exec(|| {
+            nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
+            Ok(())
+        })
+    };
+    command.spawn().with_context(|| format!("starting {name} (Debian package openvswitch-switch-dpdk)"))
+}
+
+fn program(name: &str) -> anyhow::Result<PathBuf> {
+    paths::on_path(name).with_context(|| format!("{name} is not installed (Debian package openvswitch-switch-dpdk)"))
+}
+
+/// The switch that was built with DPDK; the one on the path may be another.
+fn switch_program() -> anyhow::Result<PathBuf> {
+    let debian = PathBuf::from(SWITCH);
+    if debian.is_file() { Ok(debian) } else { program("ovs-vswitchd") }
+}
+
+/// The switch's version line; nothing where there is none.
+pub fn version() -> Option<String> {
+    let text = wait::run(Command::new(switch_program().ok()?).arg("--version"), LIMIT).ok()?.text;
+    Some(text.lines().take(2).collect::<Vec<_>>().join(", "))
+}

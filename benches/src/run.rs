@@ -1,0 +1,218 @@
+//! The matrix: every back-end in every cell, in turns.
+
+use std::collections::HashMap;
+
+use serde::Serialize;
+
+use crate::cell::{Cell, Direction, Setup};
+use crate::driver::{self, Guest, PackedRing, Pair, Ring, SplitRing};
+use crate::handback::{self, Work};
+use crate::load::{self, Load, Measured, Queues};
+use crate::peer::{Backend, Peer, Place};
+use ringspan_testkit::guest::feature;
+use ringspan_testkit::wait;
+
+/// One measurement.
+#[derive(Debug, Clone, Serialize)]
+pub struct Sample {
+    /// The cell's name.
+    pub cell: String,
+    /// Of whom.
+    pub peer: Peer,
+    /// In which alternation, from 0.
+    pub round: usize,
+    /// What came of it.
+    pub measured: Option<Measured>,
+    /// Why nothing did.
+    pub fault: Option<String>,
+}
+
+/// What is to be measured, and how.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Where.
+    pub cells: Vec<Cell>,
+    /// Who.
+    pub peers: Vec<Peer>,
+    /// How often.
+    pub rounds: usize,
+    /// Each time.
+    pub load: Load,
+    /// The back-ends' core and memory.
+    pub place: Place,
+    /// The generator's core.
+    pub guest_core: usize,
+}
+
+impl Plan {
+    /// About how long it takes, in seconds.
+    pub fn budget(&self) -> f64 {
+        let each = self.load.warm_up + self.load.measured + 0.06;
+        let runs: usize = self.cells.iter().map(|cell| self.peers.iter().filter(|peer| peer.can(cell)).count()).sum();
+        let setups = self.groups().len() as f64;
+        let start: f64 = self.peers.iter().map(|peer| if *peer == Peer::Ovs { 3.0 } else { 1.2 }).sum();
+        let limits = self.cells.iter().filter(|cell| work(cell).is_some()).count() as f64 * (0.3 + each);
+        runs as f64 * self.rounds as f64 * each + setups * start + limits
+    }
+
+    fn groups(&self) -> Vec<(Setup, Vec<Cell>)> {
+        let mut groups: Vec<(Setup, Vec<Cell>)> = vec![];
+        for cell in &self.cells {
+            match groups.iter_mut().find(|(setup, _)| *setup == cell.setup()) {
+                Some((_, cells)) => cells.push(*cell),
+                None => groups.push((cell.setup(), vec![*cell])),
+            }
+        }
+        groups
+    }
+
+    /// Measures everything. `progress` is told each sample as it comes.
+    pub fn run(&self, mut progress: impl FnMut(&Sample)) -> anyhow::Result<Vec<Sample>> {
+        let mut samples = vec![];
+        for (setup, cells) in self.groups() {
+            // All back-ends of a setup run; all but one stand still. Each is on the same core, and started once.
+            let mut backends: HashMap<Peer, anyhow::Result<Backend>> = HashMap::new();
+            for cell in cells {
+                let mut failed = vec![];
+                for round in 0..self.rounds {
+                    // A B C, C B A: what drifts with time does not favour one of them.
+                    let mut turn: Vec<Peer> = self.peers.iter().copied().filter(|peer| peer.can(&cell)).collect();
+                    if round % 2 == 1 {
+                        turn.reverse();
+                    }
+                    for peer in turn {
+                        wait::check_stopped()?;
+                        if failed.contains(&peer) {
+                            continue;
+                        }
+                        let backend = backends.entry(peer).or_insert_with(|| self.start(peer, setup));
+                        let result = match backend {
+                            Ok(backend) => self.measure(backend, &cell),
+                            Err(error) => Err(anyhow::anyhow!("{error:#}")),
+                        };
+                        if result.is_err() {
+                            failed.push(peer);
+                            // It may be in any state; one that cannot be started is not tried again.
+                            if backend.is_ok() {
+                                backends.remove(&peer);
+                            }
+                        }
+                        let fault = result.as_ref().err().map(|error| format!("{error:#}"));
+                        let sample = Sample { cell: cell.name(), peer, round, measured: result.ok(), fault };
+                        progress(&sample);
+                        samples.push(sample);
+                    }
+                }
+            }
+        }
+        Ok(samples)
+    }
+
+    /// Starts a back-end, which stands still.
+    pub(crate) fn start(&self, peer: Peer, setup: Setup) -> anyhow::Result<Backend> {
+        let backend = Backend::start(peer, setup, self.place)?;
+        backend.pause()?;
+        Ok(backend)
+    }
+
+    /// One measurement on a back-end that stands still, and does again afterwards.
+    pub(crate) fn measure(&self, backend: &Backend, cell: &Cell) -> anyhow::Result<Measured> {
+        backend.resume()?;
+        let measured = if cell.packed {
+            on_core(self.guest_core, || {
+                guests::<PackedRing, _>(backend, cell, self.place, |guests| self.load(guests, cell))
+            })
+        } else {
+            on_core(self.guest_core, || {
+                guests::<SplitRing, _>(backend, cell, self.place, |guests| self.load(guests, cell))
+            })
+        };
+        backend.pause()?;
+        measured
+    }
+
+    fn load<R: Ring>(&self, guests: &mut [Guest<R>], cell: &Cell) -> anyhow::Result<Measured> {
+        Ok(queues(guests, cell.direction).run(self.load)?)
+    }
+
+    /// The same work as bare memory copies between two threads, where there is such work.
+    pub fn limit(&self, cell: &Cell) -> anyhow::Result<Option<Measured>> {
+        let Some(work) = work(cell) else { return Ok(None) };
+        let options = options(cell, Default::default(), self.place.huge_pages);
+        let (load, core, device_core) = (self.load, self.guest_core, self.place.core);
+        let measured = if cell.packed {
+            handback::run::<PackedRing>(&options, work, load, core, device_core)
+        } else {
+            handback::run::<SplitRing>(&options, work, load, core, device_core)
+        };
+        measured.map(Some)
+    }
+}
+
+fn work(cell: &Cell) -> Option<Work> {
+    match cell.direction {
+        _ if cell.pairs > 1 || cell.indirect || (cell.mergeable && cell.frames.most() > 1536) => None,
+        Direction::Tx => Some(Work::CopyFrom),
+        Direction::Rx => Some(Work::CopyTo(cell.frames.most())),
+        _ => None,
+    }
+}
+
+/// Runs something on a thread bound to a core, so that the caller, who starts programs, is not.
+pub fn on_core<T: Send>(core: usize, run: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            load::pin(core)?;
+            run()
+        });
+        thread.join().map_err(|_| anyhow::anyhow!("the generator panicked"))?
+    })
+}
+
+/// How the guests of a cell look.
+pub fn options(cell: &Cell, socket: std::path::PathBuf, huge_pages: bool) -> driver::Options {
+    driver::Options {
+        socket,
+        pairs: cell.pairs,
+        ring_size: cell.ring_size,
+        features: feature::ANY_LAYOUT | feature::EVENT_IDX,
+        mergeable: cell.mergeable,
+        indirect: cell.indirect,
+        frames: cell.frames,
+        receive: cell.frames.most(),
+        huge_pages,
+    }
+}
+
+/// Connects a guest to each socket of a back-end, runs something with them, and stops them.
+pub fn guests<R: Ring, T>(
+    backend: &Backend,
+    cell: &Cell,
+    place: Place,
+    run: impl FnOnce(&mut [Guest<R>]) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let start = |socket: &std::path::PathBuf| Guest::start(&options(cell, socket.clone(), place.huge_pages));
+    let mut guests = backend.sockets.iter().map(start).collect::<anyhow::Result<Vec<_>>>()?;
+    let result = run(&mut guests)?;
+    guests.into_iter().try_for_each(Guest::stop)?;
+    Ok(result)
+}
+
+/// The queues that a direction uses.
+pub fn queues<R: Ring>(guests: &mut [Guest<R>], direction: Direction) -> Queues<'_, R> {
+    let (mut tx, mut rx) = (vec![], vec![]);
+    for (index, guest) in guests.iter_mut().enumerate() {
+        for Pair { rx: receiver, tx: transmitter } in &mut guest.pairs {
+            let (sends, receives) = match direction {
+                // Where the device is another guest, that one receives.
+                Direction::Tx => (index == 0, index == 1),
+                Direction::Rx => (false, true),
+                Direction::Both | Direction::Loop => (true, true),
+                Direction::Guests => (index == 0, index == 1),
+            };
+            tx.extend(sends.then_some(transmitter));
+            rx.extend(receives.then_some(receiver));
+        }
+    }
+    Queues::new(tx, rx, matches!(direction, Direction::Loop | Direction::Guests))
+}

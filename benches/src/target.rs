@@ -1,0 +1,104 @@
+//! What is aimed for, and whether it was reached: ratios within one run.
+
+use serde::Serialize;
+
+use crate::cell::Cell;
+use crate::peer::Peer;
+use crate::rates::RoundTrip;
+use crate::report::{Row, Spread};
+
+/// A kind of work, the cells that it stands for, and how many times the rate of net_vhost and of OVS-DPDK is aimed for. A cell belongs to the
+/// first of them that has it.
+const TARGETS: &[(&str, &[&str], f64, f64)] = &[
+    ("64 B guest to NIC, split", &["tx/split/64"], 1.5, 2.2),
+    ("64 B guest to NIC, packed", &["tx/packed/64"], 2.0, 2.5),
+    ("64 B NIC to guest", &["rx/*/64"], 1.5, 2.0),
+    ("64 B, both directions at once", &["both/*/64"], 1.5, 2.0),
+    ("IMIX, mergeable on", &["*/*/imix"], 1.5, 1.8),
+    ("9000 B guest to NIC, zero copy, device reads", &["tx/*/9000/read"], 1.4, 1.4),
+    ("1518 B guest to NIC", &["tx/*/1518"], 1.1, 1.1),
+    ("any other cell", &["*/**"], 1.0, 1.0),
+];
+
+/// A round trip should take at most this share of the other's.
+const ROUND_TRIP: f64 = 0.9;
+
+/// A target and what became of it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Verdict {
+    /// Of what.
+    pub work: String,
+    /// Compared with whom.
+    pub against: Peer,
+    /// The ratio that is wanted.
+    pub ratio: f64,
+    /// Whether at most that is wanted, instead of at least.
+    pub at_most: bool,
+    /// The ratio in the worst of its cells; absent where none was measured.
+    pub found: Option<Spread>,
+    /// That cell.
+    pub cell: String,
+    /// Whether the median keeps the target.
+    pub reached: Option<bool>,
+}
+
+impl Verdict {
+    fn new(work: &str, against: Peer, ratio: f64, at_most: bool, worst: Option<(Spread, String)>) -> Self {
+        let reached = worst.as_ref().map(|(found, _)| (found.median <= ratio) == at_most || found.median == ratio);
+        let (found, cell) = worst.map_or((None, String::new()), |(found, cell)| (Some(found), cell));
+        Self { work: work.into(), against, ratio, at_most, found, cell, reached }
+    }
+
+    /// The wanted ratio in words.
+    pub fn wanted(&self) -> String {
+        format!("{} {}", if self.at_most { "<=" } else { ">=" }, self.ratio)
+    }
+
+    /// Pass or miss.
+    pub fn word(&self) -> &'static str {
+        match self.reached {
+            Some(true) => "pass",
+            Some(false) => "MISS",
+            None => "-",
+        }
+    }
+}
+
+/// Compares what was measured with what is aimed for.
+pub fn verdicts(rows: &[Row], trips: &[RoundTrip]) -> Vec<Verdict> {
+    let mut verdicts = vec![];
+    let target_of = |row: &Row| {
+        TARGETS.iter().position(|(_, patterns, ..)| patterns.iter().any(|pattern| Cell::matches(pattern, &row.name)))
+    };
+    for (index, (work, _, testpmd, ovs)) in TARGETS.iter().enumerate() {
+        for (peer, ratio) in [(Peer::Testpmd, *testpmd), (Peer::Ovs, *ovs)] {
+            let own = rows.iter().filter(|row| target_of(row) == Some(index));
+            let found = own.filter_map(|row| Some((row.peer(peer)?.ratio?, row.name.clone())));
+            let worst = found.min_by(|a, b| a.0.median.total_cmp(&b.0.median));
+            verdicts.push(Verdict::new(work, peer, ratio, false, worst));
+        }
+    }
+    for (what, pick) in [("round trip p50 at 50 % load", 0), ("round trip p90 at 50 % load", 1)] {
+        for peer in [Peer::Testpmd, Peer::Ovs] {
+            let own = trips.iter().filter(|trip| trip.peer == peer && trip.percent == 50);
+            let found = own.filter_map(|trip| Some((trip.ratios[pick]?, trip.format().to_string())));
+            let worst = found.max_by(|a, b| a.0.median.total_cmp(&b.0.median));
+            verdicts.push(Verdict::new(what, peer, ROUND_TRIP, true, worst));
+        }
+    }
+    verdicts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn at_most_and_at_least_are_told_apart() {
+        let spread = |median| Some((Spread { median, least: median, most: median }, String::new()));
+        let reached = |ratio, at_most, median| Verdict::new("", Peer::Ovs, ratio, at_most, spread(median)).reached;
+        assert_eq!([reached(1.5, false, 1.6), reached(1.5, false, 1.5)], [Some(true); 2]);
+        assert_eq!([reached(0.9, true, 0.8), reached(0.9, true, 0.9)], [Some(true); 2]);
+        assert_eq!([reached(1.5, false, 1.4), reached(0.9, true, 1.0)], [Some(false); 2]);
+    }
+}
