@@ -22,8 +22,8 @@ const MOST_MSS: u16 = 9600;
 const MOST_L2: usize = (1 << sys::SHIM_MBUF_L2_LEN_BITS) - 1;
 const MOST_L3: usize = (1 << sys::SHIM_MBUF_L3_LEN_BITS) - 1;
 
-/// Drivers that say they do checksums and segments but do them in software, and less well: net_tap cuts TCP over IPv4
-/// only, although TCP_TSO is for both, and in DPDK 22.11 does not take the pseudo header's sum where ethdev wants it.
+/// Drivers that say they do checksums and segments but do them in software, and less well: net_tap cuts by rte_gso, which
+/// knows TCP over IPv4 only, although TCP_TSO is for both.
 const NOT_BETTER: &[&str] = &["net_tap"];
 
 /// What the transmit side of a device does by itself.
@@ -37,8 +37,6 @@ pub struct TxAbilities {
     pub udp_checksum: bool,
     /// Segments of TCP.
     pub tcp_segments: bool,
-    /// Segments of UDP.
-    pub udp_segments: bool,
     /// Frames in several buffers.
     pub many_buffers: bool,
     /// There is no wire: frames come to another ring of ours as they are, with their marks.
@@ -71,7 +69,7 @@ impl Offloads {
         let mut useful_rx = 0;
         if !NOT_BETTER.contains(&driver) {
             useful_tx |= sys::SHIM_TX_OFFLOAD_IPV4_CKSUM | sys::SHIM_TX_OFFLOAD_TCP_CKSUM;
-            useful_tx |= sys::SHIM_TX_OFFLOAD_UDP_CKSUM | sys::SHIM_TX_OFFLOAD_TCP_TSO | sys::SHIM_TX_OFFLOAD_UDP_TSO;
+            useful_tx |= sys::SHIM_TX_OFFLOAD_UDP_CKSUM | sys::SHIM_TX_OFFLOAD_TCP_TSO;
             useful_rx |= sys::SHIM_RX_OFFLOAD_TCP_CKSUM | sys::SHIM_RX_OFFLOAD_UDP_CKSUM;
         }
         let tx_flags = useful_tx & info.tx_offload_capa;
@@ -83,7 +81,6 @@ impl Offloads {
             tcp_checksum: has(sys::SHIM_TX_OFFLOAD_TCP_CKSUM),
             udp_checksum: has(sys::SHIM_TX_OFFLOAD_UDP_CKSUM),
             tcp_segments: has(sys::SHIM_TX_OFFLOAD_TCP_TSO | sys::SHIM_TX_OFFLOAD_TCP_CKSUM | many),
-            udp_segments: has(sys::SHIM_TX_OFFLOAD_UDP_TSO | sys::SHIM_TX_OFFLOAD_UDP_CKSUM | many),
             many_buffers: has(many),
             link,
         };
@@ -101,7 +98,7 @@ impl Offloads {
         OffloadStatus {
             tx_checksum: by(self.tx.tcp_checksum && self.tx.udp_checksum),
             tx_tcp_segments: by(self.tx.tcp_segments),
-            tx_udp_segments: by(self.tx.udp_segments),
+            tx_udp_segments: by(false),
             rx_checksum: match (self.wanted, self.tx.link) {
                 (true, true) => OffloadBy::Receiver,
                 (true, false) if self.rx_flags != 0 => OffloadBy::Device,
@@ -128,7 +125,8 @@ impl TxAbilities {
             Request::Segment(segment) => {
                 let able = match segment.headers.transport {
                     Transport::Tcp => self.tcp_segments,
-                    Transport::Udp => self.udp_segments,
+                    // ethdev's UDP_TSO is about fragments of IP, which is something else (RTE_MBUF_F_TX_UDP_SEG).
+                    Transport::Udp => false,
                 };
                 let mss = (LEAST_MSS..=MOST_MSS).contains(&segment.mss)
                     && len > segment.header_len() + usize::from(segment.mss);
