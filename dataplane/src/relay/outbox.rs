@@ -93,7 +93,8 @@ impl Outbox {
     #[cold]
     fn advance(&mut self, queue: &TxQueue, counters: &QueueCells) -> usize {
         let (ends, dropped) = self.unfinished.next(&mut self.ready, queue.pool(), counters);
-        self.ends = Some(ends);
+        // With all of them dropped nothing is left to count by.
+        self.ends = (!self.is_empty()).then_some(ends);
         self.bytes = self.ready.iter().map(|frame| frame.len() as u64).sum();
         dropped
     }
