@@ -21,6 +21,7 @@ const FUNCTIONS: &[&str] = &[
     "rte_eth_(macaddr_get|promiscuous_(enable|disable|get)|allmulticast_(enable|disable|get))",
     "rte_eth_(stats_get|xstats_get|xstats_get_names|find_next|dev_set_link_up)",
     "rte_(pktmbuf_pool_create|mempool_free|mempool_avail_count|mempool_in_use_count|malloc_get_socket_stats)",
+    "rte_eth_dev_(rx_intr_(enable|disable|ctl_q_get_fd)|rss_hash_conf_get)",
     "rte_(ring_create|ring_free|eth_from_rings)",
     "shim_.*",
 ];

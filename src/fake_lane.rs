@@ -203,6 +203,8 @@ fn status(spec: PortSpec, ready: bool) -> PortStatus {
             promiscuous: PolicyStatus::On,
             allmulti: PolicyStatus::On,
             offloads: Default::default(),
+            receive_wake: Default::default(),
+            spread: Default::default(),
         },
         spec,
     }

@@ -122,7 +122,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         huge_pages: eal.huge_pages(),
         max_ports: eal.max_ports(),
     };
-    let workers = cores.iter().map(|&core| Worker::start(core, eal)).collect::<Result<Vec<_>, _>>()?;
+    let workers =
+        cores.iter().map(|&core| Worker::start(core, eal, arguments.busy_poll)).collect::<Result<Vec<_>, _>>()?;
     let (lane, ends) = Lane::new(info, workers, &journals, &private_dir);
     let socket = run_dir.join(format!("lane-{name}.sock"));
     let listener = listen(&socket)?;

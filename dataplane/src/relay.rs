@@ -29,6 +29,7 @@ use crate::memory::GuestMap;
 use crate::nic::{Burst, Pool, QueuePair};
 use crate::offload::Offloads;
 use crate::ring::{Ring, RingError};
+use crate::worker::Watch;
 use inbox::{Delivery, Frames, appetite};
 use outbox::{Asking, FAREWELL, Outbox, Spare};
 pub use parts::Parts;
@@ -330,7 +331,8 @@ impl Relay {
     }
 
     /// Takes the device's queues away, so that the device can be stopped. Rings go on running and wait.
-    pub fn take_queues(&mut self) -> Vec<QueuePair> {
+    pub fn take_queues(&mut self, watch: &Watch) -> Vec<QueuePair> {
+        self.queues.iter_mut().for_each(|queue| queue.unwatch(watch));
         // For all pairs together.
         let until = Instant::now() + FAREWELL;
         for FromGuest { pair, outbox, queue, .. } in &mut self.from_guest {
@@ -344,8 +346,9 @@ impl Relay {
         self.queues.drain(..).map(|queue| queue.nic).collect()
     }
 
-    /// Asks the guest to kick when it sends. True when something waits already.
-    pub fn request_kicks(&mut self) -> bool {
+    /// Asks the guest to kick when it sends, and the device to signal when a frame comes. True when something waits already.
+    pub fn listen(&mut self) -> bool {
+        self.queues.iter_mut().for_each(|queue| queue.nic.rx.listen());
         let mut pending = false;
         if self.common.broken.load(Ordering::Relaxed) {
             return pending;
@@ -357,10 +360,20 @@ impl Relay {
         pending
     }
 
-    /// Tells the guest that kicks are not needed.
-    pub fn suppress_kicks(&mut self) {
-        for FromGuest { ring, .. } in &mut self.from_guest {
-            ring.suppress_kicks();
-        }
+    /// Whether everything that may come is signalled.
+    pub fn can_wake(&self) -> bool {
+        self.queues.iter().all(|queue| queue.nic.rx.wake().is_some())
+            && self.from_guest.iter().all(|side| side.ring.kick().is_some())
+    }
+
+    /// Neither kicks nor signals of the device are needed.
+    pub fn ignore_signals(&mut self) {
+        self.ignore_frames();
+        self.from_guest.iter_mut().for_each(|side| side.ring.suppress_kicks());
+    }
+
+    /// Signals of the device are not needed.
+    pub fn ignore_frames(&mut self) {
+        self.queues.iter_mut().for_each(|queue| queue.nic.rx.ignore());
     }
 }

@@ -176,6 +176,8 @@ fn show(port: &PortEntry) -> Result<(), Failure> {
             ("active pairs", status.active_pairs.to_string()),
             ("guest memory", format!("{} MiB in {} regions", status.memory_bytes >> 20, status.memory_regions)),
             ("driver", device.driver.clone()),
+            ("receive wake", word(&device.receive_wake)),
+            ("spread", word(&device.spread)),
             ("link", format!("{}{speed}", if device.link_up { "up" } else { "down" })),
             ("device mac", device.mac.to_string()),
             ("promiscuous", policy(&device.promiscuous)),

@@ -16,8 +16,8 @@ pub use message::{Envelope, Failure, FailureKind, Reply, Request, VERSION};
 pub use message::{LaneInfo, LaneLoad, PortChange, WorkerLoad};
 pub use name::{LaneName, PortName};
 pub use port::{
-    Compat, DeviceStatus, OffloadBy, OffloadStatus, Policy, PolicyStatus, PortPhase, PortSpec, PortStatus, Role,
-    ShareStatus,
+    Compat, DeviceStatus, OffloadBy, OffloadStatus, Policy, PolicyStatus, PortPhase, PortSpec, PortStatus, ReceiveWake,
+    Role, ShareStatus, Spread,
 };
 pub use port::{MAX_QUEUE_PAIRS, MAX_RING_SIZE, MTU_RANGE};
 pub use stats::{Drops, PortCounters, QueueCounters};

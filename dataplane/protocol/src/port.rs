@@ -224,6 +224,38 @@ pub struct DeviceStatus {
     /// Who does what guests leave to the port.
     #[serde(default)]
     pub offloads: OffloadStatus,
+    /// What tells a worker that sleeps of a frame that comes in.
+    #[serde(default)]
+    pub receive_wake: ReceiveWake,
+    /// Whether the device spreads what comes in over its queues.
+    #[serde(default)]
+    pub spread: Spread,
+}
+
+/// What tells a worker that sleeps of a frame that comes in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReceiveWake {
+    /// The device's receive interrupt.
+    Interrupt,
+    /// The sender, who is in the same lane.
+    Event,
+    /// Nothing: the worker looks again after 2 ms at the latest.
+    #[default]
+    Timer,
+}
+
+/// Whether a device spreads what comes in over its queues, keeping the packets of a flow together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Spread {
+    /// There is one queue.
+    #[default]
+    OneQueue,
+    /// By the hash of addresses and TCP or UDP ports (RSS).
+    Rss,
+    /// By rules of its own, if at all: this driver has no RSS that could be set.
+    Unknown,
 }
 
 /// A part of a port that one worker runs: queues of the device, and the guest's queue pairs that are connected with them.

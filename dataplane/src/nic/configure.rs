@@ -13,6 +13,9 @@ use super::offload::Offloads;
 use super::pool::Pool;
 use super::port::Port;
 
+/// Steps that a driver may refuse because of its interrupts, as errors call them.
+const CONFIGURATION: &str = "configuration";
+const START: &str = "start";
 /// Descriptors of a ring, where the driver has no other limits.
 const RING: u16 = 512;
 /// Buffers beyond those in rings, for each queue pair: bursts on their way.
@@ -74,11 +77,24 @@ impl Setup<'_> {
     /// # Errors
     /// The port is stopped then, and must be set up again before it is used.
     pub fn run(&self, config: &DeviceConfig, pool: Option<&Pool>) -> Result<(Pool, Filters, Offloads), DeviceError> {
+        // Some drivers refuse to start when they cannot have an interrupt for each queue: better without than not at all.
+        self.run_with(config, pool, true).or_else(|error| match error {
+            DeviceError::Driver { step: CONFIGURATION | START, .. } => self.run_with(config, pool, false),
+            error => Err(error),
+        })
+    }
+
+    fn run_with(
+        &self,
+        config: &DeviceConfig,
+        pool: Option<&Pool>,
+        interrupts: bool,
+    ) -> Result<(Pool, Filters, Offloads), DeviceError> {
         let info = self.info()?;
         self.check_queues(config, &info)?;
         self.check_mtu(config, &info)?;
         let offloads = Offloads::choose(self.port.driver(), &info, config.offloads);
-        let rings = self.configure(config, &info, &offloads)?;
+        let rings = self.configure(config, &info, &offloads, interrupts)?;
         let pool = self.pool(config, &info, rings, pool)?;
         self.port.keep_pools([&pool].into_iter());
         self.queues(config, rings, &pool)?;
@@ -86,7 +102,7 @@ impl Setup<'_> {
         if let Some(mac) = config.mac {
             self.set_mac(mac)?;
         }
-        self.step("start", || self.port.start())?;
+        self.step(START, || self.port.start())?;
         // Filters of most drivers exist only while the port runs.
         let filters = self.filters(config);
         if filters.is_err() {
@@ -167,6 +183,7 @@ impl Setup<'_> {
         config: &DeviceConfig,
         info: &sys::rte_eth_dev_info,
         offloads: &Offloads,
+        interrupts: bool,
     ) -> Result<(u16, u16), DeviceError> {
         // SAFETY: a plain C structure, for which all zeroes mean defaults.
         let mut conf: sys::rte_eth_conf = unsafe { std::mem::zeroed() };
@@ -179,11 +196,12 @@ impl Setup<'_> {
         }
         // SAFETY: points to the flags of the port's own data, or is null.
         let flags = unsafe { info.dev_flags.as_ref() }.copied().unwrap_or(0);
+        conf.intr_conf.set_rxq(interrupts.into());
         conf.intr_conf.set_rmv(u32::from(flags & sys::SHIM_DEV_INTR_RMV != 0));
 
         let (mut rx, mut tx) = (RING, RING);
         // SAFETY: the port is ours and stopped; the structure is read during the call.
-        self.step("configuration", || unsafe {
+        self.step(CONFIGURATION, || unsafe {
             sys::rte_eth_dev_configure(self.port.id(), config.queues, config.queues, &conf)
         })?;
         // SAFETY: the port is ours; both lengths are adjusted in place.

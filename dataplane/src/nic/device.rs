@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Once};
 
 use dpdk_sys as sys;
-use ringspan_protocol::{DeviceSpec, DeviceStatus, MacAddress, Policy};
+use ringspan_protocol::{DeviceSpec, DeviceStatus, MacAddress, Policy, Spread};
 
 use super::configure::{DeviceConfig, Filters, Setup};
 use super::eal::Eal;
@@ -17,6 +17,7 @@ use super::pool::Pool;
 use super::port::Port;
 use super::queue::{QueuePair, RxQueue, TxQueue};
 use super::registry::{self, Registry};
+use super::wake::Waker;
 use super::{log, patch, pci};
 
 /// Most ports that one probe can make: a physical function and its representors.
@@ -83,6 +84,8 @@ impl Device {
             mac: self.setup().mac(),
             mtu: self.config.mtu,
             queues: self.config.queues,
+            receive_wake: self.waker(0).status(),
+            spread: self.spread(),
             promiscuous,
             allmulti,
             offloads: self.offloads.status(),
@@ -204,10 +207,41 @@ impl Device {
 
     fn hand_out(&self) -> Vec<QueuePair> {
         let pair = |index| QueuePair {
-            rx: RxQueue { port: self.port.clone(), pool: self.pool.clone(), index, marks: self.offloads.marks },
-            tx: TxQueue { port: self.port.clone(), pool: self.pool.clone(), index, abilities: self.offloads.tx },
+            rx: RxQueue {
+                port: self.port.clone(),
+                pool: self.pool.clone(),
+                index,
+                marks: self.offloads.marks,
+                waker: self.waker(index),
+            },
+            tx: TxQueue {
+                port: self.port.clone(),
+                pool: self.pool.clone(),
+                index,
+                abilities: self.offloads.tx,
+                bell: self.port.patch().and_then(|end| end.rings(index)).cloned(),
+            },
         };
         (0..self.config.queues).map(pair).collect()
+    }
+
+    /// What wakes the worker of a queue.
+    fn waker(&self, queue: u16) -> Waker {
+        match self.port.patch() {
+            Some(end) => end.hears(queue).map_or(Waker::Timer, |bell| Waker::Bell(bell.clone())),
+            None => Waker::of_interrupt(self.port.id(), queue),
+        }
+    }
+
+    /// Whether what comes in is spread over the queues.
+    fn spread(&self) -> Spread {
+        if self.config.queues < 2 {
+            return Spread::OneQueue;
+        }
+        let mut conf = sys::rte_eth_rss_conf::default();
+        // SAFETY: the port is ours; the function fills the structure, and no key, for which there is no room.
+        let (status, _) = log::listen(|| unsafe { sys::rte_eth_dev_rss_hash_conf_get(self.port.id(), &mut conf) });
+        if status == 0 && conf.rss_hf != 0 { Spread::Rss } else { Spread::Unknown }
     }
 
     /// Whether these are all handles of this device's queues. They cannot be copied, so the count is enough.
@@ -237,11 +271,11 @@ fn plug(spec: &DeviceSpec, queues: u16) -> Result<Port, DeviceError> {
     }
     if let DeviceSpec::Patch { name, end } = spec {
         check_room(&device)?;
-        let (id, cable) = patch::plug(&device, name, *end, queues)?;
+        let (id, end) = patch::plug(&device, name, *end, queues)?;
         let (id, info) =
             info_of(id).ok_or(DeviceError::NotFound { device, remedy: String::new(), said: String::new() })?;
         registry.claim(identity, id, info.device);
-        return Ok(Port::new(id, info.device, driver_name(&info), Some(cable)));
+        return Ok(Port::new(id, info.device, driver_name(&info), Some(end)));
     }
     // A port may be there already: the uplink of a function that was probed for one of its representors.
     let mut found = free_port(&registry, &identity);

@@ -28,6 +28,7 @@ mod pool;
 mod port;
 mod queue;
 mod registry;
+mod wake;
 
 pub use blanks::Blanks;
 pub use burst::{Burst, Frame, FrameMut, Segments};
@@ -38,3 +39,4 @@ pub use error::{DeviceError, EalError};
 pub use offload::TxAbilities;
 pub use pool::Pool;
 pub use queue::{QueuePair, RxQueue, TxQueue};
+pub use wake::Bell;

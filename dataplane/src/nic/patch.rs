@@ -13,6 +13,7 @@ use ringspan_protocol::PatchEnd;
 
 use super::error::{DeviceError, describe, rte_errno};
 use super::pool;
+use super::wake::Bell;
 
 /// Frames that a ring holds, less one.
 const RING: u32 = 1024;
@@ -28,6 +29,35 @@ pub(super) struct Cable {
     to_a: Vec<Ring>,
     /// ... and what end b receives.
     to_b: Vec<Ring>,
+    /// What wakes who receives from each of these.
+    bells_a: Vec<Arc<Bell>>,
+    bells_b: Vec<Arc<Bell>>,
+}
+
+/// One end's hold on the cable.
+#[derive(Debug)]
+pub(super) struct End {
+    cable: Arc<Cable>,
+    end: PatchEnd,
+}
+
+impl End {
+    /// What wakes who receives on this end.
+    pub fn hears(&self, queue: u16) -> Option<&Arc<Bell>> {
+        self.bells(self.end).get(usize::from(queue))
+    }
+
+    /// What wakes who receives on the other end.
+    pub fn rings(&self, queue: u16) -> Option<&Arc<Bell>> {
+        self.bells(self.end.other()).get(usize::from(queue))
+    }
+
+    fn bells(&self, end: PatchEnd) -> &[Arc<Bell>] {
+        match end {
+            PatchEnd::A => &self.cable.bells_a,
+            PatchEnd::B => &self.cable.bells_b,
+        }
+    }
 }
 
 /// A ring with one sender and one receiver.
@@ -49,7 +79,7 @@ static CABLES: Mutex<Vec<(String, Weak<Cable>)>> = Mutex::new(Vec::new());
 ///
 /// # Errors
 /// [`DeviceError`]: there are too many queues, the other end has another number of them, or there is no memory.
-pub(super) fn plug(device: &str, name: &str, end: PatchEnd, queues: u16) -> Result<(u16, Arc<Cable>), DeviceError> {
+pub(super) fn plug(device: &str, name: &str, end: PatchEnd, queues: u16) -> Result<(u16, End), DeviceError> {
     let known = lock().iter().find(|(known, _)| known == name).and_then(|(_, cable)| cable.upgrade());
     let cable = match known {
         Some(cable) if cable.queues == queues => cable,
@@ -81,7 +111,7 @@ pub(super) fn plug(device: &str, name: &str, end: PatchEnd, queues: u16) -> Resu
         )
     };
     match u16::try_from(port) {
-        Ok(port) => Ok((port, cable)),
+        Ok(port) => Ok((port, End { cable, end })),
         Err(_) => Err(failed(device, rte_errno())),
     }
 }
@@ -97,7 +127,10 @@ fn make(device: &str, name: &str, queues: u16) -> Result<Arc<Cable>, DeviceError
     let (to_a, to_b): (Result<_, _>, Result<_, _>) = (rings(PatchEnd::A), rings(PatchEnd::B));
     let to_a = to_a.map_err(|errno| failed(device, errno))?;
     let to_b = to_b.map_err(|errno| failed(device, errno))?;
-    let cable = Arc::new(Cable { number, queues, to_a, to_b });
+    let bells = || (0..queues).map(|_| Bell::new().map(Arc::new)).collect::<Result<Vec<_>, _>>();
+    let bells_a = bells().map_err(|errno| failed(device, errno as i32))?;
+    let bells_b = bells().map_err(|errno| failed(device, errno as i32))?;
+    let cable = Arc::new(Cable { number, queues, to_a, to_b, bells_a, bells_b });
     let mut cables = lock();
     cables.retain(|(_, cable)| cable.strong_count() > 0);
     cables.push((name.into(), Arc::downgrade(&cable)));

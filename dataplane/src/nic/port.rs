@@ -3,11 +3,11 @@
 use std::fmt;
 use std::os::raw::{c_char, c_int, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use dpdk_sys as sys;
 
-use super::patch::Cable;
+use super::patch::End;
 use super::pool::{self, Pool};
 use super::registry;
 
@@ -24,7 +24,7 @@ pub(super) struct Port {
     removed: Box<AtomicBool>,
     inner: Mutex<Inner>,
     /// The rings under an end of a patch; let go of when the port is closed.
-    _cable: Option<Arc<Cable>>,
+    patch: Option<End>,
 }
 
 struct Inner {
@@ -49,10 +49,10 @@ impl fmt::Debug for Port {
 
 impl Port {
     /// Takes over a port that the registry has an entry for.
-    pub fn new(id: u16, device: *mut sys::rte_device, driver: String, cable: Option<Arc<Cable>>) -> Self {
+    pub fn new(id: u16, device: *mut sys::rte_device, driver: String, patch: Option<End>) -> Self {
         let removed = Box::new(AtomicBool::new(false));
         let inner = Mutex::new(Inner { started: false, queues: 0, pools: Vec::new() });
-        let port = Self { id, device, driver, removed, inner, _cable: cable };
+        let port = Self { id, device, driver, removed, inner, patch };
         // SAFETY: the callback gets a pointer into `removed`, which lives until the callback is unregistered in `drop`.
         let of_port = unsafe {
             sys::rte_eth_dev_callback_register(id, sys::RTE_ETH_EVENT_INTR_RMV, Some(on_port_event), port.flag())
@@ -70,6 +70,11 @@ impl Port {
     #[inline]
     pub fn id(&self) -> u16 {
         self.id
+    }
+
+    /// The end of a patch that it is.
+    pub fn patch(&self) -> Option<&End> {
+        self.patch.as_ref()
     }
 
     /// DPDK's name of the driver.

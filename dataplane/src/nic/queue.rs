@@ -1,5 +1,6 @@
 //! The queues of a device: where a worker receives and sends.
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use dpdk_sys as sys;
@@ -8,6 +9,7 @@ use super::burst::Burst;
 use super::offload::TxAbilities;
 use super::pool::Pool;
 use super::port::Port;
+use super::wake::{Bell, Waker};
 
 /// One receive and one transmit queue of a device.
 #[derive(Debug)]
@@ -26,6 +28,7 @@ pub struct RxQueue {
     pub(super) index: u16,
     /// Frames may have marks.
     pub(super) marks: bool,
+    pub(super) waker: Waker,
 }
 
 /// A transmit queue. Keeps its device open.
@@ -35,6 +38,8 @@ pub struct TxQueue {
     pub(super) pool: Pool,
     pub(super) index: u16,
     pub(super) abilities: TxAbilities,
+    /// Wakes who receives what is sent here.
+    pub(super) bell: Option<Arc<Bell>>,
 }
 
 impl RxQueue {
@@ -68,6 +73,22 @@ impl RxQueue {
     pub fn index(&self) -> u16 {
         self.index
     }
+
+    /// Becomes readable when a frame comes, after [`RxQueue::listen`]; edges count, it is never read. None when the device has
+    /// nothing of the kind.
+    pub fn wake(&self) -> Option<BorrowedFd<'_>> {
+        self.waker.fd()
+    }
+
+    /// From here on a frame is signalled. One that came before may not be: look once more.
+    pub fn listen(&mut self) {
+        self.waker.listen(self.port.id(), self.index);
+    }
+
+    /// Signals are not needed any more.
+    pub fn ignore(&mut self) {
+        self.waker.ignore(self.port.id(), self.index);
+    }
 }
 
 impl TxQueue {
@@ -86,6 +107,9 @@ impl TxQueue {
         // SAFETY: the queue exists and is used here alone (`&mut self`); all of `frames` are valid and ours to give.
         let n = unsafe { sys::shim_tx_burst(self.port.id(), self.index, frames.as_mut_ptr(), frames.len() as u16) };
         burst.forget_front(usize::from(n));
+        if let Some(bell) = &self.bell {
+            bell.ring();
+        }
         usize::from(n)
     }
 

@@ -15,7 +15,7 @@ use crate::memory::GuestMap;
 use crate::nic::{Pool, QueuePair};
 use crate::relay::{Basis, Common, Load, Parts, Plan, Relay};
 use crate::ring::Ring;
-use crate::worker::{Worker, WorkerError};
+use crate::worker::{Running, Worker, WorkerError};
 
 /// The relays of a port. Whoever changes them holds a lock, which no worker ever takes.
 pub struct Shares {
@@ -136,8 +136,9 @@ impl Shares {
         let mut queues = Vec::new();
         for worker in now.hosts() {
             queues.extend(self.workers[worker].call(move |running| {
-                let ours = running.relays.iter_mut().filter(|relay| relay.port() == port);
-                ours.flat_map(Relay::take_queues).collect::<Vec<_>>()
+                let Running { relays, watch } = running;
+                let ours = relays.iter_mut().filter(|relay| relay.port() == port);
+                ours.flat_map(|relay| relay.take_queues(watch)).collect::<Vec<_>>()
             })?);
         }
         Ok(queues)

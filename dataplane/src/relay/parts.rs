@@ -102,6 +102,16 @@ fn empty(share: usize, basis: &Basis, load: &Arc<Load>) -> Relay {
     }
 }
 
+impl Queue {
+    /// Its frames do not wake the worker any more.
+    pub(super) fn unwatch(&mut self, watch: &Watch) {
+        if let Some(wake) = self.nic.rx.wake() {
+            watch.remove(wake);
+        }
+        self.nic.rx.ignore();
+    }
+}
+
 impl Relay {
     /// Connects its rings and its queues as the plan says. Without queues the rings wait.
     fn connect(&mut self, plan: &Plan) {
@@ -115,7 +125,7 @@ impl Relay {
         }
     }
 
-    /// Lets the guest's kicks end the worker's naps. Until the next nap they are not needed.
+    /// Lets the guest's kicks and the device's signals end the worker's sleep. Until the next sleep kicks are not needed.
     pub fn watch(&mut self, watch: &Watch) {
         for side in &mut self.from_guest {
             if let Some(kick) = side.ring.kick() {
@@ -123,10 +133,14 @@ impl Relay {
             }
             side.ring.suppress_kicks();
         }
+        for wake in self.queues.iter().filter_map(|queue| queue.nic.rx.wake()) {
+            watch.add(wake);
+        }
     }
 
     /// The opposite of [`Relay::watch`].
-    pub fn unwatch(&self, watch: &Watch) {
+    pub fn unwatch(&mut self, watch: &Watch) {
+        self.queues.iter_mut().for_each(|queue| queue.unwatch(watch));
         for kick in self.from_guest.iter().filter_map(|side| side.ring.kick()) {
             watch.remove(kick);
         }

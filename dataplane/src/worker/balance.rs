@@ -126,8 +126,9 @@ mod tests {
         let burst = |interval: usize| if interval % 10 < 2 { vec![0.5, 0.4] } else { vec![0.1, 0.1] };
         assert_eq!(play(2, &mut [0, 0], 200, burst), []);
         // The same loads, changing places in each interval.
-        let jumps =
-            |interval: usize| if interval % 2 == 0 { vec![0.4, 0.4, 0.0, 0.0] } else { vec![0.0, 0.0, 0.4, 0.4] };
+        let jumps = |interval: usize| {
+            if interval.is_multiple_of(2) { vec![0.4, 0.4, 0.0, 0.0] } else { vec![0.0, 0.0, 0.4, 0.4] }
+        };
         assert_eq!(play(2, &mut [0, 0, 1, 1], 200, jumps), []);
     }
 

@@ -55,11 +55,11 @@ pub enum WorkerError {
 
 type Call = Box<dyn FnOnce(&mut Running) + Send>;
 
-/// What a call may touch: the worker's relays, and the set of kicks that wake it.
+/// What a call may touch: the worker's relays, and what wakes it.
 pub struct Running {
     /// The relays.
     pub relays: Vec<Relay>,
-    /// Wakes the worker when a guest kicks.
+    /// Wakes the worker when a guest kicks or a device has a frame.
     pub watch: Watch,
 }
 
@@ -67,8 +67,8 @@ impl Running {
     /// Takes the relays of a port away, or the one of that share.
     pub fn detach(&mut self, port: u64, share: Option<usize>) -> Vec<Relay> {
         let wanted = |relay: &mut Relay| relay.port() == port && share.is_none_or(|share| relay.share() == share);
-        let relays: Vec<_> = self.relays.extract_if(.., wanted).collect();
-        relays.iter().for_each(|relay| relay.unwatch(&self.watch));
+        let mut relays: Vec<_> = self.relays.extract_if(.., wanted).collect();
+        relays.iter_mut().for_each(|relay| relay.unwatch(&self.watch));
         relays
     }
 
@@ -91,13 +91,13 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts a worker on `core`.
-    pub fn start(core: u16, eal: Eal) -> Result<Self, WorkerError> {
+    /// Starts a worker on `core`. With `busy_poll` it spins when there is nothing to do.
+    pub fn start(core: u16, eal: Eal, busy_poll: bool) -> Result<Self, WorkerError> {
         let failed = move |error| WorkerError::Start { core, error };
         let (calls, inbox) = channel::unbounded::<Call>();
         let (started, outcome) = channel::bounded(1);
         let waiting = Arc::new(AtomicBool::new(false));
-        let (idle, wake) = Idle::new().map_err(|errno| failed(errno.into()))?;
+        let (idle, wake) = Idle::new(busy_poll).map_err(|errno| failed(errno.into()))?;
         let flag = Arc::clone(&waiting);
         let pulse = Arc::new(Pulse::default());
         let own_pulse = Arc::clone(&pulse);
@@ -201,8 +201,8 @@ fn run(idle: Idle, inbox: &Receiver<Call>, waiting: &AtomicBool, pulse: &Pulse) 
         let (moved, _) = rounds.round(&mut running.relays, clock::ticks);
         if moved > 0 {
             idle.busy(&mut running.relays);
-        } else {
-            idle.empty(&mut running.relays, waiting);
+        } else if idle.empty(&mut running.relays, waiting) {
+            rounds.restart(running.relays.len(), clock::ticks());
         }
     }
 }

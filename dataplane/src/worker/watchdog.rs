@@ -13,7 +13,7 @@ use std::time::Duration;
 use nix::libc;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
-/// How often a watchdog should look. A worker that moves nothing naps for 2 ms at most, so a round takes far less.
+/// How often a watchdog should look. A worker that moves nothing sleeps for 50 ms at most, so a round takes less.
 pub const PERIOD: Duration = Duration::from_millis(100);
 
 /// Ends a system call that waits. Nothing else in the process uses it.
@@ -36,6 +36,11 @@ impl Pulse {
     #[inline]
     pub fn beat(&self) {
         self.beats.store(self.beats.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+    }
+
+    /// Rounds that were done.
+    pub fn beats(&self) -> u64 {
+        self.beats.load(Ordering::Relaxed)
     }
 
     /// The thread ends: nothing is sent to it any more.

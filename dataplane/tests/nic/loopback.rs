@@ -1,7 +1,7 @@
 //! Frames through software rings and null devices.
 
 use ringspan_dataplane::nic::{Burst, DeviceConfig};
-use ringspan_protocol::MacAddress;
+use ringspan_protocol::{MacAddress, ReceiveWake, Spread};
 
 use crate::alone::{PLAIN, alone, frame, open, receive, send};
 
@@ -111,8 +111,12 @@ fn allocation_is_all_or_nothing() {
 fn several_queues_are_apart() {
     alone("loopback::several_queues_are_apart", |eal| {
         let config = DeviceConfig { queues: 4, ..PLAIN };
-        let (_device, queues) = open("vdev:net_null0,size=100", &config).unwrap();
+        let (device, queues) = open("vdev:net_null0,size=100", &config).unwrap();
         assert_eq!(queues.len(), 4);
+        let status = device.status();
+        assert_eq!((status.spread, status.receive_wake), (Spread::Rss, ReceiveWake::Timer));
+        let (ring, _ring_queues) = open("vdev:net_ring0", &config).unwrap();
+        assert_eq!(ring.status().spread, Spread::Unknown);
         let workers: Vec<_> = queues
             .into_iter()
             .enumerate()

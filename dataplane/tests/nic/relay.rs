@@ -5,6 +5,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::unbounded;
 use ringspan_dataplane::journal::Journal;
@@ -15,11 +16,11 @@ use ringspan_dataplane::port::Shares;
 use ringspan_dataplane::relay::{Common, Fault, Offence};
 use ringspan_dataplane::ring::{Ring, RingConfig, RingFeatures};
 use ringspan_dataplane::worker::{Running, Worker};
-use ringspan_protocol::PortCounters;
+use ringspan_protocol::{PortCounters, ReceiveWake};
 use ringspan_testkit::guest::{self, Layout, Memory, Receiver, Shape, Transmitter};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 
-use crate::alone::{PLAIN, alone, open, wait_for};
+use crate::alone::{PLAIN, alone, frame, open, send as send_frames, wait_for};
 
 const HEADER: usize = 12;
 const MODERN: RingFeatures = RingFeatures {
@@ -54,9 +55,10 @@ impl Scene {
         let journal = Journal::open(folder.path(), &"vm1".parse().unwrap()).unwrap();
         let (sender, faults) = unbounded();
         let common = Common::new(1, Arc::clone(&journal), sender);
-        let cores: Vec<u16> = (0..1024).filter(|core| Worker::start(*core, eal).is_ok()).take(workers).collect();
+        let cores: Vec<u16> = (0..1024).filter(|core| Worker::start(*core, eal, false).is_ok()).take(workers).collect();
         let core = |worker: usize| cores[worker % cores.len()];
-        let workers: Vec<_> = (0..workers).map(|worker| Arc::new(Worker::start(core(worker), eal).unwrap())).collect();
+        let workers: Vec<_> =
+            (0..workers).map(|worker| Arc::new(Worker::start(core(worker), eal, false).unwrap())).collect();
         let shares = Arc::new(Shares::new(common, workers.clone(), queues, device.pool().clone(), 1500).unwrap());
         let layout = Layout { size: 8 << 20, regions: 1, start: 0, gap: 0, huge_pages: false };
         let memory = Arc::new(Memory::new(layout).unwrap());
@@ -518,5 +520,47 @@ fn a_guest_that_breaks_one_ring_stops_all_of_its_rings_on_every_worker() {
         }
         assert!(!scene.is_broken(), "all rings are stopped");
         assert!(scene.faults.is_empty(), "told twice");
+    });
+}
+
+#[test]
+fn a_worker_without_work_sleeps_and_the_first_frame_wakes_it() {
+    alone("relay::a_worker_without_work_sleeps_and_the_first_frame_wakes_it", |eal| {
+        let (_device, mut there) = open("patch:x/a", &PLAIN).unwrap();
+        let scene = Scene::new(eal, open("patch:x/b", &PLAIN).unwrap());
+        assert_eq!(scene.device.status().receive_wake, ReceiveWake::Event);
+        let map = scene.map();
+        scene.share(&map);
+        let mut rx = scene.receiver();
+        scene.start(0, rx.ring(), &map);
+        let beats = || scene.workers[0].pulse().beats();
+        wait_for("sleep", || {
+            let before = beats();
+            std::thread::sleep(Duration::from_millis(200));
+            // Two rounds for each sleep of 50 ms. By a timer of 2 ms there would be 200.
+            beats() - before < 40
+        });
+        let mut late: Vec<_> = (0..15)
+            .map(|number| {
+                std::thread::sleep(Duration::from_millis(5));
+                let sent = Instant::now();
+                send_frames(&mut there[0], &[frame(number, 60)]);
+                wait_for("the frame", || !marks(&mut rx).is_empty());
+                sent.elapsed()
+            })
+            .collect();
+        late.sort_unstable();
+        assert!(late[7] < Duration::from_millis(10), "half of them came later than {:?}: {late:?}", late[7]);
+    });
+}
+
+#[test]
+fn a_worker_that_is_told_to_does_not_sleep() {
+    alone("relay::a_worker_that_is_told_to_does_not_sleep", |eal| {
+        let core = (0..1024).find(|core| Worker::start(*core, eal, false).is_ok()).unwrap();
+        let worker = Worker::start(core, eal, true).unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        let before = worker.pulse().beats();
+        wait_for("rounds without end", || worker.pulse().beats() - before > 100_000);
     });
 }

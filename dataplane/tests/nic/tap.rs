@@ -1,7 +1,8 @@
 //! Frames between the kernel and a port: TAPs of our own making, TAPs that were there before, and interfaces by AF_PACKET.
 
+use nix::poll::{PollFd, PollFlags, poll};
 use ringspan_dataplane::nic::{DeviceConfig, DeviceError, QueuePair};
-use ringspan_protocol::{MacAddress, Policy, PolicyStatus};
+use ringspan_protocol::{MacAddress, Policy, PolicyStatus, ReceiveWake};
 
 use crate::alone::{PLAIN, alone_in_namespace, open, receive, send, wait_for};
 use crate::kernel::{self, Wire, frame, ip, is_ours};
@@ -34,6 +35,13 @@ fn tap_carries_frames_both_ways() {
         assert_eq!((status.driver.as_str(), status.mac, status.promiscuous), ("net_tap", mac, PolicyStatus::On));
         assert!(status.link_up);
         exchange("rsnic0", &mut queues[0], &[60, 64, 1000, 1514]);
+        // A frame that comes wakes who waits for the queue's interrupt.
+        assert_eq!(status.receive_wake, ReceiveWake::Interrupt);
+        queues[0].rx.listen();
+        Wire::new("rsnic0").send(&frame(1, 60));
+        let mut set = [PollFd::new(queues[0].rx.wake().unwrap(), PollFlags::POLLIN)];
+        assert_eq!(poll(&mut set, 10_000u16), Ok(1));
+        queues[0].rx.ignore();
         device.set_promiscuous(Policy::Off).unwrap();
         ip("link set rsnic0 down");
         wait_for("the link to go down", || !device.link().up);

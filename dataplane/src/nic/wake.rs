@@ -1,0 +1,145 @@
+//! What wakes a worker that sleeps when a frame comes in.
+//!
+//! A NIC and a TAP have an interrupt for each receive queue; the end of a patch has a [`Bell`], which its sender rings. Other devices
+//! have neither, and are looked at again when a timer ends.
+
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+
+use dpdk_sys as sys;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use ringspan_protocol::ReceiveWake;
+
+use super::log;
+
+/// An eventfd that a sender signals when its receiver sleeps, and a flag that says so: while the receiver is awake a burst costs the
+/// sender a look at the flag.
+#[derive(Debug)]
+pub struct Bell {
+    asleep: AtomicBool,
+    event: EventFd,
+}
+
+impl Bell {
+    /// A bell that nobody listens to yet.
+    ///
+    /// # Errors
+    /// As eventfd(2) has them.
+    pub fn new() -> nix::Result<Self> {
+        let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        Ok(Self { asleep: AtomicBool::new(false), event })
+    }
+
+    /// The sender has sent something.
+    #[inline]
+    pub fn ring(&self) {
+        // What was sent is seen before the flag is read, as the receiver sets the flag before it looks once more: one of the two notices.
+        fence(Ordering::SeqCst);
+        if self.asleep.load(Ordering::Relaxed) {
+            self.wake();
+        }
+    }
+
+    #[cold]
+    fn wake(&self) {
+        if self.asleep.swap(false, Ordering::Relaxed) {
+            // Only a full counter refuses, and that wakes as well.
+            let _ = self.event.write(1);
+        }
+    }
+
+    /// The receiver is about to sleep: it has to look once more after this.
+    fn listen(&self) {
+        self.asleep.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+    }
+
+    fn ignore(&self) {
+        self.asleep.store(false, Ordering::Relaxed);
+    }
+}
+
+/// How a receive queue wakes its worker.
+#[derive(Debug, Clone)]
+pub(super) enum Waker {
+    /// The driver signals this descriptor, which is the driver's own and lives while the port runs.
+    Interrupt(RawFd),
+    /// The sender rings.
+    Bell(Arc<Bell>),
+    /// Not at all.
+    Timer,
+}
+
+impl Waker {
+    /// That of a queue of a port that runs and was configured to have interrupts.
+    pub fn of_interrupt(port: u16, queue: u16) -> Self {
+        // SAFETY: the port is ours, and the queue set up.
+        let (fd, _) = log::listen(|| unsafe { sys::rte_eth_dev_rx_intr_ctl_q_get_fd(port, queue) });
+        match fd {
+            // A driver without interrupts may answer 0, of a table that it never filled.
+            fd if fd > 0 => Self::Interrupt(fd),
+            _ => Self::Timer,
+        }
+    }
+
+    /// What a person is told.
+    pub fn status(&self) -> ReceiveWake {
+        match self {
+            Self::Interrupt(_) => ReceiveWake::Interrupt,
+            Self::Bell(_) => ReceiveWake::Event,
+            Self::Timer => ReceiveWake::Timer,
+        }
+    }
+
+    /// Becomes readable when a frame comes, after [`Waker::listen`].
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            // SAFETY: the driver keeps it open while the port runs, and the queue's handle is taken back before it is stopped.
+            Self::Interrupt(fd) => Some(unsafe { BorrowedFd::borrow_raw(*fd) }),
+            Self::Bell(bell) => Some(bell.event.as_fd()),
+            Self::Timer => None,
+        }
+    }
+
+    /// From here on a frame is signalled. One that came before may not be: look once more.
+    pub fn listen(&self, port: u16, queue: u16) {
+        match self {
+            // A driver that always signals has no such function (net_tap).
+            // SAFETY: the port is ours, and the queue is polled by the caller alone.
+            Self::Interrupt(_) => drop(unsafe { sys::rte_eth_dev_rx_intr_enable(port, queue) }),
+            Self::Bell(bell) => bell.listen(),
+            Self::Timer => {}
+        }
+    }
+
+    /// Signals are not needed any more.
+    pub fn ignore(&self, port: u16, queue: u16) {
+        match self {
+            // SAFETY: as above.
+            Self::Interrupt(_) => drop(unsafe { sys::rte_eth_dev_rx_intr_disable(port, queue) }),
+            Self::Bell(bell) => bell.ignore(),
+            Self::Timer => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bell_is_heard_once_by_who_sleeps_and_costs_nothing_while_he_is_awake() {
+        let bell = Bell::new().unwrap();
+        bell.ring();
+        assert!(bell.event.read().is_err(), "nobody sleeps");
+        bell.listen();
+        bell.ring();
+        bell.ring();
+        assert_eq!(bell.event.read(), Ok(1));
+        bell.listen();
+        bell.ignore();
+        bell.ring();
+        assert!(bell.event.read().is_err());
+    }
+}
