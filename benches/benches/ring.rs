@@ -41,6 +41,7 @@ impl Guest {
             used: GuestAddress(0x1_0000),
             base: 0,
             resume: None,
+            record: None,
             features,
             kick: None,
             call: None,

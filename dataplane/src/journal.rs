@@ -1,7 +1,8 @@
-//! What must outlive a lane: a port's counters, in a small file in the run directory that the lane maps.
+//! What must outlive a lane: a port's counters and how far its packed rings are, in a small file in the run directory that the
+//! lane maps.
 //!
-//! The kernel keeps the pages of a killed process, so the file is always as new as the last store. Split rings need no
-//! more than that: nothing is in flight between bursts, and the used index in guest memory says where to go on.
+//! The kernel keeps the pages of a killed process, so the file is always as new as the last store. Split rings need nothing:
+//! nothing is in flight between bursts, and the used index in guest memory says where to go on.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -16,6 +17,7 @@ use nix::fcntl::posix_fallocate;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use ringspan_protocol::{MAX_QUEUE_PAIRS, PortCounters, PortName};
 
+use crate::ring::{RingRecord, RingRecords};
 use crate::stats::QueueCells;
 
 /// "ringspan" as a number, and the version of the layout in the lowest byte of the second word.
@@ -30,6 +32,7 @@ struct Layout {
     layout: AtomicU64,
     from_guest: [QueueCells; QUEUES],
     to_guest: [QueueCells; QUEUES],
+    rings: [RingRecord; 2 * QUEUES],
 }
 
 /// A port's journal, mapped.
@@ -118,6 +121,13 @@ impl Journal {
 
 fn path_in(dir: &Path, port: &PortName) -> PathBuf {
     dir.join(format!("{port}.journal"))
+}
+
+impl RingRecords for Journal {
+    /// Of the guest's ring `index` (0 to 63).
+    fn record(&self, index: usize) -> &RingRecord {
+        &self.layout().rings[index]
+    }
 }
 
 impl Drop for Journal {

@@ -120,17 +120,25 @@ impl<'a, F: Format> Walk<'a, F> {
         match &mut self.table {
             None if F::LINKED => Ok(self.format.descriptor(index)),
             None => Ok(self.format.descriptor(head + index)),
-            // SAFETY: `start` is only there when the whole table lies behind it, and `index` is inside.
-            Some(Table { start: Some(start), .. }) => Ok(unsafe { Descriptor::read::<false>(*start, index.into()) }),
             Some(table) => {
-                let addr = table.addr + u64::from(index) * Descriptor::LEN as u64;
-                read_scattered(self.map, &mut table.cache, addr).ok_or(RingError::Address {
-                    head,
-                    addr,
-                    len: Descriptor::LEN as u32,
-                })
+                let descriptor = table.read(self.map, head, index)?;
+                Ok(if F::LINKED { descriptor } else { descriptor.packed() })
             }
         }
+    }
+}
+
+impl Table {
+    /// Reads descriptor `index`, which is inside, as one of a split ring.
+    #[inline(always)]
+    fn read(&mut self, map: &GuestMap, head: u16, index: u16) -> Result<Descriptor, RingError> {
+        if let Some(start) = self.start {
+            // SAFETY: `start` is only there when the whole table lies behind it.
+            return Ok(unsafe { Descriptor::read::<false>(start, index.into()) });
+        }
+        let addr = self.addr + u64::from(index) * Descriptor::LEN as u64;
+        let outside = RingError::Address { head, addr, len: Descriptor::LEN as u32 };
+        read_scattered(map, &mut self.cache, addr).ok_or(outside)
     }
 }
 

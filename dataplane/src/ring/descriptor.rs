@@ -48,6 +48,14 @@ impl Descriptor {
     }
 }
 
+impl Descriptor {
+    /// A descriptor of a packed ring that was read as one of a split ring: there the id comes first, and the flags last.
+    #[inline(always)]
+    pub fn packed(self) -> Self {
+        Self { flags: self.next, next: self.flags, ..self }
+    }
+}
+
 /// A chain of the burst at hand.
 #[derive(Debug, Clone, Copy)]
 pub struct Chain {

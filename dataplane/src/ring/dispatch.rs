@@ -3,19 +3,22 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::{FrameSink, FrameSource, Put, RingConfig, RingError, RingFeatures, SplitRing, Taken};
+use super::{FrameSink, FrameSource, PackedRing, Put, RingConfig, RingError, RingFeatures, SplitRing, Taken};
 use crate::memory::GuestMap;
 
 /// One ring of a guest.
 pub enum Ring {
     /// VIRTIO 1.2 section 2.7.
     Split(SplitRing),
+    /// VIRTIO 1.2 section 2.8.
+    Packed(PackedRing),
 }
 
 macro_rules! either {
     ($self:expr, $ring:ident => $what:expr) => {
         match $self {
             Self::Split($ring) => $what,
+            Self::Packed($ring) => $what,
         }
     };
 }
@@ -25,9 +28,14 @@ impl Ring {
     ///
     /// # Errors
     ///
-    /// [`RingError::Size`], [`RingError::Alignment`], [`RingError::Place`] or [`RingError::Call`]: the front-end described no ring.
+    /// [`RingError::Size`], [`RingError::Alignment`], [`RingError::Place`], [`RingError::Base`] or [`RingError::Call`]:
+    /// the front-end described no ring.
     pub fn new(map: Arc<GuestMap>, config: &RingConfig) -> Result<Self, RingError> {
-        SplitRing::new(map, config).map(Self::Split)
+        if config.features.packed {
+            PackedRing::new(map, config).map(Self::Packed)
+        } else {
+            SplitRing::new(map, config).map(Self::Split)
+        }
     }
 
     /// See [`SplitRing::remap`].

@@ -11,7 +11,7 @@ pub enum RingError {
     /// The ring's size is no power of two or too large.
     #[error("ring of {0} descriptors: the size must be a power of two from 1 to 32768")]
     Size(u16),
-    /// One of the ring's parts is not aligned as VIRTIO 1.2 section 2.7 asks.
+    /// One of the ring's parts is not aligned as VIRTIO 1.2 sections 2.7 and 2.8 ask.
     #[error("{part} at {addr:#x} is not aligned to {align} bytes")]
     Alignment {
         /// Which part.
@@ -30,6 +30,14 @@ pub enum RingError {
         addr: u64,
         /// Its length in bytes.
         len: usize,
+    },
+    /// The front-end named a place to go on at that a packed ring does not have.
+    #[error("base {base:#x} in a packed ring of {size} descriptors: bits 0 to 14 must be below its size")]
+    Base {
+        /// As SET_VRING_BASE said it.
+        base: u16,
+        /// Descriptors in the ring.
+        size: u16,
     },
     /// What is to interrupt the guest is no eventfd.
     #[error("the front-end's call descriptor is no eventfd")]
@@ -113,7 +121,7 @@ pub enum RingError {
     },
 }
 
-/// The three parts of a split ring.
+/// The parts of a ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RingPart {
     /// The descriptor table.
@@ -122,6 +130,10 @@ pub enum RingPart {
     Available,
     /// The used ring.
     Used,
+    /// The driver's event suppression structure of a packed ring.
+    DriverEvents,
+    /// The device's event suppression structure of a packed ring.
+    DeviceEvents,
 }
 
 impl std::fmt::Display for RingPart {
@@ -130,6 +142,8 @@ impl std::fmt::Display for RingPart {
             Self::Descriptors => "the descriptor table",
             Self::Available => "the available ring",
             Self::Used => "the used ring",
+            Self::DriverEvents => "the driver's event structure",
+            Self::DeviceEvents => "the device's event structure",
         })
     }
 }

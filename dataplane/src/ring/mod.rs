@@ -7,7 +7,7 @@
 //! - [`Ring`] is what others use: a ring of the kind that was negotiated, told apart once a burst.
 //! - `queue` is a ring of either kind; `take` and `put` are its two halves and mirror each other. What differs between the kinds
 //!   is behind `format`, and the loops are made anew for each kind and each combination of features.
-//! - [`SplitRing`] is VIRTIO 1.2 section 2.7.
+//! - [`SplitRing`] is VIRTIO 1.2 section 2.7, [`PackedRing`] is section 2.8.
 //! - [`FrameSink`] and [`FrameSource`] are where frames go to and come from: packet buffers, whatever they are.
 //! - [`RingError`] says what a guest did that stops its port; everything else that is wrong costs one frame.
 //!
@@ -27,8 +27,10 @@ mod error;
 mod format;
 mod frames;
 mod header;
+mod packed;
 mod put;
 mod queue;
+mod record;
 mod split;
 mod take;
 #[cfg(test)]
@@ -39,9 +41,12 @@ pub use dispatch::Ring;
 pub use error::RingError;
 pub use frames::{FrameSink, FrameSource, LargeFrame, Put, Taken};
 pub use header::NetHeader;
+pub use record::{RecordHandle, RingRecord, RingRecords};
 
 /// A split virtqueue (VIRTIO 1.2 section 2.7).
 pub type SplitRing = queue::Queue<split::Split>;
+/// A packed virtqueue (VIRTIO 1.2 section 2.8).
+pub type PackedRing = queue::Queue<packed::Packed>;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -55,11 +60,11 @@ use crate::offload::Offloads;
 pub struct RingConfig {
     /// Descriptors, a power of two up to 32768.
     pub size: u16,
-    /// Descriptor table.
+    /// Descriptor table; the descriptor ring of a packed one.
     pub desc: GuestAddress,
-    /// Available ring.
+    /// Available ring; the driver's event suppression structure of a packed one.
     pub avail: GuestAddress,
-    /// Used ring.
+    /// Used ring; the device's event suppression structure of a packed one.
     pub used: GuestAddress,
     /// Where to go on, as SET_VRING_BASE said. Of a split ring, the next available index. Of a packed ring, the next slot in
     /// bits 0-14 and the wrap counter in bit 15, of what is available and (bits 16-31, where the front-end knows it) of what is
@@ -69,6 +74,8 @@ pub struct RingConfig {
     /// front-end has named another base since. `None` when the ring starts for the first time: what the front-end knows may
     /// then be from before a crash of ours.
     pub resume: Option<u16>,
+    /// Where a packed ring's position outlives the process; `None`: nowhere.
+    pub record: Option<RecordHandle>,
     /// What was negotiated.
     pub features: RingFeatures,
     /// Signalled by the guest when buffers are available; absent when the front-end polls.

@@ -152,7 +152,7 @@ impl<R: Format> Ground<R> {
         self.parts.clear();
         let (mut room, mut chains, mut slots, mut steps) = (0, 0u16, 0, 0);
         while room < needed {
-            if chains > 0 && !MERGEABLE || steps > MAX_CHAIN || slots == self.format.size() {
+            if chains > 0 && !MERGEABLE || steps > MAX_CHAIN || chains == self.format.size() {
                 return Ok(Placed::TooLong);
             }
             let Some(chain) = self.format.chain(used + slots)? else {

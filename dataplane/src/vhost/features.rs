@@ -97,6 +97,8 @@ pub fn offered(compat: Compat, offloads: bool) -> u64 {
     match compat {
         Compat::V1 => {
             F_VERSION_1
+                | F_RING_PACKED
+                | F_IN_ORDER
                 | F_MRG_RXBUF
                 | F_INDIRECT_DESC
                 | F_EVENT_IDX

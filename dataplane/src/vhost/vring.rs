@@ -109,6 +109,7 @@ impl Rings {
                     used: GuestAddress(used),
                     base: ring.base,
                     resume: ring.resume,
+                    record: None,
                     features: ring_features(features),
                     kick: ring.kick.clone(),
                     call: ring.call.clone(),

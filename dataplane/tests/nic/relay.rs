@@ -107,6 +107,7 @@ impl Scene {
             used,
             base: 0,
             resume: None,
+            record: None,
             features: MODERN,
             kick: None,
             call: None,

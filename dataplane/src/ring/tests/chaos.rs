@@ -9,7 +9,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::driver::*;
 use crate::BURST;
-use crate::ring::{RingFeatures, SplitRing};
+use crate::ring::{Ring, RingFeatures};
 
 /// A descriptor that is near enough to a legal one to get somewhere.
 fn descriptor() -> impl Strategy<Value = Descriptor> {
@@ -28,15 +28,7 @@ fn descriptor() -> impl Strategy<Value = Descriptor> {
 }
 
 fn features() -> impl Strategy<Value = RingFeatures> {
-    (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
-        |(event_idx, indirect, mergeable, version_1)| RingFeatures {
-            event_idx,
-            indirect,
-            mergeable,
-            version_1,
-            ..MODERN
-        },
-    )
+    any::<[bool; 6]>().prop_map(|[event_idx, indirect, mergeable, version_1, packed, in_order]| RingFeatures { event_idx, indirect, mergeable, version_1, packed, in_order, ..MODERN })
 }
 
 proptest! {
@@ -52,6 +44,7 @@ proptest! {
         available in prop_oneof![9 => 0u16..=16, 1 => any::<u16>()],
         frames in prop::collection::vec(0usize..4000, 1..70),
     ) {
+        let features = RingFeatures { packed: false, ..features };
         for taking in [true, false] {
             let mut driver = Driver::new(16, features, start);
             ring.iter().enumerate().for_each(|(i, &descriptor)| driver.descriptor(i as u16, descriptor));
@@ -88,22 +81,76 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 8 } else { 300 }, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_packed_ring_at_all_is_survived_and_accounted_for(
+        features in features(),
+        start: u16,
+        ring in prop::collection::vec((descriptor(), 0u8..16), 16),
+        table in prop::collection::vec(descriptor(), 32),
+        driver_event: u32,
+        frames in prop::collection::vec(0usize..4000, 1..70),
+    ) {
+        let features = RingFeatures { packed: true, ..features };
+        for taking in [true, false] {
+            let driver = Driver::new(16, features, start);
+            for (i, &((addr, len, flags, id), kind)) in ring.iter().enumerate() {
+                // Mostly what is available at that place, in one descriptor.
+                let now = if (start.wrapping_sub(i as u16 + 1) ^ start) & 16 == 0 { USED } else { AVAIL };
+                let flags = match kind {
+                    0 => flags,
+                    1..4 => flags & !USED & !AVAIL | now,
+                    _ => flags & (WRITE | INDIRECT) | now,
+                };
+                driver.descriptor_at(16 * i as u64, (addr, len, flags, id));
+            }
+            for (i, &descriptor) in table.iter().enumerate() {
+                driver.descriptor_at(TABLES + 16 * i as u64, descriptor);
+            }
+            driver.write(driver.config.avail.0, driver_event);
+            let mut device = driver.device();
+            // A guest that offers the ring's own memory as a buffer may go on for ever.
+            for _ in 0..20 {
+                if taking {
+                    let Ok(taken) = device.take(BURST, 1514, &mut Sink::default()) else { break };
+                    prop_assert_eq!(taken.received, taken.frames + taken.malformed + taken.too_long + taken.no_buffers);
+                    prop_assert!(taken.received <= 16);
+                } else {
+                    let source: Vec<_> = frames.iter().map(|&len| frame(len as u64, len)).collect();
+                    let Ok(put) = device.put(&Frames::plain(&source)) else { break };
+                    prop_assert_eq!(put.frames + put.ring_full + put.too_long, frames.len() as u64);
+                    prop_assert!(put.frames <= 16);
+                }
+                prop_assert!(device.position() & 0x7fff < 16);
+                device.pending();
+            }
+        }
+    }
+}
+
 /// The guest's other processors write to the ring while the device reads it. `run` says whether the ring is still good.
-fn scribbled(run: impl Fn(&mut SplitRing) -> bool) {
-    let features = RingFeatures { event_idx: true, indirect: true, mergeable: true, ..MODERN };
+fn scribbled(run: impl Fn(&mut Ring) -> bool) {
+    for packed in [false, true] {
+        scribbled_in(RingFeatures { event_idx: true, indirect: true, mergeable: true, packed, ..MODERN }, &run);
+    }
+}
+
+fn scribbled_in(features: RingFeatures, run: impl Fn(&mut Ring) -> bool) {
     let driver = Driver::new(256, features, 0);
     let map = driver.map();
     let stop = AtomicBool::new(false);
     let (mut rounds, mut broken) = (0, 0);
     std::thread::scope(|scope| {
-        scope.spawn(|| scribble(&driver.memory, &stop));
+        scope.spawn(|| scribble(&driver.memory, features.packed, &stop));
         let until = Instant::now() + Duration::from_millis(300);
-        let mut ring = SplitRing::new(map.clone(), &driver.config).unwrap();
+        let mut ring = Ring::new(map.clone(), &driver.config).unwrap();
         while Instant::now() < until {
             rounds += 1;
             if !run(&mut ring) {
                 broken += 1;
-                ring = SplitRing::new(map.clone(), &driver.config).unwrap();
+                ring = Ring::new(map.clone(), &driver.config).unwrap();
             }
         }
         stop.store(true, Ordering::Relaxed);
@@ -112,7 +159,7 @@ fn scribbled(run: impl Fn(&mut SplitRing) -> bool) {
 }
 
 /// Legal and illegal descriptors, heads and indices, all the time.
-fn scribble(memory: &GuestMemoryMmap, stop: &AtomicBool) {
+fn scribble(memory: &GuestMemoryMmap, packed: bool, stop: &AtomicBool) {
     let mut noise = 1u64;
     while !stop.load(Ordering::Relaxed) {
         for i in 0..256u64 {
@@ -121,6 +168,13 @@ fn scribble(memory: &GuestMemoryMmap, stop: &AtomicBool) {
             let addr = if wild { noise } else { BUFFERS + (noise >> 44) };
             let (len, flags, next) = (noise >> 20 & 0x7ff, noise >> 50 & 7, noise >> 53 & 0xff);
             memory.write_obj(addr, GuestAddress(16 * i)).unwrap();
+            if packed {
+                // Half of them in a lap of their own.
+                let lap = [AVAIL, USED][(noise >> 63) as usize];
+                let rest = len | next << 32 | (flags & 6 | u64::from(lap) | (noise >> 33 & noise >> 34 & 1)) << 48;
+                memory.write_obj(rest, GuestAddress(16 * i + 8)).unwrap();
+                continue;
+            }
             memory.write_obj(len | flags << 32 | next << 48, GuestAddress(16 * i + 8)).unwrap();
             memory.write_obj((noise >> 30) as u16 & 0xff, GuestAddress((1 << 20) + 4 + 2 * i)).unwrap();
             if i % 64 == 0 {

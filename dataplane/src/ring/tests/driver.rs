@@ -1,5 +1,11 @@
-//! A guest's driver for one split ring, as simple as can be: it writes what a test tells it to.
+//! A guest's driver for one ring of either kind, as simple as can be: it writes what a test tells it to.
+//!
+//! A test writes descriptors to a table and makes chains of them available by their heads. In a split ring that is what the guest
+//! itself does; for a packed ring the table is the driver's own, and a chain is copied to the ring's next slots with its head as
+//! the buffer id.
 
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
 use std::io::Read;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::ptr::NonNull;
@@ -8,7 +14,7 @@ use std::sync::Arc;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::memory::GuestMap;
-use crate::ring::{FrameSink, FrameSource, NetHeader, RingConfig, RingFeatures, SplitRing};
+use crate::ring::{FrameSink, FrameSource, NetHeader, Ring, RingConfig, RingFeatures};
 
 pub const NEXT: u16 = 1;
 pub const WRITE: u16 = 2;
@@ -35,15 +41,33 @@ pub const MODERN: RingFeatures = RingFeatures {
     offloads: crate::offload::Offloads::NONE,
 };
 
+/// The same over a packed ring.
+pub const PACKED: RingFeatures = RingFeatures { packed: true, ..MODERN };
+
+/// These features over each kind of ring.
+pub fn over_both(features: RingFeatures) -> [RingFeatures; 2] {
+    [false, true].map(|packed| RingFeatures { packed, ..features })
+}
+
+/// Flags of packed descriptors: available, used.
+pub const AVAIL: u16 = 1 << 7;
+pub const USED: u16 = 1 << 15;
+
 /// One descriptor: address, length, flags, next.
 pub type Descriptor = (u64, u32, u16, u16);
 
 pub struct Driver {
     pub memory: Arc<GuestMemoryMmap>,
     pub config: RingConfig,
+    /// Chains, or slots of a packed ring, that were made available so far.
     pub avail: u16,
+    /// Those that came back.
     pub used: u16,
     call: std::fs::File,
+    /// For a packed ring: the driver's own table.
+    table: RefCell<HashMap<u16, Descriptor>>,
+    /// For a packed ring, and with IN_ORDER: the chains that the device has, and how many slots each takes.
+    flying: VecDeque<(u16, u16)>,
 }
 
 impl Driver {
@@ -64,19 +88,50 @@ impl Driver {
             used: GuestAddress((1 << 20) + (128 << 10)),
             base: start.into(),
             resume: None,
+            record: None,
             features,
             kick: None,
             call: Some(Arc::new(OwnedFd::from(call.try_clone().unwrap()))),
         };
-        let driver = Self { memory, config, avail: start, used: start, call };
-        driver.write::<u16>(driver.config.avail.0 + 2, start);
-        driver.write::<u16>(driver.config.used.0 + 2, start);
+        let (table, flying) = Default::default();
+        let mut driver = Self { memory, config, avail: start, used: start, call, table, flying };
+        if features.packed {
+            driver.config.base = u32::from(driver.pack(start)) * 0x1_0001;
+            for slot in 0..size {
+                // Those before the start were used in this lap, the others in the lap before.
+                let behind = slot < start & (size - 1);
+                driver.flags(slot, if driver.wraps(start) == behind { AVAIL | USED } else { 0 });
+            }
+        } else {
+            driver.write::<u16>(driver.config.avail.0 + 2, start);
+            driver.write::<u16>(driver.config.used.0 + 2, start);
+        }
         driver
     }
 
+    /// The wrap counter at a position of a packed ring.
+    fn wraps(&self, position: u16) -> bool {
+        position & self.config.size == 0
+    }
+
+    /// A position of a packed ring as the rest of the world has it.
+    pub fn pack(&self, position: u16) -> u16 {
+        position & (self.config.size - 1) | u16::from(self.wraps(position)) << 15
+    }
+
+    /// Where the ring stands after `slots`, as [`Ring::position`] has it.
+    pub fn position(&self, slots: u16) -> u16 {
+        if self.config.features.packed { self.pack(slots) } else { slots }
+    }
+
+    /// Writes the flags of a packed descriptor.
+    pub fn flags(&self, slot: u16, flags: u16) {
+        self.write(self.config.desc.0 + 16 * u64::from(slot) + 14, flags);
+    }
+
     /// The device's side of it.
-    pub fn device(&self) -> SplitRing {
-        let ring = SplitRing::new(self.map(), &self.config).unwrap();
+    pub fn device(&self) -> Ring {
+        let ring = Ring::new(self.map(), &self.config).unwrap();
         self.interrupts();
         ring
     }
@@ -105,11 +160,16 @@ impl Driver {
 
     /// Writes a descriptor of the ring's table.
     pub fn descriptor(&self, index: u16, descriptor: Descriptor) {
+        if self.config.features.packed {
+            self.table.borrow_mut().insert(index, descriptor);
+            return;
+        }
         self.descriptor_at(self.config.desc.0 + 16 * u64::from(index), descriptor);
     }
 
-    /// Writes a descriptor anywhere.
+    /// Writes a descriptor anywhere: one of an indirect table.
     pub fn descriptor_at(&self, addr: u64, (buffer, len, flags, next): Descriptor) {
+        let (flags, next) = if self.config.features.packed { (next, flags) } else { (flags, next) };
         self.write(addr, buffer);
         self.write(addr + 8, u64::from(len) | u64::from(flags) << 32 | u64::from(next) << 48);
     }
@@ -134,27 +194,118 @@ impl Driver {
 
     /// Makes the chain at `head` available.
     pub fn offer(&mut self, head: u16) {
+        if self.config.features.packed {
+            self.offer_packed(head);
+            return;
+        }
         let at = u64::from(self.avail & (self.config.size - 1));
+        self.flying.push_back((head, 1));
         self.write(self.config.avail.0 + 4 + 2 * at, head);
         self.avail = self.avail.wrapping_add(1);
         self.write(self.config.avail.0 + 2, self.avail);
     }
 
+    /// The first descriptor's flags go last (VIRTIO 1.2 section 2.8.21.1).
+    fn offer_packed(&mut self, head: u16) {
+        let room = self.config.size - self.flying.iter().map(|&(_, slots)| slots).sum::<u16>();
+        if room == 0 {
+            return;
+        }
+        let (first, mut index, mut slots) = (self.avail, head, 0);
+        let mut first_flags = 0;
+        loop {
+            let (addr, len, flags, next) = self.table.borrow()[&index];
+            let position = first.wrapping_add(slots);
+            let flags = flags | if self.wraps(position) { AVAIL } else { USED };
+            let at = self.config.desc.0 + 16 * u64::from(position & (self.config.size - 1));
+            self.write(at, addr);
+            self.write(at + 8, u64::from(len) | u64::from(head) << 32);
+            if slots == 0 {
+                first_flags = flags;
+            } else {
+                self.write(at + 14, flags);
+            }
+            slots += 1;
+            if flags & NEXT == 0 || slots == room || !self.table.borrow().contains_key(&next) {
+                break;
+            }
+            index = next;
+        }
+        self.flags(first & (self.config.size - 1), first_flags);
+        self.avail = first.wrapping_add(slots);
+        self.flying.push_back((head, slots));
+    }
+
+    /// Forgets all that was made available: the guest has reset its device.
+    pub fn restart(&mut self) {
+        (self.avail, self.used) = (0, 0);
+        self.flying.clear();
+    }
+
     /// What was used since the last call: heads and lengths.
     pub fn collect(&mut self) -> Vec<(u32, u32)> {
+        if self.config.features.packed {
+            return self.collect_packed();
+        }
         let index: u16 = self.read(self.config.used.0 + 2);
         let mut used = Vec::new();
         while self.used != index {
             let at = self.config.used.0 + 4 + 8 * u64::from(self.used & (self.config.size - 1));
-            used.push((self.read(at), self.read(at + 4)));
-            self.used = self.used.wrapping_add(1);
+            let (id, len) = (self.read::<u32>(at), self.read(at + 4));
+            if !self.config.features.in_order {
+                used.push((id, len));
+                self.used = self.used.wrapping_add(1);
+                continue;
+            }
+            // One element may stand for a batch: everything up to the chain that it names.
+            loop {
+                let (head, _) = self.flying.pop_front().expect("nothing is used that was not made available");
+                self.used = self.used.wrapping_add(1);
+                used.push((head.into(), len));
+                if u32::from(head) == id {
+                    break;
+                }
+            }
         }
         used
     }
 
+    fn collect_packed(&mut self) -> Vec<(u32, u32)> {
+        let mut used = Vec::new();
+        loop {
+            let at = self.config.desc.0 + 16 * u64::from(self.used & (self.config.size - 1));
+            let word: u64 = self.read(at + 8);
+            let (len, id, flags) = (word as u32, (word >> 32) as u16, (word >> 48) as u16);
+            if (flags & AVAIL != 0) != self.wraps(self.used) || (flags & USED != 0) != self.wraps(self.used) {
+                return used;
+            }
+            // Without the flag the length means nothing.
+            let len = if flags & WRITE != 0 { len } else { 0 };
+            loop {
+                let (head, slots) = self.flying.pop_front().expect("nothing is used that was not made available");
+                assert!(head == id || self.config.features.in_order, "chain {id} is used, {head} was next");
+                self.used = self.used.wrapping_add(slots);
+                used.push((head.into(), len));
+                if head == id {
+                    break;
+                }
+            }
+        }
+    }
+
     /// Asks for an interrupt when used index `event` is passed (with EVENT_IDX).
     pub fn want(&self, event: u16) {
-        self.write(self.config.avail.0 + 4 + 2 * u64::from(self.config.size), event);
+        if self.config.features.packed {
+            self.write(self.config.avail.0, u32::from(self.pack(event)) | 2 << 16);
+        } else {
+            self.write(self.config.avail.0 + 4 + 2 * u64::from(self.config.size), event);
+        }
+    }
+
+    /// Asks for no interrupts, or for all.
+    pub fn quiet(&self, quiet: bool) {
+        let at = if self.config.features.packed { 2 } else { 0 };
+        self.write(self.config.avail.0 + at, u16::from(quiet));
     }
 
     /// Interrupts since the last call.

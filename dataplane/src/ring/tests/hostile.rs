@@ -7,15 +7,32 @@ use vm_memory::GuestAddress;
 use super::driver::*;
 use crate::BURST;
 use crate::ring::error::RingPart;
-use crate::ring::{Put, RingError, RingFeatures, SplitRing, Taken};
+use crate::ring::{Put, Ring, RingError, RingFeatures, Taken};
 
 const INDIRECT_TOO: RingFeatures = RingFeatures { indirect: true, ..MODERN };
 const SIZE: u16 = 16;
 const FRAME: (u64, u32, u16) = (BUFFERS, 12 + 60, 0);
 
+/// What rings of either kind say of the same chain at descriptor 0.
+fn both(features: RingFeatures, write: impl Fn(&Driver, u16)) -> RingError {
+    let [split, packed] = over_both(features).map(|features| both_ways(features, &write));
+    assert_eq!(format!("{packed:?}"), format!("{split:?}").replace("head: 0", "head: 1"), "it comes second");
+    split
+}
+
+/// What a packed ring says of it. It comes second, so that its place is 1.
+fn packed(features: RingFeatures, write: impl Fn(&Driver, u16)) -> RingError {
+    both_ways(RingFeatures { packed: true, ..features }, write)
+}
+
+/// What a split ring says of it.
+fn split(features: RingFeatures, write: impl Fn(&Driver, u16)) -> RingError {
+    both_ways(features, write)
+}
+
 /// What a transmit ring and a receive ring say of the same chain at descriptor 0, which `write` puts there; the
 /// transmit ring has a good chain before it, which is completed.
-fn both(features: RingFeatures, write: impl Fn(&Driver, u16)) -> RingError {
+fn both_ways(features: RingFeatures, write: impl Fn(&Driver, u16)) -> RingError {
     let mut driver = Driver::new(SIZE, features, 0);
     write(&driver, 0);
     driver.chain(15, &[FRAME]);
@@ -28,7 +45,11 @@ fn both(features: RingFeatures, write: impl Fn(&Driver, u16)) -> RingError {
     assert_eq!(driver.collect(), [(15, 0)], "what was before the bad chain is given back, the rest is not");
     let error = ring.take(BURST, 1514, &mut sink).unwrap_err();
     assert_eq!(ring.take(BURST, 1514, &mut sink), Err(error), "a broken ring stays broken");
-    driver.write(driver.config.avail.0 + 2, driver.used);
+    if features.packed {
+        driver.flags(1, 0);
+    } else {
+        driver.write(driver.config.avail.0 + 2, driver.used);
+    }
     assert!(ring.pending(), "even if the guest takes it back");
     assert_eq!((sink.frames.len(), driver.collect().len()), (1, 0));
 
@@ -82,17 +103,66 @@ fn a_head_that_is_no_descriptor() {
 
 #[test]
 fn a_next_that_is_no_descriptor() {
-    let error = both(MODERN, |driver, write| driver.descriptor(0, (BUFFERS, 10, NEXT | write, SIZE)));
+    let error = split(MODERN, |driver, write| driver.descriptor(0, (BUFFERS, 10, NEXT | write, SIZE)));
     assert_eq!(error, RingError::Next { head: 0, next: 16, size: 16 });
 }
 
 #[test]
 fn a_chain_that_loops() {
-    let error = both(MODERN, |driver, write| {
+    let error = split(MODERN, |driver, write| {
         driver.descriptor(0, (BUFFERS, 1, NEXT | write, 1));
         driver.descriptor(1, (BUFFERS, 1, NEXT | write, 0));
     });
     assert_eq!(error, RingError::ChainLength { head: 0, limit: 16 });
+}
+
+#[test]
+fn a_packed_chain_that_does_not_end() {
+    for write in [0, WRITE] {
+        let driver = Driver::new(SIZE, PACKED, 0);
+        for slot in 0..SIZE {
+            driver.descriptor_at(16 * u64::from(slot), (BUFFERS, 1, NEXT | AVAIL | write, 0));
+        }
+        let (mut ring, error) = (driver.device(), RingError::ChainLength { head: 0, limit: 16 });
+        let frames = Frames::plain(&[frame(1, 60)]);
+        assert_eq!(ring.take(BURST, 1514, &mut Sink::default()).map(|taken| taken.received), Err(error));
+        assert_eq!(driver.device().put(&frames), Err(error));
+    }
+    let mut driver = Driver::new(4096, PACKED, 4000);
+    (0..2000).for_each(|i| driver.descriptor(i, (BUFFERS, 0, NEXT, i + 1)));
+    driver.offer(0);
+    let error = driver.device().take(BURST, 1514, &mut Sink::default()).unwrap_err();
+    assert_eq!(error, RingError::ChainLength { head: 4000, limit: 1024 });
+}
+
+#[test]
+fn a_packed_chain_with_an_indirect_table_in_it() {
+    for at in 0..3 {
+        let error = packed(INDIRECT_TOO, |driver, write| {
+            driver.chain(0, &[(BUFFERS, 5, write), (BUFFERS, 5, write), (BUFFERS, 5, write)]);
+            driver.descriptor(at, (TABLES, 16, INDIRECT | if at < 2 { NEXT } else { 0 }, at + 1));
+        });
+        assert_eq!(error, RingError::IndirectNext { head: 1 });
+    }
+}
+
+#[test]
+fn a_packed_table_is_read_to_its_end_whatever_its_flags_say() {
+    let mut driver = Driver::new(SIZE, RingFeatures { packed: true, ..INDIRECT_TOO }, 0);
+    let sent = frame(1, 60);
+    driver.fill(BUFFERS, &[&[0; 12], &sent[..]].concat());
+    // NEXT where there is nothing behind, and none where there is (VIRTIO 1.2 section 2.8.7).
+    for (i, part) in
+        [(BUFFERS, 20, 0, 9), (BUFFERS + 20, 40, 0, 9), (BUFFERS + 60, 12, NEXT, 9)].into_iter().enumerate()
+    {
+        driver.descriptor_at(TABLES + 16 * i as u64, part);
+    }
+    driver.descriptor(7, (TABLES, 48, INDIRECT | WRITE, 0));
+    driver.offer(7);
+    let mut sink = Sink::default();
+    assert_eq!(driver.device().take(BURST, 1514, &mut sink).map(|taken| taken.frames), Ok(1));
+    assert_eq!(sink.frames[0].1, sent);
+    assert_eq!(driver.collect(), [(7, 0)]);
 }
 
 #[test]
@@ -106,7 +176,7 @@ fn a_chain_of_empty_buffers_that_loops_in_the_largest_ring() {
 
 #[test]
 fn an_indirect_table_that_loops() {
-    let error = both(INDIRECT_TOO, |driver, write| {
+    let error = split(INDIRECT_TOO, |driver, write| {
         driver.descriptor_at(TABLES, (BUFFERS, 0, NEXT | write, 0));
         driver.descriptor(0, (TABLES, 16, INDIRECT, 0));
     });
@@ -131,7 +201,7 @@ fn an_indirect_table_inside_an_indirect_table() {
 
 #[test]
 fn an_indirect_descriptor_with_a_successor() {
-    let error = both(INDIRECT_TOO, |driver, _| driver.descriptor(0, (TABLES, 16, INDIRECT | NEXT, 1)));
+    let error = split(INDIRECT_TOO, |driver, _| driver.descriptor(0, (TABLES, 16, INDIRECT | NEXT, 1)));
     assert_eq!(error, RingError::IndirectNext { head: 0 });
 }
 
@@ -159,7 +229,7 @@ fn an_indirect_table_outside_memory() {
 
 #[test]
 fn an_indirect_table_whose_next_leaves_it() {
-    let error = both(INDIRECT_TOO, |driver, write| {
+    let error = split(INDIRECT_TOO, |driver, write| {
         driver.descriptor_at(TABLES, (BUFFERS, 1, NEXT | write, 2));
         driver.descriptor(0, (TABLES, 32, INDIRECT, 0));
     });
@@ -174,9 +244,15 @@ fn a_buffer_outside_memory() {
     }
 }
 
-/// Takes one chain that costs only its own frame.
+/// Takes one chain that costs only its own frame, from either kind of ring.
 fn dropped(write: impl Fn(&Driver)) -> Taken {
-    let mut driver = Driver::new(SIZE, MODERN, 0);
+    let [split, packed] = over_both(MODERN).map(|features| dropped_from(features, &write));
+    assert_eq!(split, packed);
+    split
+}
+
+fn dropped_from(features: RingFeatures, write: impl Fn(&Driver)) -> Taken {
+    let mut driver = Driver::new(SIZE, features, 0);
     write(&driver);
     driver.chain(15, &[FRAME]);
     driver.offer(0);
@@ -218,7 +294,11 @@ fn a_frame_longer_than_asked_for() {
 
 #[test]
 fn a_frame_without_a_buffer_is_counted() {
-    let mut driver = Driver::new(SIZE, MODERN, 0);
+    over_both(MODERN).into_iter().for_each(a_frame_without_a_buffer_is_counted_in);
+}
+
+fn a_frame_without_a_buffer_is_counted_in(features: RingFeatures) {
+    let mut driver = Driver::new(SIZE, features, 0);
     driver.chain(0, &[FRAME]);
     driver.chain(1, &[(BUFFERS, 12, 0), (BUFFERS, 60, 0)]);
     for head in [0, 1, 0] {
@@ -233,7 +313,11 @@ fn a_frame_without_a_buffer_is_counted() {
 
 #[test]
 fn a_receive_chain_that_the_device_may_not_write() {
-    let mut driver = Driver::new(SIZE, MODERN, 0);
+    over_both(MODERN).into_iter().for_each(a_receive_chain_that_the_device_may_not_write_in);
+}
+
+fn a_receive_chain_that_the_device_may_not_write_in(features: RingFeatures) {
+    let mut driver = Driver::new(SIZE, features, 0);
     driver.fill(BUFFERS, &[0xaa; 200]);
     driver.chain(0, &[(BUFFERS, 200, 0)]);
     driver.offer(0);
@@ -241,7 +325,11 @@ fn a_receive_chain_that_the_device_may_not_write() {
     assert_eq!(ring.put(&Frames::plain(&[frame(1, 60)])), Ok(Put { too_long: 1, ..Put::default() }));
     assert_eq!(driver.bytes(BUFFERS, 200), [0xaa; 200], "read-only for the device");
     // Behind a read-only part the rest is used, as QEMU does.
+    let mut driver = Driver::new(SIZE, features, 0);
+    driver.fill(BUFFERS, &[0xaa; 200]);
+    let mut ring = driver.device();
     driver.chain(0, &[(BUFFERS, 100, 0), (BUFFERS + 100, 100, WRITE)]);
+    driver.offer(0);
     assert_eq!(ring.put(&Frames::plain(&[frame(1, 60)])), Ok(Put { frames: 1, bytes: 60, ..Put::default() }));
     assert_eq!(driver.bytes(BUFFERS, 100), [0xaa; 100]);
     assert_eq!(driver.bytes(BUFFERS + 112, 60), frame(1, 60));
@@ -266,7 +354,7 @@ fn a_ring_that_is_none() {
     let refused = |change: &dyn Fn(&mut crate::ring::RingConfig)| {
         let mut driver = Driver::new(SIZE, RingFeatures { event_idx: true, ..MODERN }, 0);
         change(&mut driver.config);
-        SplitRing::new(driver.map(), &driver.config).err()
+        Ring::new(driver.map(), &driver.config).err()
     };
     let (desc, avail, used) = (RingPart::Descriptors, RingPart::Available, RingPart::Used);
     assert_eq!(refused(&|_| ()), None);
@@ -294,17 +382,43 @@ fn a_ring_that_is_none() {
     assert!(refused(&|config| config.used = end(4 + 8 * 16)).is_some());
 }
 
+#[test]
+fn a_packed_ring_that_is_none() {
+    let refused = |change: &dyn Fn(&mut crate::ring::RingConfig)| {
+        let mut driver = Driver::new(SIZE, PACKED, 0);
+        change(&mut driver.config);
+        Ring::new(driver.map(), &driver.config).err()
+    };
+    assert_eq!(refused(&|_| ()), None);
+    assert_eq!(refused(&|config| config.size = 48), Some(RingError::Size(48)));
+    assert_eq!(refused(&|config| config.base = 0x8010), Some(RingError::Base { base: 0x8010, size: 16 }));
+    assert_eq!(refused(&|config| config.resume = Some(16)), Some(RingError::Base { base: 16, size: 16 }));
+    for (part, align) in [(RingPart::Descriptors, 16), (RingPart::DriverEvents, 4), (RingPart::DeviceEvents, 4)] {
+        let addr = 0x10_0000 + align as u64 / 2;
+        let error = refused(&|config| *place(config, part) = GuestAddress(addr));
+        assert_eq!(error, Some(RingError::Alignment { part, addr, align }));
+        for addr in [BUFFERS_END, !15] {
+            let error = refused(&|config| *place(config, part) = GuestAddress(addr));
+            assert!(matches!(error, Some(RingError::Place { part: found, .. }) if found == part));
+        }
+    }
+}
+
 fn place(config: &mut crate::ring::RingConfig, part: RingPart) -> &mut GuestAddress {
     match part {
         RingPart::Descriptors => &mut config.desc,
-        RingPart::Available => &mut config.avail,
-        RingPart::Used => &mut config.used,
+        RingPart::Available | RingPart::DriverEvents => &mut config.avail,
+        RingPart::Used | RingPart::DeviceEvents => &mut config.used,
     }
 }
 
 #[test]
 fn a_map_without_the_ring_is_refused_and_the_old_one_stays() {
-    let mut driver = Driver::new(SIZE, MODERN, 0);
+    over_both(MODERN).into_iter().for_each(a_map_without_the_ring_is_refused_and_the_old_one_stays_in);
+}
+
+fn a_map_without_the_ring_is_refused_and_the_old_one_stays_in(features: RingFeatures) {
+    let mut driver = Driver::new(SIZE, features, 0);
     let mut ring = driver.device();
     let ranges = [(GuestAddress(BUFFERS), 4096)];
     let other = Arc::new(vm_memory::GuestMemoryMmap::from_ranges(&ranges).unwrap());
@@ -319,17 +433,19 @@ fn long_chains(driver: &mut Driver, len: u32, write: u16) {
     let mut table = vec![(BUFFERS, 0, write); 1024];
     table[1023] = (BUFFERS, len, write);
     driver.indirect_chain(0, TABLES, &table);
-    let first: [u64; 2] = [driver.read(0), driver.read(8)];
     for head in 0..64 {
-        driver.write(16 * u64::from(head), first[0]);
-        driver.write(16 * u64::from(head) + 8, first[1]);
+        driver.descriptor(head, (TABLES, 16 * 1024, INDIRECT, 0));
         driver.offer(head);
     }
 }
 
 #[test]
 fn long_chains_do_not_keep_the_worker_from_others() {
-    let mut driver = Driver::new(64, INDIRECT_TOO, 0);
+    over_both(INDIRECT_TOO).into_iter().for_each(long_chains_do_not_keep_the_worker_from_others_in);
+}
+
+fn long_chains_do_not_keep_the_worker_from_others_in(features: RingFeatures) {
+    let mut driver = Driver::new(64, features, 0);
     long_chains(&mut driver, 72, 0);
     let (mut ring, mut sink) = (driver.device(), Sink::default());
     for round in 1..=16 {
@@ -337,7 +453,7 @@ fn long_chains_do_not_keep_the_worker_from_others() {
     }
     assert_eq!((sink.frames.len(), driver.collect().len()), (64, 64), "all the same none is lost");
 
-    let mut driver = Driver::new(64, INDIRECT_TOO, 0);
+    let mut driver = Driver::new(64, features, 0);
     long_chains(&mut driver, 72, WRITE);
     let mut ring = driver.device();
     let frames = Frames::plain(&vec![frame(1, 60); 10]);

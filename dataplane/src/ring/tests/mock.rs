@@ -21,6 +21,7 @@ fn ring(memory: &Arc<GuestMemoryMmap>, driver: &MockSplitQueue<'_, GuestMemoryMm
         used: driver.used_addr(),
         base: 0,
         resume: None,
+        record: None,
         features: MODERN,
         kick: None,
         call: None,

@@ -2,12 +2,12 @@
 
 use super::driver::*;
 use crate::BURST;
-use crate::ring::{RingFeatures, SplitRing};
+use crate::ring::{Ring, RingFeatures};
 
 const EVENTS: RingFeatures = RingFeatures { event_idx: true, ..MODERN };
 
 /// A receive ring with all its buffers available.
-fn filled(features: RingFeatures, start: u16) -> (Driver, SplitRing) {
+fn filled(features: RingFeatures, start: u16) -> (Driver, Ring) {
     let mut driver = Driver::new(256, features, start);
     for i in 0..256 {
         driver.chain(i, &[(BUFFERS + 512 * u64::from(i), 512, WRITE)]);
@@ -17,32 +17,42 @@ fn filled(features: RingFeatures, start: u16) -> (Driver, SplitRing) {
     (driver, ring)
 }
 
-fn put(ring: &mut SplitRing, count: u64) {
+fn put(ring: &mut Ring, count: u64) {
     let frames: Vec<_> = (0..count).map(|seed| frame(seed, 60)).collect();
     assert_eq!(ring.put(&Frames::plain(&frames)).unwrap().frames, count);
 }
 
 #[test]
 fn a_burst_is_at_most_one_interrupt() {
-    let (driver, mut ring) = filled(MODERN, 0);
+    over_both(MODERN).into_iter().for_each(one_interrupt_a_burst);
+}
+
+fn one_interrupt_a_burst(features: RingFeatures) {
+    let (driver, mut ring) = filled(features, 0);
     put(&mut ring, 64);
     assert_eq!(driver.interrupts(), 1);
     put(&mut ring, 0);
     assert_eq!(driver.interrupts(), 0, "nothing was used");
-    driver.write(driver.config.avail.0, 1u16);
+    driver.quiet(true);
     put(&mut ring, 64);
     assert_eq!(driver.interrupts(), 0, "NO_INTERRUPT");
-    driver.write(driver.config.avail.0, 0u16);
+    driver.quiet(false);
     put(&mut ring, 1);
     assert_eq!(driver.interrupts(), 1);
 }
 
 #[test]
 fn an_interrupt_when_the_event_index_is_passed_and_only_then() {
-    // Around the wrap of the index.
+    over_both(EVENTS).into_iter().for_each(interrupts_at_the_event);
+}
+
+fn interrupts_at_the_event(features: RingFeatures) {
+    // Around the wrap of the index, or of the ring.
     let start = 65_530;
-    let (driver, mut ring) = filled(EVENTS, start);
-    driver.write(driver.config.avail.0, 1u16); // Means nothing with EVENT_IDX.
+    let (driver, mut ring) = filled(features, start);
+    if !features.packed {
+        driver.quiet(true); // Means nothing with EVENT_IDX.
+    }
     driver.want(1000);
     put(&mut ring, 1);
     assert_eq!(driver.interrupts(), 1, "always the first time: who knows what came before");
@@ -60,10 +70,34 @@ fn an_interrupt_when_the_event_index_is_passed_and_only_then() {
 
 #[test]
 fn a_new_ring_wakes_its_guest_once() {
-    let driver = Driver::new(16, EVENTS, 5);
-    let ring = SplitRing::new(driver.map(), &driver.config).unwrap();
-    assert_eq!(driver.interrupts(), 1);
-    drop(ring);
+    for features in over_both(EVENTS) {
+        let driver = Driver::new(16, features, 5);
+        let ring = Ring::new(driver.map(), &driver.config).unwrap();
+        assert_eq!(driver.interrupts(), 1);
+        drop(ring);
+    }
+}
+
+#[test]
+fn kicks_for_a_packed_ring_are_suppressed_and_asked_for() {
+    for (event_idx, start) in [(false, 0), (true, 15), (true, 16), (true, 31)] {
+        let mut driver = Driver::new(16, RingFeatures { event_idx, ..PACKED }, start);
+        let event = |driver: &Driver| (driver.read::<u16>(driver.config.used.0 + 2), driver.read(driver.config.used.0));
+        let mut ring = driver.device();
+        ring.suppress_kicks();
+        assert_eq!(event(&driver).0, 1, "RING_EVENT_FLAGS_DISABLE");
+        assert!(!ring.request_kicks());
+        let wanted = if event_idx { (2, driver.pack(start)) } else { (0, 0xffff) };
+        assert_eq!(event(&driver), wanted, "for the next slot (RING_EVENT_FLAGS_DESC), or for any");
+        assert!(!ring.pending());
+        driver.chain(0, &[(BUFFERS, 72, 0)]);
+        driver.offer(0);
+        assert!(ring.pending());
+        assert!(ring.request_kicks(), "something came meanwhile");
+        assert_eq!(ring.take(BURST, 1514, &mut Sink::default()).unwrap().frames, 1);
+        assert!(!ring.request_kicks());
+        assert!(!event_idx || event(&driver).1 == driver.pack(start + 1));
+    }
 }
 
 #[test]
@@ -121,18 +155,22 @@ fn a_ring_goes_on_where_the_used_index_stands() {
 
 #[test]
 fn a_ring_goes_on_in_another_map() {
-    let mut driver = Driver::new(16, MODERN, 0);
+    over_both(MODERN).into_iter().for_each(goes_on_elsewhere);
+}
+
+fn goes_on_elsewhere(features: RingFeatures) {
+    let mut driver = Driver::new(16, features, 0);
     driver.chain(0, &[(BUFFERS, 72, 0)]);
     driver.offer(0);
     let mut ring = driver.device();
     assert_eq!(ring.take(BURST, 1514, &mut Sink::default()).unwrap().frames, 1);
     let before = driver.memory.clone();
-    let other = Driver::new(16, MODERN, 1);
+    let other = Driver::new(16, features, 1);
     driver.memory = other.memory.clone();
     driver.chain(0, &[(BUFFERS, 72, 0)]);
     ring.remap(driver.map()).unwrap();
     drop(before);
     driver.offer(0);
     assert_eq!(ring.take(BURST, 1514, &mut Sink::default()).unwrap().frames, 1);
-    assert_eq!((ring.position(), driver.read::<u16>(driver.config.used.0 + 2)), (2, 2));
+    assert_eq!((ring.position(), driver.collect().len()), (driver.position(2), 2));
 }

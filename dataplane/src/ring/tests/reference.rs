@@ -6,7 +6,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::driver::Driver;
-use crate::ring::{NetHeader, Put, RingConfig, RingFeatures, SplitRing, Taken};
+use crate::ring::{NetHeader, Put, Ring, RingConfig, RingFeatures, Taken};
 
 /// What a test wants of a device.
 pub trait Device {
@@ -14,7 +14,7 @@ pub trait Device {
     fn put(&mut self, frames: &[Vec<Vec<u8>>]) -> Put;
 }
 
-impl Device for SplitRing {
+impl Device for Ring {
     fn take(&mut self, limit: usize, max_frame: usize) -> (Taken, Vec<(NetHeader, Vec<u8>)>) {
         let mut sink = super::driver::Sink::default();
         let taken = self.take(limit, max_frame, &mut sink).expect("a legal ring");
@@ -142,10 +142,10 @@ impl Device for Reference {
     }
 }
 
-/// All of guest memory that a device may have written to, but for its wishes for kicks.
-pub fn dump(driver: &Driver) -> Vec<Vec<u8>> {
+/// All of guest memory that a device may have written to, but for its wishes for kicks. Where `split`, the used ring first.
+pub fn dump(driver: &Driver, split: bool) -> Vec<Vec<u8>> {
     let used = driver.config.used.unchecked_add(2);
-    let used_len = 2 + 8 * usize::from(driver.config.size);
+    let used_len = if split { 2 + 8 * usize::from(driver.config.size) } else { 0 };
     let buffers = driver.bytes(super::driver::BUFFERS, (super::driver::BUFFERS_END - super::driver::BUFFERS) as usize);
     vec![driver.bytes(used.0, used_len), buffers]
 }

@@ -12,7 +12,14 @@ fn taken(frames: &[Vec<u8>]) -> Taken {
 
 #[test]
 fn plain_frames_arrive_in_order_and_are_given_back() {
-    let mut driver = Driver::new(256, MODERN, 65_500);
+    for features in over_both(MODERN) {
+        takes_plain_frames(features);
+        takes_plain_frames(RingFeatures { in_order: true, ..features });
+    }
+}
+
+fn takes_plain_frames(features: RingFeatures) {
+    let mut driver = Driver::new(256, features, 65_500);
     let mut ring = driver.device();
     let frames: Vec<_> = (0..100).map(|i| frame(i, 60 + 13 * i as usize)).collect();
     let mut heads = Vec::new();
@@ -36,7 +43,10 @@ fn plain_frames_arrive_in_order_and_are_given_back() {
 
 #[test]
 fn a_legacy_header_has_ten_bytes() {
-    let features = RingFeatures { version_1: false, ..MODERN };
+    over_both(RingFeatures { version_1: false, ..MODERN }).into_iter().for_each(takes_a_legacy_header);
+}
+
+fn takes_a_legacy_header(features: RingFeatures) {
     let mut driver = Driver::new(2, features, 0);
     let mut ring = driver.device();
     let sent = frame(1, 60);
@@ -50,7 +60,11 @@ fn a_legacy_header_has_ten_bytes() {
 
 #[test]
 fn the_longest_frame_that_is_asked_for_arrives_whole_from_any_chain() {
-    let mut driver = Driver::new(4, MODERN, 0);
+    over_both(MODERN).into_iter().for_each(takes_the_longest_frame);
+}
+
+fn takes_the_longest_frame(features: RingFeatures) {
+    let mut driver = Driver::new(4, features, 0);
     let mut ring = driver.device();
     let sent = frame(1, 1514);
     driver.fill(BUFFERS, &[&NetHeader::default().emit(), &sent[..]].concat());

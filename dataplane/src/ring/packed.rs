@@ -1,0 +1,233 @@
+//! A packed virtqueue (VIRTIO 1.2 section 2.8), device side.
+//!
+//! Descriptors that are available and those that are used lie in the same table, and a flag of each says which it is. A burst
+//! is given back from its last chain to its first: the driver, which looks at the first, sees all of it at once. Where to go
+//! on after a crash is not in guest memory; a [`RingRecord`](super::record::RingRecord) has it.
+
+mod layout;
+mod recover;
+
+use super::chain::MAX_CHAIN;
+use super::copy;
+use super::descriptor::{Chain, Descriptor};
+use super::format::{Format, passed};
+use super::record::RecordHandle;
+use super::{RingConfig, RingError};
+use crate::memory::{GuestMap, RegionCache};
+use layout::Layout;
+
+/// Event modes (VIRTIO 1.2 section 2.8.14), in the upper half of an event structure.
+const ENABLE: u32 = 0;
+const DISABLE: u32 = 1;
+const DESC: u32 = 2;
+/// A position in the lower half that means nothing: the device's structure is never zero once the ring runs.
+const MARK: u32 = 0xffff;
+
+/// Descriptors that are prefetched before they are read: two cache lines.
+const AHEAD: u16 = 8;
+
+/// Where a packed ring is, and how far.
+pub struct Packed {
+    layout: Layout,
+    /// The next slot to be looked at.
+    next: u16,
+    /// The next slot to be given back.
+    used: u16,
+    /// Chains of this burst that are given back with a length, or have several descriptors: that length (or their number), the
+    /// buffer id in bits 32-47, and in bits 48-63 how many slots behind `used` the chain is.
+    given: Box<[u64]>,
+    /// How many those are.
+    count: u16,
+    record: RecordHandle,
+}
+
+impl Packed {
+    /// Finds the end of a chain of several descriptors, which begins `at` slots on: its length, and the buffer id in its last one.
+    /// No chain leaves the ring: behind its end are the slots that this burst has begun with.
+    #[cold]
+    #[inline(never)]
+    fn follow(&self, at: u16, chain: &mut Chain) -> Result<(), RingError> {
+        let (head, limit) = (chain.head, MAX_CHAIN.min(self.layout.size() - at));
+        while chain.slots < limit {
+            let descriptor = self.layout.descriptor(head + chain.slots);
+            chain.slots += 1;
+            if descriptor.flags & Descriptor::NEXT == 0 {
+                chain.first.next = descriptor.next;
+                return Ok(());
+            }
+        }
+        Err(RingError::ChainLength { head, limit })
+    }
+}
+
+impl Format for Packed {
+    const LINKED: bool = false;
+
+    fn new(map: &GuestMap, config: &RingConfig) -> Result<Self, RingError> {
+        let layout = Layout::new(map, config)?;
+        let record = config.record.clone().unwrap_or_else(RecordHandle::fleeting);
+        let next = recover::position(&layout, config, record.get())?;
+        record.get().begin(config, next);
+        layout.set_device_event(ENABLE << 16 | MARK);
+        let given = vec![0; config.size.into()].into();
+        Ok(Self { layout, next, used: next, given, count: 0, record })
+    }
+
+    fn remap(&mut self, map: &GuestMap, config: &RingConfig) -> Result<(), RingError> {
+        self.layout = Layout::new(map, config)?;
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn size(&self) -> u16 {
+        self.layout.size()
+    }
+
+    fn position(&self) -> u16 {
+        self.layout.pack(self.used)
+    }
+
+    #[inline]
+    fn pending(&self) -> bool {
+        self.layout.is_available(self.next, self.layout.flags(self.next))
+    }
+
+    fn suppress_kicks(&self, _: bool) {
+        self.layout.set_device_event(DISABLE << 16 | MARK);
+    }
+
+    fn request_kicks(&self, event_idx: bool) {
+        let event = if event_idx { DESC << 16 | u32::from(self.layout.pack(self.next)) } else { ENABLE << 16 | MARK };
+        self.layout.set_device_event(event);
+    }
+
+    #[inline(always)]
+    fn slots(chain: &Chain) -> u16 {
+        chain.slots
+    }
+
+    #[inline(always)]
+    fn look<const WRITE: bool>(
+        &mut self,
+        map: &GuestMap,
+        cache: &mut RegionCache,
+        window: &mut [Chain],
+        from: u16,
+    ) -> Result<(usize, u16), RingError> {
+        let (layout, next) = (self.layout, self.next);
+        let mut memory = map.reader(cache);
+        let (mut at, mut count) = (from, 0);
+        for chain in window {
+            if at >= layout.size() {
+                break;
+            }
+            let position = next.wrapping_add(at);
+            if count % 4 == 0 {
+                copy::prefetch(layout.at(position.wrapping_add(AHEAD)));
+            }
+            let first = layout.descriptor(position);
+            if !layout.is_available(position, first.flags) {
+                break;
+            }
+            chain.head = layout.slot(position);
+            chain.slots = 1;
+            chain.find::<WRITE>(&mut memory, first);
+            if first.flags & Descriptor::NEXT != 0
+                && let Err(error) = self.follow(at, chain)
+            {
+                if count == 0 {
+                    return Err(error);
+                }
+                break;
+            }
+            at += chain.slots;
+            count += 1;
+        }
+        Ok((count, at - from))
+    }
+
+    fn chain(&mut self, at: u16) -> Result<Option<Chain>, RingError> {
+        if at >= self.layout.size() {
+            return Ok(None);
+        }
+        let position = self.next.wrapping_add(at);
+        let first = self.layout.descriptor(position);
+        if !self.layout.is_available(position, first.flags) {
+            return Ok(None);
+        }
+        let mut chain = Chain { first, head: self.layout.slot(position), ..Chain::NONE };
+        if first.flags & Descriptor::NEXT != 0 {
+            self.follow(at, &mut chain)?;
+        }
+        Ok(Some(chain))
+    }
+
+    #[inline(always)]
+    fn descriptor(&self, index: u16) -> Descriptor {
+        self.layout.descriptor(index)
+    }
+
+    /// Chains that were only read, of one descriptor each, need not be remembered.
+    #[inline(always)]
+    fn give_back<const WRITE: bool>(&mut self, at: u16, chains: &[Chain]) {
+        // A chain has a slot at least, so that there are never more of them than slots.
+        let Some(given) = self.given.get_mut(self.count.into()..) else { return };
+        let mut at = at;
+        let mut count = 0;
+        for chain in chains {
+            if (WRITE || chain.slots > 1)
+                && let Some(given) = given.get_mut(count)
+            {
+                let len = if WRITE { chain.room } else { chain.slots.into() };
+                *given = u64::from(len) | u64::from(chain.first.next) << 32 | u64::from(at) << 48;
+                count += 1;
+            }
+            at += chain.slots;
+        }
+        self.count += count as u16;
+    }
+
+    /// A batch is one used descriptor: the buffer id of its last chain, in the place of its first (VIRTIO 1.2 section 2.8.9).
+    #[inline(always)]
+    fn publish<const WRITE: bool, const IN_ORDER: bool>(&mut self, last: &Chain, slots: u16) {
+        let (layout, from) = (self.layout, self.used);
+        let to = from.wrapping_add(slots);
+        self.record.get().advance(from, to);
+        let given = self.given[..usize::from(self.count)].iter().rev();
+        let given = given.map(|&word| ((word >> 48) as u16, (word >> 32) as u16, word as u32));
+        if WRITE {
+            for (at, id, len) in given {
+                layout.give_back::<true>(from.wrapping_add(at), id, len);
+            }
+        } else if IN_ORDER {
+            layout.give_back::<false>(from, last.first.next, 0);
+        } else {
+            let mut end = slots;
+            for (at, id, slots) in given {
+                for single in (at + slots as u16..end).rev() {
+                    layout.give_back_in_place(from.wrapping_add(single));
+                }
+                layout.give_back::<false>(from.wrapping_add(at), id, 0);
+                end = at;
+            }
+            for single in (0..end).rev() {
+                layout.give_back_in_place(from.wrapping_add(single));
+            }
+        }
+        self.count = 0;
+        self.used = to;
+        self.next = self.next.wrapping_add(slots);
+    }
+
+    #[inline(always)]
+    fn wants_interrupt(&self, event_idx: bool, first: bool, slots: u16) -> bool {
+        let event = self.layout.driver_event();
+        match event >> 16 & 3 {
+            DISABLE => false,
+            DESC if event_idx => {
+                first || passed(self.layout.unpack(event as u16), self.used, slots, self.layout.double_mask())
+            }
+            _ => true,
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! What must outlive the process so that a packed ring can go on: see docs/decisions/0006-packed-position.md.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::RingConfig;
+
+/// How far a packed ring is, in memory that outlives the process. All zeroes is a valid record: of no ring.
+#[repr(C, align(64))]
+#[derive(Debug, Default)]
+pub struct RingRecord {
+    /// The burst that is being given back: its first position in bits 0-15, the one behind it in bits 16-31, and [`KNOWN`].
+    progress: AtomicU64,
+    /// Whose life it is: where the parts are, the base that the front-end named, and the size.
+    parts: [AtomicU64; 3],
+    named: AtomicU64,
+}
+
+const KNOWN: u64 = 1 << 63;
+
+impl RingRecord {
+    /// Whether this is the life of that ring: the same places in guest memory, and begun at the same base.
+    pub(super) fn describes(&self, config: &RingConfig) -> bool {
+        let (parts, named) = life(config);
+        self.parts.iter().zip(parts).all(|(cell, part)| cell.load(Ordering::Relaxed) == part)
+            && self.named.load(Ordering::Relaxed) == named
+    }
+
+    /// The last burst: where it begins, and where it ends. Nothing is known of what is behind.
+    pub(super) fn progress(&self) -> Option<(u16, u16)> {
+        let word = self.progress.load(Ordering::Acquire);
+        (word & KNOWN != 0).then_some((word as u16, (word >> 16) as u16))
+    }
+
+    /// The ring runs from `position` on. Killed at any point of this, the record is of the ring before, or of none: then the
+    /// front-end has just named the base.
+    pub(super) fn begin(&self, config: &RingConfig, position: u16) {
+        if !self.describes(config) {
+            cut();
+            self.progress.store(0, Ordering::Release);
+            let (parts, named) = life(config);
+            for (cell, part) in self.parts.iter().zip(parts) {
+                cut();
+                cell.store(part, Ordering::Release);
+            }
+            cut();
+            self.named.store(named, Ordering::Release);
+        }
+        self.advance(position, position);
+    }
+
+    /// What is `from` there up to `to` is given back next.
+    #[inline(always)]
+    pub(super) fn advance(&self, from: u16, to: u16) {
+        cut();
+        self.progress.store(KNOWN | u64::from(from) | u64::from(to) << 16, Ordering::Release);
+    }
+}
+
+fn life(config: &RingConfig) -> ([u64; 3], u64) {
+    let parts = [config.desc.0, config.avail.0, config.used.0];
+    (parts, u64::from(config.base) | u64::from(config.size) << 32)
+}
+
+/// Where a port's ring records are.
+pub trait RingRecords: Send + Sync {
+    /// The record of ring `index`.
+    fn record(&self, index: usize) -> &RingRecord;
+}
+
+/// One record, and what keeps it.
+#[derive(Clone)]
+pub struct RecordHandle {
+    of: Arc<dyn RingRecords>,
+    index: usize,
+}
+
+impl RecordHandle {
+    /// The record of ring `index`.
+    pub fn new(of: Arc<dyn RingRecords>, index: usize) -> Self {
+        Self { of, index }
+    }
+
+    /// A record that ends with the process.
+    pub(super) fn fleeting() -> Self {
+        Self::new(Arc::new(RingRecord::default()), 0)
+    }
+
+    #[inline]
+    pub(super) fn get(&self) -> &RingRecord {
+        self.of.record(self.index)
+    }
+}
+
+impl RingRecords for RingRecord {
+    fn record(&self, _: usize) -> &RingRecord {
+        self
+    }
+}
+
+impl fmt::Debug for RecordHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("RecordHandle").field(&self.index).finish()
+    }
+}
+
+/// Where a test may kill the process.
+#[inline(always)]
+fn cut() {
+    #[cfg(test)]
+    crate::ring::tests::cut();
+}
