@@ -14,7 +14,7 @@ use ringspan_protocol::ShareStatus;
 use crate::memory::GuestMap;
 use crate::nic::{Pool, QueuePair};
 use crate::relay::{Basis, Common, Load, Parts, Plan, Relay};
-use crate::ring::Ring;
+use crate::ring::{RecordHandle, Ring};
 use crate::worker::{Running, Worker, WorkerError};
 
 /// The relays of a port. Whoever changes them holds a lock, which no worker ever takes.
@@ -74,6 +74,11 @@ impl Shares {
     /// The port's number.
     pub fn port(&self) -> u64 {
         self.common.id
+    }
+
+    /// Where the position of a packed ring outlives the lane.
+    pub fn record(&self, ring: usize) -> RecordHandle {
+        RecordHandle::new(Arc::clone(&self.common.journal) as _, ring)
     }
 
     /// Whether the guest broke a ring.

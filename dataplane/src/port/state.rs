@@ -125,10 +125,11 @@ impl RingSink for PortState {
         let _ = self.shares.remap(map);
     }
 
-    fn start(&self, index: usize, config: RingConfig) {
+    fn start(&self, index: usize, mut config: RingConfig) {
         let Some(map) = self.lock().map.clone() else {
             return self.push(self.break_down(index, "started before the front-end shared its memory".into()));
         };
+        config.record = Some(self.shares.record(index));
         let ring = match Ring::new(map, &config) {
             Ok(ring) => ring,
             Err(error) => return self.push(self.break_down(index, error.to_string())),

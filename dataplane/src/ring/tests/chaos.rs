@@ -28,7 +28,15 @@ fn descriptor() -> impl Strategy<Value = Descriptor> {
 }
 
 fn features() -> impl Strategy<Value = RingFeatures> {
-    any::<[bool; 6]>().prop_map(|[event_idx, indirect, mergeable, version_1, packed, in_order]| RingFeatures { event_idx, indirect, mergeable, version_1, packed, in_order, ..MODERN })
+    any::<[bool; 6]>().prop_map(|[event_idx, indirect, mergeable, version_1, packed, in_order]| RingFeatures {
+        event_idx,
+        indirect,
+        mergeable,
+        version_1,
+        packed,
+        in_order,
+        ..MODERN
+    })
 }
 
 proptest! {

@@ -30,7 +30,7 @@ fn what_is_wrong_with_a_ring_is_said() {
         (Request::SET_VRING_NUM, ring_state(3, 1000), "ring 3: size 1000, must be a power of two up to 32768"),
         (Request::SET_VRING_NUM, ring_state(3, 65536), "ring 3: size 65536"),
         (Request::SET_VRING_NUM, ring_state(64, 256), "ring 64, there are 64"),
-        (Request::SET_VRING_BASE, ring_state(0, 0x1_0000), "ring 0: base 0x10000"),
+        (Request::SET_VRING_BASE, ring_state(64, 0), "ring 64, there are 64"),
         (Request::SET_VRING_ENABLE, ring_state(u32::MAX, 1), "ring 4294967295"),
         (Request::SET_VRING_ENABLE, ring_state(0, 2), "ring 0: enable 2"),
         (Request::SET_VRING_ADDR, ring_address(0, 8), "not aligned to 16"),
@@ -49,6 +49,16 @@ fn what_is_wrong_with_a_ring_is_said() {
         let reason = refused(request, &payload, Vec::new());
         assert!(reason.contains(why), "{reason}\nlacks: {why}");
     }
+}
+
+#[test]
+fn the_base_of_a_split_ring_has_one_half() {
+    let bench = Bench::new();
+    let mut front = bench.connect();
+    front.negotiate_with(offered(Compat::V1, true) & !RING_PACKED);
+    assert_ne!(front.ask(Request::SET_VRING_BASE, &ring_state(0, 0x1_0000), &[]), 0);
+    let reason = bench.recorder.failure();
+    assert!(reason.contains("ring 0: base 0x10000, a split ring's has 16 bits"), "{reason}");
 }
 
 #[test]

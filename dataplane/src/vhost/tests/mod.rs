@@ -52,6 +52,9 @@ struct RingShape {
     call: bool,
 }
 
+/// VIRTIO_F_RING_PACKED.
+const RING_PACKED: u64 = 1 << 34;
+
 /// A sink that writes everything down. Each running ring moves on by [`STEP`] until it is stopped.
 #[derive(Default)]
 struct Recorder {
@@ -294,8 +297,13 @@ impl FrontEnd {
     }
 
     /// Stops a ring and returns its index.
+    /// The lower half of where it stands.
     fn stop(&mut self, ring: u32) -> u16 {
-        (self.ask(Request::GET_VRING_BASE, &ring_state(ring, 0), &[]) >> 32) as u16
+        self.stop_at(ring) as u16
+    }
+
+    fn stop_at(&mut self, ring: u32) -> u32 {
+        (self.ask(Request::GET_VRING_BASE, &ring_state(ring, 0), &[]) >> 32) as u32
     }
 }
 

@@ -85,6 +85,24 @@ fn get_vring_base_stops_and_returns_the_index() {
 }
 
 #[test]
+fn the_base_of_a_packed_ring_has_two_halves() {
+    for packed in [true, false] {
+        let bench = Bench::new();
+        let mut front = bench.connect();
+        front.negotiate_with(if packed { offered(Compat::V1, true) } else { offered(Compat::V1, true) & !RING_PACKED });
+        front.share_memory();
+        // What QEMU says of a new ring: slot 0, wrap counter 1.
+        front.set_up(1, 256, if packed { 0x8000_8000 } else { 0x8000 });
+        assert_eq!(bench.recorder.take().last(), Some(&Heard::Start(1, start(256, 1, 0x8000))));
+        let at = 0x8000 + u32::from(STEP);
+        assert_eq!(front.stop_at(1), if packed { at << 16 | at } else { at });
+        // The next start is not told what was before.
+        front.set_up(1, 256, 0x8000);
+        assert_eq!(bench.recorder.take().last(), Some(&Heard::Start(1, start(256, 1, 0x8000))));
+    }
+}
+
+#[test]
 fn memory_is_replaced_under_running_rings() {
     let bench = Bench::new();
     let mut front = bench.connect_and_start();
