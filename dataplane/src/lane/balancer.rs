@@ -8,11 +8,12 @@ use ringspan_protocol::{LaneEventKind, LaneLoad, WorkerLoad};
 
 use super::Lane;
 use crate::port::{PortState, Shares};
-use crate::worker::{Balance, Part, ticks_in};
+use crate::worker::{Balance, Move, Part, ticks_in};
 
 /// Looks at the workers again and again.
 pub struct Balancer {
-    balance: Balance,
+    /// By NUMA node.
+    balance: BTreeMap<Option<u16>, Balance>,
     /// What each share had done by then: the port and the share, and the ticks. A share that is made anew starts at 0.
     before: BTreeMap<(u64, usize), u64>,
     looked: Instant,
@@ -28,12 +29,11 @@ struct Known {
 impl Balancer {
     /// Begins now.
     pub fn new() -> Self {
-        Self { balance: Balance::default(), before: BTreeMap::new(), looked: Instant::now() }
+        Self { balance: BTreeMap::new(), before: BTreeMap::new(), looked: Instant::now() }
     }
 
     /// Measures what the workers did since the last look, and moves a share when one has clearly too much to do.
     pub fn look(&mut self, lane: &Lane) {
-        let workers = lane.workers.len();
         let elapsed = ticks_in(self.looked.elapsed()).max(1) as f64;
         self.looked = Instant::now();
         let (mut known, mut parts) = (Vec::new(), Vec::new());
@@ -48,16 +48,15 @@ impl Balancer {
             }
         }
         self.before = now;
-        let moved = match lane.info.rebalance_ms {
-            0 => None,
-            _ => self.balance.decide(workers, &parts),
-        };
-        if let Some(step) = moved {
-            let Known { state, shares, share } = &known[step.part];
-            self.carry_out(lane, state, shares, *share, parts[step.part].worker, step.to);
+        let mut moves = 0;
+        if lane.info.rebalance_ms > 0 {
+            for step in self.decide(lane, &parts) {
+                let Known { state, shares, share } = &known[step.part];
+                moves += u64::from(carry_out(lane, state, shares, *share, parts[step.part].worker, step.to));
+            }
         }
         lane.set_load(|load| {
-            load.moves += u64::from(moved.is_some());
+            load.moves += moves;
             load.workers = lane
                 .workers
                 .iter()
@@ -71,18 +70,39 @@ impl Balancer {
         });
     }
 
-    fn carry_out(&self, lane: &Lane, state: &PortState, shares: &Shares, share: usize, from: usize, to: usize) {
-        match shares.move_share(share, to) {
-            Ok(true) => {
-                let pairs = shares.status().get(share).map_or_else(Vec::new, |share| share.pairs.clone());
-                let (from, to) = (lane.workers[from].core(), lane.workers[to].core());
-                state.device_event(LaneEventKind::ShareMoved { pairs, from, to });
-            }
-            // It changed meanwhile.
-            Ok(false) => {}
-            Err(error) => tracing::warn!(%error, "a share was not moved"),
+    /// What is to be moved. A share stays on the node of its guest's memory, so each node's workers are compared with one another.
+    fn decide(&mut self, lane: &Lane, parts: &[Part]) -> Vec<Move> {
+        let mut nodes: BTreeMap<Option<u16>, Vec<usize>> = BTreeMap::new();
+        for (index, worker) in lane.workers.iter().enumerate() {
+            nodes.entry(worker.node()).or_default().push(index);
         }
+        let mut moves = Vec::new();
+        for (node, workers) in nodes {
+            let here = |part: &Part| workers.iter().position(|worker| *worker == part.worker);
+            let (places, there): (Vec<usize>, Vec<Part>) = parts
+                .iter()
+                .enumerate()
+                .filter_map(|(place, part)| Some((place, Part { worker: here(part)?, ..*part })))
+                .unzip();
+            let step = self.balance.entry(node).or_default().decide(workers.len(), &there);
+            moves.extend(step.map(|step| Move { part: places[step.part], to: workers[step.to] }));
+        }
+        moves
     }
+}
+
+/// Moves a share, and says so. False when it changed meanwhile.
+fn carry_out(lane: &Lane, state: &PortState, shares: &Shares, share: usize, from: usize, to: usize) -> bool {
+    let moved = shares.move_share(share, to).unwrap_or_else(|error| {
+        tracing::warn!(%error, "a share was not moved");
+        false
+    });
+    if moved {
+        let pairs = shares.status().get(share).map_or_else(Vec::new, |share| share.pairs.clone());
+        let (from, to) = (lane.workers[from].core(), lane.workers[to].core());
+        state.device_event(LaneEventKind::ShareMoved { pairs, from, to });
+    }
+    moved
 }
 
 impl Default for Balancer {

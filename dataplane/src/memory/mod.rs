@@ -5,5 +5,7 @@
 
 mod guard;
 mod map;
+mod node;
 
 pub use map::{GuestMap, Reader, Region, RegionCache, Span};
+pub use node::of_memory;

@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use dpdk_sys as sys;
 use ringspan_protocol::{DeviceSpec, MacAddress, Policy, PolicyStatus, PortSpec};
 
-use super::eal::Eal;
+use super::eal::{Eal, registered_threads};
 use super::error::{DeviceError, describe, reason};
 use super::filter::Filter;
 use super::log;
@@ -23,8 +23,10 @@ const ON_THE_WAY: u32 = 4 * crate::BURST as u32;
 /// Bytes of large frames on their way, for each queue pair, where there are any: what is taken from a ring in one go, and as
 /// much on a link.
 const LARGE_BYTES: u32 = 1 << 20;
-/// Buffers that may lie idle in the caches of threads that once returned some.
+/// Buffers that may lie idle in the caches of threads that once returned some: this for two, ...
 const IDLE: u32 = 512;
+/// ... and so many for each further worker of the lane. DPDK flushes a cache of 128 at one and a half times its size.
+const IDLE_EACH: u32 = 192;
 /// Bytes around an MTU: Ethernet header, two VLAN tags, frame check sequence.
 const AROUND: u32 = 14 + 2 * 4 + 4;
 /// Least room of a buffer. Some NICs (e1000, igb, ixgbe) take the room in whole KiB.
@@ -222,7 +224,9 @@ impl Setup<'_> {
         let frame = (u32::from(config.mtu) + AROUND).max(LEAST_ROOM).max(info.min_rx_bufsize.min(16 << 10));
         let room = frame.next_multiple_of(1024) as u16;
         let large = if config.offloads { LARGE_BYTES.div_ceil(u32::from(room)) } else { 0 };
-        let size = u32::from(config.queues) * (u32::from(rx) + u32::from(tx) + ON_THE_WAY + large) + IDLE;
+        let size = u32::from(config.queues) * (u32::from(rx) + u32::from(tx) + ON_THE_WAY + large)
+            + IDLE
+            + IDLE_EACH * registered_threads().saturating_sub(2);
         if let Some(old) = old.filter(|old| old.size() == size && old.room() == room) {
             return Ok(old.clone());
         }

@@ -68,6 +68,12 @@ impl Device {
         &self.config
     }
 
+    /// The NUMA node it is attached to, where the driver knows it.
+    pub fn node(&self) -> Option<u16> {
+        // SAFETY: the port is ours.
+        u16::try_from(unsafe { sys::rte_eth_dev_socket_id(self.port.id()) }).ok()
+    }
+
     /// Where frames for this device are best allocated.
     pub fn pool(&self) -> &Pool {
         &self.pool

@@ -9,6 +9,7 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -168,8 +169,19 @@ impl Eal {
             let limit = dpdk_sys::SHIM_MAX_LCORE as u32;
             return Err(EalError::Thread { error: describe(rte_errno()), limit });
         }
+        if !known {
+            REGISTERED.fetch_add(1, Ordering::Relaxed);
+        }
         Ok(RegisteredThread { ours: !known, of_this_thread: PhantomData })
     }
+}
+
+/// Threads of ours that DPDK knows: each may keep some buffers of every pool.
+static REGISTERED: AtomicU32 = AtomicU32::new(0);
+
+/// How many threads of ours DPDK knows.
+pub(super) fn registered_threads() -> u32 {
+    REGISTERED.load(Ordering::Relaxed)
 }
 
 /// The calling thread is known to DPDK until this is dropped.
@@ -183,6 +195,7 @@ pub struct RegisteredThread {
 impl Drop for RegisteredThread {
     fn drop(&mut self) {
         if self.ours {
+            REGISTERED.fetch_sub(1, Ordering::Relaxed);
             // SAFETY: this thread was registered by `register_thread`; the guard cannot leave it.
             unsafe { dpdk_sys::rte_thread_unregister() };
         }

@@ -63,7 +63,8 @@ impl Port {
         let (device, queues) =
             Device::open(&spec.device, &device_config(&spec)).map_err(|error| named(&spec, error.into()))?;
         let common = Common::new(id, Arc::clone(&journal), around.faults.clone());
-        let shares = Shares::new(common, around.workers.to_vec(), queues, device.pool().clone(), spec.mtu)?;
+        let shares =
+            Shares::new(common, around.workers.to_vec(), queues, device.pool().clone(), spec.mtu, device.node())?;
         let shares = Arc::new(shares);
         let state = Arc::new(PortState::new(spec.name.clone(), spec.role, &shares, around.events));
         // From here on dropping the port undoes what was done.

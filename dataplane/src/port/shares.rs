@@ -11,11 +11,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ringspan_protocol::ShareStatus;
 
-use crate::memory::GuestMap;
+use crate::memory::{GuestMap, of_memory};
 use crate::nic::{Pool, QueuePair};
 use crate::relay::{Basis, Common, Load, Parts, Plan, Relay};
 use crate::ring::{RecordHandle, Ring};
-use crate::worker::{Running, Worker, WorkerError};
+use crate::worker::{Candidate, Running, Worker, WorkerError, place};
 
 /// The relays of a port. Whoever changes them holds a lock, which no worker ever takes.
 pub struct Shares {
@@ -32,6 +32,10 @@ struct Now {
     plan: Plan,
     /// One for each share of the plan.
     homes: Vec<Home>,
+    /// The NUMA node of the device, ...
+    device_node: Option<u16>,
+    /// ... and the one where the shares should be.
+    node: Option<u16>,
 }
 
 /// Where a share is.
@@ -60,12 +64,21 @@ impl Shares {
         queues: Vec<QueuePair>,
         pool: Pool,
         mtu: u16,
+        device_node: Option<u16>,
     ) -> Result<Self, WorkerError> {
         let basis = Basis { common: Arc::clone(&common), pool, mtu, map: None };
         let device_queues = queues.len() as u16;
         let plan = Plan::new([], [], device_queues);
-        let now =
-            Now { basis, receiving: BTreeSet::new(), sending: BTreeSet::new(), device_queues, plan, homes: Vec::new() };
+        let now = Now {
+            basis,
+            receiving: BTreeSet::new(),
+            sending: BTreeSet::new(),
+            device_queues,
+            plan,
+            homes: Vec::new(),
+            device_node,
+            node: device_node,
+        };
         let shares = Self { common, workers, now: Mutex::new(now) };
         shares.rearrange(&mut shares.lock(), Change { queues, ..Change::default() })?;
         Ok(shares)
@@ -92,6 +105,9 @@ impl Shares {
     /// [`WorkerError`]: the lane is stopping. So it is for all the others.
     pub fn start(&self, index: usize, ring: Ring) -> Result<u16, WorkerError> {
         let mut now = self.lock();
+        if !now.plan.running() {
+            self.find_node(&mut now);
+        }
         now.side(index).insert(index / 2);
         let change = Change { stopping: Some(index), starting: Some((index, ring)), ..Change::default() };
         self.rearrange(&mut now, change)?;
@@ -248,18 +264,40 @@ impl Shares {
         Ok(stopped)
     }
 
-    /// As many homes as the plan has shares. New ones are where there is least to do.
+    /// As many homes as the plan has shares. New ones are where there is least to do, all on the right node if it has a worker.
     fn settle(&self, now: &mut Now) {
         let shares = now.plan.shares();
         for gone in now.homes.drain(shares.min(now.homes.len())..) {
             self.workers[gone.worker].lost_share();
         }
+        for home in &mut now.homes {
+            let better = self.place(now.node);
+            let is_there = |worker: usize| self.workers[worker].node() == now.node;
+            if now.node.is_some() && !is_there(home.worker) && is_there(better) {
+                self.workers[home.worker].lost_share();
+                self.workers[better].got_share();
+                home.worker = better;
+            }
+        }
         while now.homes.len() < shares {
-            let least = self.workers.iter().enumerate().min_by_key(|(_, worker)| worker.shares());
-            let worker = least.map_or(0, |(index, _)| index);
+            let worker = self.place(now.node);
             self.workers[worker].got_share();
             now.homes.push(Home { worker, load: Arc::default() });
         }
+    }
+
+    /// The guest's driver begins, so by now it has touched its memory: the shares should be on the node that has it, else on the
+    /// device's. Without several nodes all workers are alike.
+    fn find_node(&self, now: &mut Now) {
+        if self.workers.iter().any(|worker| worker.node().is_some()) {
+            now.node = now.basis.map.as_deref().and_then(of_memory).or(now.device_node);
+        }
+    }
+
+    /// The worker that is best for one more share.
+    fn place(&self, node: Option<u16>) -> usize {
+        let candidate = |worker: &Arc<Worker>| Candidate { node: worker.node(), shares: worker.shares() };
+        place(&self.workers.iter().map(candidate).collect::<Vec<_>>(), node)
     }
 
     /// Runs `change` on each worker that has relays of the port.

@@ -7,9 +7,11 @@
 mod balance;
 mod clock;
 mod idle;
+mod numa;
 mod rounds;
 mod watchdog;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -24,6 +26,7 @@ pub use balance::{Balance, Move, Part};
 pub use clock::{ticks, ticks_in};
 pub use idle::Watch;
 use idle::{Idle, Wake};
+pub use numa::{Candidate, Nodes, place};
 use rounds::{Rounds, Turn};
 pub use watchdog::{PERIOD as WATCHDOG_PERIOD, Pulse, Watchdog};
 
@@ -82,6 +85,7 @@ impl Running {
 /// A handle on a worker. Dropping the last one ends the thread.
 pub struct Worker {
     core: u16,
+    node: Option<u16>,
     calls: Option<Sender<Call>>,
     waiting: Arc<AtomicBool>,
     wake: Wake,
@@ -119,12 +123,27 @@ impl Worker {
             })
             .map_err(failed)?;
         outcome.recv().map_err(|_| WorkerError::Gone(core))??;
-        Ok(Self { core, calls: Some(calls), waiting, wake, shares: AtomicUsize::new(0), pulse, thread: Some(thread) })
+        let node = Nodes::read(Path::new(numa::SYSFS)).of(core);
+        Ok(Self {
+            core,
+            node,
+            calls: Some(calls),
+            waiting,
+            wake,
+            shares: AtomicUsize::new(0),
+            pulse,
+            thread: Some(thread),
+        })
     }
 
     /// The core it is pinned to.
     pub fn core(&self) -> u16 {
         self.core
+    }
+
+    /// The NUMA node of its core, where the machine has several.
+    pub fn node(&self) -> Option<u16> {
+        self.node
     }
 
     /// What its watchdog looks at.

@@ -59,7 +59,7 @@ impl Scene {
         let core = |worker: usize| cores[worker % cores.len()];
         let workers: Vec<_> =
             (0..workers).map(|worker| Arc::new(Worker::start(core(worker), eal, false).unwrap())).collect();
-        let shares = Arc::new(Shares::new(common, workers.clone(), queues, device.pool().clone(), 1500).unwrap());
+        let shares = Arc::new(Shares::new(common, workers.clone(), queues, device.pool().clone(), 1500, None).unwrap());
         let layout = Layout { size: 8 << 20, regions: 1, start: 0, gap: 0, huge_pages: false };
         let memory = Arc::new(Memory::new(layout).unwrap());
         Self { workers, shares, journal, faults, memory, device, _folder: folder }
