@@ -44,7 +44,7 @@ impl Cell {
     /// All of them for one ring format.
     fn all(kind: Kind) -> Vec<Self> {
         let mut cells = vec![];
-        for in_order in [false] {
+        for in_order in [false, true] {
             for event_idx in [false, true] {
                 for mergeable in [false, true] {
                     for (indirect, shape) in
@@ -144,7 +144,7 @@ fn between_guests(kind: Kind, pairs: u16, frames: u64) -> Result<()> {
     let cells = Cell::all(kind);
     let mut total = (0, 0);
     // The other guest is as different as can be.
-    let others = Cell::all(kind);
+    let others = Cell::all(if kind == Kind::Split { Kind::Packed } else { Kind::Split });
     for (cell, other) in cells.iter().zip(others.iter().rev()) {
         let mut first = cell.guest(&a.socket, pairs, JUMBO)?;
         let mut second = other.guest(&b.socket, pairs, JUMBO)?;

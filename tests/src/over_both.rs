@@ -1,6 +1,7 @@
-//! One body, a test for each ring format that lanes have.
+//! One body, a test for each ring format.
 
-/// Makes tests `split::name` and `packed::name` of each function. A function takes the [`Kind`](crate::guest::Kind) of ring and returns a `Result<()>`.
+/// Makes a test of each function over split rings and one over packed ones: `split::name` and `packed::name`. A function takes
+/// the [`Kind`](crate::guest::Kind) of ring and returns a `Result<()>`.
 #[macro_export]
 macro_rules! over_both {
     ($($name:ident),+ $(,)?) => {

@@ -5,6 +5,7 @@
 //! own traffic all the while.
 
 mod frontend;
+mod packed;
 mod ring;
 mod split;
 
