@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use ringspan_testkit::daemon::Daemon;
 use ringspan_testkit::needs;
+use ringspan_testkit::qemu::{Guest, GuestSpec};
 use ringspan_testkit::scene::{GUEST, Plan, Scene, serve_iperf};
 
 /// The lines of `ethtool -k` that must say on; the guest's kernel knows both names of the last.
@@ -24,42 +26,77 @@ fn a_linux_guest_uses_them_and_every_checksum_is_right() -> Result<()> {
         let rate = scene.iperf(more)?;
         ensure!(rate > 1e6, "{more:?}: {rate} bit/s");
     }
-    let (from, large) = counters(&scene)?;
+    let (from, large) = counters(&scene.daemon, "vm1", "from_guest")?;
     ensure!(large > 1600, "frames of {large} bytes on average came from the guest: none was large\n{from}");
-    no_wrong_checksums(&mut scene)?;
+    host_saw_none(&scene)?;
+    saw_none("the guest", &scene.guest.sh(SNMP)?)?;
     // Without them, the guest does what it did before; and with them again.
     for state in ["off", "on"] {
         scene.guest.sh(&format!("ethtool -K eth0 tx {state} tso {state} 2>&1"))?;
         ensure!(scene.iperf(&["-R"])? > 1e6, "hardly anything moved from the guest with offloads {state}");
     }
-    no_wrong_checksums(&mut scene)
+    host_saw_none(&scene)
 }
 
-/// The port's counters from the guest, and how long its frames were on average.
-fn counters(scene: &Scene) -> Result<(String, u64)> {
-    let stats = scene.daemon.ok(&["port", "stats", "vm1", "--json"])?;
-    let stats: serde_json::Value = serde_json::from_str(&stats).with_context(|| stats.clone())?;
-    let from = &stats[0]["totals"]["from_guest"];
-    let number = |key: &str| from[key].as_u64().with_context(|| format!("{key} in {stats}"));
-    ensure!(from["drops"]["bad_offload"] == 0, "refused: {from}");
-    Ok((from.to_string(), number("received_bytes")? / number("received")?.max(1)))
-}
-
-/// Neither kernel has seen a packet with a bad checksum.
-fn no_wrong_checksums(scene: &mut Scene) -> Result<()> {
-    let read = "cat /proc/net/snmp";
-    let host = scene.net.run(Duration::from_secs(10), "sh", &["-c", read])?;
-    let guest = scene.guest.sh(read)?;
-    for (who, text) in [("the host", host), ("the guest", guest)] {
-        let mut lines = text.lines();
-        while let (Some(names), Some(values)) = (lines.next(), lines.next()) {
-            for (name, value) in names.split_whitespace().zip(values.split_whitespace()) {
-                ensure!(name != "InCsumErrors" || value == "0", "{who} saw wrong checksums: {names}\n{values}");
-            }
-        }
-        ensure!(text.contains("InCsumErrors"), "{who}: {text}");
+#[test]
+fn two_guests_on_a_patch_hand_each_other_large_frames() -> Result<()> {
+    needs!(Root, Guest, Ringspan, Program("iperf3"));
+    let daemon = Daemon::start("[dataplane]\ncores = [0]\nmemory_mib = 256\n", None)?;
+    let mut guests = Vec::new();
+    for (name, device) in [("vm1", "patch:cable/a"), ("vm2", "patch:cable/b")] {
+        daemon.add_port(name, device, &[])?;
+        let nics = daemon.qemu_args(name, &["--memory", "384M"])?;
+        guests.push(Guest::start(&GuestSpec { nics, ..GuestSpec::default() })?);
     }
-    let answered = scene.net.wait_ping(GUEST, Duration::from_secs(5))?;
-    ensure!(answered < Duration::from_secs(5), "a ping took {answered:?}");
+    for (number, guest) in guests.iter_mut().enumerate() {
+        guest.wait_ready().with_context(|| daemon.story())?;
+        guest.sh(&format!("ip link set eth0 up && ip address add 192.0.2.{}/24 dev eth0", 1 + number))?;
+    }
+    let [first, second] = &mut guests[..] else { anyhow::bail!("two guests were started") };
+    first.sh("until ping -n -q -c 1 -W 1 192.0.2.2; do :; done")?;
+    serve_iperf(second)?;
+    for more in ["", "-R", "-u -b 20M -l 1400"] {
+        let report = first.sh_for(Duration::from_secs(60), &format!("iperf3 -c 192.0.2.2 -J -t 2 {more}"))?;
+        let report: serde_json::Value = serde_json::from_str(&report).with_context(|| report.clone())?;
+        let rate = report["end"]["sum_received"]["bits_per_second"]
+            .as_f64()
+            .or(report["end"]["sum"]["bits_per_second"].as_f64());
+        ensure!(rate.is_some_and(|rate| rate > 1e6), "iperf3 {more}: {report}");
+    }
+    for (name, guest) in [("vm1", first), ("vm2", second)] {
+        saw_none(name, &guest.sh(SNMP)?)?;
+        let (to, large) = counters(&daemon, name, "to_guest")?;
+        ensure!(large > 1600, "{name} got frames of {large} bytes on average: none was large\n{to}");
+    }
+    Ok(())
+}
+
+/// Where a kernel counts wrong checksums.
+const SNMP: &str = "cat /proc/net/snmp";
+
+/// A port's counters in a direction, and how long its frames were on average.
+fn counters(daemon: &Daemon, port: &str, direction: &str) -> Result<(String, u64)> {
+    let stats = daemon.ok(&["port", "stats", port, "--json"])?;
+    let stats: serde_json::Value = serde_json::from_str(&stats).with_context(|| stats.clone())?;
+    let counts = &stats[0]["totals"][direction];
+    let number = |key: &str| counts[key].as_u64().with_context(|| format!("{key} in {stats}"));
+    ensure!(counts["drops"]["bad_offload"] == 0, "refused: {counts}");
+    Ok((counts.to_string(), number("received_bytes")? / number("received")?.max(1)))
+}
+
+fn host_saw_none(scene: &Scene) -> Result<()> {
+    saw_none("the host", &scene.net.run(Duration::from_secs(10), "sh", &["-c", SNMP])?)?;
+    scene.net.wait_ping(GUEST, Duration::from_secs(5)).map(drop)
+}
+
+/// The kernel whose counters these are has seen no packet with a wrong checksum.
+fn saw_none(who: &str, snmp: &str) -> Result<()> {
+    let mut lines = snmp.lines();
+    while let (Some(names), Some(values)) = (lines.next(), lines.next()) {
+        for (name, value) in names.split_whitespace().zip(values.split_whitespace()) {
+            ensure!(name != "InCsumErrors" || value == "0", "{who} saw wrong checksums: {names}\n{values}");
+        }
+    }
+    ensure!(snmp.contains("InCsumErrors"), "{who}: {snmp}");
     Ok(())
 }
