@@ -4,6 +4,8 @@
 //!
 //! `cargo bench -p ringspan-benches --bench ring`
 
+mod cycles;
+
 use std::hint::black_box;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -125,7 +127,7 @@ fn features(mergeable: bool) -> RingFeatures {
     }
 }
 
-fn take(c: &mut Criterion) {
+fn take(c: &mut Criterion<cycles::Cycles>) {
     let mut group = c.benchmark_group("take a burst of 64");
     for len in [64, 1500] {
         group.throughput(Throughput::Elements(BURST as u64));
@@ -170,7 +172,7 @@ fn take(c: &mut Criterion) {
 }
 
 /// Chains of other shapes: what a guest does for frames with fragments.
-fn chains(c: &mut Criterion) {
+fn chains(c: &mut Criterion<cycles::Cycles>) {
     let mut group = c.benchmark_group("take a burst of 64, 64 bytes");
     group.throughput(Throughput::Elements(BURST as u64));
     const TABLES: u64 = 0x2_0000;
@@ -201,7 +203,7 @@ fn chains(c: &mut Criterion) {
     group.finish();
 }
 
-fn put(c: &mut Criterion) {
+fn put(c: &mut Criterion<cycles::Cycles>) {
     let mut group = c.benchmark_group("put a burst of 64");
     for len in [64, 1500] {
         group.throughput(Throughput::Elements(BURST as u64));
@@ -240,7 +242,7 @@ fn put(c: &mut Criterion) {
     group.finish();
 }
 
-fn jumbo(c: &mut Criterion) {
+fn jumbo(c: &mut Criterion<cycles::Cycles>) {
     let mut group = c.benchmark_group("put 64 frames of 9000 bytes");
     group.throughput(Throughput::Bytes(BURST as u64 * 9000));
     let frame = vec![0x5a; 9000];
@@ -256,7 +258,7 @@ fn jumbo(c: &mut Criterion) {
     group.finish();
 }
 
-fn translate(c: &mut Criterion) {
+fn translate(c: &mut Criterion<cycles::Cycles>) {
     let mut group = c.benchmark_group("translate 64 addresses");
     group.throughput(Throughput::Elements(BURST as u64));
     for regions in [1u64, 8, 64] {
@@ -279,5 +281,5 @@ fn translate(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, take, chains, put, jumbo, translate);
+criterion_group! { name = benches; config = cycles::criterion(); targets = take, chains, put, jumbo, translate }
 criterion_main!(benches);
