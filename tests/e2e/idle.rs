@@ -1,0 +1,65 @@
+//! A lane whose guests do nothing costs nothing, and is there at once when one does something.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use ringspan_protocol::ReceiveWake;
+use ringspan_testkit::guest::{Guest, Options};
+use ringspan_testkit::lane::{self, Lane};
+use ringspan_testkit::{needs, paths};
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// Seconds of processor time that a process has used.
+fn processor_seconds(pid: u32) -> Result<f64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name in brackets may hold anything; user and system time are the 12th and 13th field after it.
+    let fields: Vec<&str> = text.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks: f64 = fields[11].parse::<f64>()? + fields[12].parse::<f64>()?;
+    Ok(ticks / nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?.context("no clock")? as f64)
+}
+
+#[test]
+fn sixteen_idle_guests_cost_a_lane_next_to_nothing_and_the_first_frame_is_not_late() -> Result<()> {
+    needs!(Root, Lane);
+    let folder = paths::scratch()?;
+    let mut lane = Lane::start(lane::Options { memory_mib: 256, ..lane::Options::new("idle") }, folder.path())?;
+    let mut guests = vec![];
+    for number in 0..16 {
+        let device = format!("patch:cable{}/{}", number / 2, if number % 2 == 0 { "a" } else { "b" });
+        let socket = lane.add_port(&format!("vm{number}"), &device, 1)?;
+        guests.push(Guest::start(Options::new(socket))?);
+    }
+    ensure!(lane.port("vm3")?.device.receive_wake == ReceiveWake::Event);
+    std::thread::sleep(Duration::from_millis(500));
+    let (start, before) = (Instant::now(), processor_seconds(lane.pid())?);
+    std::thread::sleep(Duration::from_secs(2));
+    let part = (processor_seconds(lane.pid())? - before) / start.elapsed().as_secs_f64();
+    println!("16 idle guests: {:.2} % of a core", 100.0 * part);
+    ensure!(part < 0.03, "16 idle guests cost {:.1} % of a core", 100.0 * part);
+
+    // From the guest at one end to the one at the other, each time after a sleep.
+    let mut late = vec![];
+    for _ in 0..20 {
+        std::thread::sleep(Duration::from_millis(20));
+        let start = Instant::now();
+        let sent = guests[6].tx[0].transmit(1, |_, room| {
+            room.put(0, &[7; 60]);
+            60
+        });
+        ensure!(sent == 1);
+        let mut came = 0;
+        while came == 0 {
+            guests[7].rx[0].receive(1, |_| came += 1);
+            ensure!(start.elapsed() < SOON, "the frame did not come");
+        }
+        late.push(start.elapsed());
+        guests[7].rx[0].post(1);
+        guests[6].tx[0].reclaim();
+    }
+    late.sort_unstable();
+    println!("first frame after a sleep: {:?} in the middle, {:?} at most", late[10], late[19]);
+    // The worker sleeps for 50 ms when nothing wakes it. The machine of a test may be busy, so this is no measurement.
+    ensure!(late[10] < Duration::from_millis(10), "half of them took more than {:?}", late[10]);
+    Ok(())
+}
