@@ -291,6 +291,8 @@ fn what_a_device_does_by_itself_is_left_to_it(kind: Kind) -> Result<()> {
         (OffloadBy::Device, OffloadBy::Device),
         "{offloads:?}"
     );
+    // What it receives may be unfinished, when DPDK's driver is told to look at checksums: it is not.
+    assert_eq!(offloads.rx_checksum, OffloadBy::Nobody);
     let mut all = Vec::new();
     let mut guest = Guest::start(sender(&socket, kind))?;
     for like in kinds() {
@@ -315,7 +317,7 @@ fn what_a_device_does_by_itself_is_left_to_it(kind: Kind) -> Result<()> {
     }
     tshark_finds_nothing_wrong(&all, &far.path().join("frames.pcap"))?;
     // Of TCP without extension headers and CWR, the frames of 47 segments and of 2 have reached the other lane whole.
-    let whole = kinds().iter().filter(|kind| !kind.udp && !(kind.ipv6 && kind.options > 0)).count() as u64;
+    let whole = kinds().iter().filter(|kind| !(kind.udp || kind.ipv6 && kind.options > 0)).count() as u64;
     let (from, _) = wire.totals("vm")?;
     assert_eq!(all.len() as u64 - from.received, whole * (46 + 1));
     Ok(())

@@ -26,6 +26,10 @@ const MOST_L3: usize = (1 << sys::SHIM_MBUF_L3_LEN_BITS) - 1;
 /// knows TCP over IPv4 only, although TCP_TSO is for both.
 const NOT_BETTER: &[&str] = &["net_tap"];
 
+/// Drivers of virtio devices. Told to look at checksums, they take unfinished frames from the other side and say that all is well but the
+/// checksum (RTE_MBUF_F_RX_L4_CKSUM_NONE), which a guest cannot be told. Not told so, they get frames that are finished.
+const VIRTIO: &[&str] = &["net_virtio", "net_virtio_user", "net_vhost"];
+
 /// What the transmit side of a device does by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct TxAbilities {
@@ -70,7 +74,9 @@ impl Offloads {
         if !NOT_BETTER.contains(&driver) {
             useful_tx |= sys::SHIM_TX_OFFLOAD_IPV4_CKSUM | sys::SHIM_TX_OFFLOAD_TCP_CKSUM;
             useful_tx |= sys::SHIM_TX_OFFLOAD_UDP_CKSUM | sys::SHIM_TX_OFFLOAD_TCP_TSO;
-            useful_rx |= sys::SHIM_RX_OFFLOAD_TCP_CKSUM | sys::SHIM_RX_OFFLOAD_UDP_CKSUM;
+            if !VIRTIO.contains(&driver) {
+                useful_rx |= sys::SHIM_RX_OFFLOAD_TCP_CKSUM | sys::SHIM_RX_OFFLOAD_UDP_CKSUM;
+            }
         }
         let tx_flags = useful_tx & info.tx_offload_capa;
         let rx_flags = useful_rx & info.rx_offload_capa;
