@@ -27,6 +27,8 @@ impl Descriptor {
     pub const WRITE: u16 = 2;
     /// The buffer is a table of descriptors.
     pub const INDIRECT: u16 = 4;
+    /// What tells a plain buffer from anything else.
+    pub const SHAPE: u16 = Self::NEXT | Self::WRITE | Self::INDIRECT;
 
     /// Reads descriptor `index` of a table, each field once.
     ///
@@ -85,13 +87,19 @@ impl Chain {
     /// the device writes (or reads).
     #[inline(always)]
     pub fn find<const WRITE: bool>(&mut self, memory: &mut Reader<'_>, first: Descriptor) {
-        const SHAPE: u16 = Descriptor::NEXT | Descriptor::WRITE | Descriptor::INDIRECT;
         let plain = if WRITE { Descriptor::WRITE } else { 0 };
         self.first = first;
         self.room = 0;
-        if first.flags & SHAPE == plain
-            && let Some(start) = memory.whole(first.addr, first.len)
-        {
+        if first.flags & Descriptor::SHAPE == plain {
+            self.ready::<WRITE>(memory, first);
+        }
+    }
+
+    /// The same for what is known to be one plain buffer.
+    #[inline(always)]
+    pub fn ready<const WRITE: bool>(&mut self, memory: &mut Reader<'_>, first: Descriptor) {
+        self.room = 0;
+        if let Some(start) = memory.whole(first.addr, first.len) {
             self.start = start;
             self.room = first.len;
             copy::prefetch_buffer::<WRITE>(start);

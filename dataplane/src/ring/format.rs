@@ -73,9 +73,9 @@ pub trait Format: Sized {
     /// Descriptor `index` of the ring; any index is fine.
     fn descriptor(&self, index: u16) -> Descriptor;
 
-    /// Gives chains back that follow one another, the first of which is `at` slots behind those that were published. In each
+    /// Gives chains back that follow one another and take `slots`, the first `at` slots behind those that were published. In each
     /// `room` bytes were written if the device writes. The guest does not see them before [`Format::publish`].
-    fn give_back<const WRITE: bool>(&mut self, at: u16, chains: &[Chain]);
+    fn give_back<const WRITE: bool>(&mut self, at: u16, chains: &[Chain], slots: u16);
 
     /// Shows the guest everything that was given back: `slots` of them, and what was written to its buffers. With `IN_ORDER` the
     /// chains were not given back one by one, but are as a batch, of which `last` is the last.

@@ -14,7 +14,7 @@ use super::format::{Format, passed};
 use super::record::RecordHandle;
 use super::{RingConfig, RingError};
 use crate::memory::{GuestMap, RegionCache};
-use layout::Layout;
+use layout::{LAP, Layout};
 
 /// Event modes (VIRTIO 1.2 section 2.8.14), in the upper half of an event structure.
 const ENABLE: u32 = 0;
@@ -114,31 +114,47 @@ impl Format for Packed {
         window: &mut [Chain],
         from: u16,
     ) -> Result<(usize, u16), RingError> {
-        let (layout, next) = (self.layout, self.next);
+        let layout = self.layout;
         let mut memory = map.reader(cache);
+        let room = usize::from(layout.size() - from).min(window.len());
         let (mut at, mut count) = (from, 0);
-        for chain in window {
-            if at >= layout.size() {
-                break;
-            }
-            let position = next.wrapping_add(at);
-            if count % 4 == 0 {
-                copy::prefetch(layout.at(position.wrapping_add(AHEAD)));
-            }
-            let first = layout.descriptor(position);
-            if !layout.is_available(position, first.flags) {
-                break;
-            }
-            chain.head = layout.slot(position);
-            chain.slots = 1;
-            chain.find::<WRITE>(&mut memory, first);
-            if first.flags & Descriptor::NEXT != 0
-                && let Err(error) = self.follow(at, chain)
-            {
-                if count == 0 {
-                    return Err(error);
+        while count < room && at < layout.size() {
+            // Up to the end of the ring, all that is plain has the same flags.
+            let position = self.next.wrapping_add(at);
+            let slot = layout.slot(position);
+            let run = (room - count).min((layout.size() - slot).into());
+            let plain = layout.available(position) | if WRITE { Descriptor::WRITE } else { 0 };
+            let (mut found, mut odd) = (0, None);
+            for chain in &mut window[count..count + run] {
+                let slot = slot + found;
+                if slot.is_multiple_of(4) {
+                    copy::prefetch(layout.at(slot + AHEAD));
                 }
+                let first = layout.descriptor(slot);
+                chain.first = first;
+                chain.head = slot;
+                chain.slots = 1;
+                if first.flags & (LAP | Descriptor::SHAPE) != plain {
+                    odd = Some(first);
+                    break;
+                }
+                chain.ready::<WRITE>(&mut memory, first);
+                found += 1;
+            }
+            count += usize::from(found);
+            at += found;
+            let Some(first) = odd else { continue };
+            let chain = &mut window[count];
+            chain.room = 0;
+            if first.flags & LAP != plain & LAP {
                 break;
+            }
+            if first.flags & Descriptor::NEXT != 0 {
+                match self.follow(at, chain) {
+                    Ok(()) => {}
+                    Err(error) if count == 0 => return Err(error),
+                    Err(_) => break,
+                }
             }
             at += chain.slots;
             count += 1;
@@ -169,7 +185,10 @@ impl Format for Packed {
 
     /// Chains that were only read, of one descriptor each, need not be remembered.
     #[inline(always)]
-    fn give_back<const WRITE: bool>(&mut self, at: u16, chains: &[Chain]) {
+    fn give_back<const WRITE: bool>(&mut self, at: u16, chains: &[Chain], slots: u16) {
+        if !WRITE && usize::from(slots) == chains.len() {
+            return;
+        }
         // A chain has a slot at least, so that there are never more of them than slots.
         let Some(given) = self.given.get_mut(self.count.into()..) else { return };
         let mut at = at;
@@ -204,15 +223,12 @@ impl Format for Packed {
         } else {
             let mut end = slots;
             for (at, id, slots) in given {
-                for single in (at + slots as u16..end).rev() {
-                    layout.give_back_in_place(from.wrapping_add(single));
-                }
+                let singles = at + slots as u16;
+                layout.give_back_in_place(from.wrapping_add(singles), end - singles);
                 layout.give_back::<false>(from.wrapping_add(at), id, 0);
                 end = at;
             }
-            for single in (0..end).rev() {
-                layout.give_back_in_place(from.wrapping_add(single));
-            }
+            layout.give_back_in_place(from, end);
         }
         self.count = 0;
         self.used = to;

@@ -129,7 +129,7 @@ impl<R: Format> Queue<R> {
             bytes += frame_len;
             placed += 1;
         }
-        self.ground.format.give_back::<true>(used, &chains[..placed]);
+        self.ground.format.give_back::<true>(used, &chains[..placed], placed as u16);
         // A plain chain has one descriptor.
         self.window.used(placed, placed as u16);
         (placed, bytes)
@@ -184,7 +184,7 @@ impl<R: Format> Ground<R> {
             unsafe { feed.fill(span.start.as_ptr(), part) };
             left -= part;
         }
-        self.format.give_back::<true>(used, &self.parts);
+        self.format.give_back::<true>(used, &self.parts, slots);
         Ok(Placed::Chains(chains, slots))
     }
 }

@@ -147,7 +147,7 @@ impl Format for Split {
     }
 
     #[inline(always)]
-    fn give_back<const WRITE: bool>(&mut self, at: u16, chains: &[Chain]) {
+    fn give_back<const WRITE: bool>(&mut self, at: u16, chains: &[Chain], _slots: u16) {
         let (layout, first) = (self.layout, self.used.wrapping_add(at));
         for (i, chain) in chains.iter().enumerate() {
             layout.write_used(first.wrapping_add(i as u16), chain.head, if WRITE { chain.room } else { 0 });

@@ -94,7 +94,7 @@ impl<F: Format> Queue<F> {
         done.frames += frames;
         done.received = taken as u64;
         if !IN_ORDER {
-            ground.format.give_back::<false>(0, &chains[..taken]);
+            ground.format.give_back::<false>(0, &chains[..taken], slots);
         }
         window.used(taken, slots);
         self.publish::<false, IN_ORDER>(&last, slots);

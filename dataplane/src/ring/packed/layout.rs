@@ -15,6 +15,8 @@ use crate::ring::{RingConfig, RingError};
 const AVAIL: u16 = 1 << 7;
 /// The descriptor was used in a lap with this wrap counter.
 const USED: u16 = 1 << 15;
+/// The two of them, which change their meaning with each lap.
+pub const LAP: u16 = AVAIL | USED;
 
 /// Raw pointers to the parts of a ring.
 #[derive(Debug, Clone, Copy)]
@@ -78,7 +80,13 @@ impl Layout {
     /// Whether flags say that the driver has made the descriptor at `position` available and has not got it back.
     #[inline(always)]
     pub fn is_available(&self, position: u16, flags: u16) -> bool {
-        flags & (AVAIL | USED) == if self.wrap(position) { AVAIL } else { USED }
+        flags & LAP == self.available(position)
+    }
+
+    /// The bits [`LAP`] of a descriptor at `position` that is available.
+    #[inline(always)]
+    pub fn available(&self, position: u16) -> u16 {
+        if self.wrap(position) { AVAIL } else { USED }
     }
 
     /// Whether flags say that the descriptor at `position` was given back: the driver may have made it available again, for the
@@ -90,7 +98,7 @@ impl Layout {
     /// Flags that give the descriptor at `position` back.
     #[inline(always)]
     fn used(&self, position: u16) -> u16 {
-        if self.wrap(position) { AVAIL | USED } else { 0 }
+        if self.wrap(position) { LAP } else { 0 }
     }
 
     /// The descriptor at `position`. When its flags say that it is available, everything that the driver wrote before it
@@ -126,14 +134,21 @@ impl Layout {
         self.rest(position).store(word, Ordering::Release);
     }
 
-    /// Gives back a chain of the one descriptor at `position`, which the device has read: its id is in place, and its length
-    /// means nothing (VIRTIO 1.2 section 2.8.6).
+    /// Gives back the `count` chains of one descriptor each from `position` on, the last one first, which the device has read: their
+    /// ids are in place, and their lengths mean nothing (VIRTIO 1.2 section 2.8.6).
     #[inline(always)]
-    pub fn give_back_in_place(&self, position: u16) {
-        cut();
-        // SAFETY: the last half-word of a descriptor inside the ring; an atomic may be changed by others.
-        let flags = unsafe { AtomicU16::from_ptr(self.at(position).add(14).cast_mut().cast()) };
-        flags.store(self.used(position), Ordering::Release);
+    pub fn give_back_in_place(&self, position: u16, count: u16) {
+        // Up to the end of the ring it is one lap, and behind it the next.
+        let here = count.min(self.size() - self.slot(position));
+        for (from, count) in [(position.wrapping_add(here), count - here), (position, here)] {
+            let flags = self.used(from);
+            for i in (0..count).rev() {
+                cut();
+                let at = self.at(from.wrapping_add(i)).wrapping_add(14).cast_mut();
+                // SAFETY: the last half-word of a descriptor inside the ring; an atomic may be changed by others.
+                unsafe { AtomicU16::from_ptr(at.cast()) }.store(flags, Ordering::Release);
+            }
+        }
     }
 
     /// When the driver wants interrupts: a packed position in the lower half, and a mode in the upper.
