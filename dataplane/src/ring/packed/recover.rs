@@ -22,7 +22,11 @@ pub fn position(layout: &Layout, config: &RingConfig, record: &RingRecord) -> Re
     {
         return Ok(finish(layout, from, to));
     }
-    if layout.is_given_back(named, layout.flags(named))
+    // A front-end that was told a place when the ring was stopped is right, whatever lies there: of a chain of several descriptors,
+    // or a batch in order, all but one keep the flags of the lap before and look as if they were given back in this one. One
+    // that was told nothing names the place where rings begin.
+    if named == 0
+        && layout.is_given_back(named, layout.flags(named))
         && let Some(seen) = boundary(layout)
     {
         return Ok(seen);
