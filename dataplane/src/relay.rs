@@ -362,8 +362,13 @@ impl Relay {
 
     /// Whether everything that may come is signalled.
     pub fn can_wake(&self) -> bool {
-        self.queues.iter().all(|queue| queue.nic.rx.wake().is_some())
+        self.queues.iter().all(|queue| queue.nic.rx.is_signalled())
             && self.from_guest.iter().all(|side| side.ring.kick().is_some())
+    }
+
+    /// Something was signalled while the worker slept: looks which device does so.
+    pub fn look_for_signals(&mut self) {
+        self.queues.iter_mut().for_each(|queue| queue.nic.rx.look_for_signal());
     }
 
     /// Neither kicks nor signals of the device are needed.

@@ -236,11 +236,11 @@ pub struct DeviceStatus {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ReceiveWake {
-    /// The device's receive interrupt.
+    /// The device's receive interrupt, which was seen to work.
     Interrupt,
     /// The sender, who is in the same lane.
     Event,
-    /// Nothing: the worker looks again after 2 ms at the latest.
+    /// Nothing, or an interrupt that was not seen yet: the worker looks again after 2 ms at the latest.
     #[default]
     Timer,
 }

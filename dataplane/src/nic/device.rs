@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Once};
 
 use dpdk_sys as sys;
-use ringspan_protocol::{DeviceSpec, DeviceStatus, MacAddress, Policy, Spread};
+use ringspan_protocol::{DeviceSpec, DeviceStatus, MacAddress, Policy, ReceiveWake, Spread};
 
 use super::configure::{DeviceConfig, Filters, Setup};
 use super::eal::Eal;
@@ -43,6 +43,8 @@ pub struct Device {
     pool: Pool,
     filters: Filters,
     offloads: Offloads,
+    /// What wakes the worker of each queue.
+    wakers: Vec<Waker>,
 }
 
 impl Device {
@@ -53,7 +55,8 @@ impl Device {
     pub fn open(spec: &DeviceSpec, config: &DeviceConfig) -> Result<(Self, Vec<QueuePair>), DeviceError> {
         let port = Arc::new(plug(spec, config.queues)?);
         let (pool, filters, offloads) = Setup { port: &port, spec }.run(config, None)?;
-        let device = Self { port, spec: spec.clone(), config: *config, pool, filters, offloads };
+        let mut device =
+            Self { port, spec: spec.clone(), config: *config, pool, filters, offloads, wakers: Vec::new() };
         let queues = device.hand_out();
         Ok((device, queues))
     }
@@ -90,7 +93,7 @@ impl Device {
             mac: self.setup().mac(),
             mtu: self.config.mtu,
             queues: self.config.queues,
-            receive_wake: self.waker(0).status(),
+            receive_wake: self.wakers.first().map_or(ReceiveWake::Timer, Waker::status),
             spread: self.spread(),
             promiscuous,
             allmulti,
@@ -211,14 +214,15 @@ impl Device {
         Setup { port: &self.port, spec: &self.spec }
     }
 
-    fn hand_out(&self) -> Vec<QueuePair> {
+    fn hand_out(&mut self) -> Vec<QueuePair> {
+        self.wakers = (0..self.config.queues).map(|queue| self.waker(queue)).collect();
         let pair = |index| QueuePair {
             rx: RxQueue {
                 port: self.port.clone(),
                 pool: self.pool.clone(),
                 index,
                 marks: self.offloads.marks,
-                waker: self.waker(index),
+                waker: self.wakers.get(usize::from(index)).cloned().unwrap_or(Waker::Timer),
             },
             tx: TxQueue {
                 port: self.port.clone(),

@@ -85,6 +85,16 @@ impl RxQueue {
         self.waker.listen(self.port.id(), self.index);
     }
 
+    /// Whether a frame is known to be signalled: some drivers promise it and do not.
+    pub fn is_signalled(&self) -> bool {
+        self.waker.is_reliable()
+    }
+
+    /// Something was signalled: looks whether it was this.
+    pub fn look_for_signal(&mut self) {
+        self.waker.look();
+    }
+
     /// Signals are not needed any more.
     pub fn ignore(&mut self) {
         self.waker.ignore(self.port.id(), self.index);

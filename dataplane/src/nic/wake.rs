@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use dpdk_sys as sys;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use ringspan_protocol::ReceiveWake;
 
@@ -63,8 +64,9 @@ impl Bell {
 /// How a receive queue wakes its worker.
 #[derive(Debug, Clone)]
 pub(super) enum Waker {
-    /// The driver signals this descriptor, which is the driver's own and lives while the port runs.
-    Interrupt(RawFd),
+    /// The driver signals this descriptor, which is the driver's own and lives while the port runs. Some drivers hand one out and
+    /// never signal it (net_e1000_em on an e1000e), so it is relied upon only when it was seen to be signalled.
+    Interrupt { fd: RawFd, seen: Arc<AtomicBool> },
     /// The sender rings.
     Bell(Arc<Bell>),
     /// Not at all.
@@ -78,7 +80,7 @@ impl Waker {
         let (fd, _) = log::listen(|| unsafe { sys::rte_eth_dev_rx_intr_ctl_q_get_fd(port, queue) });
         match fd {
             // A driver without interrupts may answer 0, of a table that it never filled.
-            fd if fd > 0 => Self::Interrupt(fd),
+            fd if fd > 0 => Self::Interrupt { fd, seen: Arc::default() },
             _ => Self::Timer,
         }
     }
@@ -86,9 +88,9 @@ impl Waker {
     /// What a person is told.
     pub fn status(&self) -> ReceiveWake {
         match self {
-            Self::Interrupt(_) => ReceiveWake::Interrupt,
+            Self::Interrupt { seen, .. } if seen.load(Ordering::Relaxed) => ReceiveWake::Interrupt,
             Self::Bell(_) => ReceiveWake::Event,
-            Self::Timer => ReceiveWake::Timer,
+            _ => ReceiveWake::Timer,
         }
     }
 
@@ -96,9 +98,29 @@ impl Waker {
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         match self {
             // SAFETY: the driver keeps it open while the port runs, and the queue's handle is taken back before it is stopped.
-            Self::Interrupt(fd) => Some(unsafe { BorrowedFd::borrow_raw(*fd) }),
+            Self::Interrupt { fd, .. } => Some(unsafe { BorrowedFd::borrow_raw(*fd) }),
             Self::Bell(bell) => Some(bell.event.as_fd()),
             Self::Timer => None,
+        }
+    }
+
+    /// Whether it can be relied upon.
+    pub fn is_reliable(&self) -> bool {
+        match self {
+            Self::Interrupt { seen, .. } => seen.load(Ordering::Relaxed),
+            Self::Bell(_) => true,
+            Self::Timer => false,
+        }
+    }
+
+    /// Looks whether it was signalled, if that was never seen. It is not read, so what was signalled stays so.
+    pub fn look(&self) {
+        if let Self::Interrupt { seen, .. } = self
+            && let Some(fd) = self.fd()
+            && !seen.load(Ordering::Relaxed)
+            && let Ok(1..) = poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], PollTimeout::ZERO)
+        {
+            seen.store(true, Ordering::Relaxed);
         }
     }
 
@@ -107,7 +129,7 @@ impl Waker {
         match self {
             // A driver that always signals has no such function (net_tap).
             // SAFETY: the port is ours, and the queue is polled by the caller alone.
-            Self::Interrupt(_) => drop(unsafe { sys::rte_eth_dev_rx_intr_enable(port, queue) }),
+            Self::Interrupt { .. } => drop(unsafe { sys::rte_eth_dev_rx_intr_enable(port, queue) }),
             Self::Bell(bell) => bell.listen(),
             Self::Timer => {}
         }
@@ -117,7 +139,7 @@ impl Waker {
     pub fn ignore(&self, port: u16, queue: u16) {
         match self {
             // SAFETY: as above.
-            Self::Interrupt(_) => drop(unsafe { sys::rte_eth_dev_rx_intr_disable(port, queue) }),
+            Self::Interrupt { .. } => drop(unsafe { sys::rte_eth_dev_rx_intr_disable(port, queue) }),
             Self::Bell(bell) => bell.ignore(),
             Self::Timer => {}
         }

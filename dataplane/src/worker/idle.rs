@@ -143,22 +143,25 @@ impl Idle {
         }
         // All were looked at since they signal.
         self.listening = false;
-        if !call.load(Ordering::Relaxed) {
-            self.sleep(quiet);
+        if !call.load(Ordering::Relaxed) && self.sleep(quiet) {
+            relays.iter_mut().for_each(Relay::look_for_signals);
         }
         relays.iter_mut().for_each(Relay::ignore_frames);
         false
     }
 
-    fn sleep(&self, quiet: Duration) {
+    /// Sleeps. True when something ended it before its time.
+    fn sleep(&self, quiet: Duration) -> bool {
         let longest = if self.all_wake { LONGEST } else { (quiet / NAPS).clamp(*NAP.start(), *NAP.end()) };
         let mut set = [PollFd::new(epoll_fd(&self.kicks), PollFlags::POLLIN)];
-        if let Ok(1..) = ppoll(&mut set, Some(TimeSpec::from_duration(longest)), None) {
+        let signalled = matches!(ppoll(&mut set, Some(TimeSpec::from_duration(longest)), None), Ok(1..));
+        if signalled {
             // Edge triggered: taking the events makes the set quiet again. Which they were does not matter.
             let mut events = [EpollEvent::empty(); 64];
             let _ = self.kicks.wait(&mut events, EpollTimeout::ZERO);
             let _ = self.wake.0.read();
         }
+        signalled
     }
 }
 
