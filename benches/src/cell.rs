@@ -87,6 +87,8 @@ pub enum Device {
     Loop,
     /// Another guest.
     Guest,
+    /// The TAP `tap0` in the back-end's network namespace.
+    Tap,
 }
 
 impl Cell {

@@ -2,7 +2,7 @@
 //!
 //! `cargo xtask bench` runs the program `ringspan-bench`: a guest that is a load generator ([`driver`], [`load`]), against ringspan
 //! and against others on the same core ([`peer`], [`ovs`]), in turns ([`run`]), cell by cell of a matrix ([`cell`]). Beside the rates
-//! stand round trips and idle costs ([`rates`], [`latency`]), instructions a packet ([`instructions`]), the small figures ([`figures`]), and what
+//! stand round trips and idle costs ([`rates`], [`latency`]), instructions a packet ([`instructions`]), iperf3 of a Linux guest ([`iperf`]), the small figures ([`figures`]), and what
 //! generator and machine can do ([`generator`], [`handback`]). [`report`], [`target`] and [`page`] show what was found.
 
 pub mod cell;
@@ -12,6 +12,7 @@ pub mod figures;
 pub mod generator;
 pub mod handback;
 pub mod instructions;
+pub mod iperf;
 pub mod latency;
 pub mod load;
 pub mod machine;

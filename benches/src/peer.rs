@@ -97,6 +97,8 @@ impl Setup {
             Device::Make(size) => Some((format!("net_null0,size={size}"), None)),
             Device::Loop => Some(("net_ring0".into(), None)),
             Device::Guest => None,
+            // With a MAC address of its own choice net_tap would change the TAP's.
+            Device::Tap => Some(("net_tap0,iface=tap0,mac=02:74:61:70:00:01".into(), None)),
         }
     }
 }
@@ -220,7 +222,7 @@ fn plain(setup: Setup, place: Place, folder: &Path, runner: &[String]) -> Starte
         Device::Swallow => "swallow".to_string(),
         Device::Make(size) => format!("make={size}"),
         Device::Loop => "loop".to_string(),
-        Device::Guest | Device::Read => bail!("it has one guest only"),
+        Device::Guest | Device::Read | Device::Tap => bail!("it has one guest only"),
     };
     let socket = folder.join("plain");
     let own = std::env::current_exe()?;

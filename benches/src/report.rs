@@ -8,6 +8,7 @@ use crate::cell::Cell;
 use crate::clock::ticks_per_second;
 use crate::generator::Own;
 use crate::instructions::Instructions;
+use crate::iperf::Iperf;
 use crate::load::{Load, Measured};
 use crate::machine::Machine;
 use crate::peer::Peer;
@@ -171,6 +172,8 @@ pub struct Report {
     pub round_trips: Vec<RoundTrip>,
     /// Processor time at low rates.
     pub idle: Vec<Idle>,
+    /// iperf3 of a Linux guest.
+    pub iperf: Vec<Iperf>,
     /// Instructions a packet.
     pub instructions: Vec<Instructions>,
     /// The small figures.
@@ -305,6 +308,12 @@ impl Report {
         for idle in &self.idle {
             let rate = if idle.pps == 0.0 { "0".into() } else { format!("{:.0}k", idle.pps / 1e3) };
             let _ = writeln!(text, "{:<14} {rate:>6} pps: {:>6.1} % of a core", idle.peer.title(), idle.percent);
+        }
+        for found in &self.iperf {
+            let [to, from] =
+                found.bits.map(|s| Spread { median: s.median / 1e6, least: s.least / 1e6, most: s.most / 1e6 }.text(0));
+            let name = found.peer.title();
+            let _ = writeln!(text, "{name:<14} iperf3 TCP, Linux guest, Mbit/s: {to} to the guest, {from} from it");
         }
         for found in &self.instructions {
             let _ = match &found.per_packet {

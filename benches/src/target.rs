@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::cell::Cell;
+use crate::iperf::Iperf;
 use crate::peer::Peer;
 use crate::rates::RoundTrip;
 use crate::report::{Row, Spread};
@@ -65,7 +66,7 @@ impl Verdict {
 }
 
 /// Compares what was measured with what is aimed for.
-pub fn verdicts(rows: &[Row], trips: &[RoundTrip]) -> Vec<Verdict> {
+pub fn verdicts(rows: &[Row], trips: &[RoundTrip], iperf: &[Iperf]) -> Vec<Verdict> {
     let mut verdicts = vec![];
     let target_of = |row: &Row| {
         TARGETS.iter().position(|(_, patterns, ..)| patterns.iter().any(|pattern| Cell::matches(pattern, &row.name)))
@@ -85,6 +86,13 @@ pub fn verdicts(rows: &[Row], trips: &[RoundTrip]) -> Vec<Verdict> {
             let worst = found.max_by(|a, b| a.0.median.total_cmp(&b.0.median));
             verdicts.push(Verdict::new(what, peer, ROUND_TRIP, true, worst));
         }
+    }
+    for peer in [Peer::Testpmd, Peer::Ovs] {
+        let own = iperf.iter().filter(|iperf| iperf.peer == peer);
+        let found = own.flat_map(|iperf| iperf.ratios.into_iter().zip(["to the guest", "from the guest"]));
+        let found = found.filter_map(|(ratio, way)| Some((ratio?, way.to_string())));
+        let worst = found.min_by(|a, b| a.0.median.total_cmp(&b.0.median));
+        verdicts.push(Verdict::new("iperf3 TCP of a Linux guest", peer, 1.0, false, worst));
     }
     verdicts
 }

@@ -32,6 +32,8 @@ enum Command {
     Full(Run),
     /// Instructions a packet, counted by callgrind
     Instructions(Run),
+    /// iperf3 between host and a Linux guest in QEMU
+    Iperf(Run),
     /// What the generator itself can do
     Generator(Run),
     /// The names of all cells
@@ -67,6 +69,9 @@ struct Run {
     /// Without idle costs and the small figures
     #[arg(long)]
     no_figures: bool,
+    /// Without iperf3 of Linux guests
+    #[arg(long)]
+    no_iperf: bool,
     /// Where the results go as JSON
     #[arg(long, default_value = "target/bench/report.json")]
     json: PathBuf,
@@ -82,6 +87,15 @@ fn main() -> anyhow::Result<()> {
         Some(Command::Quick(run)) => run.matrix(true),
         Some(Command::Full(run)) => run.matrix(false),
         Some(Command::Instructions(run)) => run.instructions(),
+        Some(Command::Iperf(run)) => {
+            let plan = run.plan(true)?;
+            let found = plan.iperf(plan.rounds, |text| println!("{text}"))?;
+            for verdict in target::verdicts(&[], &[], &found).iter().filter(|verdict| verdict.found.is_some()) {
+                let ratio = verdict.found.map_or(String::new(), |found| found.text(2));
+                println!("ringspan against {}: {ratio} {}, {}", verdict.against.title(), verdict.cell, verdict.word());
+            }
+            Ok(())
+        }
         Some(Command::Generator(run)) => run.generator(),
         Some(Command::Cells) => {
             Cell::all().iter().for_each(|cell| println!("{}", cell.name()));
@@ -164,7 +178,9 @@ impl Run {
         }
         line.end();
         let rows: Vec<_> = plan.cells.iter().zip(limits).map(|(cell, limit)| row(*cell, limit, &samples)).collect();
-        let verdicts = target::verdicts(&rows, &round_trips);
+        let iperf =
+            if quick || self.no_iperf { vec![] } else { plan.iperf(plan.rounds.min(5), |text| eprintln!("{text}"))? };
+        let verdicts = target::verdicts(&rows, &round_trips, &iperf);
         let report = Report {
             machine,
             load: plan.load,
@@ -173,6 +189,7 @@ impl Run {
             rows,
             round_trips,
             idle,
+            iperf,
             instructions: vec![],
             figures: small,
             verdicts,

@@ -221,6 +221,22 @@ fn low(report: &Report, page: &mut String) {
         }
         page.push_str("</table>");
     }
+    if !report.iperf.is_empty() {
+        page.push_str("<h2>iperf3 of a Linux guest</h2><p>TCP, Mbit/s, a guest in QEMU without offloads, the same features for all.</p><table><tr><th></th><th>to the guest</th><th>from the guest</th></tr>");
+        for found in &report.iperf {
+            let [to, from] =
+                found.bits.map(|s| Spread { median: s.median / 1e6, least: s.least / 1e6, most: s.most / 1e6 }.text(0));
+            let _ = write!(page, "<tr><td>{}</td><td>{to}</td><td>{from}</td></tr>", found.peer.title());
+        }
+        page.push_str("</table>");
+        if let Some(first) = report.iperf.first() {
+            let _ = write!(
+                page,
+                "<details><summary>ethtool -k of the guest's NIC</summary><pre>{}</pre></details>",
+                escape(&first.ethtool)
+            );
+        }
+    }
     if !report.instructions.is_empty() {
         page.push_str("<h2>Instructions a packet</h2><p>Of the worker, counted by callgrind.</p><table><tr><th>cell</th><th>back-end</th><th>instructions</th></tr>");
         for found in &report.instructions {
