@@ -36,12 +36,13 @@ pub struct Ovs {
 impl Ovs {
     /// Starts the switch with its one polling thread on `core`, the ports given, and flows that pass everything from each port
     /// of a pair to the other. `runner` is a program that runs the switch, if any.
+    /// `queues` is how many receive queues of a DPDK device are polled.
     pub fn start(
         folder: &Path,
         core: usize,
         memory_mib: u32,
         ports: &[(&str, Port)],
-        pairs: u16,
+        queues: u16,
         cables: &[(&str, &str)],
         runner: &[String],
     ) -> anyhow::Result<Self> {
@@ -75,7 +76,7 @@ impl Ovs {
         ovs.switch = Some(spawn(&mut switch, folder, "ovs-vswitchd")?);
         ovs.vsctl(&["add-br", "br0", "--", "set", "Bridge", "br0", "datapath_type=netdev", "fail_mode=secure"])?;
         for (name, port) in ports {
-            ovs.add_port(name, port, pairs)?;
+            ovs.add_port(name, port, queues)?;
         }
         for (from, to) in cables {
             ovs.flow(&format!("in_port={from},actions=output:{to}"))?;
@@ -83,8 +84,8 @@ impl Ovs {
         Ok(ovs)
     }
 
-    fn add_port(&self, name: &str, port: &Port, pairs: u16) -> anyhow::Result<()> {
-        let queues = format!("options:n_rxq={pairs}");
+    fn add_port(&self, name: &str, port: &Port, queues: u16) -> anyhow::Result<()> {
+        let queues = format!("options:n_rxq={queues}");
         let (kind, more) = match port {
             Port::Vhost => ("type=dpdkvhostuser", vec![]),
             Port::Dpdk(device) => ("type=dpdk", vec![format!("options:dpdk-devargs=\"{device}\""), queues]),

@@ -209,10 +209,12 @@ fn ovs(setup: Setup, place: Place, folder: &Path, runner: &[String]) -> Started 
         Some((device, reader)) => (Port::Dpdk(device), reader),
         None => (Port::Vhost, Some(folder.join("two"))),
     };
-    // The device first: net_ring makes as many rings as there are polling threads, and the switch starts them with its first port.
-    let ports = [("two", second), ("one", Port::Vhost)];
+    let ports = [("one", Port::Vhost), ("two", second)];
+    // The polling thread sends on its own transmit queue, which is not the first: what net_ring gives back comes from the ring of the same
+    // number.
+    let queues = if setup.device == Device::Loop { setup.pairs + 1 } else { setup.pairs };
     let cables = [("one", "two"), ("two", "one")];
-    let ovs = Ovs::start(folder, place.core, 512, &ports, setup.pairs, &cables, runner)?;
+    let ovs = Ovs::start(folder, place.core, 512, &ports, queues, &cables, runner)?;
     let sockets = [ovs.socket("one")].into_iter().chain(other).collect();
     Ok((Process::Ovs(ovs), sockets))
 }

@@ -81,6 +81,7 @@ impl Plan {
         for (peer, backend) in self.backends(&cell) {
             let rate = backend.and_then(|backend| Ok((packets(&self.measure(&backend, &cell)?, &cell), backend)));
             match rate {
+                Ok((rate, _)) if rate == 0.0 => progress(&format!("round trips: {}: nothing came back", peer.title())),
                 Ok((rate, backend)) => {
                     progress(&format!("round trips: {} does {:.2} Mpps", peer.title(), rate / 1e6));
                     slowest = slowest.min(rate);
