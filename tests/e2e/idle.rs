@@ -4,9 +4,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use ringspan_protocol::ReceiveWake;
-use ringspan_testkit::guest::{Guest, Options};
+use ringspan_testkit::guest::{Guest, Kind, Options};
 use ringspan_testkit::lane::{self, Lane};
-use ringspan_testkit::{needs, paths};
+use ringspan_testkit::{needs, over_both, paths};
+
+over_both!(sixteen_idle_guests_cost_a_lane_next_to_nothing_and_the_first_frame_is_not_late);
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -19,8 +21,7 @@ fn processor_seconds(pid: u32) -> Result<f64> {
     Ok(ticks / nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?.context("no clock")? as f64)
 }
 
-#[test]
-fn sixteen_idle_guests_cost_a_lane_next_to_nothing_and_the_first_frame_is_not_late() -> Result<()> {
+fn sixteen_idle_guests_cost_a_lane_next_to_nothing_and_the_first_frame_is_not_late(kind: Kind) -> Result<()> {
     needs!(Root, Lane);
     let folder = paths::scratch()?;
     let mut lane = Lane::start(lane::Options { memory_mib: 256, ..lane::Options::new("idle") }, folder.path())?;
@@ -28,7 +29,7 @@ fn sixteen_idle_guests_cost_a_lane_next_to_nothing_and_the_first_frame_is_not_la
     for number in 0..16 {
         let device = format!("patch:cable{}/{}", number / 2, if number % 2 == 0 { "a" } else { "b" });
         let socket = lane.add_port(&format!("vm{number}"), &device, 1)?;
-        guests.push(Guest::start(Options::new(socket))?);
+        guests.push(Guest::start(Options::new(socket).over(kind))?);
     }
     ensure!(lane.port("vm3")?.device.receive_wake == ReceiveWake::Event);
     std::thread::sleep(Duration::from_millis(500));

@@ -4,18 +4,20 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use ringspan_testkit::daemon::Daemon;
-use ringspan_testkit::needs;
+use ringspan_testkit::guest::Kind;
 use ringspan_testkit::qemu::{Guest, GuestSpec};
-use ringspan_testkit::scene::{GUEST, Plan, Scene, serve_iperf};
+use ringspan_testkit::scene::{GUEST, Plan, Scene, serve_iperf, set_rings};
+use ringspan_testkit::{needs, over_both};
 
 /// The lines of `ethtool -k` that must say on; the guest's kernel knows both names of the last.
 const ON: &[&str] =
     &["tx-checksumming", "rx-checksumming", "tx-tcp-segmentation", "tx-tcp6-segmentation", "scatter-gather"];
 
-#[test]
-fn a_linux_guest_uses_them_and_every_checksum_is_right() -> Result<()> {
+over_both!(a_linux_guest_uses_them_and_every_checksum_is_right);
+
+fn a_linux_guest_uses_them_and_every_checksum_is_right(rings: Kind) -> Result<()> {
     needs!(Root, Guest, Ringspan, Program("ethtool"), Program("iperf3"));
-    let mut scene = Scene::new("qoffload", &Plan::default())?;
+    let mut scene = Scene::new("qoffload", &Plan { rings, ..Plan::default() })?;
     let settings = scene.guest.sh("ethtool -k eth0")?;
     for feature in ON {
         let on = settings.lines().any(|line| line.trim().starts_with(&format!("{feature}: on")));
@@ -43,9 +45,10 @@ fn two_guests_on_a_patch_hand_each_other_large_frames() -> Result<()> {
     needs!(Root, Guest, Ringspan, Program("iperf3"));
     let daemon = Daemon::start("[dataplane]\ncores = [0]\nmemory_mib = 256\n", None)?;
     let mut guests = Vec::new();
-    for (name, device) in [("vm1", "patch:cable/a"), ("vm2", "patch:cable/b")] {
+    for (name, device, rings) in [("vm1", "patch:cable/a", Kind::Split), ("vm2", "patch:cable/b", Kind::Packed)] {
         daemon.add_port(name, device, &[])?;
-        let nics = daemon.qemu_args(name, &["--memory", "384M"])?;
+        let mut nics = daemon.qemu_args(name, &["--memory", "384M"])?;
+        set_rings(&mut nics, rings)?;
         guests.push(Guest::start(&GuestSpec { nics, ..GuestSpec::default() })?);
     }
     for (number, guest) in guests.iter_mut().enumerate() {

@@ -65,10 +65,7 @@ impl Scene {
         daemon.add_port("vm1", &device, &["--queues", &queues, "--mtu", &mtu])?;
         let guest_queues = plan.guest_queues.to_string();
         let mut nics = daemon.qemu_args("vm1", &["--memory", "384M", "--guest-queues", &guest_queues])?;
-        if plan.rings == Kind::Packed {
-            let nic = nics.iter_mut().find(|argument| argument.starts_with("virtio-net-pci"));
-            nic.context("the arguments name no NIC")?.push_str(",packed=on");
-        }
+        set_rings(&mut nics, plan.rings)?;
         let guest = Guest::boot(&GuestSpec { nics, cpus: plan.cpus, ..GuestSpec::default() });
         let guest = guest.map_err(|error| error.context(daemon.story()))?;
         let mut scene = Self { guest, daemon, net };
@@ -96,6 +93,15 @@ impl Scene {
     pub fn iperf(&self, more: &[&str]) -> Result<f64> {
         iperf(&self.net, &[&["-t", "1"], more].concat())
     }
+}
+
+/// Gives the NIC that these arguments of QEMU's name rings of a format.
+pub fn set_rings(nics: &mut [String], rings: Kind) -> Result<()> {
+    if rings == Kind::Packed {
+        let nic = nics.iter_mut().find(|argument| argument.starts_with("virtio-net-pci"));
+        nic.context("the arguments name no NIC")?.push_str(",packed=on");
+    }
+    Ok(())
 }
 
 /// Starts an iperf3 server in a guest, and returns when it listens on its port, 5201.
