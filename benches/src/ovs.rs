@@ -25,27 +25,38 @@ pub enum Port {
     Dpdk(String),
 }
 
+/// How a switch shall be.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    /// The core of its one polling thread.
+    pub core: usize,
+    /// Memory for packets in MiB.
+    pub memory_mib: u32,
+    /// Whether that is in hugepages.
+    pub huge_pages: bool,
+    /// Its two ports, by name.
+    pub ports: [(&'a str, Port); 2],
+    /// Receive queues that are polled of a DPDK device.
+    pub queues: u16,
+    /// MTU of the ports.
+    pub mtu: u16,
+    /// A program that runs the switch, with that one's arguments.
+    pub runner: &'a [String],
+}
+
 /// A running switch with one bridge. Both processes are killed when this is dropped.
 #[derive(Debug)]
 pub struct Ovs {
     folder: PathBuf,
+    limit: Duration,
     database: Child,
     switch: Option<Child>,
 }
 
 impl Ovs {
-    /// Starts the switch with its one polling thread on `core`, the ports given, and flows that pass everything from each port
-    /// of a pair to the other. `runner` is a program that runs the switch, if any.
-    /// `queues` is how many receive queues of a DPDK device are polled.
-    pub fn start(
-        folder: &Path,
-        core: usize,
-        memory_mib: u32,
-        ports: &[(&str, Port)],
-        queues: u16,
-        cables: &[(&str, &str)],
-        runner: &[String],
-    ) -> anyhow::Result<Self> {
+    /// Starts the switch in a folder, with flows that pass everything from each of the two ports to the other.
+    pub fn start(folder: &Path, plan: &Plan<'_>) -> anyhow::Result<Self> {
+        let Plan { core, memory_mib, huge_pages, .. } = *plan;
         let database_file = folder.join("conf.db");
         let run = |command: &mut Command| wait::run(command, LIMIT)?.success("it");
         run(Command::new(program("ovsdb-tool")?).arg("create").arg(&database_file).arg(SCHEMA))
@@ -55,42 +66,46 @@ impl Ovs {
         database.arg(format!("--remote=punix:{}", socket.display()));
         database.arg(format!("--unixctl={}", folder.join("db.ctl").display())).arg("--no-chdir").arg(&database_file);
         let database = spawn(&mut database, folder, "ovsdb-server")?;
-        let mut ovs = Self { folder: folder.into(), database, switch: None };
+        // Under another program the switch takes much longer for everything.
+        let limit = if plan.runner.is_empty() { LIMIT } else { 4 * LIMIT };
+        let mut ovs = Self { folder: folder.into(), limit, database, switch: None };
         wait::until(LIMIT, "ovsdb-server's socket", || Ok(socket.exists().then_some(())))?;
         let mask = format!("{:#x}", 1_u64 << core);
         ovs.vsctl(&["--no-wait", "init"])?;
+        // Without --legacy-mem the switch adds --in-memory, which --no-huge does not go with.
+        let memory =
+            if huge_pages { "--in-memory --single-file-segments" } else { "--no-huge --legacy-mem --no-shconf" };
         ovs.vsctl(&[
             "--no-wait",
             "set",
             "Open_vSwitch",
             ".",
             "other_config:dpdk-init=true",
-            "other_config:dpdk-extra=\"--no-pci --in-memory --single-file-segments --no-telemetry\"",
-            &format!("other_config:dpdk-socket-mem=\"{memory_mib}\""),
+            &format!("other_config:dpdk-extra=\"--no-pci --no-telemetry --iova-mode=va -m {memory_mib} {memory}\""),
             // No dpdk-lcore-mask: it would bind the switch's main thread to a core, and leave it there.
             &format!("other_config:pmd-cpu-mask={mask}"),
         ])?;
-        let mut switch = process::under(runner, &switch_program()?);
+        let mut switch = process::under(plan.runner, &switch_program()?);
         switch.arg(format!("unix:{}", socket.display()));
         switch.arg(format!("--unixctl={}", folder.join("switch.ctl").display())).arg("--no-chdir");
         ovs.switch = Some(spawn(&mut switch, folder, "ovs-vswitchd")?);
         ovs.vsctl(&["add-br", "br0", "--", "set", "Bridge", "br0", "datapath_type=netdev", "fail_mode=secure"])?;
-        for (name, port) in ports {
-            ovs.add_port(name, port, queues)?;
+        for (name, port) in &plan.ports {
+            ovs.add_port(name, port, plan.queues, plan.mtu)?;
         }
-        for (from, to) in cables {
-            ovs.flow(&format!("in_port={from},actions=output:{to}"))?;
-        }
+        let [one, two] = plan.ports.each_ref().map(|(name, _)| *name);
+        ovs.flow(&format!("in_port={one},actions=output:{two}"))?;
+        ovs.flow(&format!("in_port={two},actions=output:{one}"))?;
         Ok(ovs)
     }
 
-    fn add_port(&self, name: &str, port: &Port, queues: u16) -> anyhow::Result<()> {
-        let queues = format!("options:n_rxq={queues}");
+    fn add_port(&self, name: &str, port: &Port, queues: u16, mtu: u16) -> anyhow::Result<()> {
+        let (queues, mtu) = (format!("options:n_rxq={queues}"), format!("mtu_request={mtu}"));
         let (kind, more) = match port {
             Port::Vhost => ("type=dpdkvhostuser", vec![]),
             Port::Dpdk(device) => ("type=dpdk", vec![format!("options:dpdk-devargs=\"{device}\""), queues]),
         };
-        let mut words = vec!["add-port", "br0", name, "--", "set", "Interface", name, kind, "mtu_request=9000"];
+        let mut words = vec!["add-port", "br0", name, "--", "set", "Interface", name, kind, &mtu];
         words.extend(more.iter().map(String::as_str));
         self.vsctl(&words)?;
         let fault = self.vsctl(&["get", "Interface", name, "error"])?;
@@ -102,8 +117,8 @@ impl Ovs {
 
     fn vsctl(&self, words: &[&str]) -> anyhow::Result<String> {
         let mut command = Command::new(program("ovs-vsctl")?);
-        command.arg(format!("--db=unix:{}", self.folder.join("db.sock").display())).arg("--timeout=20").args(words);
-        let result = wait::run(&mut command, LIMIT)?.success("ovs-vsctl");
+        command.arg(format!("--db=unix:{}", self.folder.join("db.sock").display())).args(words);
+        let result = wait::run(&mut command, self.limit).and_then(|finished| finished.success("ovs-vsctl"));
         result.with_context(|| format!("ovs-vsctl {}; ovs-vswitchd said:\n{}", words.join(" "), self.log()))
     }
 
@@ -111,7 +126,7 @@ impl Ovs {
         let mut command = Command::new(program("ovs-ofctl")?);
         command.arg("add-flow").arg(format!("unix:{}", self.folder.join("br0.mgmt").display())).arg(flow);
         // The folder is where names of ports are looked up.
-        wait::run(command.env("OVS_RUNDIR", &self.folder), LIMIT)?.success("ovs-ofctl")?;
+        wait::run(command.env("OVS_RUNDIR", &self.folder), self.limit)?.success("ovs-ofctl")?;
         Ok(())
     }
 

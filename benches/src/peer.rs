@@ -13,7 +13,7 @@ use ringspan_testkit::{paths, process};
 use serde::{Deserialize, Serialize};
 
 use crate::cell::{Cell, Device, Setup};
-use crate::ovs::{Ovs, Port};
+use crate::ovs::{self, Ovs, Port};
 
 /// Which back-end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
@@ -85,6 +85,11 @@ pub struct Backend {
 const LARGEST: u16 = 9018;
 
 impl Setup {
+    /// The largest packet that its device takes, in bytes of IP.
+    fn mtu(&self) -> u16 {
+        if self.device == Device::Tap { 1500 } else { 9000 }
+    }
+
     /// The DPDK device, as after `--vdev`, and the socket that it listens on, if it does.
     fn device(&self, folder: &Path) -> Option<(String, Option<PathBuf>)> {
         match self.device {
@@ -172,7 +177,7 @@ fn ringspan(setup: Setup, place: Place, folder: &Path, runner: &[String]) -> Sta
     let mut sockets = vec![];
     for (device, name) in devices.iter().zip(["one", "two"]) {
         let spec = lane.spec(name, device, setup.pairs);
-        lane.add(&ringspan_protocol::PortSpec { mtu: 9000, ..spec.clone() })?;
+        lane.add(&ringspan_protocol::PortSpec { mtu: setup.mtu(), ..spec.clone() })?;
         sockets.push(spec.socket);
     }
     sockets.extend(reader);
@@ -202,19 +207,24 @@ fn testpmd(setup: Setup, place: Place, folder: &Path, runner: &[String]) -> Star
 }
 
 fn ovs(setup: Setup, place: Place, folder: &Path, runner: &[String]) -> Started {
-    if !place.huge_pages {
-        bail!("OVS-DPDK needs hugepages");
-    }
     let (second, other) = match setup.device(folder) {
         Some((device, reader)) => (Port::Dpdk(device), reader),
         None => (Port::Vhost, Some(folder.join("two"))),
     };
     let ports = [("one", Port::Vhost), ("two", second)];
-    // The polling thread sends on its own transmit queue, which is not the first: what net_ring gives back comes from the ring of the same
-    // number.
-    let queues = if setup.device == Device::Loop { setup.pairs + 1 } else { setup.pairs };
-    let cables = [("one", "two"), ("two", "one")];
-    let ovs = Ovs::start(folder, place.core, 512, &ports, queues, &cables, runner)?;
+    // The polling thread sends on its own transmit queue, which is not the first: what net_ring gives back comes from the ring of
+    // the same number, and net_tap wants as many of one kind as of the other.
+    let queues = if matches!(setup.device, Device::Loop | Device::Tap) { setup.pairs + 1 } else { setup.pairs };
+    let plan = ovs::Plan {
+        core: place.core,
+        memory_mib: 512,
+        huge_pages: place.huge_pages,
+        ports,
+        queues,
+        mtu: setup.mtu(),
+        runner,
+    };
+    let ovs = Ovs::start(folder, &plan)?;
     let sockets = [ovs.socket("one")].into_iter().chain(other).collect();
     Ok((Process::Ovs(ovs), sockets))
 }

@@ -81,7 +81,7 @@ impl Plan {
         for (peer, backend) in self.backends(&cell) {
             let rate = backend.and_then(|backend| Ok((packets(&self.measure(&backend, &cell)?, &cell), backend)));
             match rate {
-                Ok((rate, _)) if rate == 0.0 => progress(&format!("round trips: {}: nothing came back", peer.title())),
+                Ok((0.0, _)) => progress(&format!("round trips: {}: nothing came back", peer.title())),
                 Ok((rate, backend)) => {
                     progress(&format!("round trips: {} does {:.2} Mpps", peer.title(), rate / 1e6));
                     slowest = slowest.min(rate);
@@ -115,7 +115,8 @@ impl Plan {
                 let of = |pick: fn(&Latency) -> f64| Spread::of(found[index].iter().map(pick));
                 let ratio = |pick: fn(&Latency) -> f64| {
                     let ours = ours.filter(|ours| *ours != index)?;
-                    Spread::of(found[ours].iter().zip(&found[index]).map(|(ours, theirs)| pick(ours) / pick(theirs)))
+                    let ratios = found[ours].iter().zip(&found[index]).map(|(ours, theirs)| pick(ours) / pick(theirs));
+                    Spread::of(ratios.filter(|ratio| ratio.is_finite()))
                 };
                 let (Some(p50), Some(p90), Some(p99), Some(p999)) =
                     (of(|l| l.p50), of(|l| l.p90), of(|l| l.p99), of(|l| l.p999))

@@ -31,7 +31,7 @@ const WIDTH: f64 = 360.0;
 const HEIGHT: f64 = 220.0;
 const LEFT: f64 = 40.0;
 const BOTTOM: f64 = 24.0;
-const TOP: f64 = 14.0;
+const TOP: f64 = 24.0;
 
 /// Dots in groups, each with its spread, on a logarithmic scale: rates over sizes differ by a factor of a hundred.
 pub struct Groups {
