@@ -20,6 +20,8 @@ mod device;
 mod eal;
 mod error;
 mod filter;
+#[cfg(test)]
+mod handmade;
 mod log;
 mod offload;
 mod patch;
@@ -36,6 +38,8 @@ pub use configure::DeviceConfig;
 pub use device::{Device, Link};
 pub use eal::{Eal, EalConfig, HugePages, RegisteredThread};
 pub use error::{DeviceError, EalError};
+#[cfg(test)]
+pub(crate) use handmade::Handmade;
 pub use offload::TxAbilities;
 pub use pool::Pool;
 pub use queue::{QueuePair, RxQueue, TxQueue};

@@ -204,7 +204,9 @@ impl Frame<'_> {
         let flags = self.flags();
         let transport = flags & sys::SHIM_MBUF_TX_L4_MASK;
         if flags & ASKED == 0 {
-            let good = flags & sys::SHIM_MBUF_RX_L4_CKSUM_MASK == sys::SHIM_MBUF_RX_L4_CKSUM_GOOD;
+            let good = flags & sys::SHIM_MBUF_RX_L4_CKSUM_MASK == sys::SHIM_MBUF_RX_L4_CKSUM_GOOD
+                // igb and ixgbe call good what they did not look at: fragments, ICMP, ARP.
+                && Headers::parse(self.data()).is_some_and(|headers| !headers.fragment);
             return (NetHeader { flags: if good { DATA_VALID } else { 0 }, ..NetHeader::default() }, false);
         }
         // SAFETY: as above; it was written with the flags.
@@ -326,5 +328,36 @@ impl TxQueue {
             }
         }
         refused
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ringspan_testkit::packet::Packet;
+
+    use super::super::Handmade;
+    use super::*;
+
+    /// The virtio-net header's flags of a frame that a device received and calls good.
+    fn flags_of_good(frame: &[u8]) -> u8 {
+        let good = Handmade::new([frame], sys::SHIM_MBUF_RX_L4_CKSUM_GOOD);
+        good.frame(0).marks().0.flags
+    }
+
+    #[test]
+    fn a_checksum_is_valid_only_where_there_is_one_that_a_device_can_have_seen() {
+        let tcp = Packet::new(100).frame();
+        let with = |at: usize, bytes: &[u8]| {
+            let mut frame = tcp.clone();
+            frame[at..at + bytes.len()].copy_from_slice(bytes);
+            frame
+        };
+        assert_eq!(flags_of_good(&tcp), DATA_VALID);
+        assert_eq!(flags_of_good(&Packet { ipv6: true, udp: true, tags: 1, ..Packet::new(9) }.frame()), DATA_VALID);
+        // igb and ixgbe say it of these, too.
+        assert_eq!(flags_of_good(&with(20, &[0x20, 0])), 0, "the first fragment");
+        assert_eq!(flags_of_good(&with(20, &[0, 100])), 0, "the last fragment");
+        assert_eq!(flags_of_good(&with(23, &[1])), 0, "ICMP");
+        assert_eq!(flags_of_good(&with(12, &[8, 6])), 0, "ARP");
     }
 }
