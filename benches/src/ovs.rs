@@ -93,6 +93,8 @@ impl Ovs {
         for (name, port) in &plan.ports {
             ovs.add_port(name, port, plan.queues, plan.mtu)?;
         }
+        let management = folder.join("br0.mgmt");
+        wait::until(ovs.limit, "the bridge's socket", || Ok(management.exists().then_some(())))?;
         let [one, two] = plan.ports.each_ref().map(|(name, _)| *name);
         ovs.flow(&format!("in_port={one},actions=output:{two}"))?;
         ovs.flow(&format!("in_port={two},actions=output:{one}"))?;
