@@ -18,6 +18,8 @@ use crate::ring::NetHeader;
 const LEAST_MSS: u16 = 256;
 /// Segments of more bytes are not left to a device: i40e, ice and iavf take 9674 to 9728.
 const MOST_MSS: u16 = 9600;
+/// Buffers that a segment lies in at most: that of the headers, and two of ours, each of which holds a whole frame of the port.
+const BUFFERS_OF_A_SEGMENT: u16 = 3;
 /// Most bytes of headers up to TCP's own that a mark can describe in each of its three parts.
 const MOST_L2: usize = (1 << sys::SHIM_MBUF_L2_LEN_BITS) - 1;
 const MOST_L3: usize = (1 << sys::SHIM_MBUF_L3_LEN_BITS) - 1;
@@ -41,8 +43,12 @@ pub struct TxAbilities {
     pub udp_checksum: bool,
     /// Segments of TCP.
     pub tcp_segments: bool,
-    /// Frames in several buffers.
-    pub many_buffers: bool,
+    /// Most buffers of a frame that goes out as it is; 1 where a frame must lie in one.
+    pub buffers: u16,
+    /// Most buffers of a frame that the device cuts.
+    pub buffers_to_cut: u16,
+    /// Whoever is behind the device gets large frames as they are, if he wants to.
+    pub hands_on: bool,
     /// There is no wire: frames come to another ring of ours as they are, with their marks.
     pub link: bool,
 }
@@ -82,12 +88,19 @@ impl Offloads {
         let rx_flags = useful_rx & info.rx_offload_capa;
         let has = |flags: u64| tx_flags & flags == flags;
         let many = sys::SHIM_TX_OFFLOAD_MULTI_SEGS;
+        let most = |limit: u16| match (has(many), limit) {
+            (false, _) => 1,
+            (true, 0) => u16::MAX,
+            (true, limit) => limit,
+        };
         let tx = TxAbilities {
             ip_checksum: has(sys::SHIM_TX_OFFLOAD_IPV4_CKSUM),
             tcp_checksum: has(sys::SHIM_TX_OFFLOAD_TCP_CKSUM),
             udp_checksum: has(sys::SHIM_TX_OFFLOAD_UDP_CKSUM),
             tcp_segments: has(sys::SHIM_TX_OFFLOAD_TCP_TSO | sys::SHIM_TX_OFFLOAD_TCP_CKSUM | many),
-            many_buffers: has(many),
+            buffers: most(info.tx_desc_lim.nb_mtu_seg_max),
+            buffers_to_cut: most(info.tx_desc_lim.nb_seg_max),
+            hands_on: VIRTIO.contains(&driver),
             link,
         };
         Self { tx_flags, rx_flags, wanted, tx, marks: link || rx_flags != 0 }
@@ -126,7 +139,8 @@ impl TxAbilities {
                     Transport::Udp => self.udp_checksum,
                 };
                 // What a device makes of extension headers is its own affair.
-                fits(&headers) && (self.link || able && !headers.extensions)
+                let device = able && buffers <= self.buffers.into() && !headers.extensions;
+                fits(&headers) && (self.link || device)
             }),
             Request::Segment(segment) => {
                 let able = match segment.headers.transport {
@@ -136,9 +150,11 @@ impl TxAbilities {
                 };
                 let mss = (LEAST_MSS..=MOST_MSS).contains(&segment.mss)
                     && len > segment.header_len() + usize::from(segment.mss);
+                let few = buffers == 1 || buffers <= self.buffers_to_cut.into() && self.buffers >= BUFFERS_OF_A_SEGMENT;
                 // With CWR set, only some devices clear it behind the first segment, and none says so.
-                let device = able && (buffers == 1 || self.many_buffers) && !segment.headers.extensions && !segment.ecn;
-                fits(&segment.headers) && mss && (self.link && segment.tells_its_length(len) || !self.link && device)
+                let device = able && few && !segment.headers.extensions && !segment.ecn;
+                let told = !(self.link || self.hands_on) || segment.tells_its_length(len);
+                fits(&segment.headers) && mss && told && (self.link || device)
             }
         }
     }
@@ -337,6 +353,62 @@ mod tests {
 
     use super::super::Handmade;
     use super::*;
+
+    fn info(capabilities: u64, most: u16, most_in_mtu: u16) -> sys::rte_eth_dev_info {
+        // SAFETY: a plain C structure, for which all zeroes are valid.
+        let mut info: sys::rte_eth_dev_info = unsafe { std::mem::zeroed() };
+        info.tx_offload_capa = capabilities;
+        (info.tx_desc_lim.nb_seg_max, info.tx_desc_lim.nb_mtu_seg_max) = (most, most_in_mtu);
+        info
+    }
+
+    fn abilities(driver: &str, most: u16, most_in_mtu: u16) -> TxAbilities {
+        Offloads::choose(driver, &info(u64::MAX, most, most_in_mtu), true).tx
+    }
+
+    /// What a guest asks for this packet, and the length of its frame.
+    fn segments_of(packet: &Packet, mss: usize) -> (Request, usize) {
+        let frame = packet.frame();
+        (request(packet.segment_header(mss), &frame), frame.len())
+    }
+
+    fn request(header: ringspan_testkit::guest::NetHeader, frame: &[u8]) -> Request {
+        let mut bytes = [0; NetHeader::LEN];
+        bytes[..10].copy_from_slice(&header.bytes());
+        let header = NetHeader::parse(bytes);
+        Request::parse(&header, frame, frame.len(), crate::offload::Offloads::ALL).unwrap().unwrap()
+    }
+
+    #[test]
+    fn a_frame_in_more_buffers_than_the_device_takes_is_not_left_to_it() {
+        let (large, len) = segments_of(&Packet { ecn: false, ..Packet::new(60000) }, 1448);
+        assert!(abilities("net_ixgbe", 40, 40).does(&large, len, 40));
+        assert!(!abilities("net_ixgbe", 40, 40).does(&large, len, 41));
+        assert!(abilities("net_x", 0, 0).does(&large, len, 65), "0: no limit is known");
+        assert!(!abilities("net_x", 255, 2).does(&large, len, 33), "a segment may lie in three buffers");
+        assert!(abilities("net_x", 255, 2).does(&large, len, 1));
+        let packet = Packet::new(1000);
+        let (checksum, len) = (request(packet.checksum_header(), &packet.frame()), packet.frame().len());
+        assert!(
+            abilities("net_x", 255, 2).does(&checksum, len, 2) && !abilities("net_x", 255, 2).does(&checksum, len, 3)
+        );
+        let single = Offloads::choose("net_x", &info(u64::MAX & !sys::SHIM_TX_OFFLOAD_MULTI_SEGS, 0, 0), true).tx;
+        assert!(single.does(&checksum, len, 1) && !single.does(&checksum, len, 2));
+    }
+
+    #[test]
+    fn who_hands_large_frames_on_gets_those_that_tell_their_length() {
+        let packet = Packet { ecn: false, ..Packet::new(60000) };
+        let mut silent = packet.frame();
+        silent[16..18].fill(0);
+        let silent = request(packet.segment_header(1448), &silent);
+        let (honest, len) = segments_of(&packet, 1448);
+        for driver in ["net_virtio", "net_virtio_user", "net_vhost", "net_ring"] {
+            assert!(abilities(driver, 0, 0).does(&honest, len, 30), "{driver}");
+            assert!(!abilities(driver, 0, 0).does(&silent, len, 30), "{driver}");
+        }
+        assert!(abilities("net_ice", 0, 0).does(&silent, len, 30), "a device writes the lengths itself");
+    }
 
     /// The virtio-net header's flags of a frame that a device received and calls good.
     fn flags_of_good(frame: &[u8]) -> u8 {
