@@ -16,8 +16,8 @@ use crate::ring::NetHeader;
 /// Segments of fewer bytes are not left to a device: some have a least size, and take a smaller one for an attack (i40e: 64
 /// bytes, and its queue stops).
 const LEAST_MSS: u16 = 256;
-/// Segments of more bytes are not left to a device: i40e, ice and iavf take 9674 to 9728.
-const MOST_MSS: u16 = 9600;
+/// Segments of more bytes are not left to a device: i40e, ice and iavf take 9674 to 9728, of which this leaves room for headers.
+const MOST_MSS: u16 = 9216;
 /// Buffers that a segment lies in at most: that of the headers, and two of ours, each of which holds a whole frame of the port.
 const BUFFERS_OF_A_SEGMENT: u16 = 3;
 /// Most bytes of headers up to TCP's own that a mark can describe in each of its three parts.
@@ -197,6 +197,18 @@ impl FrameMut<'_> {
             set_field(head, sys::SHIM_MBUF_OL_FLAGS, flags);
             set_field(head, sys::SHIM_MBUF_TX_OFFLOAD, lengths);
         }
+    }
+
+    /// Takes the marks away and says what they asked for. Nothing in the frame is put back.
+    pub fn unmark(&mut self) -> NetHeader {
+        let (header, _) = self.as_frame().marks();
+        let head = self.head();
+        // SAFETY: the fields of a valid frame that is ours.
+        unsafe {
+            set_field(head, sys::SHIM_MBUF_OL_FLAGS, 0u64);
+            set_field(head, sys::SHIM_MBUF_TX_OFFLOAD, 0u64);
+        }
+        header
     }
 
     /// The first buffer's part of the frame, to be changed.

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use ringspan_protocol::Drops;
 
 use crate::BURST;
-use crate::nic::{Burst, Pool, TxQueue};
+use crate::nic::{Burst, FrameMut, Pool, TxQueue};
 use crate::offload::{Offloads, Request, Segment, Segmenter};
 use crate::ring::NetHeader;
 use crate::stats::QueueCells;
@@ -17,7 +17,7 @@ pub(super) type Asks = Vec<(usize, NetHeader)>;
 enum Task {
     /// It is cut in software.
     Cut(Segment),
-    /// Its header makes no sense, or the driver refuses what it says.
+    /// Its header makes no sense.
     Refuse,
     /// Its segments would be longer than the port's frames.
     TooLong,
@@ -81,7 +81,8 @@ impl Unfinished {
         }
         let refused = queue.prepare(ready, marked);
         if refused != 0 {
-            self.tasks.extend((0..BURST).filter(|place| refused >> place & 1 == 1).map(|place| (place, Task::Refuse)));
+            let places = (0..BURST).filter(|place| refused >> place & 1 == 1);
+            self.tasks.extend(places.filter_map(|place| take_over(ready.frame_mut(place)).map(|task| (place, task))));
             self.tasks.make_contiguous().sort_unstable_by_key(|(place, _)| *place);
         }
         if !self.tasks.is_empty() {
@@ -144,5 +145,76 @@ impl Unfinished {
     /// Lets go of the pool. Only when nothing waits.
     pub(super) fn release(&mut self) {
         self.waiting = Burst::new();
+    }
+}
+
+/// The driver refuses what a frame's marks ask for: checksums are filled in here, and segments are to be cut.
+#[cold]
+fn take_over(mut frame: FrameMut<'_>) -> Option<Task> {
+    let header = frame.unmark();
+    let (len, buffers) = (frame.as_frame().len(), frame.as_frame().segment_count());
+    match Request::parse(&header, frame.as_frame().data(), len, Offloads::ALL) {
+        Ok(Some(Request::Checksum(checksum))) if buffers == 1 => {
+            checksum.fill(frame.bytes_mut());
+            None
+        }
+        Ok(Some(Request::Segment(segment))) => Some(Task::Cut(segment)),
+        _ => Some(Task::Refuse),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use ringspan_testkit::packet::Packet;
+
+    use super::*;
+    use crate::nic::{Handmade, TxAbilities};
+
+    /// A device that does everything, and refuses when it is asked to.
+    const ABLE: TxAbilities = TxAbilities {
+        ip_checksum: true,
+        tcp_checksum: true,
+        udp_checksum: true,
+        tcp_segments: true,
+        buffers: 8,
+        buffers_to_cut: 8,
+        hands_on: false,
+        link: false,
+    };
+
+    fn marked(frame: &[u8], header: ringspan_testkit::guest::NetHeader) -> Handmade {
+        let mut bytes = [0; NetHeader::LEN];
+        bytes[..10].copy_from_slice(&header.bytes());
+        let request = Request::parse(&NetHeader::parse(bytes), frame, frame.len(), Offloads::ALL).unwrap().unwrap();
+        assert!(ABLE.does(&request, frame.len(), 1));
+        let mut burst = Handmade::new([frame], 0);
+        burst.frame_mut(0).mark(&request, &ABLE);
+        burst
+    }
+
+    proptest! {
+        #[test]
+        fn what_the_driver_refuses_is_done_here(ipv6: bool, udp: bool, tags in 0..3usize, payload in 0..3000usize) {
+            let packet = Packet { ipv6, udp, tags, ecn: false, ..Packet::new(payload) };
+            let mut burst = marked(&packet.frame(), packet.checksum_header());
+            prop_assert!(take_over(burst.frame_mut(0)).is_none());
+            packet.check(burst.frame(0).data()).unwrap();
+            let (left, _) = burst.frame(0).marks();
+            prop_assert_eq!(left, NetHeader::default(), "it would be asked again");
+
+            let packet = Packet { udp: false, payload: payload + 2000, ..packet };
+            let mut burst = marked(&packet.frame(), packet.segment_header(1000));
+            let Some(Task::Cut(segment)) = take_over(burst.frame_mut(0)) else { panic!("not cut") };
+            let (frame, mut segments) = (burst.frame(0).data().to_vec(), Vec::new());
+            let mut cut = Segmenter::new(&segment, &frame, frame.len());
+            while let Some(next) = cut.next() {
+                let mut bytes = vec![0; next.header_len + next.len];
+                bytes[next.header_len..].copy_from_slice(&frame[next.from..next.from + next.len]);
+                cut.finish(&mut bytes);
+                segments.push(bytes);
+            }
+            packet.check_segments(1000, &segments).unwrap();
+        }
     }
 }
