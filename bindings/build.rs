@@ -22,12 +22,13 @@ const FUNCTIONS: &[&str] = &[
     "rte_eth_(stats_get|xstats_get|xstats_get_names|find_next|dev_set_link_up)",
     "rte_(pktmbuf_pool_create|mempool_free|mempool_avail_count|mempool_in_use_count|malloc_get_socket_stats)",
     "rte_eth_dev_(rx_intr_(enable|disable|ctl_q_get_fd)|rss_hash_conf_get)",
+    "rte_(extmem_register|extmem_unregister|dev_dma_map|dev_dma_unmap|eal_iova_mode)",
     "rte_(ring_create|ring_free|eth_from_rings)",
     "shim_.*",
 ];
 
 /// Types that the functions above do not pull in by themselves.
-const TYPES: &[&str] = &["rte_eth_.*mq_mode", "rte_eth_event_type", "rte_dev_event_type", "shim_.*"];
+const TYPES: &[&str] = &["rte_eth_.*mq_mode", "rte_eth_event_type", "rte_dev_event_type", "rte_iova_mode", "shim_.*"];
 
 const CONSTANTS: &[&str] = &["SHIM_.*", "RTE_LOG_.*"];
 

@@ -69,6 +69,28 @@ void shim_put_bulk(struct rte_mempool *pool, struct rte_mbuf **buffers, unsigned
 	rte_mempool_put_bulk(pool, (void **)buffers, n);
 }
 
+static void loan_back(void *start, void *loan)
+{
+	(void)start;
+	__atomic_store_n(&((struct shim_loan *)loan)->away, 0, __ATOMIC_RELEASE);
+}
+
+void shim_lend(struct rte_mbuf *packet, void *start, uint16_t length, struct shim_loan *loan)
+{
+	__atomic_store_n(&loan->away, 1, __ATOMIC_RELAXED);
+	loan->shared.free_cb = loan_back;
+	loan->shared.fcb_opaque = loan;
+	rte_mbuf_ext_refcnt_set(&loan->shared, 1);
+	rte_pktmbuf_attach_extbuf(packet, start, (rte_iova_t)(uintptr_t)start, length, &loan->shared);
+	packet->data_len = length;
+	packet->pkt_len = length;
+}
+
+int shim_tx_done(uint16_t port, uint16_t queue)
+{
+	return rte_eth_tx_done_cleanup(port, queue, 0);
+}
+
 unsigned int shim_ring_take(struct rte_ring *ring, struct rte_mbuf **packets, unsigned int n)
 {
 	return rte_ring_dequeue_burst(ring, (void **)packets, n, NULL);

@@ -116,6 +116,18 @@ void shim_free_bulk(struct rte_mbuf **packets, unsigned int n);
 int shim_get_bulk(struct rte_mempool *pool, struct rte_mbuf **buffers, unsigned int n);
 void shim_put_bulk(struct rte_mempool *pool, struct rte_mbuf **buffers, unsigned int n);
 
+/* A frame that lies in memory of somebody else's, from shim_lend() until every user of its buffer has freed it. */
+struct shim_loan {
+	struct rte_mbuf_ext_shared_info shared;
+	/* 1 until then; written by the thread that frees it, after the last read of the frame. */
+	uint32_t away;
+};
+
+/* rte_pktmbuf_attach_extbuf(): the buffer becomes a frame of `length` bytes at `start`, where a device reads it at the same address. */
+void shim_lend(struct rte_mbuf *packet, void *start, uint16_t length, struct shim_loan *loan);
+/* rte_eth_tx_done_cleanup(): frees what was sent; a negative errno when the driver cannot. */
+int shim_tx_done(uint16_t port, uint16_t queue);
+
 /* rte_ring_dequeue_burst(): up to n packets out of a software ring. */
 unsigned int shim_ring_take(struct rte_ring *ring, struct rte_mbuf **packets, unsigned int n);
 

@@ -193,6 +193,7 @@ fn status(spec: PortSpec, ready: bool) -> PortStatus {
         active_pairs: u16::from(ready),
         memory_regions: 0,
         memory_bytes: 0,
+        zero_copy: Default::default(),
         device: DeviceStatus {
             driver: "net_fake".into(),
             link_up: true,

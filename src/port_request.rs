@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::{Gid, Group, Uid, User};
 use ringspan_protocol::{
     Compat, DeviceSpec, LaneName, MAX_QUEUE_PAIRS, MTU_RANGE, MacAddress, Policy, PortName, PortSpec, Role,
+    ZERO_COPY_FROM, ZeroCopy,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,10 @@ pub(crate) const MAX_SOCKET_PATH: usize = 107;
 
 fn one() -> u16 {
     1
+}
+
+fn zero_copy_from() -> u16 {
+    ZERO_COPY_FROM
 }
 
 fn yes() -> bool {
@@ -69,6 +74,12 @@ pub(crate) struct PortRequest {
     /// Offer the guest checksum and segmentation offloads. What the device cannot do of them is done in software.
     #[serde(default = "yes")]
     pub offloads: bool,
+    /// Whether the device reads large frames where the guest wrote them.
+    #[serde(default)]
+    pub zero_copy: ZeroCopy,
+    /// Least length in bytes of a frame that is not copied then.
+    #[serde(default = "zero_copy_from")]
+    pub zero_copy_from: u16,
     /// The lane that carries it; the one with the fewest ports when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lane: Option<LaneName>,
@@ -104,6 +115,8 @@ impl PortRequest {
             socket_mode: mode,
             compat: self.compat.or(pinned).unwrap_or(Compat::LATEST),
             offloads: self.offloads,
+            zero_copy: self.zero_copy,
+            zero_copy_from: self.zero_copy_from,
         })
     }
 }

@@ -11,6 +11,7 @@
 
 mod finish;
 mod inbox;
+mod lender;
 mod outbox;
 mod parts;
 mod steering;
@@ -18,7 +19,7 @@ mod steering;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::Sender;
 use ringspan_protocol::Drops;
@@ -30,7 +31,10 @@ use crate::nic::{Burst, Pool, QueuePair};
 use crate::offload::Offloads;
 use crate::ring::{Ring, RingError};
 use crate::worker::Watch;
+use crate::worker::{ticks, ticks_in};
 use inbox::{Delivery, Frames, appetite};
+pub use lender::Terms;
+use lender::{Lender, Lending};
 use outbox::{Asking, FAREWELL, Outbox, Spare};
 pub use parts::Parts;
 pub use steering::Plan;
@@ -67,12 +71,14 @@ pub struct Common {
     pub faults: Sender<Fault>,
     /// The guest broke a ring: nothing is taken or given until it has stopped all rings.
     pub broken: AtomicBool,
+    /// When a guest last waited for the device to let go of frames, in ticks. They may be in a queue of another relay.
+    waited: AtomicU64,
 }
 
 impl Common {
     /// Of a port that is whole.
     pub fn new(id: u64, journal: Arc<Journal>, faults: Sender<Fault>) -> Arc<Self> {
-        Arc::new(Self { id, journal, faults, broken: AtomicBool::new(false) })
+        Arc::new(Self { id, journal, faults, broken: AtomicBool::new(false), waited: AtomicU64::new(0) })
     }
 }
 
@@ -87,6 +93,8 @@ pub struct Basis {
     pub mtu: u16,
     /// The guest's memory, once it is known.
     pub map: Option<Arc<GuestMap>>,
+    /// Whether its large frames are read there by the device.
+    pub terms: Option<Terms>,
 }
 
 /// What a share made its worker do. One worker writes, everybody may read.
@@ -113,8 +121,18 @@ struct FromGuest {
     pair: usize,
     ring: Ring,
     outbox: Outbox,
+    /// Of what is not copied.
+    lender: Option<Box<Lender>>,
     /// Where among the relay's queues the one is that takes what this ring sends. No such place while the queues are away.
     queue: usize,
+}
+
+impl FromGuest {
+    /// Gives all back to the guest that is owed, whether the device has let go of it or not, and goes on by other terms.
+    fn forgo(&mut self, terms: Option<&Terms>) {
+        self.ring.settle(|_| true);
+        self.lender = terms.map(|terms| Box::new(Lender::new(terms, &mut self.ring)));
+    }
 }
 
 /// A ring that we fill, number 2 * `pair`.
@@ -148,10 +166,19 @@ pub struct Relay {
     spare: Spare,
     delivery: Delivery,
     map: Option<Arc<GuestMap>>,
+    /// Queues have to be told to let go of what they have sent.
+    cleans: bool,
+    /// When they were last told, in ticks.
+    cleaned: u64,
     /// Longest frame in bytes, Ethernet header and two VLAN tags included.
     max_frame: usize,
     load: Arc<Load>,
 }
+
+/// How often a queue is told to let go of what it has sent, while a guest waits for that.
+const CLEAN: Duration = Duration::from_micros(10);
+/// How long queues of a port's other relays are told to.
+const CLEAN_ON: Duration = Duration::from_millis(10);
 
 /// Ethernet header and two VLAN tags: what a frame may have beyond the MTU.
 pub const FRAME_OVERHEAD: usize = 14 + 2 * 4;
@@ -183,6 +210,9 @@ impl Relay {
             let at = self.first + turn;
             moved += self.drain_guest(if at < rings { at } else { at - rings }, broken);
         }
+        if self.cleans {
+            self.clean();
+        }
         // Another one is first in the next round, or it alone would get what room there is in a device that is always full.
         self.first = if self.first + 1 < rings { self.first + 1 } else { 0 };
         for queue in 0..self.queues.len() {
@@ -195,23 +225,47 @@ impl Relay {
         moved
     }
 
+    /// Has the queues let go of what they have sent, while guests of the port wait for it.
+    #[inline]
+    fn clean(&mut self) {
+        let now = ticks();
+        if now.wrapping_sub(self.cleaned) < ticks_in(CLEAN) {
+            return;
+        }
+        if self.from_guest.iter().any(|side| side.ring.owed() > 0) {
+            self.common.waited.store(now, Ordering::Relaxed);
+        } else if now.wrapping_sub(self.common.waited.load(Ordering::Relaxed)) > ticks_in(CLEAN_ON) {
+            return;
+        }
+        self.cleaned = now;
+        self.queues.iter_mut().for_each(|queue| queue.nic.tx.clean());
+    }
+
     /// Guest to device: frames are copied out of the ring, the ring is published, and only then are they sent. A lane
-    /// killed in between loses frames but never sends one twice.
+    /// killed in between loses frames but never sends one twice. Where large frames are not copied, the ring is published as far
+    /// as the device has let go of them.
     #[inline]
     fn drain_guest(&mut self, at: usize, broken: bool) -> usize {
-        let FromGuest { pair, ring, outbox, queue } = &mut self.from_guest[at];
-        let Some(queue) = self.queues.get_mut(*queue) else { return 0 };
+        let FromGuest { pair, ring, outbox, lender, queue } = &mut self.from_guest[at];
+        let settled = lender.as_mut().map_or(0, |lender| lender.settle(ring));
+        let Some(queue) = self.queues.get_mut(*queue) else { return settled };
         let counters = self.common.journal.from_guest(*pair);
-        let moved = outbox.flush(&mut queue.nic.tx, counters);
+        let moved = settled + outbox.flush(&mut queue.nic.tx, counters);
         if broken || !outbox.is_empty() || !ring.pending() {
             return moved;
         }
         self.spare.refill(&self.pool);
         let offloads = ring.features().offloads;
-        let taken = if offloads.has_any(Offloads::FROM_GUEST) {
-            ring.take(BURST, self.max_frame, &mut Asking(&mut self.spare))
-        } else {
-            ring.take(BURST, self.max_frame, &mut self.spare)
+        let asks = offloads.has_any(Offloads::FROM_GUEST);
+        let taken = match lender.as_mut() {
+            Some(lender) if lender.closed => return moved,
+            Some(lender) if asks => {
+                let sink = &mut Asking(&mut self.spare);
+                ring.take(BURST, self.max_frame, &mut Lending { sink, lender })
+            }
+            Some(lender) => ring.take(BURST, self.max_frame, &mut Lending { sink: &mut self.spare, lender }),
+            None if asks => ring.take(BURST, self.max_frame, &mut Asking(&mut self.spare)),
+            None => ring.take(BURST, self.max_frame, &mut self.spare),
         };
         let taken = match taken {
             Ok(taken) => taken,
@@ -231,6 +285,11 @@ impl Relay {
         outbox.close(&mut self.spare, taken.frames as usize, taken.bytes);
         outbox.complete(&mut self.spare, offloads, self.max_frame, &mut queue.nic.tx);
         outbox.flush(&mut queue.nic.tx, counters);
+        if let Some(lender) = lender {
+            counters.zero_copied(taken.lent);
+            // Many devices are done with a frame when they have taken it.
+            lender.settle(ring);
+        }
         moved + taken.received as usize
     }
 
@@ -314,8 +373,12 @@ impl Relay {
         }
     }
 
-    /// Moves the running rings to another map of the same guest. A ring that is not in it stops the port.
-    pub fn remap(&mut self, map: &Arc<GuestMap>) {
+    /// Moves the running rings to another map of the same guest, of which they lend by `terms`. A ring that is not in it stops the
+    /// port. What devices still hold is given back to the guest: see [`Relay::hold`].
+    pub fn remap(&mut self, map: &Arc<GuestMap>, terms: Option<&Terms>) {
+        for side in &mut self.from_guest {
+            side.forgo(terms);
+        }
         let to_guest = self.to_guest.iter_mut().map(|side| (2 * side.pair, &mut side.ring));
         let from_guest = self.from_guest.iter_mut().map(|side| (2 * side.pair + 1, &mut side.ring));
         let mut fault = None;
@@ -328,6 +391,22 @@ impl Relay {
             self.break_down(ring, error.into());
         }
         self.map = Some(Arc::clone(map));
+    }
+
+    /// Takes nothing more from the transmit ring of that pair, or from all, until [`Relay::release`]. Returns how many frames of those the device
+    /// still has.
+    pub fn hold(&mut self, pair: Option<usize>) -> usize {
+        let sides = self.from_guest.iter_mut().filter(|side| pair.is_none_or(|pair| pair == side.pair));
+        let lenders = sides.filter_map(|side| side.lender.as_mut());
+        lenders.fold(0, |away, lender| {
+            lender.closed = true;
+            away + lender.away()
+        })
+    }
+
+    /// The opposite of [`Relay::hold`].
+    pub fn release(&mut self) {
+        self.from_guest.iter_mut().filter_map(|side| side.lender.as_mut()).for_each(|lender| lender.closed = false);
     }
 
     /// Takes the device's queues away, so that the device can be stopped. Rings go on running and wait.
@@ -353,8 +432,9 @@ impl Relay {
         if self.common.broken.load(Ordering::Relaxed) {
             return pending;
         }
-        for FromGuest { ring, outbox, .. } in &mut self.from_guest {
+        for FromGuest { ring, outbox, lender, .. } in &mut self.from_guest {
             pending |= !outbox.is_empty();
+            pending |= lender.as_ref().is_some_and(|lender| lender.expects(ring));
             pending |= ring.request_kicks();
         }
         pending
@@ -363,7 +443,7 @@ impl Relay {
     /// Whether everything that may come is signalled.
     pub fn can_wake(&self) -> bool {
         self.queues.iter().all(|queue| queue.nic.rx.is_signalled())
-            && self.from_guest.iter().all(|side| side.ring.kick().is_some())
+            && self.from_guest.iter().all(|side| side.ring.kick().is_some() && side.ring.owed() == 0)
     }
 
     /// Something was signalled while the worker slept: looks which device does so.

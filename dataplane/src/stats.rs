@@ -23,6 +23,7 @@ pub struct QueueCells {
     no_buffers: AtomicU64,
     bad_offload: AtomicU64,
     lost: AtomicU64,
+    zero_copied: AtomicU64,
 }
 
 /// Adds to a counter that nobody else writes.
@@ -43,6 +44,11 @@ impl QueueCells {
     pub fn sent(&self, packets: u64, bytes: u64) {
         bump(&self.sent, packets);
         bump(&self.sent_bytes, bytes);
+    }
+
+    /// Counts those of the packets that came in that were not copied.
+    pub fn zero_copied(&self, packets: u64) {
+        bump(&self.zero_copied, packets);
     }
 
     /// Counts packets that were dropped.
@@ -80,7 +86,14 @@ impl QueueCells {
         };
         let (sent_bytes, sent) = (self.sent_bytes.load(Ordering::Acquire), self.sent.load(Ordering::Acquire));
         let received_bytes = self.received_bytes.load(Ordering::Acquire);
-        QueueCounters { received: self.received.load(Ordering::Acquire), received_bytes, sent, sent_bytes, drops }
+        QueueCounters {
+            received: self.received.load(Ordering::Acquire),
+            received_bytes,
+            sent,
+            sent_bytes,
+            zero_copied: self.zero_copied.load(Ordering::Acquire),
+            drops,
+        }
     }
 }
 
@@ -103,8 +116,9 @@ mod tests {
         };
         cells.received(37, 370);
         cells.sent(9, 90);
+        cells.zero_copied(5);
         cells.dropped(&drops);
-        let want = QueueCounters { received: 37, received_bytes: 370, sent: 9, sent_bytes: 90, drops };
+        let want = QueueCounters { received: 37, received_bytes: 370, sent: 9, sent_bytes: 90, zero_copied: 5, drops };
         assert_eq!(cells.read(), want);
         assert_eq!(want.received, want.sent + want.drops.total());
     }

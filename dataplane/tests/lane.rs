@@ -72,6 +72,8 @@ impl Lane {
             socket_mode: None,
             compat: Compat::LATEST,
             offloads: true,
+            zero_copy: Default::default(),
+            zero_copy_from: 0,
         }
     }
 

@@ -218,6 +218,12 @@ pub(super) struct Add {
     /// Offer the guest checksum and segmentation offloads; `false` makes the guest do them.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
     pub offloads: bool,
+    /// Whether the device reads large frames where the guest wrote them.
+    #[arg(long, value_enum, default_value_t = ZeroCopyWord::Off)]
+    pub zero_copy: ZeroCopyWord,
+    /// Least length in bytes of a frame that is not copied then.
+    #[arg(long, default_value_t = ringspan_protocol::ZERO_COPY_FROM, value_name = "BYTES")]
+    pub zero_copy_from: u16,
     /// The lane that carries it; the one with the fewest ports when not given.
     #[arg(long)]
     pub lane: Option<LaneName>,
@@ -293,6 +299,14 @@ pub(super) enum PolicyWord {
     Auto,
     On,
     Off,
+}
+
+/// The words of zero copy.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum ZeroCopyWord {
+    Auto,
+    Off,
+    Always,
 }
 
 /// What can be waited for.

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use ringspan_protocol::{PolicyStatus, PortName, ShareStatus};
+use ringspan_protocol::{PolicyStatus, PortName, ShareStatus, ZeroCopyStatus};
 use serde_json::{Value, json};
 
 use super::client::Client;
@@ -98,6 +98,8 @@ fn params_of(add: &Add) -> Value {
         "promiscuous": api_word(add.promiscuous),
         "allmulti": api_word(add.allmulti),
         "offloads": add.offloads,
+        "zero_copy": api_word(add.zero_copy),
+        "zero_copy_from": add.zero_copy_from,
         "may_exist": add.may_exist,
     });
     let mut put = |key: &str, value: Option<Value>| {
@@ -186,6 +188,7 @@ fn show(port: &PortEntry) -> Result<(), Failure> {
             ("tx TCP segments by", word(&device.offloads.tx_tcp_segments)),
             ("tx UDP segments by", word(&device.offloads.tx_udp_segments)),
             ("rx checksum by", word(&device.offloads.rx_checksum)),
+            ("zero copy", zero_copy(&status.zero_copy)),
         ]);
     }
     let width = rows.iter().map(|(key, _)| key.len()).max().unwrap_or(0);
@@ -211,6 +214,14 @@ fn policy(status: &PolicyStatus) -> String {
     }
 }
 
+fn zero_copy(status: &ZeroCopyStatus) -> String {
+    match (status.from, &status.reason) {
+        (Some(from), _) => format!("from {from} bytes"),
+        (None, Some(reason)) => format!("off: {reason}"),
+        (None, None) => "off".into(),
+    }
+}
+
 fn print_stats(stats: &[PortStats]) -> Result<(), Failure> {
     let headings = [
         "PORT",
@@ -227,6 +238,7 @@ fn print_stats(stats: &[PortStats]) -> Result<(), Failure> {
         "OFFLOAD",
         "LOST",
         "BYTES",
+        "NOT-COPIED",
     ];
     let mut table = Table::new(&headings);
     for port in stats {
@@ -252,6 +264,7 @@ fn print_stats(stats: &[PortStats]) -> Result<(), Failure> {
                     drops.bad_offload,
                     drops.lost,
                     counts.sent_bytes,
+                    counts.zero_copied,
                 ];
                 let cells = [name.clone(), direction.into(), queue];
                 table.row(cells.into_iter().chain(numbers.iter().map(u64::to_string)));

@@ -207,6 +207,8 @@ impl Lane {
             socket_mode: None,
             compat: Compat::LATEST,
             offloads: true,
+            zero_copy: Default::default(),
+            zero_copy_from: ringspan_protocol::ZERO_COPY_FROM,
         }
     }
 

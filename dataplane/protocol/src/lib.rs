@@ -17,7 +17,7 @@ pub use message::{LaneInfo, LaneLoad, PortChange, WorkerLoad};
 pub use name::{LaneName, PortName};
 pub use port::{
     Compat, DeviceStatus, OffloadBy, OffloadStatus, Policy, PolicyStatus, PortPhase, PortSpec, PortStatus, ReceiveWake,
-    Role, ShareStatus, Spread,
+    Role, ShareStatus, Spread, ZeroCopy, ZeroCopyStatus,
 };
-pub use port::{MAX_QUEUE_PAIRS, MAX_RING_SIZE, MTU_RANGE};
+pub use port::{MAX_QUEUE_PAIRS, MAX_RING_SIZE, MTU_RANGE, ZERO_COPY_FROM};
 pub use stats::{Drops, PortCounters, QueueCounters};

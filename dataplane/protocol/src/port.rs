@@ -55,8 +55,40 @@ pub enum Policy {
     Off,
 }
 
+/// Whether large frames of a guest are read by the device where the guest wrote them, instead of being copied before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ZeroCopy {
+    /// Where the device lets go of each frame by itself as soon as it is sent, and can read guest memory.
+    Auto,
+    /// Never.
+    #[default]
+    Off,
+    /// In software rings (`patch:`, net_ring), too, where a frame stays until the other side has read it: if that stops, so does the
+    /// guest that sends.
+    Always,
+}
+
+/// What became of [`ZeroCopy`].
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct ZeroCopyStatus {
+    /// Frames of at least so many bytes are not copied; absent: all are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<u32>,
+    /// Why all are copied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
 fn one() -> u16 {
     1
+}
+
+/// Least length in bytes of a frame that is not copied, where the port does not say: see docs/decisions/0010-zero-copy.md.
+pub const ZERO_COPY_FROM: u16 = 2048;
+
+fn zero_copy_from() -> u16 {
+    ZERO_COPY_FROM
 }
 
 fn yes() -> bool {
@@ -108,6 +140,12 @@ pub struct PortSpec {
     /// Offer the guest checksum and segmentation offloads. What the device cannot do of them is done in software.
     #[serde(default = "yes")]
     pub offloads: bool,
+    /// Whether the device reads large frames where the guest wrote them.
+    #[serde(default)]
+    pub zero_copy: ZeroCopy,
+    /// Least length in bytes of a frame that is not copied then.
+    #[serde(default = "zero_copy_from")]
+    pub zero_copy_from: u16,
 }
 
 /// `socket_owner` as `port.add` takes it, so that what is read can be asked for again.
@@ -288,6 +326,9 @@ pub struct PortStatus {
     pub memory_regions: u16,
     /// Bytes of guest memory that are mapped.
     pub memory_bytes: u64,
+    /// Whether frames from the guest are copied.
+    #[serde(default)]
+    pub zero_copy: ZeroCopyStatus,
     /// The device side.
     pub device: DeviceStatus,
 }

@@ -46,6 +46,9 @@ pub struct QueueCounters {
     pub sent: u64,
     /// Bytes of those.
     pub sent_bytes: u64,
+    /// Those of the packets from the guest's ring that were not copied.
+    #[serde(default)]
+    pub zero_copied: u64,
     /// Packets that did not.
     pub drops: Drops,
 }
@@ -57,6 +60,7 @@ impl QueueCounters {
         self.received_bytes += other.received_bytes;
         self.sent += other.sent;
         self.sent_bytes += other.sent_bytes;
+        self.zero_copied += other.zero_copied;
         self.drops.guest_ring_full += other.drops.guest_ring_full;
         self.drops.no_ring += other.drops.no_ring;
         self.drops.too_long += other.drops.too_long;

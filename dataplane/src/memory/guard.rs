@@ -186,7 +186,7 @@ impl Drop for Guard {
 }
 
 /// The page size of a region's mapping: the file's own on hugetlbfs, else the system's.
-fn page_size(region: &MmapRegion) -> usize {
+pub(super) fn page_size(region: &MmapRegion) -> usize {
     // SAFETY: sysconf has no preconditions.
     let system = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
     let Some(file) = region.file_offset() else { return system };

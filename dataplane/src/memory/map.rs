@@ -8,16 +8,16 @@ use std::ops::Deref;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
-use super::guard::Guard;
+use super::guard::{self, Guard};
 
 /// One mapping of a guest's whole memory, immutable. Whoever holds it keeps the memory mapped.
 pub struct GuestMap {
     regions: Box<[Region]>,
     guard: Guard,
     /// Dropped last, after the guard has let go of its ranges.
-    _mmap: Arc<GuestMemoryMmap>,
+    mmap: Arc<GuestMemoryMmap>,
 }
 
 /// A part of guest memory that is contiguous for the guest and for us.
@@ -93,7 +93,7 @@ impl GuestMap {
         }
         regions.sort_by_key(|region| region.start);
         let guard = Guard::new(memory.iter().map(Deref::deref));
-        Arc::new(Self { regions: regions.into(), guard, _mmap: Arc::clone(memory) })
+        Arc::new(Self { regions: regions.into(), guard, mmap: Arc::clone(memory) })
     }
 
     /// The contiguous part of guest memory that starts at `addr`, at most `len` bytes of it. It is shorter than `len`
@@ -144,6 +144,15 @@ impl GuestMap {
         &self.regions
     }
 
+    /// The page size of each region's file in bytes, in the same order.
+    pub fn page_sizes(&self) -> impl Iterator<Item = usize> {
+        let page = |region: &Region| {
+            let found = self.mmap.find_region(GuestAddress(region.start));
+            found.map_or(1, |region| guard::page_size(region))
+        };
+        self.regions.iter().map(page)
+    }
+
     /// Bytes of guest memory.
     pub fn bytes(&self) -> u64 {
         self.regions.iter().map(|region| region.len).sum()
@@ -166,7 +175,6 @@ impl fmt::Debug for GuestMap {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_memory::GuestAddress;
 
     fn map(ranges: &[(u64, usize)]) -> Arc<GuestMap> {
         let ranges: Vec<_> = ranges.iter().map(|&(start, len)| (GuestAddress(start), len)).collect();

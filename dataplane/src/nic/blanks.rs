@@ -21,7 +21,7 @@ pub struct Blanks {
     pool: Option<Pool>,
     /// Longest frame in bytes that a buffer of `pool` holds.
     room: usize,
-    /// Some of the frames have several buffers.
+    /// Some of the frames have several buffers, or lie elsewhere: they are freed one by one.
     long: bool,
 }
 
@@ -150,6 +150,22 @@ impl Blanks {
             set_field(head, sys::SHIM_MBUF_NB_SEGS, more as u16 + 1);
             set_field(head, sys::SHIM_MBUF_PKT_LEN, len as u32);
         }
+        true
+    }
+
+    /// Makes the next buffer a frame of `len` bytes that lies at `start`. False when there is no buffer.
+    ///
+    /// # Safety
+    /// The bytes and `loan` stay in place until the frame is freed, of which `loan` tells.
+    #[inline]
+    pub(super) unsafe fn lend(&mut self, start: NonNull<u8>, len: u16, loan: *mut sys::shim_loan) -> bool {
+        if self.frame(0).is_none() {
+            return false;
+        }
+        self.long = true;
+        let head = self.buffers[self.frames - 1];
+        // SAFETY: a frame of ours, whose fields were just written; the rest is the caller's.
+        unsafe { sys::shim_lend(head, start.as_ptr().cast(), len, loan) };
         true
     }
 

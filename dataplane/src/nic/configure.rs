@@ -3,7 +3,7 @@
 use std::mem::MaybeUninit;
 
 use dpdk_sys as sys;
-use ringspan_protocol::{DeviceSpec, MacAddress, Policy, PolicyStatus, PortSpec};
+use ringspan_protocol::{DeviceSpec, MacAddress, Policy, PolicyStatus, PortSpec, ZeroCopy};
 
 use super::eal::{Eal, registered_threads};
 use super::error::{DeviceError, describe, reason};
@@ -51,12 +51,16 @@ pub struct DeviceConfig {
     pub allmulti: Policy,
     /// Guests are offered checksum and segmentation offloads.
     pub offloads: bool,
+    /// Whether large frames are read in guest memory.
+    pub zero_copy: ZeroCopy,
+    /// Frames of fewer bytes are copied.
+    pub zero_copy_from: u16,
 }
 
 impl From<&PortSpec> for DeviceConfig {
     fn from(spec: &PortSpec) -> Self {
-        let PortSpec { queues, mtu, mac, promiscuous, allmulti, offloads, .. } = *spec;
-        Self { queues, mtu, mac, promiscuous, allmulti, offloads }
+        let PortSpec { queues, mtu, mac, promiscuous, allmulti, offloads, zero_copy, zero_copy_from, .. } = *spec;
+        Self { queues, mtu, mac, promiscuous, allmulti, offloads, zero_copy, zero_copy_from }
     }
 }
 

@@ -12,6 +12,7 @@ use super::configure::{DeviceConfig, Filters, Setup};
 use super::eal::Eal;
 use super::error::{DeviceError, describe, reason};
 use super::filter::Filter;
+use super::lending::Lending;
 use super::offload::Offloads;
 use super::pool::Pool;
 use super::port::Port;
@@ -45,6 +46,7 @@ pub struct Device {
     offloads: Offloads,
     /// What wakes the worker of each queue.
     wakers: Vec<Waker>,
+    lending: Result<Lending, String>,
 }
 
 impl Device {
@@ -55,8 +57,9 @@ impl Device {
     pub fn open(spec: &DeviceSpec, config: &DeviceConfig) -> Result<(Self, Vec<QueuePair>), DeviceError> {
         let port = Arc::new(plug(spec, config.queues)?);
         let (pool, filters, offloads) = Setup { port: &port, spec }.run(config, None)?;
-        let mut device =
-            Self { port, spec: spec.clone(), config: *config, pool, filters, offloads, wakers: Vec::new() };
+        let lending = Lending::choose(&port, spec, config);
+        let (spec, wakers) = (spec.clone(), Vec::new());
+        let mut device = Self { port, spec, config: *config, pool, filters, offloads, lending, wakers };
         let queues = device.hand_out();
         Ok((device, queues))
     }
@@ -80,6 +83,11 @@ impl Device {
     /// Where frames for this device are best allocated.
     pub fn pool(&self) -> &Pool {
         &self.pool
+    }
+
+    /// How it reads frames in guest memory, or why it does not.
+    pub fn lending(&self) -> &Result<Lending, String> {
+        &self.lending
     }
 
     /// The device as it is now.
@@ -190,6 +198,7 @@ impl Device {
             Ok((pool, filters, offloads)) => {
                 (self.pool, self.filters, self.offloads, self.config) = (pool, filters, offloads, *config);
                 drop(queues);
+                self.lending = Lending::choose(&self.port, &self.spec, config);
                 self.port.let_go_of_pools(&self.pool);
                 Ok(self.hand_out())
             }
@@ -230,6 +239,7 @@ impl Device {
                 index,
                 abilities: self.offloads.tx,
                 bell: self.port.patch().and_then(|end| end.rings(index)).cloned(),
+                cleans: self.lending.as_ref().is_ok_and(|lending| lending.cleans),
             },
         };
         (0..self.config.queues).map(pair).collect()

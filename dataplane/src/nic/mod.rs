@@ -22,6 +22,8 @@ mod error;
 mod filter;
 #[cfg(test)]
 mod handmade;
+mod lending;
+mod loans;
 mod log;
 mod offload;
 mod patch;
@@ -40,6 +42,8 @@ pub use eal::{Eal, EalConfig, HugePages, RegisteredThread};
 pub use error::{DeviceError, EalError};
 #[cfg(test)]
 pub(crate) use handmade::Handmade;
+pub use lending::Lending;
+pub use loans::{LentMemory, Loans};
 pub use offload::TxAbilities;
 pub use pool::Pool;
 pub use queue::{QueuePair, RxQueue, TxQueue};

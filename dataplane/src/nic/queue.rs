@@ -40,6 +40,8 @@ pub struct TxQueue {
     pub(super) abilities: TxAbilities,
     /// Wakes who receives what is sent here.
     pub(super) bell: Option<Arc<Bell>>,
+    /// The driver frees what was sent when it is told to.
+    pub(super) cleans: bool,
 }
 
 impl RxQueue {
@@ -121,6 +123,19 @@ impl TxQueue {
             bell.ring();
         }
         usize::from(n)
+    }
+
+    /// Whether [`TxQueue::clean`] does anything.
+    pub fn cleans(&self) -> bool {
+        self.cleans
+    }
+
+    /// Has the driver free what was sent, where it does not do that while it sends.
+    pub fn clean(&mut self) {
+        if self.cleans {
+            // SAFETY: the queue exists and is used here alone (`&mut self`).
+            unsafe { sys::shim_tx_done(self.port.id(), self.index) };
+        }
     }
 
     /// Where frames for this queue are best allocated: their buffers hold any frame the device can send.

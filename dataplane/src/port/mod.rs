@@ -63,8 +63,15 @@ impl Port {
         let (device, queues) =
             Device::open(&spec.device, &device_config(&spec)).map_err(|error| named(&spec, error.into()))?;
         let common = Common::new(id, Arc::clone(&journal), around.faults.clone());
-        let shares =
-            Shares::new(common, around.workers.to_vec(), queues, device.pool().clone(), spec.mtu, device.node())?;
+        let shares = Shares::new(
+            common,
+            around.workers.to_vec(),
+            queues,
+            device.pool().clone(),
+            spec.mtu,
+            device.node(),
+            device.lending().clone(),
+        )?;
         let shares = Arc::new(shares);
         let state = Arc::new(PortState::new(spec.name.clone(), spec.role, &shares, around.events));
         // From here on dropping the port undoes what was done.
@@ -149,7 +156,7 @@ impl Port {
             Ok(queues) => (queues, wanted.mtu, Ok(())),
             Err((error, queues)) => (queues, self.spec.mtu, Err(error.into())),
         };
-        self.shares.give_queues(queues, self.device.pool().clone(), mtu)?;
+        self.shares.give_queues(queues, self.device.pool().clone(), mtu, self.device.lending().clone())?;
         outcome
     }
 }
@@ -186,6 +193,8 @@ fn device_config(spec: &PortSpec) -> DeviceConfig {
         promiscuous: spec.promiscuous,
         allmulti: spec.allmulti,
         offloads: spec.offloads,
+        zero_copy: spec.zero_copy,
+        zero_copy_from: spec.zero_copy_from,
     }
 }
 

@@ -8,14 +8,20 @@ use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use ringspan_protocol::ShareStatus;
+use ringspan_protocol::{ShareStatus, ZeroCopyStatus};
 
 use crate::memory::{GuestMap, of_memory};
-use crate::nic::{Pool, QueuePair};
-use crate::relay::{Basis, Common, Load, Parts, Plan, Relay};
+use crate::nic::{Lending, Pool, QueuePair};
+use crate::relay::{Basis, Common, Load, Parts, Plan, Relay, Terms};
 use crate::ring::{RecordHandle, Ring};
 use crate::worker::{Candidate, Running, Worker, WorkerError, place};
+
+/// How long a device has to let go of frames that it was lent when their ring stops or their memory goes. A front-end waits for it.
+const LET_GO: Duration = Duration::from_millis(100);
+/// How often it is looked at meanwhile.
+const LOOK: Duration = Duration::from_micros(50);
 
 /// The relays of a port. Whoever changes them holds a lock, which no worker ever takes.
 pub struct Shares {
@@ -26,6 +32,10 @@ pub struct Shares {
 
 struct Now {
     basis: Basis,
+    /// Whether the device reads guest memory.
+    lending: Result<Lending, String>,
+    /// Why it cannot read the memory of this guest.
+    refused: Option<String>,
     receiving: BTreeSet<usize>,
     sending: BTreeSet<usize>,
     device_queues: u16,
@@ -65,12 +75,15 @@ impl Shares {
         pool: Pool,
         mtu: u16,
         device_node: Option<u16>,
+        lending: Result<Lending, String>,
     ) -> Result<Self, WorkerError> {
-        let basis = Basis { common: Arc::clone(&common), pool, mtu, map: None };
+        let basis = Basis { common: Arc::clone(&common), pool, mtu, map: None, terms: None };
         let device_queues = queues.len() as u16;
         let plan = Plan::new([], [], device_queues);
         let now = Now {
             basis,
+            lending,
+            refused: None,
             receiving: BTreeSet::new(),
             sending: BTreeSet::new(),
             device_queues,
@@ -105,6 +118,7 @@ impl Shares {
     /// [`WorkerError`]: the lane is stopping. So it is for all the others.
     pub fn start(&self, index: usize, ring: Ring) -> Result<u16, WorkerError> {
         let mut now = self.lock();
+        self.quiesce(&now, Some(index))?;
         if !now.plan.running() {
             self.find_node(&mut now);
         }
@@ -121,6 +135,7 @@ impl Shares {
         if !now.side(index).remove(&(index / 2)) {
             return Ok(None);
         }
+        self.quiesce(&now, Some(index))?;
         let stopped = self.rearrange(&mut now, Change { stopping: Some(index), ..Change::default() })?;
         if !now.plan.running() {
             self.common.broken.store(false, Ordering::Relaxed);
@@ -133,11 +148,55 @@ impl Shares {
         let mut now = self.lock();
         // Kept until the workers have let go of it, so that the last one to do so is this thread: unmapping a large guest takes
         // long, and must not hold up the worker's other ports.
+        self.quiesce(&now, None)?;
         let _old = now.basis.map.replace(Arc::clone(&map));
+        let terms = now.terms(&map);
+        let _old_terms = std::mem::replace(&mut now.basis.terms, terms.clone());
         let port = self.port();
         self.on_each(&now, move |relays| {
-            relays.iter_mut().filter(|relay| relay.port() == port).for_each(|relay| relay.remap(&map));
+            let ours = relays.iter_mut().filter(|relay| relay.port() == port);
+            ours.for_each(|relay| relay.remap(&map, terms.as_ref()));
         })
+    }
+
+    /// Waits until the device has let go of what it was lent of a transmit ring, or of all of them, from which nothing more is taken. Its
+    /// worker goes on meanwhile. What the device does not let go of stays mapped until it does.
+    fn quiesce(&self, now: &Now, index: Option<usize>) -> Result<(), WorkerError> {
+        if now.basis.terms.is_none() || index.is_some_and(|index| index.is_multiple_of(2)) {
+            return Ok(());
+        }
+        let (port, pair) = (self.port(), index.map(|index| index / 2));
+        let until = Instant::now() + LET_GO;
+        loop {
+            let mut away = 0;
+            for worker in now.hosts() {
+                away += self.workers[worker].call(move |running| {
+                    let ours = running.relays.iter_mut().filter(|relay| relay.port() == port);
+                    ours.map(|relay| relay.hold(pair)).sum::<usize>()
+                })?;
+            }
+            if away == 0 {
+                return Ok(());
+            }
+            if Instant::now() >= until {
+                tracing::warn!(
+                    port,
+                    "{away} frames are still with the device, which does not send them: their memory stays mapped until it lets go"
+                );
+                return Ok(());
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// Whether frames from the guest are copied.
+    pub fn zero_copy(&self) -> ZeroCopyStatus {
+        let now = self.lock();
+        match (&now.lending, &now.refused) {
+            (Ok(lending), None) => ZeroCopyStatus { from: Some(lending.from() as u32), reason: None },
+            (Ok(_), reason) => ZeroCopyStatus { from: None, reason: reason.clone() },
+            (Err(reason), _) => ZeroCopyStatus { from: None, reason: Some(reason.clone()) },
+        }
     }
 
     /// A running ring interrupts its guest by another descriptor from here on.
@@ -166,9 +225,15 @@ impl Shares {
     }
 
     /// Gives the device's queues, after [`Shares::take_queues`]; the device may have another pool and MTU by now.
-    pub fn give_queues(&self, queues: Vec<QueuePair>, pool: Pool, mtu: u16) -> Result<(), WorkerError> {
+    pub fn give_queues(
+        &self,
+        queues: Vec<QueuePair>,
+        pool: Pool,
+        mtu: u16,
+        lending: Result<Lending, String>,
+    ) -> Result<(), WorkerError> {
         let mut now = self.lock();
-        (now.basis.pool, now.basis.mtu) = (pool, mtu);
+        (now.basis.pool, now.basis.mtu, now.lending) = (pool, mtu, lending);
         self.rearrange(&mut now, Change { queues, ..Change::default() }).map(drop)
     }
 
@@ -316,6 +381,17 @@ impl Shares {
 }
 
 impl Now {
+    /// What rings may lend of `map`.
+    fn terms(&mut self, map: &Arc<GuestMap>) -> Option<Terms> {
+        let lending = self.lending.as_ref().ok()?;
+        let memory = lending.memory(map);
+        self.refused = memory.as_ref().err().cloned();
+        if let Some(reason) = &self.refused {
+            tracing::warn!(port = self.basis.common.id, "frames are copied: {reason}");
+        }
+        Some(Terms { memory: memory.ok()?, from: lending.from() })
+    }
+
     /// The running rings of a ring's direction, by pair.
     fn side(&mut self, index: usize) -> &mut BTreeSet<usize> {
         if index.is_multiple_of(2) { &mut self.receiving } else { &mut self.sending }

@@ -68,7 +68,7 @@ impl PortState {
     }
 
     pub(super) fn status(&self, spec: &PortSpec, device: DeviceStatus) -> PortStatus {
-        let shares = self.shares.status();
+        let (shares, zero_copy) = (self.shares.status(), self.shares.zero_copy());
         let now = self.lock();
         PortStatus {
             spec: spec.clone(),
@@ -79,6 +79,7 @@ impl PortState {
             active_pairs: now.active_pairs,
             memory_regions: now.map.as_ref().map_or(0, |map| map.regions().len() as u16),
             memory_bytes: now.map.as_ref().map_or(0, |map| map.bytes()),
+            zero_copy,
             device,
         }
     }

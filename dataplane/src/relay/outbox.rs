@@ -21,7 +21,7 @@ pub(super) const FAREWELL: Duration = Duration::from_micros(100);
 /// A burst of free buffers to copy into: one for all pairs of a port, or a guest that sent from many of them would leave so
 /// many buffers lying about that a device of few queues has none left.
 pub struct Spare {
-    blanks: Blanks,
+    pub(super) blanks: Blanks,
     /// What frames ask for, when they may ask.
     asks: Asks,
     /// Bytes of large frames.

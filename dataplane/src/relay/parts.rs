@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::inbox::Delivery;
+use super::lender::{Lender, Terms};
 use super::outbox::{FAREWELL, Outbox, Spare};
 use super::{Basis, FRAME_OVERHEAD, FromGuest, Load, Plan, Queue, Relay, ToGuest};
 use crate::BURST;
@@ -43,7 +44,7 @@ impl Parts {
             ring.suppress_kicks();
             self.to_guest.push(ToGuest { pair, ring });
         } else {
-            self.from_guest.push(FromGuest { pair, ring, outbox: Outbox::new(), queue: 0 });
+            self.from_guest.push(FromGuest { pair, ring, outbox: Outbox::new(), lender: None, queue: 0 });
         }
     }
 
@@ -80,7 +81,10 @@ impl Parts {
         for side in self.from_guest {
             relays[plan.share_of_sender(side.pair)].from_guest.push(side);
         }
-        relays.iter_mut().for_each(|relay| relay.connect(plan));
+        for relay in &mut relays {
+            relay.connect(plan);
+            relay.lend(basis.terms.as_ref());
+        }
         relays
     }
 }
@@ -97,6 +101,8 @@ fn empty(share: usize, basis: &Basis, load: &Arc<Load>) -> Relay {
         spare: Spare::new(),
         delivery: Delivery::new(),
         map: basis.map.clone(),
+        cleans: false,
+        cleaned: 0,
         max_frame: usize::from(basis.mtu) + FRAME_OVERHEAD,
         load: Arc::clone(load),
     }
@@ -122,6 +128,15 @@ impl Relay {
         for queue in &mut self.queues {
             let wanted = plan.fed_by(queue.index);
             queue.feeds = self.to_guest.iter().position(|side| Some(side.pair) == wanted);
+        }
+    }
+
+    /// Rings that do not lend yet do so by `terms`.
+    fn lend(&mut self, terms: Option<&Terms>) {
+        self.cleans = self.queues.iter().any(|queue| queue.nic.tx.cleans());
+        let Some(terms) = terms else { return };
+        for side in self.from_guest.iter_mut().filter(|side| side.lender.is_none()) {
+            side.lender = Some(Box::new(Lender::new(terms, &mut side.ring)));
         }
     }
 
@@ -162,6 +177,7 @@ impl Relay {
                     side.outbox.abandon(counters);
                 }
             }
+            side.forgo(None);
             parts.stopped = Some(side.ring.position());
         }
         for side in to_guest {

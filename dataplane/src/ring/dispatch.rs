@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::{FrameSink, FrameSource, PackedRing, Put, RingConfig, RingError, RingFeatures, SplitRing, Taken};
+use super::{FrameSink, FrameSource, Loan, PackedRing, Put, RingConfig, RingError, RingFeatures, SplitRing, Taken};
 use crate::memory::GuestMap;
 
 /// One ring of a guest.
@@ -64,6 +64,28 @@ impl Ring {
     #[inline]
     pub fn take<S: FrameSink>(&mut self, limit: usize, max_frame: usize, sink: &mut S) -> Result<Taken, RingError> {
         either!(self, ring => ring.take(limit, max_frame, sink))
+    }
+
+    /// Descriptors in the ring.
+    pub fn size(&self) -> u16 {
+        either!(self, ring => ring.size())
+    }
+
+    /// Frames may be lent from here on.
+    pub fn allow_loans(&mut self) {
+        either!(self, ring => ring.allow_loans());
+    }
+
+    /// Chains that were taken and not given back.
+    #[inline]
+    pub fn owed(&self) -> usize {
+        either!(self, ring => ring.owed())
+    }
+
+    /// Gives back what can be given back: see [`SplitRing::settle`].
+    #[inline]
+    pub fn settle(&mut self, is_back: impl FnMut(Loan) -> bool) -> usize {
+        either!(self, ring => ring.settle(is_back))
     }
 
     /// Gives a burst to the guest: see [`SplitRing::put`].

@@ -4,8 +4,8 @@
 //! one for each descriptor in a packed one: both are called slots here. A ring's size is a power of two, so that the lowest
 //! bits of a position are the place in the ring, and the next one is the parity of the lap.
 //!
-//! What was found and what was given back stand at positions of their own. Every chain is given back in the burst that
-//! found it, so that they are the same between two calls.
+//! What was found and what was given back stand at positions of their own. Between two calls they are the same, unless frames
+//! are lent.
 
 use super::descriptor::{Chain, Descriptor};
 use super::{RingConfig, RingError};
@@ -72,6 +72,15 @@ pub trait Format: Sized {
 
     /// Descriptor `index` of the ring; any index is fine.
     fn descriptor(&self, index: u16) -> Descriptor;
+
+    /// The next `slots` were taken: what is looked at next is behind them.
+    fn took(&mut self, slots: u16);
+
+    /// The position behind what was taken.
+    fn taken(&self) -> u16;
+
+    /// How many slots a position is behind what was given back.
+    fn ahead(&self, position: u16) -> u16;
 
     /// Gives chains back that follow one another and take `slots`, the first `at` slots behind those that were published. In each
     /// `room` bytes were written if the device writes. The guest does not see them before [`Format::publish`].

@@ -21,6 +21,21 @@ pub unsafe trait FrameSink {
     /// dropped and counted.
     fn frame(&mut self, header: &NetHeader, len: usize) -> Option<NonNull<u8>>;
 
+    /// Whether frames may be lent: [`FrameSink::lend`] is asked first.
+    const LENDS: bool = false;
+
+    /// Leaves a frame of `len` bytes in guest memory at `start`, for whoever reads it there: nothing is copied, and its chain is not given
+    /// back to the guest before [`SplitRing::settle`] hears that the loan is back. `None`: the frame is copied as any other.
+    ///
+    /// # Safety
+    ///
+    /// `start` is valid for reads of `len` bytes as long as the ring's map is held. The guest may write there at any time.
+    ///
+    /// [`SplitRing::settle`]: super::SplitRing::settle
+    unsafe fn lend(&mut self, _header: &NetHeader, _start: NonNull<u8>, _len: usize) -> Option<Loan> {
+        None
+    }
+
     /// Longest frame in bytes that is not too long, `max_frame` at least: those beyond `max_frame` go to
     /// [`FrameSink::large_frame`].
     fn longest(&self, max_frame: usize) -> usize {
@@ -33,6 +48,10 @@ pub unsafe trait FrameSink {
         LargeFrame::TooLong
     }
 }
+
+/// A frame that a device reads in guest memory, by the number that its lender gave it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Loan(pub u16);
 
 /// What becomes of a frame that is longer than `max_frame`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,8 +107,10 @@ pub struct Taken {
     pub received: u64,
     /// Bytes in those, without the virtio-net headers.
     pub received_bytes: u64,
-    /// Frames that are in the sink's buffers.
+    /// Frames that are in the sink's buffers, or lent.
     pub frames: u64,
+    /// Those of them that are lent.
+    pub lent: u64,
     /// Bytes of those.
     pub bytes: u64,
     /// Chains that hold no frame: shorter than the virtio-net header and an Ethernet header, or with a buffer that is

@@ -21,6 +21,7 @@
 mod call;
 mod chain;
 mod copy;
+mod debts;
 mod descriptor;
 mod dispatch;
 mod error;
@@ -39,7 +40,7 @@ mod window;
 
 pub use dispatch::Ring;
 pub use error::RingError;
-pub use frames::{FrameSink, FrameSource, LargeFrame, Put, Taken};
+pub use frames::{FrameSink, FrameSource, LargeFrame, Loan, Put, Taken};
 pub use header::NetHeader;
 pub use record::{RecordHandle, RingRecord, RingRecords};
 

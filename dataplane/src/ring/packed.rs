@@ -183,6 +183,19 @@ impl Format for Packed {
         self.layout.descriptor(index)
     }
 
+    #[inline(always)]
+    fn took(&mut self, slots: u16) {
+        self.next = self.next.wrapping_add(slots);
+    }
+
+    fn taken(&self) -> u16 {
+        self.next
+    }
+
+    fn ahead(&self, position: u16) -> u16 {
+        position.wrapping_sub(self.used) & self.layout.double_mask()
+    }
+
     /// Chains that were only read, of one descriptor each, need not be remembered.
     #[inline(always)]
     fn give_back<const WRITE: bool>(&mut self, at: u16, chains: &[Chain], slots: u16) {
@@ -232,7 +245,6 @@ impl Format for Packed {
         }
         self.count = 0;
         self.used = to;
-        self.next = self.next.wrapping_add(slots);
     }
 
     #[inline(always)]

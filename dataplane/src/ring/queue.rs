@@ -1,6 +1,7 @@
 //! One ring of a guest, of either kind: its memory, its interrupts, and what a burst needs.
 //!
-//! Everything that is taken is completed in the same burst, in ring order. So nothing is ever in flight between two calls.
+//! Everything that is taken is given back in the same burst, in ring order. So nothing is in flight between two calls, unless the
+//! sink of a transmit ring lends frames: then the chains wait in [`Debts`] until [`Queue::settle`] finds the first of them back.
 
 use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
@@ -8,10 +9,11 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use super::call::Call;
+use super::debts::Debts;
 use super::descriptor::Chain;
 use super::format::Format;
 use super::window::Window;
-use super::{RingConfig, RingError, RingFeatures};
+use super::{Loan, RingConfig, RingError, RingFeatures};
 use crate::BURST;
 use crate::memory::{GuestMap, RegionCache, Span};
 
@@ -20,6 +22,8 @@ pub struct Queue<F> {
     pub(super) ground: Ground<F>,
     /// What was found and not used.
     pub(super) window: Window,
+    /// What was taken and not given back.
+    pub(super) debts: Debts,
     /// The guest was told of what it has, since this ring was started.
     signalled: bool,
     call: Call,
@@ -53,6 +57,8 @@ impl<F: Format> Queue<F> {
     ///
     /// [`RingError::Size`], [`RingError::Alignment`], [`RingError::Place`] or [`RingError::Call`]: the front-end described no ring.
     pub fn new(map: Arc<GuestMap>, config: &RingConfig) -> Result<Self, RingError> {
+        let left_over = config.record.as_ref().and_then(|record| record.get().left_over(config));
+        let left_over = left_over.filter(|_| config.resume.is_none());
         let ground = Ground {
             format: F::new(&map, config)?,
             map,
@@ -61,14 +67,21 @@ impl<F: Format> Queue<F> {
             pieces: Vec::with_capacity(BURST),
             parts: Vec::with_capacity(BURST),
         };
-        let ring = Self {
+        let mut ring = Self {
             ground,
             signalled: false,
             call: Call::new(config.call.clone())?,
             broken: None,
             window: Window::new(),
+            debts: Debts::new(),
             config: config.clone(),
         };
+        if let Some(end) = left_over {
+            ring.give_up(end);
+        }
+        if let Some(record) = &config.record {
+            record.get().settled();
+        }
         ring.call.signal()?;
         Ok(ring)
     }
@@ -169,9 +182,94 @@ impl<F: Format> Queue<F> {
         }
     }
 
-    /// Shows the guest what was given back, in `slots` up to the chain `last`, and notifies it if it wants that.
+    /// Descriptors in the ring.
+    pub fn size(&self) -> u16 {
+        self.config.size
+    }
+
+    /// Frames may be lent from here on.
+    pub fn allow_loans(&mut self) {
+        self.debts.reserve(self.config.size);
+        if let Some(record) = &self.config.record {
+            record.get().lends(&self.config);
+        }
+    }
+
+    /// Chains that were taken and not given back.
+    #[inline(always)]
+    pub fn owed(&self) -> usize {
+        self.debts.len()
+    }
+
+    /// Gives back what can be given back, in ring order: up to the first chain that is lent and for which `is_back` says no. It is asked
+    /// until it has said yes, and then not again. Returns how many chains that were.
+    #[cold]
+    #[inline(never)]
+    pub fn settle(&mut self, mut is_back: impl FnMut(Loan) -> bool) -> usize {
+        let in_order = self.config.features.in_order;
+        let (mut count, mut slots, mut last) = (0, 0, Chain::NONE);
+        while let Some(chain) = self.debts.pop(&mut is_back) {
+            if !in_order {
+                self.ground.format.give_back::<false>(slots, &[chain], F::slots(&chain));
+            }
+            slots += F::slots(&chain);
+            count += 1;
+            last = chain;
+        }
+        if count == 0 {
+            return 0;
+        }
+        self.debts.settled(slots);
+        if in_order {
+            self.show::<false, true>(&last, slots);
+        } else {
+            self.show::<false, false>(&last, slots);
+        }
+        if self.debts.len() == 0
+            && let Some(record) = &self.config.record
+        {
+            record.get().settled();
+        }
+        count
+    }
+
+    /// Gives back, unsent, what a process before us had taken up to the position `end`: it may have been sent.
+    fn give_up(&mut self, end: u16) {
+        let format = &mut self.ground.format;
+        let ahead = format.ahead(end);
+        let (mut slots, mut last) = (0, None);
+        // None, when the record is of another life at the same place. What is wrong with a chain is found again when its turn comes.
+        while slots < ahead
+            && ahead <= format.size()
+            && let Ok(Some(chain)) = format.chain(slots)
+        {
+            format.give_back::<false>(slots, &[chain], F::slots(&chain));
+            slots += F::slots(&chain);
+            last = Some(chain);
+        }
+        if let Some(last) = last {
+            self.publish::<false, false>(&last, slots);
+        }
+    }
+
+    /// Shows the guest what was taken and given back: see [`Queue::show`].
     #[inline(always)]
     pub(super) fn publish<const WRITE: bool, const IN_ORDER: bool>(&mut self, last: &Chain, slots: u16) {
+        self.ground.format.took(slots);
+        self.show::<WRITE, IN_ORDER>(last, slots);
+    }
+
+    /// What was taken waits, and all behind it.
+    pub(super) fn defer(&mut self, slots: u16) {
+        self.ground.format.took(slots);
+        if let Some(record) = &self.config.record {
+            record.get().took(self.ground.format.taken());
+        }
+    }
+
+    /// Shows the guest what was given back, in `slots` up to the chain `last`, and notifies it if it wants that.
+    #[inline(always)]
+    fn show<const WRITE: bool, const IN_ORDER: bool>(&mut self, last: &Chain, slots: u16) {
         self.ground.format.publish::<WRITE, IN_ORDER>(last, slots);
         // It is seen before the guest's wish is read (VIRTIO 1.2 section 2.7.7.2): one side notices the other.
         fence(Ordering::SeqCst);

@@ -15,6 +15,8 @@ pub struct RingRecord {
     /// Whose life it is: where the parts are, the base that the front-end named, and the size.
     parts: [AtomicU64; 3],
     named: AtomicU64,
+    /// Where what was taken ends while chains of it are not given back, and [`KNOWN`]; of either kind of ring.
+    taken: AtomicU64,
 }
 
 const KNOWN: u64 = 1 << 63;
@@ -48,6 +50,34 @@ impl RingRecord {
             self.named.store(named, Ordering::Release);
         }
         self.advance(position, position);
+    }
+
+    /// Chains up to `position` were taken and are not all given back: what is sent of them may not be sent again.
+    #[inline]
+    pub(super) fn took(&self, position: u16) {
+        self.taken.store(KNOWN | u64::from(position), Ordering::Release);
+    }
+
+    /// All that was taken is given back.
+    #[inline]
+    pub(super) fn settled(&self) {
+        self.taken.store(0, Ordering::Release);
+    }
+
+    /// Where what was taken ends, if chains of the ring with these parts were not given back when a process was killed.
+    pub(super) fn left_over(&self, config: &RingConfig) -> Option<u16> {
+        let (parts, _) = life(config);
+        let same = self.parts.iter().zip(parts).all(|(cell, part)| cell.load(Ordering::Relaxed) == part);
+        let word = self.taken.load(Ordering::Acquire);
+        (same && word & KNOWN != 0).then_some(word as u16)
+    }
+
+    /// A ring with these parts may have chains that are not given back.
+    pub(super) fn lends(&self, config: &RingConfig) {
+        let (parts, _) = life(config);
+        for (cell, part) in self.parts.iter().zip(parts) {
+            cell.store(part, Ordering::Relaxed);
+        }
     }
 
     /// What is `from` there up to `to` is given back next.

@@ -147,6 +147,19 @@ impl Format for Split {
     }
 
     #[inline(always)]
+    fn took(&mut self, slots: u16) {
+        self.next = self.next.wrapping_add(slots);
+    }
+
+    fn taken(&self) -> u16 {
+        self.next
+    }
+
+    fn ahead(&self, position: u16) -> u16 {
+        position.wrapping_sub(self.used)
+    }
+
+    #[inline(always)]
     fn give_back<const WRITE: bool>(&mut self, at: u16, chains: &[Chain], _slots: u16) {
         let (layout, first) = (self.layout, self.used.wrapping_add(at));
         for (i, chain) in chains.iter().enumerate() {
@@ -161,7 +174,6 @@ impl Format for Split {
             self.layout.write_used(self.used, last.head, 0);
         }
         self.used = self.used.wrapping_add(slots);
-        self.next = self.next.wrapping_add(slots);
         self.layout.publish_used(self.used);
     }
 

@@ -1,5 +1,7 @@
 //! From the guest: drains a transmit ring.
 
+use std::ptr::NonNull;
+
 use super::chain::{MAX_BURST, Walk, spread};
 use super::descriptor::{Chain, Descriptor};
 use super::format::Format;
@@ -13,7 +15,8 @@ const MIN_FRAME: usize = 14;
 impl<F: Format> Queue<F> {
     /// Takes up to `limit` chains (64 at most) and copies the frame of each into `sink`'s buffers, frames longer than
     /// `max_frame` bytes excepted. Fewer when the chains are very long. The chains are given back to the guest after
-    /// everything was copied, at once: a process that is killed here may lose frames but never doubles one.
+    /// everything was copied, at once: a process that is killed here may lose frames but never doubles one. Those that `sink` lends, and
+    /// all behind them, are given back by [`Queue::settle`].
     ///
     /// # Errors
     ///
@@ -45,23 +48,39 @@ impl<F: Format> Queue<F> {
         max_frame: usize,
         sink: &mut S,
     ) -> Result<Taken, RingError> {
-        let limit = limit.min(BURST);
+        let limit = if S::LENDS { limit.min(BURST).min(self.debts.room()) } else { limit.min(BURST) };
         let count = self.look::<false>(0, limit)?.min(limit);
         // A frame has between these two, and the loop has one comparison for both.
         let longest = max_frame.max(MIN_FRAME) - MIN_FRAME;
-        let Self { ground, window, broken, .. } = self;
+        let Self { ground, window, broken, debts, .. } = self;
         let chains = window.first(count);
+        let mut loans = [None; BURST];
+        // Only a guest that breaks the rules has more on the way than its ring has slots.
+        let most_slots = if S::LENDS { ground.format.size().saturating_sub(debts.slots()) } else { u16::MAX };
         let mut done = Taken::default();
         let (mut frames, mut bytes, mut missed, mut steps) = (0, 0, 0, 0);
         let (mut taken, mut slots) = (0, 0);
         for chain in chains.iter() {
+            if S::LENDS && F::slots(chain) > most_slots - slots {
+                break;
+            }
             let frame_len = (chain.room as usize).wrapping_sub(HEADER);
             if frame_len.wrapping_sub(MIN_FRAME) <= longest {
-                // SAFETY: the chain is one buffer of HEADER + `frame_len` bytes inside a region; the sink's buffer has
-                // `frame_len` bytes that are not guest memory.
+                // SAFETY: the chain is one buffer of HEADER + `frame_len` bytes inside a region, which lives as long as the map; the
+                // sink's buffer has `frame_len` bytes that are not guest memory.
                 unsafe {
                     let header = if S::HEADERS { NetHeader::read::<HEADER>(chain.start) } else { NetHeader::default() };
-                    if let Some(to) = sink.frame(&header, frame_len) {
+                    let loan = if S::LENDS {
+                        NonNull::new(chain.start.add(HEADER)).and_then(|start| sink.lend(&header, start, frame_len))
+                    } else {
+                        None
+                    };
+                    if loan.is_some() {
+                        loans[taken] = loan;
+                        done.lent += 1;
+                        bytes += frame_len;
+                        frames += 1;
+                    } else if let Some(to) = sink.frame(&header, frame_len) {
                         copy::copy(chain.start.add(HEADER), to.as_ptr(), frame_len);
                         bytes += frame_len;
                         frames += 1;
@@ -93,6 +112,13 @@ impl<F: Format> Queue<F> {
         done.bytes += bytes as u64;
         done.frames += frames;
         done.received = taken as u64;
+        if S::LENDS && (done.lent > 0 || debts.len() > 0) {
+            debts.push(&chains[..taken], &loans, slots);
+            window.used(taken, slots);
+            self.defer(slots);
+            self.look_ahead::<false>();
+            return Ok(done);
+        }
         if !IN_ORDER {
             ground.format.give_back::<false>(0, &chains[..taken], slots);
         }

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ringspan_dataplane::nic::{Burst, Device, DeviceConfig, DeviceError, Eal, EalConfig, HugePages, QueuePair};
-use ringspan_protocol::Policy;
+use ringspan_protocol::{Policy, ZeroCopy};
 
 /// Says to a process that it is the one for the test.
 const MARK: &str = "RINGSPAN_TEST_ALONE";
@@ -100,8 +100,16 @@ pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// One queue, MTU 1500, filters as they are.
-pub const PLAIN: DeviceConfig =
-    DeviceConfig { queues: 1, mtu: 1500, mac: None, promiscuous: Policy::Auto, allmulti: Policy::Auto, offloads: true };
+pub const PLAIN: DeviceConfig = DeviceConfig {
+    queues: 1,
+    mtu: 1500,
+    mac: None,
+    promiscuous: Policy::Auto,
+    allmulti: Policy::Auto,
+    offloads: true,
+    zero_copy: ZeroCopy::Off,
+    zero_copy_from: 0,
+};
 
 /// Opens a device by its text.
 pub fn open(device: &str, config: &DeviceConfig) -> Result<(Device, Vec<QueuePair>), DeviceError> {

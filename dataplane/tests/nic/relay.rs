@@ -59,7 +59,10 @@ impl Scene {
         let core = |worker: usize| cores[worker % cores.len()];
         let workers: Vec<_> =
             (0..workers).map(|worker| Arc::new(Worker::start(core(worker), eal, false).unwrap())).collect();
-        let shares = Arc::new(Shares::new(common, workers.clone(), queues, device.pool().clone(), 1500, None).unwrap());
+        let shares = Arc::new(
+            Shares::new(common, workers.clone(), queues, device.pool().clone(), 1500, None, device.lending().clone())
+                .unwrap(),
+        );
         let layout = Layout { size: 8 << 20, regions: 1, start: 0, gap: 0, huge_pages: false };
         let memory = Arc::new(Memory::new(layout).unwrap());
         Self { workers, shares, journal, faults, memory, device, _folder: folder }
@@ -303,7 +306,7 @@ fn after_a_change_of_the_mtu_the_longest_frame_is_the_new_one() {
             let queues = scene.shares.take_queues().unwrap();
             let queues = scene.device.reconfigure(queues, &DeviceConfig { mtu, ..PLAIN }).unwrap();
             let pool = scene.device.pool().clone();
-            scene.shares.give_queues(queues, pool, mtu).unwrap();
+            scene.shares.give_queues(queues, pool, mtu, scene.device.lending().clone()).unwrap();
             let before = scene.counters().from_guest[0];
             // More of them than there is spare room for in one burst.
             for len in [longest, longest + 1].repeat(50) {
@@ -478,7 +481,10 @@ fn pairs_come_and_go_on_several_workers_while_others_are_busy() {
             // And the device's queues go away and come back.
             let queues = scene.shares.take_queues().unwrap();
             assert_eq!(queues.len(), 2);
-            scene.shares.give_queues(queues, scene.device.pool().clone(), 1500).unwrap();
+            scene
+                .shares
+                .give_queues(queues, scene.device.pool().clone(), 1500, scene.device.lending().clone())
+                .unwrap();
             for pair in (2..5).rev() {
                 scene.stop(2 * pair);
                 scene.stop(2 * pair + 1);

@@ -25,7 +25,7 @@ macro_rules! method {
 /// What examples show of a port.
 macro_rules! vm1 {
     () => {
-        r#"{"name":"vm1","lane":"main","origin":"run-time","phase":"listening","spec":{"name":"vm1","socket":"/run/ringspan/vm1.sock","role":"server","device":"vdev:net_null0,size=64,no-rx=1","queues":1,"mtu":1500,"promiscuous":"auto","allmulti":"auto","compat":"1","offloads":true}}"#
+        r#"{"name":"vm1","lane":"main","origin":"run-time","phase":"listening","spec":{"name":"vm1","socket":"/run/ringspan/vm1.sock","role":"server","device":"vdev:net_null0,size=64,no-rx=1","queues":1,"mtu":1500,"promiscuous":"auto","allmulti":"auto","compat":"1","offloads":true,"zero_copy":"off","zero_copy_from":2048}}"#
     };
 }
 
@@ -58,7 +58,7 @@ pub(crate) static METHODS: &[Method] = &[
     method!("port.stats", Read, port::stats, port::Stats => Vec<port::PortStats>,
         "Counters of one port or of all, sorted by name. They never go back while the port exists, whatever is restarted. While a lane cannot be asked they \
          are the last known, and `current` is false.",
-        r#"{"name":"vm1"}"# => r#"[{"name":"vm1","lane":"main","current":true,"counters":{"from_guest":[{"received":3,"received_bytes":180,"sent":2,"sent_bytes":120,"drops":{"guest_ring_full":0,"no_ring":0,"too_long":0,"malformed_chain":0,"nic_full":1,"no_buffers":0,"bad_offload":0,"lost":0}}],"to_guest":[{"received":0,"received_bytes":0,"sent":0,"sent_bytes":0,"drops":{"guest_ring_full":0,"no_ring":0,"too_long":0,"malformed_chain":0,"nic_full":0,"no_buffers":0,"bad_offload":0,"lost":0}}]},"totals":{"from_guest":{"received":3,"received_bytes":180,"sent":2,"sent_bytes":120,"drops":{"guest_ring_full":0,"no_ring":0,"too_long":0,"malformed_chain":0,"nic_full":1,"no_buffers":0,"bad_offload":0,"lost":0}},"to_guest":{"received":0,"received_bytes":0,"sent":0,"sent_bytes":0,"drops":{"guest_ring_full":0,"no_ring":0,"too_long":0,"malformed_chain":0,"nic_full":0,"no_buffers":0,"bad_offload":0,"lost":0}}}}]"#),
+        r#"{"name":"vm1"}"# => r#"[{"name":"vm1","lane":"main","current":true,"counters":{"from_guest":[{"received":3,"received_bytes":180,"sent":2,"sent_bytes":120,"zero_copied":0,"drops":{"guest_ring_full":0,"no_ring":0,"too_long":0,"malformed_chain":0,"nic_full":1,"no_buffers":0,"bad_offload":0,"lost":0}}],"to_guest":[{"received":0,"received_bytes":0,"sent":0,"sent_bytes":0,"zero_copied":0,"drops":{"guest_ring_full":0,"no_ring":0,"too_long":0,"malformed_chain":0,"nic_full":0,"no_buffers":0,"bad_offload":0,"lost":0}}]},"totals":{"from_guest":{"received":3,"received_bytes":180,"sent":2,"sent_bytes":120,"zero_copied":0,"drops":{"guest_ring_full":0,"no_ring":0,"too_long":0,"malformed_chain":0,"nic_full":1,"no_buffers":0,"bad_offload":0,"lost":0}},"to_guest":{"received":0,"received_bytes":0,"sent":0,"sent_bytes":0,"zero_copied":0,"drops":{"guest_ring_full":0,"no_ring":0,"too_long":0,"malformed_chain":0,"nic_full":0,"no_buffers":0,"bad_offload":0,"lost":0}}}}]"#),
     method!("port.wait", Read, port::wait, port::Wait => port::PortEntry,
         "Answers when the port has come that far, or with `timeout`. Other requests on the same connection wait meanwhile.",
         r#"{"name":"vm1","phase":"listening","timeout_ms":1000}"# => vm1!()),

@@ -3,6 +3,7 @@
 mod chaos;
 mod driver;
 mod hostile;
+mod lend;
 mod mock;
 mod model;
 mod notify;

@@ -1,0 +1,125 @@
+//! Whether a device may read frames in guest memory, and what has to be done so that it can: see docs/decisions/0010-zero-copy.md.
+
+use std::sync::{Arc, Weak};
+
+use dpdk_sys as sys;
+use ringspan_protocol::{DeviceSpec, ZeroCopy};
+
+use super::configure::DeviceConfig;
+use super::loans::LentMemory;
+use super::port::Port;
+use crate::memory::GuestMap;
+
+/// Drivers that have read a frame, and freed it, when their transmit function returns (seen in the sources of DPDK 22.11 and
+/// 24.11). They read with the processor.
+const AT_ONCE: &[&str] = &["net_null", "net_tap", "net_pcap", "net_af_packet", "net_vhost"];
+
+/// How a device reads frames in guest memory.
+#[derive(Debug, Clone)]
+pub struct Lending {
+    port: Weak<Port>,
+    /// Frames of fewer bytes are copied.
+    from: usize,
+    /// It reads by DMA.
+    dma: bool,
+    /// Its driver has to be told to free what was sent.
+    pub(super) cleans: bool,
+}
+
+/// Guest memory that a device may read by DMA. Ends when it is dropped, or before, when the device is closed.
+#[derive(Debug)]
+pub(super) struct Mapping {
+    port: Weak<Port>,
+    key: u64,
+}
+
+impl Lending {
+    /// How the device, which runs, does it; or why not.
+    pub(super) fn choose(port: &Arc<Port>, spec: &DeviceSpec, config: &DeviceConfig) -> Result<Self, String> {
+        let driver = port.driver();
+        let lending =
+            Self { port: Arc::downgrade(port), from: config.zero_copy_from.into(), dma: false, cleans: false };
+        if config.zero_copy == ZeroCopy::Off {
+            return Err("zero_copy = \"off\"".into());
+        }
+        match spec {
+            _ if driver.starts_with("mlx") => {
+                Err(format!("{driver} says that frames are sent only with a later one, and cannot be asked"))
+            }
+            _ if driver == "net_ring" && config.zero_copy == ZeroCopy::Always => Ok(lending),
+            _ if driver == "net_ring" => {
+                Err("a software ring holds frames until the other side reads them: zero_copy = \"always\" does it nevertheless".into())
+            }
+            DeviceSpec::Vdev { args, .. } if AT_ONCE.contains(&driver) => {
+                let least = if driver == "net_null" { read_by_null(args) } else { 0 };
+                Ok(Self { from: lending.from.max(least), ..lending })
+            }
+            DeviceSpec::Pci { .. } => {
+                // SAFETY: EAL is started.
+                if unsafe { sys::rte_eal_iova_mode() } != sys::RTE_IOVA_VA {
+                    return Err("DPDK gives devices physical addresses, and guest memory has none in one piece".into());
+                }
+                // SAFETY: the port is ours, has this queue, and nobody uses it yet.
+                if unsafe { sys::shim_tx_done(port.id(), 0) } < 0 {
+                    return Err(format!("{driver} cannot be asked whether a frame was sent"));
+                }
+                Ok(Self { dma: true, cleans: true, ..lending })
+            }
+            _ => Err(format!("{driver} is not known to let go of frames in time")),
+        }
+    }
+
+    /// Frames of fewer bytes are copied.
+    pub fn from(&self) -> usize {
+        self.from
+    }
+
+    /// Makes guest memory readable for the device, or says why it cannot be. Takes long: not for workers.
+    ///
+    /// # Errors
+    /// What DPDK or the kernel said.
+    pub fn memory(&self, map: &Arc<GuestMap>) -> Result<Arc<LentMemory>, String> {
+        let mut mapping = None;
+        if self.dma {
+            let port = self.port.upgrade().ok_or("the device is gone")?;
+            let key = port.map_for_dma(map)?;
+            mapping = Some(Mapping { port: Weak::clone(&self.port), key });
+        }
+        Ok(LentMemory::new(Arc::clone(map), mapping))
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        if let Some(port) = self.port.upgrade() {
+            port.unmap_for_dma(self.key);
+        }
+    }
+}
+
+/// net_null with `copy=1` reads as many bytes as its `size` says, of however short a frame.
+fn read_by_null(args: &str) -> usize {
+    let value = |name: &str| {
+        let mut pairs = args.split(',').filter_map(|pair| pair.split_once('='));
+        pairs.find(|(key, _)| *key == name).map(|(_, value)| value)
+    };
+    if value("copy").is_none_or(|copy| copy == "0") {
+        return 0;
+    }
+    // In C's notation; what is not understood here is taken for the most.
+    value("size").map_or(64, |size| size.parse().unwrap_or(usize::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn net_null_never_reads_behind_a_frame() {
+        assert_eq!(read_by_null(""), 0);
+        assert_eq!(read_by_null("size=9000,no-rx=1"), 0);
+        assert_eq!(read_by_null("copy=1"), 64);
+        assert_eq!(read_by_null("size=9000,copy=1,no-rx=1"), 9000);
+        assert_eq!(read_by_null("size=0x2000,copy=1"), usize::MAX);
+    }
+}
