@@ -57,6 +57,8 @@ struct Queue {
     header: usize,
     room: usize,
     counts: Counts,
+    /// A buffer is overwritten as soon as it is given back.
+    scribbles: bool,
 }
 
 impl Transmitter {
@@ -72,7 +74,7 @@ impl Transmitter {
         let (memory, size) = (Arc::clone(ring.memory()), ring.size());
         let chains = either!(&mut ring, ring => Chains::new(ring, size, &memory, shape, indirect, header))?;
         let buffers = Buffers::new(&memory, chains.buffers(), header + room)?;
-        Ok(Self { ring, queue: Queue { chains, buffers, header, room, counts: Counts::default() } })
+        Ok(Self { ring, queue: Queue { chains, buffers, header, room, counts: Counts::default(), scribbles: false } })
     }
 
     /// Sends up to `burst` frames. `fill` gets the frame's number within this burst and its room, and says how long it is.
@@ -86,6 +88,11 @@ impl Transmitter {
     #[inline]
     pub fn reclaim(&mut self) -> usize {
         either!(&mut self.ring, ring => self.queue.reclaim(ring))
+    }
+
+    /// Overwrites each buffer as soon as it is given back: who still reads it finds no frame there.
+    pub fn scribble(&mut self) {
+        self.queue.scribbles = true;
     }
 
     /// Frames that are with the back-end.
@@ -145,7 +152,12 @@ impl Queue {
         loop {
             let count = ring.collect(&mut used);
             for used in &used[..count] {
-                self.counts.wrong += u64::from(self.buffers.give_back(used.id).is_none());
+                let piece = self.buffers.give_back(used.id);
+                self.counts.wrong += u64::from(piece.is_none());
+                if let Some(piece) = piece.filter(|_| self.scribbles) {
+                    // SAFETY: a buffer has header + room bytes, and is the driver's again.
+                    unsafe { piece.start.write_bytes(0xee, self.header + self.room) };
+                }
             }
             all += count;
             if count < used.len() {
