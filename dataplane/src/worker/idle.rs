@@ -15,8 +15,6 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::time::TimeSpec;
 
-use crate::relay::Relay;
-
 /// How long a worker spins without a packet before its first nap.
 const SPIN: Duration = Duration::from_micros(100);
 /// Sleep where not everything can wake the worker: bounds, and how often it fits into the time without a packet.
@@ -26,6 +24,35 @@ const NAPS: u32 = 16;
 const LONGEST: Duration = Duration::from_millis(50);
 /// Empty rounds between two looks at the clock.
 const ROUNDS: u32 = 16;
+
+/// What can be asked to end the sleep.
+pub trait Signalled {
+    /// Asks to be signalled. True when something waits already.
+    fn listen(&mut self) -> bool;
+
+    /// Whether everything that may come is signalled.
+    fn can_wake(&self) -> bool;
+
+    /// Something was signalled during the sleep: looks whether it was this.
+    fn look_for_signals(&mut self);
+
+    /// No signals are needed any more.
+    fn ignore_signals(&mut self);
+
+    /// Signals of devices are not needed.
+    fn ignore_frames(&mut self);
+}
+
+/// What came of a round without a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rest {
+    /// The next round follows at once.
+    Spun,
+    /// Everybody was asked to signal: the next round must look at all.
+    Asked,
+    /// The worker has slept.
+    Slept,
+}
 
 /// Ends a worker's nap.
 #[derive(Clone)]
@@ -104,31 +131,36 @@ impl Idle {
 
     /// A round moved packets: back to spinning.
     #[inline]
-    pub(super) fn busy(&mut self, relays: &mut [Relay]) {
+    pub(super) fn busy<T: Signalled>(&mut self, relays: &mut [T]) {
         self.empty_rounds = 0;
         self.since = None;
         if self.asked {
             (self.asked, self.listening) = (false, false);
-            relays.iter_mut().for_each(Relay::ignore_signals);
+            relays.iter_mut().for_each(T::ignore_signals);
         }
     }
 
-    /// A round moved nothing: spin on, or sleep. True when the next round must look at all relays.
-    pub(super) fn empty(&mut self, relays: &mut [Relay], call: &AtomicBool) -> bool {
+    /// The relays are others by now: whoever came was not asked to signal yet.
+    pub(super) fn changed(&mut self) {
+        self.listening = false;
+    }
+
+    /// A round moved nothing: spin on, or sleep.
+    pub(super) fn empty<T: Signalled>(&mut self, relays: &mut [T], call: &AtomicBool) -> Rest {
         if self.busy_poll {
             std::hint::spin_loop();
-            return false;
+            return Rest::Spun;
         }
         self.empty_rounds += 1;
         if self.empty_rounds < ROUNDS && !self.asked {
             std::hint::spin_loop();
-            return false;
+            return Rest::Spun;
         }
         self.empty_rounds = 0;
         let now = Instant::now();
         let quiet = now.duration_since(*self.since.get_or_insert(now));
         if quiet < SPIN {
-            return false;
+            return Rest::Spun;
         }
         if !self.listening {
             // A ring that started since the last sleep has to be asked too, so ask each time; asking twice is harmless.
@@ -139,15 +171,18 @@ impl Idle {
                 self.all_wake &= relay.can_wake();
             }
             self.listening = !pending;
-            return true;
+            return Rest::Asked;
         }
         // All were looked at since they signal.
         self.listening = false;
         if !call.load(Ordering::Relaxed) && self.sleep(quiet) {
-            relays.iter_mut().for_each(Relay::look_for_signals);
+            relays.iter_mut().for_each(T::look_for_signals);
+            // A TAP's descriptor is readable a moment before its driver gives the frame out: DPDK's net_tap reads only after a
+            // signal of its own.
+            self.since = None;
         }
-        relays.iter_mut().for_each(Relay::ignore_frames);
-        false
+        relays.iter_mut().for_each(T::ignore_frames);
+        Rest::Slept
     }
 
     /// Sleeps. True when something ended it before its time.

@@ -9,6 +9,7 @@ mod clock;
 mod idle;
 mod numa;
 mod rounds;
+mod steps;
 mod watchdog;
 
 use std::path::Path;
@@ -25,9 +26,10 @@ use crate::relay::Relay;
 pub use balance::{Balance, Move, Part};
 pub use clock::{ticks, ticks_in};
 pub use idle::Watch;
-use idle::{Idle, Wake};
+use idle::{Idle, Signalled, Wake};
 pub use numa::{Candidate, Nodes, place};
-use rounds::{Rounds, Turn};
+use rounds::Turn;
+use steps::Steps;
 pub use watchdog::{PERIOD as WATCHDOG_PERIOD, Pulse, Watchdog};
 
 /// Why a worker could not be started or asked.
@@ -206,23 +208,17 @@ fn pin(core: u16) -> Result<(), WorkerError> {
 
 /// The loop. One relaxed load a round tells whether a call waits; a round without a packet leads towards sleep.
 fn run(idle: Idle, inbox: &Receiver<Call>, waiting: &AtomicBool, pulse: &Pulse) {
-    let mut idle = idle;
     let mut running = Running { relays: Vec::new(), watch: idle.watch() };
-    let mut rounds = Rounds::new();
+    let mut steps = Steps::new(idle);
     loop {
         if waiting.load(Ordering::Relaxed) && waiting.swap(false, Ordering::Acquire) {
             if answer(inbox, &mut running) == Inbox::Closed {
                 break;
             }
-            rounds.restart(running.relays.len(), clock::ticks());
+            steps.changed(running.relays.len());
         }
         pulse.beat();
-        let (moved, _) = rounds.round(&mut running.relays, clock::ticks);
-        if moved > 0 {
-            idle.busy(&mut running.relays);
-        } else if idle.empty(&mut running.relays, waiting) {
-            rounds.restart(running.relays.len(), clock::ticks());
-        }
+        steps.step(&mut running.relays, waiting);
     }
 }
 
@@ -235,6 +231,28 @@ impl Turn for Relay {
     #[inline]
     fn took(&mut self, ticks: u64) {
         self.load().add(ticks);
+    }
+}
+
+impl Signalled for Relay {
+    fn listen(&mut self) -> bool {
+        Relay::listen(self)
+    }
+
+    fn can_wake(&self) -> bool {
+        Relay::can_wake(self)
+    }
+
+    fn look_for_signals(&mut self) {
+        Relay::look_for_signals(self);
+    }
+
+    fn ignore_signals(&mut self) {
+        Relay::ignore_signals(self);
+    }
+
+    fn ignore_frames(&mut self) {
+        Relay::ignore_frames(self);
     }
 }
 

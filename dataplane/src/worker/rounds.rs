@@ -59,6 +59,11 @@ impl Rounds {
         self.now = now;
     }
 
+    /// Goes on at `now`: what has passed since the last round was no work.
+    pub fn resume(&mut self, now: u64) {
+        self.now = now;
+    }
+
     /// One round. Returns how many packets were moved or dropped, and at the end of which tick.
     #[inline]
     pub fn round<T: Turn>(&mut self, members: &mut [T], clock: impl Fn() -> u64) -> (usize, u64) {
