@@ -18,7 +18,8 @@ pub struct Drops {
     pub nic_full: u64,
     /// No free packet buffer, for a frame from the guest or for the segments of one to the guest.
     pub no_buffers: u64,
-    /// From the guest: a virtio-net header that does not fit its frame, or asks for an offload that was not negotiated.
+    /// A virtio-net header that does not fit its frame, or asks for an offload that was not negotiated. Without any negotiated
+    /// headers are not looked at.
     #[serde(default)]
     pub bad_offload: u64,
     /// In the hands of a lane when it was killed. The last few of them may have been delivered.

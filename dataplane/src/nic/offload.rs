@@ -131,6 +131,8 @@ impl TxAbilities {
     /// Whether this request can be left to whom the frame is sent to. `len` is the frame's length in bytes, in `buffers` of
     /// them.
     pub fn does(&self, request: &Request, len: usize, buffers: usize) -> bool {
+        // What a device makes of extension headers is its own affair, and it knows of the IP header's destination alone.
+        let is_plain = |headers: &Headers| !headers.extensions && !headers.routed;
         let fits = |headers: &Headers| headers.l2_len <= MOST_L2 && headers.l3_len <= MOST_L3;
         match request {
             Request::Checksum(checksum) => checksum.headers.is_some_and(|headers| {
@@ -138,8 +140,7 @@ impl TxAbilities {
                     Transport::Tcp => self.tcp_checksum,
                     Transport::Udp => self.udp_checksum,
                 };
-                // What a device makes of extension headers is its own affair.
-                let device = able && buffers <= self.buffers.into() && !headers.extensions;
+                let device = able && buffers <= self.buffers.into() && is_plain(&headers);
                 fits(&headers) && (self.link || device)
             }),
             Request::Segment(segment) => {
@@ -152,7 +153,7 @@ impl TxAbilities {
                     && len > segment.header_len() + usize::from(segment.mss);
                 let few = buffers == 1 || buffers <= self.buffers_to_cut.into() && self.buffers >= BUFFERS_OF_A_SEGMENT;
                 // With CWR set, only some devices clear it behind the first segment, and none says so.
-                let device = able && few && !segment.headers.extensions && !segment.ecn;
+                let device = able && few && is_plain(&segment.headers) && !segment.ecn;
                 let told = !(self.link || self.hands_on) || segment.tells_its_length(len);
                 fits(&segment.headers) && mss && told && (self.link || device)
             }
@@ -184,8 +185,7 @@ impl FrameMut<'_> {
             flags |= if abilities.ip_checksum && !headers.ipv6 { sys::SHIM_MBUF_TX_IP_CKSUM } else { 0 };
         }
         if !abilities.link {
-            let len = self.as_frame().len();
-            request.prime(self.bytes_mut(), len, abilities.ip_checksum);
+            request.prime(self.bytes_mut(), abilities.ip_checksum);
         }
         let lengths = (headers.l2_len as u64) << sys::SHIM_MBUF_L2_LEN_OFS
             | (headers.l3_len as u64) << sys::SHIM_MBUF_L3_LEN_OFS
@@ -406,6 +406,22 @@ mod tests {
         );
         let single = Offloads::choose("net_x", &info(u64::MAX & !sys::SHIM_TX_OFFLOAD_MULTI_SEGS, 0, 0), true).tx;
         assert!(single.does(&checksum, len, 1) && !single.does(&checksum, len, 2));
+    }
+
+    #[test]
+    fn a_device_gets_no_source_route_and_no_congestion() {
+        let able = abilities("net_ice", 0, 0);
+        let packet = Packet { options: 2, ecn: false, ..Packet::new(4000) };
+        let frame = packet.frame();
+        let does = |frame: &[u8], header| able.does(&request(header, frame), frame.len(), 1);
+        assert!(does(&frame, packet.checksum_header()) && does(&frame, packet.segment_header(1000)));
+        let mut routed = frame.clone();
+        routed[34..42].copy_from_slice(&[1, 131, 7, 4, 198, 51, 100, 8]);
+        assert!(!does(&routed, packet.checksum_header()) && !does(&routed, packet.segment_header(1000)));
+        // CWR, of which the header says nothing.
+        let mut congested = frame;
+        congested[packet.l4_start() + 13] |= 0x80;
+        assert!(!does(&congested, packet.segment_header(1000)) && does(&congested, packet.checksum_header()));
     }
 
     #[test]

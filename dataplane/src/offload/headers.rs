@@ -37,6 +37,11 @@ const MOST_TAGS: usize = 2;
 const IPV4: u16 = 0x0800;
 const IPV6: u16 = 0x86dd;
 
+const END_OF_OPTIONS: u8 = 0;
+const NO_OPERATION: u8 = 1;
+const LOOSE_ROUTE: u8 = 131;
+const STRICT_ROUTE: u8 = 137;
+
 const IPV6_LEN: usize = 40;
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
@@ -60,8 +65,8 @@ pub struct Headers {
     pub transport: Transport,
     /// There are IPv6 extension headers.
     pub extensions: bool,
-    /// There is an IPv6 routing header with hops to go: the destination in the IP header is not the last one, which is what the
-    /// checksum is about (RFC 8200 section 8.1).
+    /// There is an IPv6 routing header or an IPv4 source route with hops to go: the destination in the IP header is not the last
+    /// one, which is what the checksum is about (RFC 8200 section 8.1; RFC 791 section 3.1).
     pub routed: bool,
     /// A fragment of a packet: what follows is not all, or not the beginning.
     pub fragment: bool,
@@ -95,7 +100,8 @@ impl Headers {
         // All of flags and offset but "do not fragment" and the reserved bit.
         let fragment = u16::from_be_bytes([header[6], header[7]]) & 0x3fff != 0;
         let transport = transport(header[9])?;
-        Some(Self { l2_len, l3_len, ipv6: false, transport, extensions: false, routed: false, fragment })
+        let routed = has_source_route(&packet[20..l3_len]);
+        Some(Self { l2_len, l3_len, ipv6: false, transport, extensions: false, routed, fragment })
     }
 
     fn parse_ipv6(packet: &[u8], l2_len: usize) -> Option<Self> {
@@ -143,6 +149,24 @@ impl Headers {
         let addresses = if self.ipv6 { 8..IPV6_LEN } else { 12..20 };
         let packet = &frame[self.l2_len..];
         super::Sum::new().over(&packet[addresses]).add_number(self.transport.protocol().into())
+    }
+}
+
+/// Whether IPv4 options (RFC 791 section 3.1) have a source route with hops to go. Where they make no sense: it may be so.
+fn has_source_route(mut options: &[u8]) -> bool {
+    loop {
+        match *options {
+            [] | [END_OF_OPTIONS, ..] => return false,
+            [NO_OPERATION, ref rest @ ..] => options = rest,
+            [option, length, ref data @ ..] if (2..=options.len()).contains(&length.into()) => {
+                // The pointer counts from the option's first byte, from 1 on.
+                if [LOOSE_ROUTE, STRICT_ROUTE].contains(&option) && data.first().is_none_or(|next| *next <= length) {
+                    return true;
+                }
+                options = &options[length.into()..];
+            }
+            _ => return true,
+        }
     }
 }
 

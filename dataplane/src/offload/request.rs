@@ -1,5 +1,6 @@
 //! What a guest asks for a frame, checked against the frame.
 
+use super::segment::{CWR, TCP_FLAGS};
 use super::{GSO_ECN, GSO_TCP4, GSO_TCP6, GSO_UDP, Headers, LONGEST_HEADERS, NEEDS_CSUM, Offloads, Sum, Transport};
 use crate::ring::NetHeader;
 
@@ -37,7 +38,7 @@ pub struct Segment {
     pub l4_len: usize,
     /// Payload of each segment but the last, 1 at least.
     pub mss: u16,
-    /// CWR may be set, and goes into the first segment only.
+    /// TCP's flag CWR is set, and goes into the first segment only.
     pub ecn: bool,
     /// The length in the IP header.
     pub told: u16,
@@ -71,6 +72,9 @@ impl Request {
         if header.flags & NEEDS_CSUM == 0 {
             return Ok(None);
         }
+        if !allowed.has(Offloads::CSUM) {
+            return Err(BadOffload);
+        }
         let start = usize::from(header.csum_start);
         let place = start + usize::from(header.csum_offset);
         if start < 14 || place + 2 > len {
@@ -86,19 +90,14 @@ impl Request {
 impl Request {
     /// Makes the headers in `head` what ethdev wants of a frame that a device is to work on (`rte_mbuf`, `RTE_MBUF_F_TX_TCP_SEG` and
     /// its siblings): the sum of the pseudo header where the checksum goes, for segments without the length and, where the
-    /// device does those too, with a checksum of zero in an IPv4 header. `len` is the frame's length in bytes.
-    pub fn prime(&self, head: &mut [u8], len: usize, ip_checksum: bool) {
-        let (headers, cut) = match self {
-            Self::Checksum(Checksum { headers: Some(headers), .. }) => (headers, false),
-            Self::Checksum(_) => return,
-            Self::Segment(segment) => (&segment.headers, true),
-        };
-        let start = headers.l4_start();
-        let length = if cut { 0 } else { (len - start) as u16 };
-        let sum = headers.pseudo_sum(head).add_number(length).bytes();
-        let place = start + headers.transport.checksum_offset();
+    /// device does those too, with a checksum of zero in an IPv4 header. A guest that asks for a checksum alone has put that sum
+    /// there (VIRTIO 1.2 section 5.1.6.2), and knows better: the frame may be longer than the packet in it.
+    pub fn prime(&self, head: &mut [u8], ip_checksum: bool) {
+        let Self::Segment(Segment { headers, .. }) = self else { return };
+        let sum = headers.pseudo_sum(head).bytes();
+        let place = headers.l4_start() + headers.transport.checksum_offset();
         head[place..place + 2].copy_from_slice(&sum);
-        if cut && ip_checksum && !headers.ipv6 {
+        if ip_checksum && !headers.ipv6 {
             head[headers.l2_len + 10..headers.l2_len + 12].fill(0);
         }
     }
@@ -107,18 +106,18 @@ impl Request {
 impl Segment {
     fn parse(header: &NetHeader, head: &[u8], len: usize, allowed: Offloads) -> Result<Self, BadOffload> {
         let headers = Headers::parse(head).filter(|headers| !headers.fragment).ok_or(BadOffload)?;
-        let ecn = header.gso_type & GSO_ECN != 0;
+        let claims_ecn = header.gso_type & GSO_ECN != 0;
         let (feature, fits) = match header.gso_type & !GSO_ECN {
             GSO_TCP4 => (Offloads::HOST_TSO4, headers.transport == Transport::Tcp && !headers.ipv6),
             GSO_TCP6 => (Offloads::HOST_TSO6, headers.transport == Transport::Tcp && headers.ipv6),
-            GSO_UDP => (Offloads::HOST_USO, headers.transport == Transport::Udp && !ecn),
+            GSO_UDP => (Offloads::HOST_USO, headers.transport == Transport::Udp && !claims_ecn),
             _ => return Err(BadOffload),
         };
         // "If gso_type differs from VIRTIO_NET_HDR_GSO_NONE, then the driver MUST also set NEEDS_CSUM" (5.1.6.2.1).
         let start = headers.l4_start();
         let fits = fits
-            && allowed.has(feature)
-            && (!ecn || allowed.has(Offloads::HOST_ECN))
+            && allowed.has(feature.with(Offloads::CSUM))
+            && (!claims_ecn || allowed.has(Offloads::HOST_ECN))
             && header.flags & NEEDS_CSUM != 0
             && header.gso_size != 0
             && usize::from(header.csum_start) == start
@@ -138,6 +137,7 @@ impl Segment {
         {
             return Err(BadOffload);
         }
+        let ecn = headers.transport == Transport::Tcp && head[start + TCP_FLAGS] & CWR != 0;
         let at = headers.l2_len + if headers.ipv6 { 4 } else { 2 };
         let told = u16::from_be_bytes([head[at], head[at + 1]]);
         Ok(Self { headers, l4_len, mss: header.gso_size, ecn, told })

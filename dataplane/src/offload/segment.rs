@@ -4,10 +4,10 @@ use super::{Headers, LONGEST_HEADERS, Segment, Sum, Transport};
 
 const FIN: u8 = 1 << 0;
 const PSH: u8 = 1 << 3;
-const CWR: u8 = 1 << 7;
+pub(super) const CWR: u8 = 1 << 7;
 
 /// Where the flags of a TCP header are.
-const TCP_FLAGS: usize = 13;
+pub(super) const TCP_FLAGS: usize = 13;
 
 /// Makes the segments of one frame, in order. Each is the frame's headers, corrected, with a part of its payload.
 #[derive(Debug, Clone)]

@@ -179,13 +179,89 @@ fn with_hops_to_go_the_guests_own_sum_decides() {
         panic!("refused")
     };
     assert!(segment.headers.routed);
-    for mut segment in cut(&segment, &frame) {
-        let last = segment.len() - 1;
-        assert_eq!(last, segment.len() - 1);
+    let segments = cut(&segment, &frame);
+    assert_eq!(segments.len(), 3);
+    for mut segment in segments {
+        assert!(plan.check(&segment).is_err(), "the sum is over the destination in the IP header");
         // With the destination that was summed it is right.
         segment[14 + 39] = segment[14 + 39].wrapping_add(1);
         plan.check(&segment).unwrap();
     }
+}
+
+#[test]
+fn with_a_source_route_the_guests_own_sum_decides_too() {
+    let plan = Packet { options: 2, ..Packet::new(3000) };
+    let mut frame = plan.frame();
+    // No operation, and a loose source route of one address, the last destination: that of the IP header, and one more.
+    frame[34..42].copy_from_slice(&[1, 131, 7, 4, 198, 51, 100, 8]);
+    let place = plan.checksum_place();
+    let sum = u16::from_be_bytes([frame[place], frame[place + 1]]).wrapping_add(1);
+    frame[place..place + 2].copy_from_slice(&sum.to_be_bytes());
+    let Ok(Some(Request::Segment(segment))) = request(&parse_header(plan.segment_header(1000)), &frame) else {
+        panic!("refused")
+    };
+    assert!(segment.headers.routed);
+    for mut segment in cut(&segment, &frame) {
+        segment[33] += 1;
+        // The IP header's own checksum was right with the other one.
+        let before = u16::from_be_bytes([segment[24], segment[25]]);
+        segment[24..26].copy_from_slice(&before.wrapping_sub(1).to_be_bytes());
+        plan.check(&segment).unwrap();
+    }
+    // At the end of the route the destination is in its place.
+    let routed = |options: [u8; 8]| {
+        let mut frame = frame.clone();
+        frame[34..42].copy_from_slice(&options);
+        Headers::parse(&frame).unwrap().routed
+    };
+    assert!(!routed([1, 131, 7, 8, 198, 51, 100, 8]));
+    assert!(routed([1, 137, 7, 4, 198, 51, 100, 8]), "a strict one");
+    assert!(!routed([1, 7, 7, 4, 198, 51, 100, 8]), "record route");
+    assert!(!routed([0, 131, 7, 4, 198, 51, 100, 8]), "behind the end of the options");
+    assert!(routed([1, 1, 1, 1, 1, 1, 1, 131]), "who knows");
+    assert!(routed([7, 0, 1, 1, 1, 1, 1, 1]) && routed([7, 9, 1, 1, 1, 1, 1, 1]), "lengths that make no sense");
+}
+
+#[test]
+fn congestion_is_read_from_the_frame_whatever_the_header_says() {
+    let packet = Packet { ecn: true, ..Packet::new(3000) };
+    let header = parse_header(packet.segment_header(1000));
+    for gso_type in [GSO_TCP4, GSO_TCP4 | GSO_ECN] {
+        let Ok(Some(Request::Segment(segment))) = request(&NetHeader { gso_type, ..header }, &packet.frame()) else {
+            panic!("refused")
+        };
+        assert!(segment.ecn, "type {gso_type:#x}");
+    }
+    let silent = Packet { ecn: false, ..packet };
+    let Ok(Some(Request::Segment(segment))) = request(&header, &silent.frame()) else { panic!("refused") };
+    assert!(!segment.ecn);
+}
+
+#[test]
+fn without_csum_nothing_may_be_left_undone() {
+    let packet = Packet { ecn: false, ..Packet::new(3000) };
+    let frame = packet.frame();
+    let (checksum, segments) = (parse_header(packet.checksum_header()), parse_header(packet.segment_header(1000)));
+    let parse = |header, allowed| Request::parse(header, &frame, frame.len(), allowed);
+    // HOST_TSO4 needs CSUM (5.1.3.1).
+    assert_eq!(parse(&checksum, Offloads::HOST_TSO4), Err(BadOffload));
+    assert_eq!(parse(&segments, Offloads::HOST_TSO4), Err(BadOffload));
+    assert!(parse(&checksum, Offloads::CSUM).is_ok() && parse(&segments, Offloads::CSUM) == Err(BadOffload));
+    assert!(parse(&segments, Offloads::CSUM.with(Offloads::HOST_TSO4)).is_ok());
+    assert_eq!(parse(&NetHeader::default(), Offloads::HOST_TSO4), Ok(None));
+}
+
+#[test]
+fn a_device_gets_the_guests_own_sum_of_a_pseudo_header() {
+    // Filled up to the least Ethernet frame: the bytes behind the packet are no part of its length.
+    let packet = Packet::new(2);
+    let mut frame = packet.frame();
+    frame.resize(60, 0);
+    let Ok(Some(request)) = request(&parse_header(packet.checksum_header()), &frame) else { panic!("refused") };
+    let mut primed = frame.clone();
+    request.prime(&mut primed, true);
+    assert_eq!(primed, frame);
 }
 
 #[test]
