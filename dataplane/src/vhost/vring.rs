@@ -40,6 +40,8 @@ struct Ring {
     base: u32,
     /// Where it goes on, once it has run: see [`RingConfig::resume`].
     resume: Option<u16>,
+    /// The front-end has named `base` since the ring stood at `resume`.
+    named: bool,
     kick: Option<Arc<OwnedFd>>,
     call: Option<Arc<OwnedFd>>,
     started: bool,
@@ -89,6 +91,7 @@ impl Rings {
             && let Some(next) = self.sink.stop(index)
         {
             ring.resume = Some(next);
+            ring.named = false;
         }
     }
 
@@ -145,27 +148,35 @@ impl Rings {
     /// SET_VRING_BASE: see [`RingConfig::base`]. The crate has only the lower half of it.
     pub fn set_base(&self, index: usize, base: u32) -> Result<(), String> {
         if base > 0xffff && self.lock().features.is_some_and(|features| !ring_features(features).packed) {
-            return Err(format!("base {base:#x}, a split ring's has 16 bits"));
+            return Err(format!(
+                "ring {index}: base {base:#x} has two halves, a split ring's is its available index: negotiate RING_PACKED or \
+                 send the available index alone"
+            ));
         }
         self.change(
             index,
             |_| true,
             |ring| {
                 ring.base = base;
+                ring.named = true;
                 ring.resume = ring.resume.map(|_| base as u16);
             },
         );
         Ok(())
     }
 
-    /// Where a ring stands that was stopped, as GET_VRING_BASE says it. Nothing is in flight, so that what is available and what is
-    /// used of a packed ring stand at the same place.
+    /// Where a ring stands that was stopped, as GET_VRING_BASE says it. Nothing of ours is in flight, so that what is available and
+    /// what is used of a packed ring that ran stand at the same place; one that did not run stands where the front-end said.
     pub fn base(&self, index: usize) -> u32 {
         let state = self.lock();
         let ring = &state.rings[index];
-        let base = ring.resume.unwrap_or(ring.base as u16);
         let packed = state.features.is_some_and(|features| ring_features(features).packed);
-        u32::from(base) * if packed { 0x1_0001 } else { 1 }
+        match (ring.resume.filter(|_| !ring.named), packed) {
+            (None, true) => ring.base,
+            (None, false) => ring.base & 0xffff,
+            (Some(at), true) => u32::from(at) * 0x1_0001,
+            (Some(at), false) => at.into(),
+        }
     }
 
     /// RESET_OWNER and RESET_DEVICE: rings are stopped and disabled, and features have to be negotiated and kicks given

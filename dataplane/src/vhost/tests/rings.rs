@@ -103,6 +103,22 @@ fn the_base_of_a_packed_ring_has_two_halves() {
 }
 
 #[test]
+fn a_ring_that_did_not_run_since_stands_where_the_front_end_said() {
+    let bench = Bench::new();
+    let mut front = bench.connect();
+    front.negotiate_with(offered(Compat::V1, true));
+    front.share_memory();
+    // Slot 16 is available next, slot 3 used next: another back-end was stopped with chains in flight.
+    front.done(Request::SET_VRING_BASE, &ring_state(1, 0x8003_8010), &[]);
+    assert_eq!(front.stop_at(1), 0x8003_8010);
+    front.set_up(1, 256, 0x8000_8000);
+    let at = 0x8000 + u32::from(STEP);
+    assert_eq!(front.stop_at(1), at << 16 | at, "it ran");
+    front.done(Request::SET_VRING_BASE, &ring_state(1, 0x8003_8010), &[]);
+    assert_eq!(front.stop_at(1), 0x8003_8010, "it did not run again");
+}
+
+#[test]
 fn memory_is_replaced_under_running_rings() {
     let bench = Bench::new();
     let mut front = bench.connect_and_start();
