@@ -120,6 +120,11 @@ impl Cell {
         if self.packed { "packed" } else { "split" }
     }
 
+    /// Whether every frame that is sent should arrive at a guest, so that loss can be told.
+    pub fn arrives(&self) -> bool {
+        self.read || matches!(self.direction, Direction::Loop | Direction::Guests)
+    }
+
     /// What the back-end has to be set up with.
     pub fn setup(&self) -> Setup {
         let most = self.frames.most();

@@ -63,11 +63,11 @@ fn run<R: Ring>(peer: Peer, cell: &Cell, place: Place, guest_core: usize, second
 
 /// Packets between two moments at which callgrind was told to forget, and to write down, what it had counted.
 fn count_packets<R: Ring>(guests: &mut [Guest<R>], cell: &Cell, pid: u32, seconds: f64) -> anyhow::Result<u64> {
-    let mut queues = queues(guests, cell.direction);
+    let mut queues = queues(guests, cell);
     let load = Load { burst: 64, warm_up: 0.0, measured: seconds };
     queues.run(Load { measured: 1.0, ..load })?;
     let packets = |queues: &crate::load::Queues<'_, R>| match cell.direction {
-        Direction::Tx => queues.tx.iter().map(|tx| tx.done).sum::<u64>(),
+        Direction::Tx if !cell.read => queues.tx.iter().map(|tx| tx.done).sum::<u64>(),
         Direction::Both => {
             queues.tx.iter().map(|tx| tx.done).sum::<u64>() + queues.rx.iter().map(|rx| rx.frames).sum::<u64>()
         }

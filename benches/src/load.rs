@@ -27,14 +27,16 @@ pub struct Load {
 }
 
 /// What a run of the load found.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
     /// Frames per second that the guest sent and got its buffers back for.
     pub sent_pps: f64,
     /// Frames per second that the guest received.
     pub received_pps: f64,
-    /// Bits per second of both, without virtio-net headers and check sequences.
-    pub bits: f64,
+    /// Bits per second of the frames sent, without virtio-net headers and check sequences.
+    pub sent_bits: f64,
+    /// Bits per second of the frames received.
+    pub received_bits: f64,
     /// Share of the time, 0 to 1, in which the generator found nothing to do: the back-end was what limited the rate when this is well
     /// above 0, and the generator when it is 0.
     pub waiting: f64,
@@ -67,7 +69,7 @@ struct Counts {
     at: Instant,
     sent: u64,
     received: u64,
-    bytes: u64,
+    bytes: [u64; 2],
     waited: u64,
     ticks: u64,
 }
@@ -91,7 +93,8 @@ impl<'a, R: Ring> Queues<'a, R> {
         Ok(Measured {
             sent_pps: rate(|counts| counts.sent),
             received_pps: rate(|counts| counts.received),
-            bits: 8.0 * rate(|counts| counts.bytes),
+            sent_bits: 8.0 * rate(|counts| counts.bytes[0]),
+            received_bits: 8.0 * rate(|counts| counts.bytes[1]),
             waiting: (after.waited - before.waited) as f64 / (after.ticks - before.ticks).max(1) as f64,
             lost: if self.closed {
                 self.settle()?;
@@ -126,7 +129,7 @@ impl<'a, R: Ring> Queues<'a, R> {
         };
         let (sent, received) = sum(|tx| tx.done, |rx| rx.frames);
         let (out, back) = sum(|tx| tx.bytes, |rx| rx.bytes);
-        Counts { at: Instant::now(), sent, received, bytes: out + back, waited, ticks: ticks() }
+        Counts { at: Instant::now(), sent, received, bytes: [out, back], waited, ticks: ticks() }
     }
 
     fn run_for(&mut self, load: Load, seconds: f64, waited: &mut u64) -> Result<(), OutOfOrder> {

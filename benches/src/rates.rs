@@ -134,7 +134,7 @@ impl Plan {
 
     fn paced(&self, backend: &Backend, cell: &Cell, pps: f64) -> anyhow::Result<Latency> {
         fn run<R: Ring>(plan: &Plan, guests: &mut [Guest<R>], cell: &Cell, pps: f64) -> anyhow::Result<Latency> {
-            Ok(queues(guests, cell.direction).paced(pps, plan.load.warm_up, plan.load.measured)?)
+            Ok(queues(guests, cell).paced(pps, plan.load.warm_up, plan.load.measured)?)
         }
         backend.resume()?;
         let place = self.place;
@@ -164,7 +164,7 @@ impl Plan {
                 wait::check_stopped()?;
                 let percent = on_core(self.guest_core, || {
                     guests::<SplitRing, _>(&backend, &cell, self.place, |guests| {
-                        let mut queues = queues(guests, cell.direction);
+                        let mut queues = queues(guests, &cell);
                         let mut spend = |seconds: f64| -> anyhow::Result<()> {
                             if pps == 0.0 {
                                 wait::pause(Duration::from_secs_f64(seconds))?;

@@ -86,9 +86,21 @@ pub struct Row {
 pub fn packets(measured: &Measured, cell: &Cell) -> f64 {
     use crate::cell::Direction::{Both, Guests, Loop, Rx, Tx};
     match cell.direction {
+        // Where the device is a guest that reads, what counts is what that one got: the rest was dropped on its way.
+        Tx if cell.read => measured.received_pps,
         Tx => measured.sent_pps,
         Rx | Loop | Guests => measured.received_pps,
         Both => measured.sent_pps + measured.received_pps,
+    }
+}
+
+/// Bits per second of the same packets.
+fn bits(measured: &Measured, cell: &Cell) -> f64 {
+    use crate::cell::Direction::{Both, Guests, Loop, Rx, Tx};
+    match cell.direction {
+        Tx if !cell.read => measured.sent_bits,
+        Tx | Rx | Loop | Guests => measured.received_bits,
+        Both => measured.sent_bits + measured.received_bits,
     }
 }
 
@@ -112,7 +124,7 @@ pub fn row(cell: Cell, limit: Option<Measured>, samples: &[Sample]) -> Row {
         Some(Of {
             peer,
             pps,
-            bits: median(|m| Some(m.bits))?,
+            bits: Spread::of(of(peer).map(|(_, measured)| bits(&measured, &cell)))?.median,
             waiting,
             cycles: (waiting > SATURATED).then(|| ticks_per_second() / pps.median),
             lost: median(|m| m.lost),
@@ -370,7 +382,7 @@ mod tests {
             cell: cell.name(),
             peer,
             round,
-            measured: Some(Measured { sent_pps, received_pps: 0.0, bits: 0.0, waiting: 0.5, lost: None }),
+            measured: Some(Measured { sent_pps, waiting: 0.5, ..Measured::default() }),
             fault: None,
         };
         let samples = [
@@ -383,5 +395,14 @@ mod tests {
         let ratio = row.peer(Peer::Testpmd).unwrap().ratio;
         assert_eq!(ratio, Some(Spread { least: 2.0, median: 2.5, most: 3.0 }));
         assert!(row.peer(Peer::Ovs).is_none());
+    }
+
+    #[test]
+    fn what_a_reading_device_did_not_get_does_not_count() {
+        let cell = Cell::select(&["tx/split/9000/read"]).unwrap()[0];
+        let measured = Measured { sent_pps: 5.0, received_pps: 2.0, sent_bits: 50.0, ..Measured::default() };
+        assert_eq!(packets(&measured, &cell), 2.0);
+        assert_eq!(bits(&Measured { received_bits: 20.0, ..measured }, &cell), 20.0);
+        assert!(cell.arrives());
     }
 }

@@ -132,7 +132,7 @@ impl Plan {
     }
 
     fn load<R: Ring>(&self, guests: &mut [Guest<R>], cell: &Cell) -> anyhow::Result<Measured> {
-        Ok(queues(guests, cell.direction).run(self.load)?)
+        Ok(queues(guests, cell).run(self.load)?)
     }
 
     /// The same work as bare memory copies between two threads, where there is such work.
@@ -151,7 +151,7 @@ impl Plan {
 
 fn work(cell: &Cell) -> Option<Work> {
     match cell.direction {
-        _ if cell.pairs > 1 || cell.indirect || (cell.mergeable && cell.frames.most() > 1536) => None,
+        _ if cell.read || cell.pairs > 1 || cell.indirect || (cell.mergeable && cell.frames.most() > 1536) => None,
         Direction::Tx => Some(Work::CopyFrom),
         Direction::Rx => Some(Work::CopyTo(cell.frames.most())),
         _ => None,
@@ -199,11 +199,11 @@ pub fn guests<R: Ring, T>(
 }
 
 /// The queues that a direction uses.
-pub fn queues<R: Ring>(guests: &mut [Guest<R>], direction: Direction) -> Queues<'_, R> {
+pub fn queues<'a, R: Ring>(guests: &'a mut [Guest<R>], cell: &Cell) -> Queues<'a, R> {
     let (mut tx, mut rx) = (vec![], vec![]);
     for (index, guest) in guests.iter_mut().enumerate() {
         for Pair { rx: receiver, tx: transmitter } in &mut guest.pairs {
-            let (sends, receives) = match direction {
+            let (sends, receives) = match cell.direction {
                 // Where the device is another guest, that one receives.
                 Direction::Tx => (index == 0, index == 1),
                 Direction::Rx => (false, true),
@@ -214,5 +214,5 @@ pub fn queues<R: Ring>(guests: &mut [Guest<R>], direction: Direction) -> Queues<
             rx.extend(receives.then_some(receiver));
         }
     }
-    Queues::new(tx, rx, matches!(direction, Direction::Loop | Direction::Guests))
+    Queues::new(tx, rx, cell.arrives())
 }
