@@ -32,7 +32,7 @@ use crate::offload::Offloads;
 use crate::ring::{Ring, RingError};
 use crate::worker::Watch;
 use crate::worker::{ticks, ticks_in};
-use inbox::{Delivery, Frames, appetite};
+use inbox::{Delivery, Frames};
 pub use lender::Terms;
 use lender::{Lender, Lending};
 use outbox::{Asking, FAREWELL, Outbox, Spare};
@@ -144,13 +144,12 @@ struct ToGuest {
 /// A device queue.
 struct Queue {
     nic: QueuePair,
+    /// What came, as far as it was not given on in the round that it came in.
     inbox: Burst,
     /// Its number in the device.
     index: usize,
     /// Where among the relay's rings the one is that this queue feeds.
     feeds: Option<usize>,
-    /// Frames that are received in one go.
-    appetite: usize,
 }
 
 /// A share of a port's packets: rings and device queues that are connected with one another, and with no others.
@@ -297,33 +296,30 @@ impl Relay {
     #[inline]
     fn fill_guest(&mut self, at: usize, broken: bool) -> usize {
         let queue = &mut self.queues[at];
-        let received = queue.nic.rx.receive_some(&mut queue.inbox, queue.appetite);
-        if received == 0 {
-            return 0;
-        }
         let counters = self.common.journal.to_guest(queue.index);
-        let frames = Frames(&queue.inbox);
-        let bytes = frames.look();
-        counters.received(received as u64, bytes);
+        if queue.inbox.is_empty() {
+            let received = queue.nic.rx.receive(&mut queue.inbox);
+            if received == 0 {
+                return 0;
+            }
+            counters.received(received as u64, Frames(&queue.inbox).look());
+        }
+        let (frames, count) = (Frames(&queue.inbox), queue.inbox.len());
         let fed = queue.feeds.filter(|_| !broken);
         let outcome = match fed.and_then(|place| self.to_guest.get_mut(place)) {
             Some(ToGuest { pair, ring }) if queue.nic.rx.marks() && frames.marked_for(ring) => {
-                queue.appetite = appetite(bytes);
                 let done = self.delivery.deliver(&mut queue.inbox, ring, queue.nic.tx.pool());
                 counters.sent(done.frames, done.bytes);
                 counters.dropped(&done.drops);
-                let rest = received as u64 - done.frames - done.drops.total();
+                let rest = done.gone as u64 - done.frames - done.drops.total();
                 counters.dropped(&Drops { no_ring: rest, ..Drops::default() });
                 if let Some(error) = done.error {
                     let ring = 2 * *pair;
                     self.break_down(ring, error.into());
                 }
-                return received;
+                return done.gone;
             }
-            Some(ToGuest { pair, ring }) => {
-                queue.appetite = BURST;
-                ring.put(&frames).map(Some).map_err(|error| (2 * *pair, error))
-            }
+            Some(ToGuest { pair, ring }) => ring.put(&frames).map(Some).map_err(|error| (2 * *pair, error)),
             None => Ok(None),
         };
         queue.inbox.clear();
@@ -331,12 +327,12 @@ impl Relay {
             counters.sent(put.frames, put.bytes);
             counters.dropped(&Drops { guest_ring_full: put.ring_full, too_long: put.too_long, ..Drops::default() });
         } else {
-            counters.dropped(&Drops { no_ring: received as u64, ..Drops::default() });
+            counters.dropped(&Drops { no_ring: count as u64, ..Drops::default() });
         }
         if let Err((ring, error)) = outcome {
             self.break_down(ring, error.into());
         }
-        received
+        count
     }
 
     fn has_rings(&self) -> bool {
@@ -422,13 +418,17 @@ impl Relay {
         }
         self.spare = Spare::new();
         self.delivery.release();
+        for queue in &self.queues {
+            let left = queue.inbox.len() as u64;
+            self.common.journal.to_guest(queue.index).dropped(&Drops { no_ring: left, ..Drops::default() });
+        }
         self.queues.drain(..).map(|queue| queue.nic).collect()
     }
 
     /// Asks the guest to kick when it sends, and the device to signal when a frame comes. True when something waits already.
     pub fn listen(&mut self) -> bool {
         self.queues.iter_mut().for_each(|queue| queue.nic.rx.listen());
-        let mut pending = false;
+        let mut pending = self.queues.iter().any(|queue| !queue.inbox.is_empty());
         if self.common.broken.load(Ordering::Relaxed) {
             return pending;
         }

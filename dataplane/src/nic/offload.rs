@@ -1,6 +1,8 @@
 //! Checksums and segments that are left to a device, or to the guest behind a software link: what a device can do, and the marks
 //! on a frame that say what is still to be done (DPDK: *Mbuf Library*, "Meta Information"; *Poll Mode Driver*, "Hardware Offload").
 
+use std::num::NonZeroU16;
+
 use dpdk_sys as sys;
 use ringspan_protocol::{OffloadBy, OffloadStatus};
 
@@ -252,7 +254,7 @@ impl Frame<'_> {
             ..NetHeader::default()
         };
         if flags & (sys::SHIM_MBUF_TX_TCP_SEG | sys::SHIM_MBUF_TX_UDP_SEG) != 0 {
-            header.gso_size = part(sys::SHIM_MBUF_TSO_SEGSZ_OFS, 16);
+            header.gso_size = self.segment_size().map_or(0, NonZeroU16::get);
             header.hdr_len = start + part(sys::SHIM_MBUF_L4_LEN_OFS, sys::SHIM_MBUF_L4_LEN_BITS);
             let cwr = tcp && self.data().get(usize::from(start) + 13).is_some_and(|flags| flags & 0x80 != 0);
             header.gso_type = match (tcp, ipv6) {
@@ -262,6 +264,17 @@ impl Frame<'_> {
             } | if cwr { GSO_ECN } else { 0 };
         }
         (header, ipv6)
+    }
+
+    /// Bytes of payload in each segment that is still to be made of it.
+    #[inline]
+    pub fn segment_size(&self) -> Option<NonZeroU16> {
+        if self.flags() & (sys::SHIM_MBUF_TX_TCP_SEG | sys::SHIM_MBUF_TX_UDP_SEG) == 0 {
+            return None;
+        }
+        // SAFETY: a field of a frame that is valid while its burst is borrowed.
+        let lengths: u64 = unsafe { field(self.head(), sys::SHIM_MBUF_TX_OFFLOAD) };
+        NonZeroU16::new((lengths >> sys::SHIM_MBUF_TSO_SEGSZ_OFS) as u16)
     }
 
     /// Copies what lies `from` bytes behind the frame's first byte and further. False when there is less than `to` has room for.

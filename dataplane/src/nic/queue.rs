@@ -48,16 +48,8 @@ impl RxQueue {
     /// Appends frames that have come in, as many as the burst has room for. Returns how many.
     #[inline]
     pub fn receive(&mut self, burst: &mut Burst) -> usize {
-        self.receive_some(burst, crate::BURST)
-    }
-
-    /// Appends up to `most` frames that have come in, as far as the burst has room for them. Returns how many.
-    #[inline]
-    pub fn receive_some(&mut self, burst: &mut Burst, most: usize) -> usize {
         burst.hold(&self.pool);
         let spare = burst.spare();
-        let most = most.min(spare.len());
-        let spare = &mut spare[..most];
         // SAFETY: the queue exists and is polled here alone (`&mut self`); `spare` has room for as many pointers as it is long.
         let n = unsafe { sys::shim_rx_burst(self.port.id(), self.index, spare.as_mut_ptr(), spare.len() as u16) };
         // SAFETY: the driver gave us that many frames, of the queue's pool, which is held.

@@ -28,14 +28,22 @@ impl Frames<'_> {
     }
 }
 
-/// More bytes than this in a burst are large frames, ...
-const MANY_BYTES: u64 = 256 << 10;
-/// ... of which this many are received in one go: cutting them keeps the worker from its other ports.
-const FEW_FRAMES: usize = 8;
+/// No more marked frames are given to a guest in one go once they have so many bytes, ...
+const MOST_BYTES: usize = 256 << 10;
+/// ... or so many segments, if they were to be cut: that keeps the worker from its other ports.
+const MOST_SEGMENTS: usize = 256;
 
-/// How many frames to receive after a burst of marked frames of that many bytes.
-pub(super) fn appetite(bytes: u64) -> usize {
-    if bytes > MANY_BYTES { FEW_FRAMES } else { BURST }
+/// How many frames of a burst, from the front, are given in one go: one at least.
+fn portion(burst: &Burst) -> usize {
+    let (mut bytes, mut segments) = (0, 0);
+    for (count, frame) in burst.iter().enumerate() {
+        if bytes >= MOST_BYTES || segments >= MOST_SEGMENTS {
+            return count;
+        }
+        bytes += frame.len();
+        segments += frame.segment_size().map_or(1, |mss| frame.len().div_ceil(mss.get().into()));
+    }
+    burst.len()
 }
 
 // SAFETY: the burst owns its frames and does not change while it is borrowed; DPDK keeps a frame's length equal to the sum
@@ -91,9 +99,11 @@ unsafe impl FrameSource for Marked<'_> {
     }
 }
 
-/// What became of a burst of marked frames. The frames that are in none of these were not looked at.
+/// What became of the first marked frames of a burst, which are gone from it. Those that are in none of the other numbers were not
+/// looked at.
 #[derive(Debug, Default)]
 pub(super) struct Delivered {
+    pub(super) gone: usize,
     pub(super) frames: u64,
     pub(super) bytes: u64,
     pub(super) drops: Drops,
@@ -112,12 +122,13 @@ impl Delivery {
         Self { headers: [NetHeader::default(); BURST], segments: Burst::new() }
     }
 
-    /// Gives all of `inbox` to `ring`. Segments are made in buffers of `pool`.
+    /// Gives of `inbox` to `ring` what can be given in one go; the rest stays. Segments are made in buffers of `pool`.
     pub(super) fn deliver(&mut self, inbox: &mut Burst, ring: &mut Ring, pool: &Pool) -> Delivered {
         let offloads = ring.features().offloads;
         let finished = finished_header(offloads);
         let (mut cut, mut refused) = (0u64, 0u64);
-        for place in 0..inbox.len() {
+        let count = portion(inbox);
+        for place in 0..count {
             let (header, ipv6) = inbox.frame(place).marks();
             self.headers[place] = if header.flags & DATA_VALID != 0 {
                 finished
@@ -135,9 +146,9 @@ impl Delivery {
                 finished
             };
         }
-        let mut done = Delivered::default();
+        let mut done = Delivered { gone: count, ..Delivered::default() };
         let mut first = 0;
-        while first < inbox.len() && done.error.is_none() {
+        while first < count && done.error.is_none() {
             if refused >> first & 1 == 1 {
                 done.drops.bad_offload += 1;
                 first += 1;
@@ -149,7 +160,7 @@ impl Delivery {
                 first += 1;
             } else {
                 let run = ((cut | refused) >> first).trailing_zeros() as usize;
-                let end = inbox.len().min(first + run);
+                let end = count.min(first + run);
                 match ring.put(&Marked { burst: inbox, first, headers: &self.headers[first..end] }) {
                     Ok(Put { frames, bytes, ring_full, too_long }) => {
                         done.frames += frames;
@@ -162,7 +173,7 @@ impl Delivery {
                 first = end;
             }
         }
-        inbox.clear();
+        inbox.drop_front(count);
         done
     }
 
@@ -226,4 +237,46 @@ fn finished_header(offloads: Offloads) -> NetHeader {
 /// What is to be done to a frame that came over a link, where everything is allowed.
 fn parse(header: &NetHeader, frame: &Frame<'_>) -> Option<Request> {
     Request::parse(header, frame.data(), frame.len(), Offloads::ALL).ok().flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use ringspan_testkit::packet::Packet;
+
+    use super::*;
+    use crate::nic::{Handmade, TxAbilities};
+
+    const LINK: TxAbilities = TxAbilities {
+        ip_checksum: false,
+        tcp_checksum: false,
+        udp_checksum: false,
+        tcp_segments: false,
+        buffers: 64,
+        buffers_to_cut: 64,
+        hands_on: true,
+        link: true,
+    };
+
+    /// A burst of `count` frames that came over a link.
+    fn burst(count: usize, payload: usize, mss: Option<usize>) -> Handmade {
+        let packet = Packet { ecn: false, ..Packet::new(payload) };
+        let (frame, mut bytes) = (packet.frame(), [0; NetHeader::LEN]);
+        let header = mss.map_or(packet.checksum_header(), |mss| packet.segment_header(mss));
+        bytes[..10].copy_from_slice(&header.bytes());
+        let request = Request::parse(&NetHeader::parse(bytes), &frame, frame.len(), Offloads::ALL).unwrap().unwrap();
+        let mut burst = Handmade::new((0..count).map(|_| &frame[..]), 0);
+        for place in 0..count {
+            burst.frame_mut(place).mark(&request, &LINK);
+        }
+        burst
+    }
+
+    #[test]
+    fn what_is_given_in_one_go_is_bounded_from_the_first_burst_on() {
+        assert_eq!(portion(&burst(64, 1000, None)), 64, "small frames go together");
+        assert_eq!(portion(&burst(64, 64_000, Some(1448))), 5, "64 KiB each: 256 KiB, and what the last one has more");
+        assert_eq!(portion(&burst(64, 20_000, Some(256))), 4, "79 segments each");
+        assert_eq!(portion(&burst(64, 64_000, Some(256))), 2, "251 segments each");
+        assert_eq!(portion(&burst(1, 65_000, Some(256))), 1, "one at least");
+    }
 }

@@ -7,7 +7,6 @@ use super::inbox::Delivery;
 use super::lender::{Lender, Terms};
 use super::outbox::{FAREWELL, Outbox, Spare};
 use super::{Basis, FRAME_OVERHEAD, FromGuest, Load, Plan, Queue, Relay, ToGuest};
-use crate::BURST;
 use crate::nic::{Burst, QueuePair};
 use crate::ring::Ring;
 use crate::worker::Watch;
@@ -50,19 +49,8 @@ impl Parts {
 
     /// Adds device queues.
     pub fn give_queues(&mut self, queues: Vec<QueuePair>) {
-        let queue = |nic: QueuePair| Queue {
-            index: nic.rx.index().into(),
-            nic,
-            inbox: Burst::new(),
-            appetite: BURST,
-            feeds: None,
-        };
+        let queue = |nic: QueuePair| Queue { index: nic.rx.index().into(), nic, inbox: Burst::new(), feeds: None };
         self.queues.extend(queues.into_iter().map(queue));
-    }
-
-    /// Takes the device queues out.
-    pub fn take_queues(&mut self) -> Vec<QueuePair> {
-        self.queues.drain(..).map(|queue| queue.nic).collect()
     }
 
     /// Puts relays together, one for each share of the plan. `loads` has as many.
