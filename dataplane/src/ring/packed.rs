@@ -116,7 +116,7 @@ impl Format for Packed {
     ) -> Result<(usize, u16), RingError> {
         let layout = self.layout;
         let mut memory = map.reader(cache);
-        let room = usize::from(layout.size() - from).min(window.len());
+        let room = usize::from(layout.size().saturating_sub(from)).min(window.len());
         let (mut at, mut count) = (from, 0);
         while count < room && at < layout.size() {
             // Up to the end of the ring, all that is plain has the same flags.

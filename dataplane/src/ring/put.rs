@@ -71,7 +71,7 @@ impl<R: Format> Queue<R> {
             };
             match outcome {
                 Ok(Placed::Chains(chains, slots)) => {
-                    self.window.used(chains.into(), slots);
+                    self.forget(chains.into(), slots);
                     used += slots;
                     done.frames += 1;
                     done.bytes += frames.frame_len(seen) as u64;
@@ -92,6 +92,17 @@ impl<R: Format> Queue<R> {
             self.look_ahead::<true>();
         }
         Ok(done)
+    }
+
+    /// Chains were used that were read anew, and take `slots` now. Those behind them in the window are still the next ones only if they
+    /// took as many when they were found; a guest may have changed them since.
+    fn forget(&mut self, chains: usize, slots: u16) {
+        let found = self.window.first(chains).iter().try_fold(0u16, |sum, chain| sum.checked_add(R::slots(chain)));
+        if found == Some(slots) {
+            self.window.used(chains, slots);
+        } else {
+            self.window.clear();
+        }
     }
 
     /// Puts frames from `index` on into plain chains that are in the window, as long as each fits into its own: how many, and

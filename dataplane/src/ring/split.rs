@@ -34,7 +34,8 @@ impl Split {
         let found = self.layout.avail_index();
         let (next, size) = (self.next, self.layout.size());
         let available = found.wrapping_sub(next);
-        if available > size {
+        // Nor may it go back: what was seen may be in use.
+        if available > size || available < seen {
             return Err(RingError::AvailIndex { found, next, size });
         }
         self.avail_seen = found;
@@ -111,7 +112,8 @@ impl Format for Split {
         from: u16,
     ) -> Result<(usize, u16), RingError> {
         let wanted = window.len() as u16;
-        let available = self.available(from + wanted)? - from;
+        // What was found already is not less than `from`.
+        let available = self.available(from + wanted)?.saturating_sub(from);
         let first = self.next.wrapping_add(from);
         let mut count = usize::from(available.min(wanted));
         let layout = self.layout;

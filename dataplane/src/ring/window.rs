@@ -44,7 +44,7 @@ impl Window {
         &mut self.chains[self.first..self.first + count]
     }
 
-    /// Removes the first `count` chains, which take `slots`, or all if there are fewer.
+    /// Removes the first `count` chains, which took `slots` when they were found, or all if there are fewer.
     #[inline(always)]
     pub fn used(&mut self, count: usize, slots: u16) {
         if count < self.len() {

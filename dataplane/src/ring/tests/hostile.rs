@@ -463,3 +463,69 @@ fn long_chains_do_not_keep_the_worker_from_others_in(features: RingFeatures) {
     let frames = Frames::plain(&vec![frame(1, 61); 10]);
     assert_eq!(ring.put(&frames), Ok(Put { frames: 0, bytes: 0, ring_full: 6, too_long: 4 }));
 }
+
+#[test]
+fn an_available_index_that_goes_back_behind_what_was_found_stops_the_ring() {
+    let mut driver = Driver::new(256, MODERN, 0);
+    let mut ring = driver.device();
+    for head in 0..100 {
+        driver.chain(head, &[(BUFFERS + 128 * u64::from(head), 12 + 60, 0)]);
+        driver.offer(head);
+    }
+    let take = |ring: &mut Ring| ring.take(BURST, 1514, &mut Sink::default()).map(|taken| taken.frames);
+    assert_eq!(take(&mut ring), Ok(BURST as u64));
+    // The 36 others are known already.
+    driver.write(driver.config.avail.0 + 2, BURST as u16);
+    assert_eq!(take(&mut ring), Ok(36));
+    assert_eq!(take(&mut ring), Err(RingError::AvailIndex { found: 64, next: 100, size: 256 }));
+
+    let mut driver = Driver::new(256, MODERN, 0);
+    let mut ring = driver.device();
+    for head in 0..100 {
+        driver.chain(head, &[(BUFFERS + 128 * u64::from(head), 128, WRITE)]);
+        driver.offer(head);
+    }
+    let put = |ring: &mut Ring, count| {
+        let frames: Vec<_> = (0..count).map(|seed| frame(seed, 60)).collect();
+        ring.put(&Frames::plain(&frames)).map(|put| put.frames)
+    };
+    assert_eq!(put(&mut ring, 64), Ok(64));
+    driver.write(driver.config.avail.0 + 2, 64u16);
+    assert_eq!(put(&mut ring, 40), Ok(36));
+    assert!(put(&mut ring, 1).is_err());
+}
+
+#[test]
+fn chains_that_are_longer_or_shorter_than_when_they_were_found_harm_only_their_guest() {
+    // Descriptors of so many bytes each; those with a bit in `now` go on with the next one, in the end.
+    for (len, before, now) in
+        [(60u32, 0u16, 0b11_1111_0u16), (60, 0b0110_1101_1010, 0b1111_1111_0100), (30, 0b1010_0110, !0)]
+    {
+        let mut driver = Driver::new(SIZE, RingFeatures { mergeable: true, ..PACKED }, 0);
+        let mut ring = driver.device();
+        let head = |slot: u16, links: u16| (BUFFERS + 512 * u64::from(slot), len, WRITE | links >> slot & 1, slot + 1);
+        for slot in 0..SIZE {
+            driver.descriptor(slot, head(slot, before));
+        }
+        let offer = |driver: &mut Driver, until: u16| {
+            while driver.avail < until {
+                driver.offer(driver.avail);
+            }
+        };
+        // What comes behind these is not known yet, when the first frame has been put.
+        offer(&mut driver, 5);
+        let small = Frames::plain(&[frame(1, 14)]);
+        assert_eq!(ring.put(&small).map(|put| put.frames), Ok(1));
+        offer(&mut driver, 12);
+        for slot in 1..SIZE {
+            let at = driver.config.desc.0 + 16 * u64::from(slot) + 14;
+            let flags: u16 = driver.read(at);
+            driver.flags(slot, flags & !NEXT | now >> slot & 1);
+        }
+        // Whatever comes of it: no panic, and nothing beyond the guest's own descriptors.
+        let frames: Vec<_> = [200, 14, 100, 14, 14, 300].into_iter().map(|len| frame(2, len)).collect();
+        for _ in 0..8 {
+            let _ = ring.put(&Frames::plain(&frames));
+        }
+    }
+}
