@@ -54,7 +54,9 @@ pub struct Of {
     pub peer: Peer,
     /// Packets per second: those that left the guest, or arrived in one; with both directions at once, both.
     pub pps: Spread,
-    /// Bits per second of the same.
+    /// With both directions at once: what was sent, and what was received.
+    pub ways: Option<[Spread; 2]>,
+    /// Bits per second of the same packets.
     pub bits: f64,
     /// Share of its time in which the generator waited.
     pub waiting: f64,
@@ -62,7 +64,7 @@ pub struct Of {
     pub cycles: Option<f64>,
     /// Share of the frames that were lost, where all should arrive.
     pub lost: Option<f64>,
-    /// ringspan divided by this one, round by round.
+    /// ringspan divided by this one, round by round; see [`ratio`].
     pub ratio: Option<Spread>,
 }
 
@@ -94,6 +96,18 @@ pub fn packets(measured: &Measured, cell: &Cell) -> f64 {
     }
 }
 
+/// How many times their rate ours is. With both directions at once that of the direction in which it is the least, which is never more than
+/// that of the sum: one direction cannot make up for the other.
+pub fn ratio(ours: &Measured, theirs: &Measured, cell: &Cell) -> f64 {
+    let sum = packets(ours, cell) / packets(theirs, cell);
+    if cell.direction != crate::cell::Direction::Both {
+        return sum;
+    }
+    let ways = [ours.sent_pps / theirs.sent_pps, ours.received_pps / theirs.received_pps];
+    // A direction in which neither moved anything says nothing.
+    ways.into_iter().filter(|ratio| !ratio.is_nan()).fold(sum, f64::min)
+}
+
 /// Bits per second of the same packets.
 fn bits(measured: &Measured, cell: &Cell) -> f64 {
     use crate::cell::Direction::{Both, Guests, Loop, Rx, Tx};
@@ -119,11 +133,14 @@ pub fn row(cell: Cell, limit: Option<Measured>, samples: &[Sample]) -> Row {
         let waiting = median(|m| Some(m.waiting))?;
         let ratios = of(peer).filter_map(|(round, theirs)| {
             let (_, ours) = ours.iter().find(|(of, _)| *of == round)?;
-            Some(packets(ours, &cell) / packets(&theirs, &cell))
+            Some(ratio(ours, &theirs, &cell))
         });
+        let way = |rate: fn(&Measured) -> f64| Spread::of(of(peer).map(|(_, measured)| rate(&measured)));
+        let ways = [way(|m| m.sent_pps)?, way(|m| m.received_pps)?];
         Some(Of {
             peer,
             pps,
+            ways: (cell.direction == crate::cell::Direction::Both).then_some(ways),
             bits: Spread::of(of(peer).map(|(_, measured)| bits(&measured, &cell)))?.median,
             waiting,
             cycles: (waiting > SATURATED).then(|| ticks_per_second() / pps.median),
@@ -258,6 +275,14 @@ impl Report {
                 .collect();
             if !lost.is_empty() {
                 let _ = writeln!(text, "{:<22} lost: {}", "", lost.join(", "));
+            }
+            let ways = |of: &Of| {
+                let [sent, received] = of.ways?.map(|way| way.median / 1e6);
+                Some(format!("{} {sent:.2} + {received:.2}", of.peer.title()))
+            };
+            let ways: Vec<String> = row.of.iter().filter_map(ways).collect();
+            if !ways.is_empty() {
+                let _ = writeln!(text, "{:<22} from + to the guest: {}", "", ways.join(", "));
             }
             for (peer, fault) in &row.faults {
                 let _ = writeln!(text, "{:<22} {}: {}", "", peer.title(), fault.lines().next().unwrap_or_default());
@@ -395,6 +420,15 @@ mod tests {
         let ratio = row.peer(Peer::Testpmd).unwrap().ratio;
         assert_eq!(ratio, Some(Spread { least: 2.0, median: 2.5, most: 3.0 }));
         assert!(row.peer(Peer::Ovs).is_none());
+    }
+
+    #[test]
+    fn one_direction_does_not_make_up_for_the_other() {
+        let cell = Cell::select(&["both/split/64"]).unwrap()[0];
+        let both = |sent_pps, received_pps| Measured { sent_pps, received_pps, ..Measured::default() };
+        assert_eq!(ratio(&both(12.0, 2.0), &both(5.0, 5.0), &cell), 0.4);
+        assert_eq!(ratio(&both(10.0, 15.0), &both(5.0, 5.0), &cell), 2.0);
+        assert_eq!(ratio(&both(10.0, 0.0), &both(5.0, 0.0), &cell), 2.0);
     }
 
     #[test]

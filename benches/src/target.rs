@@ -14,7 +14,7 @@ const TARGETS: &[(&str, &[&str], f64, f64)] = &[
     ("64 B guest to NIC, split", &["tx/split/64"], 1.5, 2.2),
     ("64 B guest to NIC, packed", &["tx/packed/64"], 2.0, 2.5),
     ("64 B NIC to guest", &["rx/*/64"], 1.5, 2.0),
-    ("64 B, both directions at once", &["both/*/64"], 1.5, 2.0),
+    ("both directions at once", &["both/**"], 1.5, 2.0),
     ("IMIX, mergeable on", &["*/*/imix"], 1.5, 1.8),
     ("9000 B guest to NIC, zero copy, device reads", &["tx/*/9000/read"], 1.4, 1.4),
     ("1518 B guest to NIC", &["tx/*/1518"], 1.1, 1.1),
@@ -35,11 +35,11 @@ pub struct Verdict {
     pub ratio: f64,
     /// Whether at most that is wanted, instead of at least.
     pub at_most: bool,
-    /// The ratio in the worst of its cells; absent where none was measured.
+    /// The ratio in the worst of its cells; absent where none was measured, or ringspan failed.
     pub found: Option<Spread>,
-    /// That cell.
+    /// That cell, or those in which ringspan failed, with the reason.
     pub cell: String,
-    /// Whether the median keeps the target.
+    /// Whether the median keeps the target; never where ringspan failed in one of the cells.
     pub reached: Option<bool>,
 }
 
@@ -47,6 +47,12 @@ impl Verdict {
     fn new(work: &str, against: Peer, ratio: f64, at_most: bool, worst: Option<(Spread, String)>) -> Self {
         let reached = worst.as_ref().map(|(found, _)| (found.median <= ratio) == at_most || found.median == ratio);
         let (found, cell) = worst.map_or((None, String::new()), |(found, cell)| (Some(found), cell));
+        Self { work: work.into(), against, ratio, at_most, found, cell, reached }
+    }
+
+    /// Not reached: ringspan did not do these cells at all.
+    fn failed(work: &str, against: Peer, ratio: f64, at_most: bool, cells: &[String]) -> Self {
+        let (found, reached, cell) = (None, Some(false), cells.join("; "));
         Self { work: work.into(), against, ratio, at_most, found, cell, reached }
     }
 
@@ -65,8 +71,20 @@ impl Verdict {
     }
 }
 
-/// Compares what was measured with what is aimed for.
-pub fn verdicts(rows: &[Row], trips: &[RoundTrip], iperf: &[Iperf]) -> Vec<Verdict> {
+/// What ringspan failed at in a cell, where another back-end was measured or should have been.
+fn failure(row: &Row) -> Option<String> {
+    let faults = row.faults.iter().find(|(peer, _)| *peer == Peer::Ringspan);
+    let reason = faults.map(|(_, fault)| fault.lines().next().unwrap_or_default());
+    // All zeros, or nothing to divide: as bad as a fault.
+    let still = row.peer(Peer::Ringspan).is_some_and(|of| of.pps.median <= 0.0).then_some("nothing moved");
+    reason.or(still).map(|reason| format!("{}: {reason}", row.name))
+}
+
+/// Compares what was measured with what is aimed for; `peers` are those that were to be measured. Where ringspan is one of them and has no
+/// figure, the target is missed.
+pub fn verdicts(rows: &[Row], trips: &[RoundTrip], iperf: &[Iperf], peers: &[Peer]) -> Vec<Verdict> {
+    let ours = peers.contains(&Peer::Ringspan);
+    let against = |peer: &Peer| peers.contains(peer);
     let mut verdicts = vec![];
     let target_of = |row: &Row| {
         TARGETS.iter().position(|(_, patterns, ..)| patterns.iter().any(|pattern| Cell::matches(pattern, &row.name)))
@@ -76,23 +94,38 @@ pub fn verdicts(rows: &[Row], trips: &[RoundTrip], iperf: &[Iperf]) -> Vec<Verdi
             let own = rows.iter().filter(|row| target_of(row) == Some(index));
             let found = own.filter_map(|row| Some((row.peer(peer)?.ratio?, row.name.clone())));
             let worst = found.min_by(|a, b| a.0.median.total_cmp(&b.0.median));
-            verdicts.push(Verdict::new(work, peer, ratio, false, worst));
+            let failed: Vec<String> =
+                rows.iter().filter(|row| target_of(row) == Some(index)).filter_map(failure).collect();
+            verdicts.push(match failed.is_empty() || !against(&peer) {
+                true => Verdict::new(work, peer, ratio, false, worst),
+                false => Verdict::failed(work, peer, ratio, false, &failed),
+            });
         }
     }
     for (what, pick) in [("round trip p50 at 50 % load", 0), ("round trip p90 at 50 % load", 1)] {
         for peer in [Peer::Testpmd, Peer::Ovs] {
-            let own = trips.iter().filter(|trip| trip.peer == peer && trip.percent == 50);
-            let found = own.filter_map(|trip| Some((trip.ratios[pick]?, trip.format().to_string())));
+            let own = || trips.iter().filter(|trip| trip.peer == peer && trip.percent == 50);
+            let found = own().filter_map(|trip| Some((trip.ratios[pick]?, trip.format().to_string())));
             let worst = found.max_by(|a, b| a.0.median.total_cmp(&b.0.median));
-            verdicts.push(Verdict::new(what, peer, ROUND_TRIP, true, worst));
+            let failed = own().filter(|trip| ours && trip.ratios[pick].is_none());
+            let failed: Vec<String> = failed.map(|trip| format!("{}: ringspan has none", trip.format())).collect();
+            verdicts.push(match failed.is_empty() {
+                true => Verdict::new(what, peer, ROUND_TRIP, true, worst),
+                false => Verdict::failed(what, peer, ROUND_TRIP, true, &failed),
+            });
         }
     }
     for peer in [Peer::Testpmd, Peer::Ovs] {
-        let own = iperf.iter().filter(|iperf| iperf.peer == peer);
-        let found = own.flat_map(|iperf| iperf.ratios.into_iter().zip(["to the guest", "from the guest"]));
+        let work = "iperf3 TCP of a Linux guest";
+        let own = || iperf.iter().filter(|iperf| iperf.peer == peer);
+        if ours && own().any(|iperf| iperf.ratios.iter().any(Option::is_none)) {
+            verdicts.push(Verdict::failed(work, peer, 1.0, false, &["ringspan has none".into()]));
+            continue;
+        }
+        let found = own().flat_map(|iperf| iperf.ratios.into_iter().zip(["to the guest", "from the guest"]));
         let found = found.filter_map(|(ratio, way)| Some((ratio?, way.to_string())));
         let worst = found.min_by(|a, b| a.0.median.total_cmp(&b.0.median));
-        verdicts.push(Verdict::new("iperf3 TCP of a Linux guest", peer, 1.0, false, worst));
+        verdicts.push(Verdict::new(work, peer, 1.0, false, worst));
     }
     verdicts
 }
@@ -100,6 +133,10 @@ pub fn verdicts(rows: &[Row], trips: &[RoundTrip], iperf: &[Iperf]) -> Vec<Verdi
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cell::Direction;
+    use crate::load::Measured;
+    use crate::report::row;
+    use crate::run::Sample;
 
     #[test]
     fn at_most_and_at_least_are_told_apart() {
@@ -108,5 +145,31 @@ mod tests {
         assert_eq!([reached(1.5, false, 1.6), reached(1.5, false, 1.5)], [Some(true); 2]);
         assert_eq!([reached(0.9, true, 0.8), reached(0.9, true, 0.9)], [Some(true); 2]);
         assert_eq!([reached(1.5, false, 1.4), reached(0.9, true, 1.0)], [Some(false); 2]);
+    }
+
+    #[test]
+    fn a_cell_in_which_ringspan_fails_is_a_miss_with_its_name() {
+        let cells = Cell::select(&["tx/split/64", "both/packed/9000"]).unwrap();
+        let sample = |cell: &Cell, peer, pps: Option<f64>| Sample {
+            cell: cell.name(),
+            peer,
+            round: 0,
+            measured: pps.map(|pps| Measured { sent_pps: pps, received_pps: pps, ..Measured::default() }),
+            fault: pps.is_none().then(|| "the lane died\nmore".to_string()),
+        };
+        let rows: Vec<Row> = (cells.iter())
+            .map(|cell| {
+                let ours = (cell.direction != Direction::Both).then_some(9.0);
+                row(*cell, None, &[sample(cell, Peer::Ringspan, ours), sample(cell, Peer::Testpmd, Some(3.0))])
+            })
+            .collect();
+        let verdicts = verdicts(&rows, &[], &[], &[Peer::Ringspan, Peer::Testpmd]);
+        let of = |work: &str, peer| verdicts.iter().find(|v| v.work == work && v.against == peer).unwrap();
+        let both = of("both directions at once", Peer::Testpmd);
+        assert_eq!((both.reached, both.cell.as_str()), (Some(false), "both/packed/9000: the lane died"));
+        assert_eq!(of("64 B guest to NIC, split", Peer::Testpmd).reached, Some(true));
+        // Not asked for, and nothing to compare.
+        assert_eq!(of("both directions at once", Peer::Ovs).reached, None);
+        assert_eq!(of("iperf3 TCP of a Linux guest", Peer::Testpmd).reached, None);
     }
 }

@@ -90,7 +90,7 @@ fn main() -> anyhow::Result<()> {
         Some(Command::Iperf(run)) => {
             let plan = run.plan(true)?;
             let found = plan.iperf(plan.rounds, |text| println!("{text}"))?;
-            for verdict in target::verdicts(&[], &[], &found).iter().filter(|verdict| verdict.found.is_some()) {
+            for verdict in target::verdicts(&[], &[], &found, &plan.peers).iter().filter(|v| v.reached.is_some()) {
                 let ratio = verdict.found.map_or(String::new(), |found| found.text(2));
                 println!("ringspan against {}: {ratio} {}, {}", verdict.against.title(), verdict.cell, verdict.word());
             }
@@ -180,7 +180,7 @@ impl Run {
         let rows: Vec<_> = plan.cells.iter().zip(limits).map(|(cell, limit)| row(*cell, limit, &samples)).collect();
         let iperf =
             if quick || self.no_iperf { vec![] } else { plan.iperf(plan.rounds.min(5), |text| eprintln!("{text}"))? };
-        let verdicts = target::verdicts(&rows, &round_trips, &iperf);
+        let verdicts = target::verdicts(&rows, &round_trips, &iperf, &plan.peers);
         let report = Report {
             machine,
             load: plan.load,

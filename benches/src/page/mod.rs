@@ -64,7 +64,7 @@ fn measured(report: &Report) -> Vec<Peer> {
 }
 
 fn targets(report: &Report, page: &mut String) {
-    if report.verdicts.iter().all(|verdict| verdict.found.is_none()) {
+    if report.verdicts.iter().all(|verdict| verdict.reached.is_none()) {
         return;
     }
     page.push_str("<h2>Targets</h2><p>The worst cell of each kind: ringspan's figure divided by the other's, median (least&ndash;most) of the alternations.</p>");
@@ -75,6 +75,7 @@ fn targets(report: &Report, page: &mut String) {
         let (found, class) = match (verdict.found, verdict.reached) {
             (Some(found), Some(true)) => (found.text(2), "pass"),
             (Some(found), _) => (found.text(2), "miss"),
+            (None, Some(false)) => ("failed".to_string(), "miss"),
             _ => ("not measured".to_string(), ""),
         };
         let _ = write!(
@@ -290,9 +291,13 @@ fn cells(report: &Report, page: &mut String) {
                         .lost
                         .filter(|lost| *lost >= 0.0001)
                         .map_or(String::new(), |lost| format!(", lost {:.2} %", 100.0 * lost));
+                    let ways = of.ways.map_or(String::new(), |ways| {
+                        let [sent, received] = ways.map(|way| way.median / 1e6);
+                        format!(", {sent:.2} from + {received:.2} to the guest")
+                    });
                     let _ = write!(
                         page,
-                        "<td>{:.2} <small>({:.2}&ndash;{:.2}){lost}</small></td><td>{}</td><td>{:.0} %</td>",
+                        "<td>{:.2} <small>({:.2}&ndash;{:.2}){ways}{lost}</small></td><td>{}</td><td>{:.0} %</td>",
                         of.pps.median / 1e6,
                         of.pps.least / 1e6,
                         of.pps.most / 1e6,
