@@ -1,6 +1,6 @@
 //! Back-ends inside of this process that do nothing but their part of the ring: what generator and machine can do at most.
 //!
-//! One only hands descriptors back: how fast the generator is. The other copies each frame once, too: the limit of every relay.
+//! One only hands descriptors back, in either direction: how fast the generator is. The other copies each frame once, too: the limit of every relay.
 //! Each runs as a thread on the back-end's core and works on a ring that the guest laid out, without a socket and without any check.
 //!
 //! # Invariants
@@ -18,12 +18,18 @@ use crate::load::{self, Load, Measured, Queues};
 
 /// Most descriptors that are served at once.
 const BURST: usize = 128;
+/// Packet buffers that are used in turn: the first lines of so many are 128 KiB at least, several times the nearest cache.
+const POOL: usize = 2048;
+/// After so many buffers each of the largest ring was seen.
+const LAP: usize = 1 << 15;
 
 /// What is done with frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
     /// Nothing: buffers are not touched.
     HandBack,
+    /// Nothing, but receive buffers are said to have a frame of this size: only the first lap writes their headers.
+    Fill(u16),
     /// Frames from the guest are copied.
     CopyFrom,
     /// Frames of this size are copied to the guest.
@@ -156,34 +162,39 @@ impl Device {
 /// The copies of a burst.
 struct Copier {
     work: Work,
-    /// As a pool of packet buffers would be: large enough that it does not stay in the nearest cache.
+    /// As a pool of packet buffers would be: too large for the nearest cache, whatever the frames' size.
     pool: Vec<u8>,
     stride: usize,
     next: usize,
     /// What the used elements say was written.
     written: u32,
+    /// Receive buffers that have a header already.
+    headers: usize,
 }
 
 impl Copier {
     fn new(work: Work) -> Self {
         let (length, written) = match work {
             Work::HandBack => (0, 0),
+            Work::Fill(length) => (0, u32::from(length) + HEADER as u32),
             Work::CopyFrom => (9216, 0),
             Work::CopyTo(length) => (usize::from(length), u32::from(length) + HEADER as u32),
         };
         let stride = (length + HEADER).next_multiple_of(LINE) + LINE;
-        let mut pool = vec![0xa5; stride * BURST];
+        let mut pool = vec![0xa5; stride * POOL];
         // The header of each frame to the guest: all zeros but for one buffer.
         pool.chunks_mut(stride).for_each(|buffer| {
             buffer[..HEADER].copy_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
         });
-        Self { work, pool, stride, next: 0, written }
+        Self { work, pool, stride, next: 0, written, headers: 0 }
     }
 
     #[inline(always)]
     fn run(&mut self, burst: &[Buffer]) {
-        if self.work == Work::HandBack {
-            return;
+        match self.work {
+            Work::HandBack => return,
+            Work::Fill(_) => return self.fill(burst),
+            Work::CopyFrom | Work::CopyTo(_) => {}
         }
         for &(_, buffer, length) in burst {
             let ahead = if self.work == Work::CopyFrom { length } else { self.written as usize };
@@ -194,7 +205,7 @@ impl Copier {
         }
         for &(_, buffer, length) in burst {
             let frame = self.pool[self.next * self.stride..].as_mut_ptr();
-            self.next = (self.next + 1) % BURST;
+            self.next = (self.next + 1) % POOL;
             // SAFETY: the generator's buffer has `length` bytes, of which the pool's buffers have room for as many as it sends; and
             // `written` is no more than the receive buffers of the caller's options hold.
             unsafe {
@@ -206,6 +217,19 @@ impl Copier {
             }
         }
         std::hint::black_box(&self.pool);
+    }
+
+    /// Writes the headers of the first lap: what the guest reads of a frame has to make sense, and nobody overwrites it.
+    #[inline(always)]
+    fn fill(&mut self, burst: &[Buffer]) {
+        if self.headers >= LAP {
+            return;
+        }
+        for &(_, buffer, _) in burst {
+            // SAFETY: a receive buffer of the generator has room for a header, and is the device's until it is used.
+            unsafe { self.pool[..HEADER].as_ptr().copy_to_nonoverlapping(buffer, HEADER) };
+        }
+        self.headers += burst.len();
     }
 }
 
@@ -240,7 +264,7 @@ pub fn run<R: Ring>(
         load::pin(core)?;
         let (memory, mut pairs) = guest::queues::<R>(&options, true)?;
         let pair = &mut pairs[0];
-        if let Work::CopyTo(_) = work {
+        if let Work::CopyTo(_) | Work::Fill(_) = work {
             let device = Device::new(pair.rx.ring(), &memory);
             pair.rx.post_all();
             let mut queues = Queues::new(vec![], vec![&mut pair.rx], false);

@@ -295,14 +295,17 @@ impl Report {
     }
 
     fn own(&self, text: &mut String) {
-        let fastest = |packed: bool| {
-            let rates = self.rows.iter().filter(|row| row.cell.packed == packed && row.cell.frames.most() == 64);
+        use crate::cell::Direction::{Rx, Tx};
+        let fastest = |own: &Own| {
+            let direction = if own.receives() { Rx } else { Tx };
+            let like = |row: &&Row| row.cell.packed == own.packed && row.cell.direction == direction;
+            let rates = self.rows.iter().filter(like).filter(|row| row.cell.frames.most() == 64);
             rates.flat_map(|row| row.of.iter().map(|of| of.pps.median)).fold(0.0, f64::max)
         };
         for own in &self.generator {
             let rate = own.measured.sent_pps + own.measured.received_pps;
-            let fastest = fastest(own.packed);
-            let times = if fastest > 0.0 && own.work.starts_with("descriptors") {
+            let fastest = fastest(own);
+            let times = if fastest > 0.0 && own.is_bare() {
                 format!(", {:.1} times the fastest back-end", rate / fastest)
             } else {
                 String::new()
