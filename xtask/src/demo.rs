@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: the main job on a real guest, with everything that can be killed being killed.
+//! `cargo xtask demo`: a real guest behind a port of ringspan, with everything that can be killed being killed.
 
 use std::time::{Duration, Instant};
 

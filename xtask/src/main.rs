@@ -21,7 +21,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Show the main job: a QEMU guest behind a port of ringspan, with everything that can be killed being killed
+    /// Show what ringspan does: a QEMU guest behind a port, with everything that can be killed being killed
     Demo(demo::Options),
     /// Run every test, the end-to-end ones and those on Debian 13 included
     Test(test::Options),

@@ -29,7 +29,7 @@ pub enum Role {
 /// ringspan does not change what a restarted or migrated guest sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum Compat {
-    /// Split rings; VERSION_1, MRG_RXBUF, INDIRECT_DESC, EVENT_IDX, ANY_LAYOUT, MQ, MTU, GUEST_ANNOUNCE, CTRL_VQ and the
+    /// Split and packed rings, RING_PACKED, IN_ORDER; VERSION_1, MRG_RXBUF, INDIRECT_DESC, EVENT_IDX, ANY_LAYOUT, MQ, MTU, GUEST_ANNOUNCE, CTRL_VQ and the
     /// bits of the control queue that the front-end serves by itself; with `offloads` CSUM, GUEST_CSUM, HOST_TSO4, HOST_TSO6, HOST_ECN,
     /// HOST_USO, GUEST_TSO4, GUEST_TSO6, GUEST_ECN, GUEST_USO4 and GUEST_USO6.
     #[serde(rename = "1")]

@@ -8,10 +8,10 @@ use super::NetHeader;
 ///
 /// # Safety
 ///
-/// The pointer that [`FrameSink::frame`] returns is valid for writes of `len` bytes until [`SplitRing::take`] returns,
+/// The pointer that [`FrameSink::frame`] returns is valid for writes of `len` bytes until [`Ring::take`] returns,
 /// does not lie in guest memory, and does not overlap what an earlier call of the same burst returned.
 ///
-/// [`SplitRing::take`]: super::SplitRing::take
+/// [`Ring::take`]: super::Ring::take
 pub unsafe trait FrameSink {
     /// Whether the headers of plain chains are looked at; without, [`FrameSink::frame`] may get one of zeros.
     const HEADERS: bool = true;
@@ -25,13 +25,13 @@ pub unsafe trait FrameSink {
     const LENDS: bool = false;
 
     /// Leaves a frame of `len` bytes in guest memory at `start`, for whoever reads it there: nothing is copied, and its chain is not given
-    /// back to the guest before [`SplitRing::settle`] hears that the loan is back. `None`: the frame is copied as any other.
+    /// back to the guest before [`Ring::settle`] hears that the loan is back. `None`: the frame is copied as any other.
     ///
     /// # Safety
     ///
     /// `start` is valid for reads of `len` bytes as long as the ring's map is held. The guest may write there at any time.
     ///
-    /// [`SplitRing::settle`]: super::SplitRing::settle
+    /// [`Ring::settle`]: super::Ring::settle
     unsafe fn lend(&mut self, _header: &NetHeader, _start: NonNull<u8>, _len: usize) -> Option<Loan> {
         None
     }
@@ -71,9 +71,9 @@ pub enum LargeFrame {
 /// # Safety
 ///
 /// For each index below [`FrameSource::count`], the segments are valid for reads of their length until
-/// [`SplitRing::put`] returns, do not lie in guest memory, and together have [`FrameSource::frame_len`] bytes.
+/// [`Ring::put`] returns, do not lie in guest memory, and together have [`FrameSource::frame_len`] bytes.
 ///
-/// [`SplitRing::put`]: super::SplitRing::put
+/// [`Ring::put`]: super::Ring::put
 pub unsafe trait FrameSource {
     /// How many frames there are.
     fn count(&self) -> usize;
