@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::{Gid, Group, Uid, User};
 use ringspan_protocol::{
-    Compat, DeviceSpec, LaneName, MAX_QUEUE_PAIRS, MTU_RANGE, MacAddress, Policy, PortName, PortSpec, Role,
-    ZERO_COPY_FROM, ZeroCopy,
+    Compat, DeviceSpec, LaneName, MAX_QUEUE_PAIRS, MTU_RANGE, MacAddress, Policy, PortName, PortSpec, Role, ZeroCopy,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -18,10 +17,6 @@ pub(crate) const MAX_SOCKET_PATH: usize = 107;
 
 fn one() -> u16 {
     1
-}
-
-fn zero_copy_from() -> u16 {
-    ZERO_COPY_FROM
 }
 
 fn yes() -> bool {
@@ -77,9 +72,9 @@ pub(crate) struct PortRequest {
     /// Whether the device reads large frames where the guest wrote them.
     #[serde(default)]
     pub zero_copy: ZeroCopy,
-    /// Least length in bytes of a frame that is not copied then.
-    #[serde(default = "zero_copy_from")]
-    pub zero_copy_from: u16,
+    /// Least length in bytes of a frame that is not copied then; by the kind of device when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zero_copy_from: Option<u16>,
     /// The lane that carries it; the one with the fewest ports when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lane: Option<LaneName>,

@@ -73,7 +73,7 @@ impl Lane {
             compat: Compat::LATEST,
             offloads: true,
             zero_copy: Default::default(),
-            zero_copy_from: 0,
+            zero_copy_from: None,
         }
     }
 

@@ -219,11 +219,11 @@ pub(super) struct Add {
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
     pub offloads: bool,
     /// Whether the device reads large frames where the guest wrote them.
-    #[arg(long, value_enum, default_value_t = ZeroCopyWord::Off)]
+    #[arg(long, value_enum, default_value_t = ZeroCopyWord::Auto)]
     pub zero_copy: ZeroCopyWord,
-    /// Least length in bytes of a frame that is not copied then.
-    #[arg(long, default_value_t = ringspan_protocol::ZERO_COPY_FROM, value_name = "BYTES")]
-    pub zero_copy_from: u16,
+    /// Least length in bytes of a frame that is not copied then; by the kind of device when not given.
+    #[arg(long, value_name = "BYTES")]
+    pub zero_copy_from: Option<u16>,
     /// The lane that carries it; the one with the fewest ports when not given.
     #[arg(long)]
     pub lane: Option<LaneName>,

@@ -99,7 +99,6 @@ fn params_of(add: &Add) -> Value {
         "allmulti": api_word(add.allmulti),
         "offloads": add.offloads,
         "zero_copy": api_word(add.zero_copy),
-        "zero_copy_from": add.zero_copy_from,
         "may_exist": add.may_exist,
     });
     let mut put = |key: &str, value: Option<Value>| {
@@ -111,6 +110,7 @@ fn params_of(add: &Add) -> Value {
     put("socket_owner", add.socket_owner.clone().map(Value::from));
     put("socket_mode", add.socket_mode.clone().map(Value::from));
     put("compat", add.compat.map(|compat| json!(compat)));
+    put("zero_copy_from", add.zero_copy_from.map(Value::from));
     put("lane", add.lane.as_ref().map(|lane| lane.to_string().into()));
     params
 }

@@ -36,7 +36,7 @@ fn lane(name: &str, folder: &tempfile::TempDir, net: Option<&Netns>) -> Result<L
 }
 
 fn spec(lane: &Lane, name: &str, device: &str, zero_copy: ZeroCopy) -> PortSpec {
-    PortSpec { mtu: 9000, zero_copy, zero_copy_from: FROM, ..lane.spec(name, device, 1) }
+    PortSpec { mtu: 9000, zero_copy, zero_copy_from: Some(FROM), ..lane.spec(name, device, 1) }
 }
 
 fn options(spec: &PortSpec, kind: Kind) -> Options {

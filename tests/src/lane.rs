@@ -208,7 +208,7 @@ impl Lane {
             compat: Compat::LATEST,
             offloads: true,
             zero_copy: Default::default(),
-            zero_copy_from: ringspan_protocol::ZERO_COPY_FROM,
+            zero_copy_from: None,
         }
     }
 

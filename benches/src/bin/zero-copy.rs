@@ -76,7 +76,7 @@ fn measure(arguments: &Arguments, length: usize, reads: bool) -> Result<[f64; 2]
             false => format!("vdev:net_null{number},no-rx=1"),
         };
         let spec = lane.spec(&format!("vm{number}"), &device, 1);
-        let spec = PortSpec { mtu: 9000, zero_copy, zero_copy_from: 64, ..spec };
+        let spec = PortSpec { mtu: 9000, zero_copy, zero_copy_from: Some(64), ..spec };
         lane.add(&spec)?;
         let options = |socket| Options { tx_room: length, rx_room: length.max(1514), ..Options::new(socket) };
         let reader = if reads { Some(Guest::start(options(&socket))?) } else { None };

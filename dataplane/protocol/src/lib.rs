@@ -19,5 +19,5 @@ pub use port::{
     Compat, DeviceStatus, OffloadBy, OffloadStatus, Policy, PolicyStatus, PortPhase, PortSpec, PortStatus, ReceiveWake,
     Role, ShareStatus, Spread, ZeroCopy, ZeroCopyStatus,
 };
-pub use port::{MAX_QUEUE_PAIRS, MAX_RING_SIZE, MTU_RANGE, ZERO_COPY_FROM};
+pub use port::{MAX_QUEUE_PAIRS, MAX_RING_SIZE, MTU_RANGE};
 pub use stats::{Drops, PortCounters, QueueCounters};

@@ -59,13 +59,13 @@ pub enum Policy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ZeroCopy {
-    /// Where the device lets go of each frame by itself as soon as it is sent, and can read guest memory.
+    /// Where the device has read a frame when it has taken it: net_tap, net_pcap, net_af_packet, net_vhost, net_null.
+    #[default]
     Auto,
     /// Never.
-    #[default]
     Off,
-    /// In software rings (`patch:`, net_ring), too, where a frame stays until the other side has read it: if that stops, so does the
-    /// guest that sends.
+    /// PCI devices, too, whose driver can be asked what was sent, which was not yet seen on hardware; and software rings (`patch:`,
+    /// net_ring), where a frame stays until the other side has read it: if that stops, so does the guest that sends.
     Always,
 }
 
@@ -82,13 +82,6 @@ pub struct ZeroCopyStatus {
 
 fn one() -> u16 {
     1
-}
-
-/// Least length in bytes of a frame that is not copied, where the port does not say: see docs/decisions/0010-zero-copy.md.
-pub const ZERO_COPY_FROM: u16 = 2048;
-
-fn zero_copy_from() -> u16 {
-    ZERO_COPY_FROM
 }
 
 fn yes() -> bool {
@@ -143,9 +136,9 @@ pub struct PortSpec {
     /// Whether the device reads large frames where the guest wrote them.
     #[serde(default)]
     pub zero_copy: ZeroCopy,
-    /// Least length in bytes of a frame that is not copied then.
-    #[serde(default = "zero_copy_from")]
-    pub zero_copy_from: u16,
+    /// Least length in bytes of a frame that is not copied then; by the kind of device when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zero_copy_from: Option<u16>,
 }
 
 /// `socket_owner` as `port.add` takes it, so that what is read can be asked for again.

@@ -53,8 +53,8 @@ pub struct DeviceConfig {
     pub offloads: bool,
     /// Whether large frames are read in guest memory.
     pub zero_copy: ZeroCopy,
-    /// Frames of fewer bytes are copied.
-    pub zero_copy_from: u16,
+    /// Frames of fewer bytes are copied; `None`: by the kind of device.
+    pub zero_copy_from: Option<u16>,
 }
 
 impl From<&PortSpec> for DeviceConfig {

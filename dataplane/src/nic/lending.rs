@@ -14,6 +14,13 @@ use crate::memory::GuestMap;
 /// 24.11). They read with the processor.
 const AT_ONCE: &[&str] = &["net_null", "net_tap", "net_pcap", "net_af_packet", "net_vhost"];
 
+/// Least length in bytes of a frame that is not copied for a device that reads it with the processor: there the processor fetches it
+/// anyway, and up to here copying it on the way costs as little (benches/src/bin/zero-copy.rs).
+const FROM_READ: u16 = 4096;
+/// The same for a device that reads by DMA. Before a device that reads nothing zero copy was faster at any length; what a frame in
+/// memory of somebody else's costs a NIC's driver was not measured.
+const FROM_DMA: u16 = 1024;
+
 /// How a device reads frames in guest memory.
 #[derive(Debug, Clone)]
 pub struct Lending {
@@ -37,8 +44,8 @@ impl Lending {
     /// How the device, which runs, does it; or why not.
     pub(super) fn choose(port: &Arc<Port>, spec: &DeviceSpec, config: &DeviceConfig) -> Result<Self, String> {
         let driver = port.driver();
-        let lending =
-            Self { port: Arc::downgrade(port), from: config.zero_copy_from.into(), dma: false, cleans: false };
+        let from = |least: u16| config.zero_copy_from.unwrap_or(least).into();
+        let lending = Self { port: Arc::downgrade(port), from: from(FROM_READ), dma: false, cleans: false };
         if config.zero_copy == ZeroCopy::Off {
             return Err("zero_copy = \"off\"".into());
         }
@@ -54,6 +61,9 @@ impl Lending {
                 let least = if driver == "net_null" { read_by_null(args) } else { 0 };
                 Ok(Self { from: lending.from.max(least), ..lending })
             }
+            DeviceSpec::Pci { .. } if config.zero_copy == ZeroCopy::Auto => {
+                Err("DMA from guest memory was not yet seen on hardware: zero_copy = \"always\" does it".into())
+            }
             DeviceSpec::Pci { .. } => {
                 // SAFETY: EAL is started.
                 if unsafe { sys::rte_eal_iova_mode() } != sys::RTE_IOVA_VA {
@@ -63,7 +73,7 @@ impl Lending {
                 if unsafe { sys::shim_tx_done(port.id(), 0) } < 0 {
                     return Err(format!("{driver} cannot be asked whether a frame was sent"));
                 }
-                Ok(Self { dma: true, cleans: true, ..lending })
+                Ok(Self { from: from(FROM_DMA), dma: true, cleans: true, ..lending })
             }
             _ => Err(format!("{driver} is not known to let go of frames in time")),
         }

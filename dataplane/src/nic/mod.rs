@@ -43,7 +43,7 @@ pub use error::{DeviceError, EalError};
 #[cfg(test)]
 pub(crate) use handmade::Handmade;
 pub use lending::Lending;
-pub use loans::{LentMemory, Loans};
+pub use loans::{LentMemory, Loans, sweep as sweep_loans};
 pub use offload::TxAbilities;
 pub use pool::Pool;
 pub use queue::{QueuePair, RxQueue, TxQueue};

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use ringspan_protocol::{ShareStatus, ZeroCopyStatus};
 
 use crate::memory::{GuestMap, of_memory};
-use crate::nic::{Lending, Pool, QueuePair};
-use crate::relay::{Basis, Common, Load, Parts, Plan, Relay, Terms};
+use crate::nic::{Lending, Pool, QueuePair, sweep_loans};
+use crate::relay::{Basis, Common, FRAME_OVERHEAD, Load, Parts, Plan, Relay, Terms};
 use crate::ring::{RecordHandle, Ring};
 use crate::worker::{Candidate, Running, Worker, WorkerError, place};
 
@@ -156,7 +156,9 @@ impl Shares {
         self.on_each(&now, move |relays| {
             let ours = relays.iter_mut().filter(|relay| relay.port() == port);
             ours.for_each(|relay| relay.remap(&map, terms.as_ref()));
-        })
+        })?;
+        sweep_loans();
+        Ok(())
     }
 
     /// Waits until the device has let go of what it was lent of a transmit ring, or of all of them, from which nothing more is taken. Its
@@ -193,6 +195,10 @@ impl Shares {
     pub fn zero_copy(&self) -> ZeroCopyStatus {
         let now = self.lock();
         match (&now.lending, &now.refused) {
+            (Ok(lending), _) if lending.from() > usize::from(now.basis.mtu) + FRAME_OVERHEAD => ZeroCopyStatus {
+                from: None,
+                reason: Some(format!("no frame of this port has {} bytes", lending.from())),
+            },
             (Ok(lending), None) => ZeroCopyStatus { from: Some(lending.from() as u32), reason: None },
             (Ok(_), reason) => ZeroCopyStatus { from: None, reason: reason.clone() },
             (Err(reason), _) => ZeroCopyStatus { from: None, reason: Some(reason.clone()) },
@@ -234,6 +240,12 @@ impl Shares {
     ) -> Result<(), WorkerError> {
         let mut now = self.lock();
         (now.basis.pool, now.basis.mtu, now.lending) = (pool, mtu, lending);
+        // Frames may be long enough from here on.
+        if now.basis.terms.is_none()
+            && let Some(map) = now.basis.map.clone()
+        {
+            now.basis.terms = now.terms(&map);
+        }
         self.rearrange(&mut now, Change { queues, ..Change::default() }).map(drop)
     }
 
@@ -384,12 +396,16 @@ impl Now {
     /// What rings may lend of `map`.
     fn terms(&mut self, map: &Arc<GuestMap>) -> Option<Terms> {
         let lending = self.lending.as_ref().ok()?;
+        let from = lending.from();
+        if from > usize::from(self.basis.mtu) + FRAME_OVERHEAD {
+            return None;
+        }
         let memory = lending.memory(map);
         self.refused = memory.as_ref().err().cloned();
         if let Some(reason) = &self.refused {
             tracing::warn!(port = self.basis.common.id, "frames are copied: {reason}");
         }
-        Some(Terms { memory: memory.ok()?, from: lending.from() })
+        Some(Terms { memory: memory.ok()?, from })
     }
 
     /// The running rings of a ring's direction, by pair.

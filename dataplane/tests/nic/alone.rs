@@ -108,7 +108,7 @@ pub const PLAIN: DeviceConfig = DeviceConfig {
     allmulti: Policy::Auto,
     offloads: true,
     zero_copy: ZeroCopy::Off,
-    zero_copy_from: 0,
+    zero_copy_from: None,
 };
 
 /// Opens a device by its text.

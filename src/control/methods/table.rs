@@ -25,7 +25,7 @@ macro_rules! method {
 /// What examples show of a port.
 macro_rules! vm1 {
     () => {
-        r#"{"name":"vm1","lane":"main","origin":"run-time","phase":"listening","spec":{"name":"vm1","socket":"/run/ringspan/vm1.sock","role":"server","device":"vdev:net_null0,size=64,no-rx=1","queues":1,"mtu":1500,"promiscuous":"auto","allmulti":"auto","compat":"1","offloads":true,"zero_copy":"off","zero_copy_from":2048}}"#
+        r#"{"name":"vm1","lane":"main","origin":"run-time","phase":"listening","spec":{"name":"vm1","socket":"/run/ringspan/vm1.sock","role":"server","device":"vdev:net_null0,size=64,no-rx=1","queues":1,"mtu":1500,"promiscuous":"auto","allmulti":"auto","compat":"1","offloads":true,"zero_copy":"auto"}}"#
     };
 }
 
