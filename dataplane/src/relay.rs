@@ -125,6 +125,8 @@ struct FromGuest {
     lender: Option<Box<Lender>>,
     /// Where among the relay's queues the one is that takes what this ring sends. No such place while the queues are away.
     queue: usize,
+    /// The worker waits for the guest's kicks.
+    watched: bool,
 }
 
 impl FromGuest {
@@ -150,6 +152,10 @@ struct Queue {
     index: usize,
     /// Where among the relay's rings the one is that this queue feeds.
     feeds: Option<usize>,
+    /// The worker waits for its signal...
+    watched: bool,
+    /// ... and the driver promises one.
+    listens: bool,
 }
 
 /// A share of a port's packets: rings and device queues that are connected with one another, and with no others.
@@ -245,7 +251,7 @@ impl Relay {
     /// as the device has let go of them.
     #[inline]
     fn drain_guest(&mut self, at: usize, broken: bool) -> usize {
-        let FromGuest { pair, ring, outbox, lender, queue } = &mut self.from_guest[at];
+        let FromGuest { pair, ring, outbox, lender, queue, .. } = &mut self.from_guest[at];
         let settled = lender.as_mut().map_or(0, |lender| lender.settle(ring));
         let Some(queue) = self.queues.get_mut(*queue) else { return settled };
         let counters = self.common.journal.from_guest(*pair);
@@ -427,7 +433,7 @@ impl Relay {
 
     /// Asks the guest to kick when it sends, and the device to signal when a frame comes. True when something waits already.
     pub fn listen(&mut self) -> bool {
-        self.queues.iter_mut().for_each(|queue| queue.nic.rx.listen());
+        self.queues.iter_mut().for_each(|queue| queue.listens = queue.nic.rx.listen());
         let mut pending = self.queues.iter().any(|queue| !queue.inbox.is_empty());
         if self.common.broken.load(Ordering::Relaxed) {
             return pending;
@@ -442,8 +448,8 @@ impl Relay {
 
     /// Whether everything that may come is signalled.
     pub fn can_wake(&self) -> bool {
-        self.queues.iter().all(|queue| queue.nic.rx.is_signalled())
-            && self.from_guest.iter().all(|side| side.ring.kick().is_some() && side.ring.owed() == 0)
+        self.queues.iter().all(|queue| queue.watched && queue.listens && queue.nic.rx.is_signalled())
+            && self.from_guest.iter().all(|side| side.watched && side.ring.owed() == 0)
     }
 
     /// Something was signalled while the worker slept: looks which device does so.

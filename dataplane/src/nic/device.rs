@@ -176,8 +176,8 @@ impl Device {
     /// gives new ones out.
     ///
     /// # Errors
-    /// With the queue pairs that were given back: the device runs as before then, unless it refused its old
-    /// configuration too; that is logged, and its queues give and take nothing.
+    /// With queue pairs as before: the device runs so then, unless it refused its old configuration too; that is logged, and its
+    /// queues give and take nothing.
     #[allow(clippy::result_large_err, reason = "not on the packet path")]
     pub fn reconfigure(
         &mut self,
@@ -203,10 +203,20 @@ impl Device {
                 Ok(self.hand_out())
             }
             Err(error) => {
-                match setup.run(&self.config, Some(&self.pool)) {
-                    Ok((_, filters, _)) => self.filters = filters,
-                    Err(again) => tracing::error!("device {}: the old configuration failed too: {again}", self.spec),
-                }
+                // The driver's queues are others, whether the old configuration was taken or not, and so are their descriptors.
+                let queues = match setup.run(&self.config, Some(&self.pool)) {
+                    Ok((pool, filters, offloads)) => {
+                        (self.pool, self.filters, self.offloads) = (pool, filters, offloads);
+                        drop(queues);
+                        self.hand_out()
+                    }
+                    Err(again) => {
+                        tracing::error!("device {}: the old configuration failed too: {again}", self.spec);
+                        self.wakers.fill(Waker::Timer);
+                        let deaf = |QueuePair { rx, tx }| QueuePair { rx: RxQueue { waker: Waker::Timer, ..rx }, tx };
+                        queues.into_iter().map(deaf).collect()
+                    }
+                };
                 self.port.let_go_of_pools(&self.pool);
                 Err((error, queues))
             }

@@ -74,9 +74,9 @@ impl RxQueue {
         self.waker.fd()
     }
 
-    /// From here on a frame is signalled. One that came before may not be: look once more.
-    pub fn listen(&mut self) {
-        self.waker.listen(self.port.id(), self.index);
+    /// From here on a frame is signalled. One that came before may not be: look once more. False when the driver will not signal.
+    pub fn listen(&mut self) -> bool {
+        self.waker.listen(self.port.id(), self.index)
     }
 
     /// Whether a frame is known to be signalled: some drivers promise it and do not.

@@ -118,20 +118,32 @@ impl Waker {
         if let Self::Interrupt { seen, .. } = self
             && let Some(fd) = self.fd()
             && !seen.load(Ordering::Relaxed)
-            && let Ok(1..) = poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], PollTimeout::ZERO)
         {
-            seen.store(true, Ordering::Relaxed);
+            let mut set = [PollFd::new(fd, PollFlags::POLLIN)];
+            // A descriptor that is closed, or broken, is reported too.
+            if poll(&mut set, PollTimeout::ZERO).is_ok()
+                && set[0].revents().is_some_and(|events| events.contains(PollFlags::POLLIN))
+            {
+                seen.store(true, Ordering::Relaxed);
+            }
         }
     }
 
-    /// From here on a frame is signalled. One that came before may not be: look once more.
-    pub fn listen(&self, port: u16, queue: u16) {
+    /// From here on a frame is signalled. One that came before may not be: look once more. False when the driver says that it will
+    /// not.
+    pub fn listen(&self, port: u16, queue: u16) -> bool {
         match self {
-            // A driver that always signals has no such function (net_tap).
-            // SAFETY: the port is ours, and the queue is polled by the caller alone.
-            Self::Interrupt { .. } => drop(unsafe { sys::rte_eth_dev_rx_intr_enable(port, queue) }),
-            Self::Bell(bell) => bell.listen(),
-            Self::Timer => {}
+            Self::Interrupt { .. } => {
+                // SAFETY: the port is ours, and the queue is polled by the caller alone.
+                let status = unsafe { sys::rte_eth_dev_rx_intr_enable(port, queue) };
+                // A driver that always signals has no such function (net_tap).
+                status == 0 || status == -libc::ENOTSUP
+            }
+            Self::Bell(bell) => {
+                bell.listen();
+                true
+            }
+            Self::Timer => false,
         }
     }
 
@@ -149,6 +161,7 @@ impl Waker {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsRawFd;
 
     #[test]
     fn a_bell_is_heard_once_by_who_sleeps_and_costs_nothing_while_he_is_awake() {
@@ -163,5 +176,20 @@ mod tests {
         bell.ignore();
         bell.ring();
         assert!(bell.event.read().is_err());
+    }
+
+    #[test]
+    fn a_descriptor_counts_as_signalled_only_when_it_can_be_read() {
+        let seen = |fd: RawFd| {
+            let waker = Waker::Interrupt { fd, seen: Arc::default() };
+            waker.look();
+            waker.is_reliable()
+        };
+        let event = EventFd::new().unwrap();
+        assert!(!seen(event.as_fd().as_raw_fd()));
+        event.write(1).unwrap();
+        assert!(seen(event.as_fd().as_raw_fd()));
+        // What a driver has closed: poll reports it, too. No process has so many descriptors.
+        assert!(!seen(RawFd::MAX));
     }
 }

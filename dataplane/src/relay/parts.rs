@@ -43,13 +43,27 @@ impl Parts {
             ring.suppress_kicks();
             self.to_guest.push(ToGuest { pair, ring });
         } else {
-            self.from_guest.push(FromGuest { pair, ring, outbox: Outbox::new(), lender: None, queue: 0 });
+            self.from_guest.push(FromGuest {
+                pair,
+                ring,
+                outbox: Outbox::new(),
+                lender: None,
+                queue: 0,
+                watched: false,
+            });
         }
     }
 
     /// Adds device queues.
     pub fn give_queues(&mut self, queues: Vec<QueuePair>) {
-        let queue = |nic: QueuePair| Queue { index: nic.rx.index().into(), nic, inbox: Burst::new(), feeds: None };
+        let queue = |nic: QueuePair| Queue {
+            index: nic.rx.index().into(),
+            nic,
+            inbox: Burst::new(),
+            feeds: None,
+            watched: false,
+            listens: false,
+        };
         self.queues.extend(queues.into_iter().map(queue));
     }
 
@@ -131,13 +145,11 @@ impl Relay {
     /// Lets the guest's kicks and the device's signals end the worker's sleep. Until the next sleep kicks are not needed.
     pub fn watch(&mut self, watch: &Watch) {
         for side in &mut self.from_guest {
-            if let Some(kick) = side.ring.kick() {
-                watch.add(kick);
-            }
+            side.watched = side.ring.kick().is_some_and(|kick| watch.add(kick));
             side.ring.suppress_kicks();
         }
-        for wake in self.queues.iter().filter_map(|queue| queue.nic.rx.wake()) {
-            watch.add(wake);
+        for queue in &mut self.queues {
+            queue.watched = queue.nic.rx.wake().is_some_and(|wake| watch.add(wake));
         }
     }
 
