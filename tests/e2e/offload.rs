@@ -18,6 +18,7 @@ over_both!(
     large_frames_stay_in_order_among_small_ones,
     headers_that_make_no_sense_cost_their_frame_only,
     what_one_guest_leaves_undone_another_gets_as_it_agreed_to,
+    more_than_is_given_in_one_go_comes_whole_and_in_order,
     a_port_without_offloads_offers_none,
     what_a_device_does_by_itself_is_left_to_it,
     random_headers_and_frames_do_no_harm,
@@ -262,6 +263,54 @@ fn what_one_guest_leaves_undone_another_gets_as_it_agreed_to(kind: Kind) -> Resu
         assert_eq!((to.received, to.drops.total()), (to.sent, 0));
     }
     tshark_finds_nothing_wrong(&all, &folder.path().join("frames.pcap"))
+}
+
+/// A guest is given 256 segments' worth of large frames in one go, and more than that is sent to it.
+fn more_than_is_given_in_one_go_comes_whole_and_in_order(kind: Kind) -> Result<()> {
+    needs!(Root, Lane);
+    let folder = paths::scratch()?;
+    let mut lane = lane(&folder, "heaps")?;
+    let left = lane.add_port("left", "patch:cable/a", 1)?;
+    let right = lane.add_port("right", "patch:cable/b", 1)?;
+    let packets: Vec<_> = (0..20).map(|seed| Packet { seed, ecn: false, ..Packet::new(60_000) }).collect();
+    let frames: Vec<_> = packets.iter().map(Packet::frame).collect();
+    let mut guest = Guest::start(sender(&left, kind))?;
+    let mut send_all = || {
+        let sent = guest.tx[0].transmit(20, |number, room| {
+            room.put_header(&packets[number].segment_header(256));
+            room.put(0, &frames[number]);
+            frames[number].len()
+        });
+        assert_eq!(sent, 20);
+        guest.tx[0].ring().kick();
+        let deadline = Instant::now() + SOON;
+        while guest.tx[0].in_flight() > 0 {
+            assert!(Instant::now() < deadline, "frames stay in the ring");
+            guest.tx[0].reclaim();
+        }
+    };
+    let options = || Options { rx_room: 1536, ring_size: 1024, ..Options::new(&right).over(kind) };
+    let mut receiver = Guest::start(options().with(feature::GUEST_OFFLOADS))?;
+    for _ in 0..5 {
+        send_all();
+        for (number, (_, frame)) in receive(&mut receiver, 20)?.into_iter().enumerate() {
+            ensure!(frame == frames[number], "frame {number} is not what was sent");
+        }
+    }
+    drop(receiver);
+    // One that takes segments only has no room for all of them: what it cannot have is counted.
+    let _receiver = Guest::start(options())?;
+    send_all();
+    let deadline = Instant::now() + SOON;
+    loop {
+        let (_, to) = lane.totals("right")?;
+        if to.received == 120 && to.received == to.sent + to.drops.total() {
+            ensure!(to.sent == 100 + 4 && to.drops.guest_ring_full == 16, "1024 buffers hold four frames: {to:?}");
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "not all is accounted for: {to:?}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 fn a_port_without_offloads_offers_none(kind: Kind) -> Result<()> {
