@@ -31,6 +31,8 @@ pub struct Shares {
 }
 
 struct Now {
+    /// The port is gone: what a session that has not noticed brings is dropped.
+    closed: bool,
     basis: Basis,
     /// Whether the device reads guest memory.
     lending: Result<Lending, String>,
@@ -81,6 +83,7 @@ impl Shares {
         let device_queues = queues.len() as u16;
         let plan = Plan::new([], [], device_queues);
         let now = Now {
+            closed: false,
             basis,
             lending,
             refused: None,
@@ -239,7 +242,9 @@ impl Shares {
         lending: Result<Lending, String>,
     ) -> Result<(), WorkerError> {
         let mut now = self.lock();
-        (now.basis.pool, now.basis.mtu, now.lending) = (pool, mtu, lending);
+        // Kept until the workers have let go of it: freeing a pool takes long, and must not hold up the worker's other ports.
+        let _old = (std::mem::replace(&mut now.basis.pool, pool), std::mem::replace(&mut now.lending, lending));
+        now.basis.mtu = mtu;
         // Frames may be long enough from here on.
         if now.basis.terms.is_none()
             && let Some(map) = now.basis.map.clone()
@@ -284,8 +289,10 @@ impl Shares {
     }
 
     /// Takes all relays from their workers and lets go of the device's queues. Rings are stopped by the session before.
+    /// From here on nothing is taken on any more.
     pub fn close(&self) -> Result<(), WorkerError> {
         let mut now = self.lock();
+        now.closed = true;
         let port = self.port();
         for worker in now.hosts() {
             let relays = self.workers[worker].call(move |running| running.detach(port, None))?;
@@ -300,6 +307,9 @@ impl Shares {
 
     /// Plans anew and brings the relays there. Returns where the ring stood that stops.
     fn rearrange(&self, now: &mut Now, change: Change) -> Result<Option<u16>, WorkerError> {
+        if now.closed {
+            return Ok(None);
+        }
         let hosts = now.hosts();
         now.plan = Plan::new(now.receiving.iter().copied(), now.sending.iter().copied(), now.device_queues);
         self.settle(now);

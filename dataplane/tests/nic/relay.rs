@@ -571,3 +571,16 @@ fn a_worker_that_is_told_to_does_not_sleep() {
         wait_for("rounds without end", || worker.pulse().beats() - before > 100_000);
     });
 }
+
+#[test]
+fn a_port_that_was_closed_takes_nothing_on_from_a_session_that_is_late() {
+    alone("relay::a_port_that_was_closed_takes_nothing_on_from_a_session_that_is_late", |eal| {
+        let scene = Scene::new(eal, open("vdev:net_null0", &PLAIN).unwrap());
+        let map = scene.map();
+        scene.share(&map);
+        scene.shares.close().unwrap();
+        scene.start(1, scene.transmitter(1514).ring(), &map);
+        assert_eq!(scene.shares.status().len(), 0);
+        assert_eq!((scene.workers[0].shares(), scene.with(|running| running.relays.len())), (0, 0));
+    });
+}
