@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use ringspan_protocol::PortSpec;
+use ringspan_protocol::{PortSpec, ZeroCopy};
 use ringspan_testkit::guest::loopback::{self, Plan};
 use ringspan_testkit::guest::{Guest, Kind, Options, Shape, feature};
 use ringspan_testkit::lane::{self, Lane};
@@ -15,6 +15,7 @@ use ringspan_testkit::{needs, over_both, paths};
 over_both!(
     a_guest_goes_on_when_its_lane_was_killed_and_started_again,
     no_buffer_is_lost_when_a_lane_is_killed_in_the_middle_of_traffic,
+    no_buffer_is_lost_when_a_lane_is_killed_that_does_not_copy,
     a_guest_that_was_reset_while_its_lane_was_dead_begins_anew,
     a_lane_that_is_gone_refuses_at_once,
 );
@@ -157,11 +158,11 @@ fn nothing_is_kept(guest: &mut Guest, numbered: &mut Numbered) -> Result<()> {
     Ok(())
 }
 
-fn no_buffer_is_lost_when_a_lane_is_killed_in_the_middle_of_traffic(kind: Kind) -> Result<()> {
+fn killed_in_the_middle_of_traffic(kind: Kind, zero_copy: ZeroCopy) -> Result<()> {
     needs!(Root, Lane);
     let folder = paths::scratch()?;
     let mut lane = Lane::start(lane::Options::new("middle"), folder.path())?;
-    let spec: PortSpec = lane.spec("vm", "vdev:net_ring0", 1);
+    let spec: PortSpec = PortSpec { zero_copy, zero_copy_from: Some(100), ..lane.spec("vm", "vdev:net_ring0", 1) };
     lane.add(&spec)?;
     // One descriptor a frame; chains of several; frames in several buffers; tables.
     let plain = Options::new(&spec.socket).over(kind);
@@ -192,6 +193,14 @@ fn no_buffer_is_lost_when_a_lane_is_killed_in_the_middle_of_traffic(kind: Kind) 
         nothing_is_kept(&mut guest, &mut numbered)?;
     }
     Ok(())
+}
+
+fn no_buffer_is_lost_when_a_lane_is_killed_in_the_middle_of_traffic(kind: Kind) -> Result<()> {
+    killed_in_the_middle_of_traffic(kind, ZeroCopy::Off)
+}
+
+fn no_buffer_is_lost_when_a_lane_is_killed_that_does_not_copy(kind: Kind) -> Result<()> {
+    killed_in_the_middle_of_traffic(kind, ZeroCopy::Always)
 }
 
 fn a_guest_that_was_reset_while_its_lane_was_dead_begins_anew(kind: Kind) -> Result<()> {
