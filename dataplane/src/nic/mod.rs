@@ -45,6 +45,6 @@ pub(crate) use handmade::Handmade;
 pub use lending::Lending;
 pub use loans::{LentMemory, Loans, sweep as sweep_loans};
 pub use offload::TxAbilities;
-pub use pool::Pool;
+pub use pool::{Pool, sweep as sweep_pools};
 pub use queue::{QueuePair, RxQueue, TxQueue};
 pub use wake::Bell;

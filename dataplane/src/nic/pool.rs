@@ -4,7 +4,8 @@ use std::ffi::CString;
 use std::fmt;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use dpdk_sys as sys;
 
@@ -47,7 +48,14 @@ impl Pool {
         let name = CString::new(format!("ringspan{}", NEXT.fetch_add(1, Ordering::Relaxed))).unwrap_or_default();
         let data_room = frame + sys::SHIM_PKTMBUF_HEADROOM as u16;
         // SAFETY: EAL is started (a device is being configured); the name is terminated.
-        let raw = unsafe { sys::rte_pktmbuf_pool_create(name.as_ptr(), size, CACHE, 0, data_room, socket) };
+        let create = || unsafe { sys::rte_pktmbuf_pool_create(name.as_ptr(), size, CACHE, 0, data_room, socket) };
+        let mut raw = create();
+        if raw.is_null() && some_left() {
+            // What was let go of a moment ago may be enough.
+            std::thread::sleep(PAUSE);
+            sweep();
+            raw = create();
+        }
         let Some(raw) = NonNull::new(raw) else {
             // An mbuf, its room and the mempool's own header for each.
             let each = u64::from(sys::SHIM_MBUF_SIZE) + u64::from(data_room) + 64;
@@ -90,33 +98,94 @@ impl fmt::Debug for Pool {
 impl PoolMemory {
     fn available(&self) -> u32 {
         // SAFETY: the pool lives as long as `self`.
-        unsafe { sys::rte_mempool_avail_count(self.raw.as_ptr()) }
+        unsafe { available(self.raw) }
     }
 }
 
-/// Pools whose last handle is gone while buffers are still out: in another device's transmit ring, or on the way through a
-/// software ring. They are freed when those are back.
-static LEFT: Mutex<Vec<PoolMemory>> = Mutex::new(Vec::new());
+/// Buffers that are free.
+///
+/// # Safety
+///
+/// The pool was not freed.
+unsafe fn available(raw: NonNull<sys::rte_mempool>) -> u32 {
+    // SAFETY: as the caller promises.
+    unsafe { sys::rte_mempool_avail_count(raw.as_ptr()) }
+}
 
-/// Frees the pools of [`LEFT`] that have all their buffers again.
-pub(super) fn sweep() {
+/// Pools whose last handle is gone. Buffers may still be out: in another device's transmit ring, or on the way through a software
+/// ring. And who gave the last one back may not be done with that: a mempool counts a buffer before it has written it to its cache.
+/// So a pool is freed when it was full twice, [`PAUSE`] apart.
+static LEFT: Mutex<Vec<Left>> = Mutex::new(Vec::new());
+
+/// How long a pool must have been full. A put takes nanoseconds, unless its thread is not running.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// A pool without a handle.
+struct Left {
+    raw: NonNull<sys::rte_mempool>,
+    size: u32,
+    rest: Rest,
+}
+
+// SAFETY: as for `PoolMemory`.
+unsafe impl Send for Left {}
+
+/// Since when a pool is known to be full.
+#[derive(Default)]
+struct Rest(Option<Instant>);
+
+impl Rest {
+    /// A look at the pool. True when it can be freed.
+    fn look(&mut self, full: bool, now: Instant) -> bool {
+        match self.0 {
+            _ if !full => self.0 = None,
+            Some(since) => return now.duration_since(since) >= PAUSE,
+            None => self.0 = Some(now),
+        }
+        false
+    }
+}
+
+/// Frees the pools of [`LEFT`] of which that is known to be safe.
+pub fn sweep() {
+    let now = Instant::now();
     let done: Vec<_> = {
-        let mut left = LEFT.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        left.extract_if(.., |pool| pool.available() == pool.size).collect()
+        let mut left = LEFT.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: what is in the list was not freed.
+        left.extract_if(.., |pool| pool.rest.look(unsafe { available(pool.raw) } == pool.size, now)).collect()
     };
-    drop(done);
+    for Left { raw, .. } in done {
+        // SAFETY: no handle is left, all buffers are in the pool, and have been there so long that nobody still gives one back.
+        unsafe { sys::rte_mempool_free(raw.as_ptr()) };
+    }
+}
+
+fn some_left() -> bool {
+    !LEFT.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
 }
 
 impl Drop for PoolMemory {
     fn drop(&mut self) {
-        if self.available() == self.size {
-            // SAFETY: no handle is left, and all buffers are in the pool, so nobody can reach it.
-            unsafe { sys::rte_mempool_free(self.raw.as_ptr()) };
-        } else {
-            let Self { raw, size, data_room } = *self;
-            tracing::debug!("pool with {} of {size} buffers outside is kept", size - self.available());
-            let mut left = LEFT.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            left.push(PoolMemory { raw, size, data_room });
-        }
+        let Self { raw, size, .. } = *self;
+        let mut rest = Rest::default();
+        rest.look(self.available() == size, Instant::now());
+        LEFT.lock().unwrap_or_else(PoisonError::into_inner).push(Left { raw, size, rest });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_is_freed_when_it_was_full_for_a_while_and_not_at_the_first_look() {
+        let (mut rest, begun) = (Rest::default(), Instant::now());
+        let mut look = |full, after| rest.look(full, begun + after);
+        assert!(!look(true, Duration::ZERO), "somebody may still be giving its last buffer back");
+        assert!(!look(true, PAUSE / 2));
+        assert!(!look(false, PAUSE), "a buffer was out");
+        assert!(!look(true, PAUSE));
+        assert!(!look(true, PAUSE * 3 / 2));
+        assert!(look(true, PAUSE * 2));
     }
 }
