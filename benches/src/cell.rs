@@ -63,6 +63,10 @@ pub struct Cell {
     pub ring_size: u16,
     /// The device reads every byte that it is sent.
     pub read: bool,
+    /// `VIRTIO_F_IN_ORDER` is negotiated: the back-end may show a batch of sent frames by its last.
+    pub in_order: bool,
+    /// Checksum and segmentation offloads are negotiated, as every QEMU guest has them; the frames are plain.
+    pub offload: bool,
 }
 
 /// What the back-end is set up with: cells that agree on it are measured on the same processes.
@@ -72,6 +76,8 @@ pub struct Setup {
     pub device: Device,
     /// Queue pairs.
     pub pairs: u16,
+    /// Whether offloads are offered by those that have them off by default.
+    pub offload: bool,
 }
 
 /// What is behind the port.
@@ -93,7 +99,18 @@ pub enum Device {
 
 impl Cell {
     const fn new(direction: Direction, packed: bool, frames: Frames) -> Self {
-        Self { direction, packed, frames, mergeable: true, indirect: false, pairs: 1, ring_size: 1024, read: false }
+        Self {
+            direction,
+            packed,
+            frames,
+            mergeable: true,
+            indirect: false,
+            pairs: 1,
+            ring_size: 1024,
+            read: false,
+            in_order: false,
+            offload: false,
+        }
     }
 
     /// Its name: `tx/split/64`, and what is special about it behind that.
@@ -107,6 +124,8 @@ impl Cell {
             (self.pairs != 1, &pairs),
             (self.ring_size != 1024, &ring),
             (self.read, "read"),
+            (self.in_order, "inorder"),
+            (self.offload, "offload"),
         ] {
             if special {
                 name = format!("{name}/{word}");
@@ -135,7 +154,7 @@ impl Cell {
             Direction::Loop => Device::Loop,
             Direction::Guests => Device::Guest,
         };
-        Setup { device, pairs: self.pairs }
+        Setup { device, pairs: self.pairs, offload: self.offload }
     }
 
     /// Whether it has nothing special, so that it belongs on the plots over size.
@@ -174,6 +193,10 @@ impl Cell {
         add(Self { pairs: 4, ..plain(Tx, Frames::Fixed(1518)) });
         for frames in [Frames::Fixed(1518), Frames::Fixed(9000)] {
             add(Self { read: true, ..plain(Tx, frames) });
+        }
+        add(Self { in_order: true, ..plain(Tx, small) });
+        for direction in [Tx, Rx] {
+            add(Self { offload: true, ..plain(direction, small) });
         }
         // Stable: within a setup the order stays.
         let setups: Vec<Setup> = cells.iter().fold(vec![], |mut setups, cell| {

@@ -46,6 +46,7 @@ pub fn all(
         pairs: 1,
         ring_size,
         features: 0,
+        in_order: false,
         mergeable: true,
         indirect: false,
         frames: Frames::Fixed(frame),

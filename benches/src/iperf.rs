@@ -53,7 +53,7 @@ impl Scene {
         let net = Netns::new("bench")?;
         net.tap("tap0", &format!("{HOST}/24"), 1500)?;
         let runner = ["ip", "netns", "exec", net.name()].map(String::from);
-        let setup = Setup { device: Device::Tap, pairs: 1 };
+        let setup = Setup { device: Device::Tap, pairs: 1, offload: false };
         let backend = Backend::start_under(peer, setup, plan.place, &runner)?;
         let socket = backend.sockets[0].display();
         let nics = [

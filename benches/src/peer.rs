@@ -190,7 +190,9 @@ fn ringspan(setup: Setup, place: Place, folder: &Path, runner: &[String]) -> Sta
 fn testpmd(setup: Setup, place: Place, folder: &Path, runner: &[String]) -> Started {
     let vhost = |index: usize| {
         let socket = folder.join(format!("vhost{index}"));
-        (format!("net_vhost{index},iface={},queues={}", socket.display(), setup.pairs), socket)
+        // Without it net_vhost does not offer segmentation.
+        let tso = if setup.offload { ",tso=1" } else { "" };
+        (format!("net_vhost{index},iface={},queues={}{tso}", socket.display(), setup.pairs), socket)
     };
     let (first, socket) = vhost(0);
     let (second, other) = setup.device(folder).unwrap_or_else(|| (vhost(1).0, Some(vhost(1).1)));
@@ -234,6 +236,7 @@ fn ovs(setup: Setup, place: Place, folder: &Path, runner: &[String]) -> Started 
         ports,
         queues,
         mtu: setup.mtu(),
+        offload: setup.offload,
         runner,
     };
     let ovs = Ovs::start(folder, &plan)?;

@@ -411,6 +411,7 @@ mod tests {
             peer,
             round,
             measured: Some(Measured { sent_pps, waiting: 0.5, ..Measured::default() }),
+            features: None,
             fault: None,
         };
         let samples = [

@@ -23,6 +23,8 @@ pub struct Sample {
     pub round: usize,
     /// What came of it.
     pub measured: Option<Measured>,
+    /// The features that the guest and the back-end agreed on, as a hexadecimal mask.
+    pub features: Option<String>,
     /// Why nothing did.
     pub fault: Option<String>,
 }
@@ -98,7 +100,9 @@ impl Plan {
                             }
                         }
                         let fault = result.as_ref().err().map(|error| format!("{error:#}"));
-                        let sample = Sample { cell: cell.name(), peer, round, measured: result.ok(), fault };
+                        let (measured, features) = result.ok().unzip();
+                        let features = features.map(|features| format!("{features:#x}"));
+                        let sample = Sample { cell: cell.name(), peer, round, measured, features, fault };
                         progress(&sample);
                         samples.push(sample);
                     }
@@ -115,8 +119,8 @@ impl Plan {
         Ok(backend)
     }
 
-    /// One measurement on a back-end that stands still, and does again afterwards.
-    pub(crate) fn measure(&self, backend: &Backend, cell: &Cell) -> anyhow::Result<Measured> {
+    /// One measurement on a back-end that stands still, and does again afterwards; and the features of the guest.
+    pub(crate) fn measure(&self, backend: &Backend, cell: &Cell) -> anyhow::Result<(Measured, u64)> {
         backend.resume()?;
         let measured = if cell.packed {
             on_core(self.guest_core, || {
@@ -131,8 +135,9 @@ impl Plan {
         measured
     }
 
-    fn load<R: Ring>(&self, guests: &mut [Guest<R>], cell: &Cell) -> anyhow::Result<Measured> {
-        Ok(queues(guests, cell).run(self.load)?)
+    fn load<R: Ring>(&self, guests: &mut [Guest<R>], cell: &Cell) -> anyhow::Result<(Measured, u64)> {
+        let features = guests.first().map_or(0, |guest| guest.features);
+        Ok((queues(guests, cell).run(self.load)?, features))
     }
 
     /// The same work as bare memory copies between two threads, where there is such work.
@@ -169,13 +174,22 @@ pub fn on_core<T: Send>(core: usize, run: impl FnOnce() -> anyhow::Result<T> + S
     })
 }
 
+/// What QEMU's virtio-net and Linux agree on by default, where the back-end has it.
+const OFFLOADS: u64 = feature::CSUM
+    | feature::GUEST_CSUM
+    | feature::HOST_TSO4
+    | feature::HOST_TSO6
+    | feature::GUEST_TSO4
+    | feature::GUEST_TSO6;
+
 /// How the guests of a cell look.
 pub fn options(cell: &Cell, socket: std::path::PathBuf, huge_pages: bool) -> driver::Options {
     driver::Options {
         socket,
         pairs: cell.pairs,
         ring_size: cell.ring_size,
-        features: feature::ANY_LAYOUT | feature::EVENT_IDX,
+        features: feature::ANY_LAYOUT | feature::EVENT_IDX | if cell.offload { OFFLOADS } else { 0 },
+        in_order: cell.in_order,
         mergeable: cell.mergeable,
         indirect: cell.indirect,
         frames: cell.frames,

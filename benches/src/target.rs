@@ -155,6 +155,7 @@ mod tests {
             peer,
             round: 0,
             measured: pps.map(|pps| Measured { sent_pps: pps, received_pps: pps, ..Measured::default() }),
+            features: None,
             fault: pps.is_none().then(|| "the lane died\nmore".to_string()),
         };
         let rows: Vec<Row> = (cells.iter())

@@ -27,8 +27,10 @@ pub struct Options {
     pub pairs: u16,
     /// Descriptors in each ring.
     pub ring_size: u16,
-    /// Features, besides those that the other fields ask for.
+    /// Features, besides those that the other fields ask for, that are taken where the back-end offers them.
     pub features: u64,
+    /// Buffers come back in their order, and those of frames sent perhaps by batches.
+    pub in_order: bool,
     /// Frames may take several receive buffers, of 1536 bytes each; else each buffer holds the largest frame.
     pub mergeable: bool,
     /// Frames are sent by tables of two descriptors.
@@ -54,6 +56,8 @@ pub struct Pair<R> {
 #[derive(Debug)]
 pub struct Guest<R> {
     frontend: FrontEnd,
+    /// The features that were negotiated.
+    pub features: u64,
     /// Its queue pairs.
     pub pairs: Vec<Pair<R>>,
 }
@@ -67,21 +71,22 @@ impl<R: Ring> Guest<R> {
             (feature::MRG_RXBUF, options.mergeable),
             (feature::INDIRECT_DESC, options.indirect),
             (feature::MQ, options.pairs > 1),
+            (feature::IN_ORDER, options.in_order),
         ] {
             wanted |= if on { bit } else { 0 };
         }
         let mut frontend = FrontEnd::connect(&options.socket, CONNECT)?;
         let (offered, pairs) = frontend.negotiate(feature::PROTOCOL_MQ | feature::PROTOCOL_REPLY_ACK)?;
-        let needed = wanted & !(feature::ANY_LAYOUT | feature::EVENT_IDX);
+        let needed = wanted & !options.features;
         ensure!(offered & needed == needed, "the back-end does not offer the features {:#x}", needed & !offered);
         ensure!(pairs >= u64::from(options.pairs), "the back-end offers {pairs} queue pairs of {}", options.pairs);
         frontend.set_features(offered & wanted)?;
 
         let (memory, pairs) = queues(options, offered & wanted & feature::EVENT_IDX != 0)?;
         frontend.set_mem_table(&memory, memory.regions())?;
-        let mut guest = Self { frontend, pairs };
+        let mut guest = Self { frontend, features: offered & wanted, pairs };
         for index in 0..guest.pairs.len() {
-            let Self { frontend, pairs } = &mut guest;
+            let Self { frontend, pairs, .. } = &mut guest;
             let Pair { rx, tx } = &pairs[index];
             start_ring(frontend, 2 * index as u32, rx.ring(), rx.kick())?;
             start_ring(frontend, 2 * index as u32 + 1, tx.ring(), tx.kick())?;
@@ -124,7 +129,10 @@ pub fn queues<R: Ring>(options: &Options, event_idx: bool) -> anyhow::Result<(Ar
     let memory = Arc::new(Memory::new(layout)?);
     let pair = |queue| -> anyhow::Result<Pair<R>> {
         let rx = Receiver::new(&memory, options.ring_size, event_idx, room, options.mergeable)?;
-        let tx = Transmitter::new(&memory, options.ring_size, event_idx, options.frames, options.indirect, queue)?;
+        let mut tx = Transmitter::new(&memory, options.ring_size, event_idx, options.frames, options.indirect, queue)?;
+        if options.in_order {
+            tx.take_batches();
+        }
         Ok(Pair { rx, tx })
     };
     let pairs = (0..options.pairs).map(pair).collect::<anyhow::Result<_>>()?;

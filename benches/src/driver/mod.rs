@@ -60,6 +60,10 @@ pub trait Ring: Sized + Send {
     /// What SET_VRING_BASE says of a new ring.
     fn base() -> u32;
 
+    /// From now on the device may show a batch of slots by one used element, which has the number of its last: `VIRTIO_F_IN_ORDER`, sections
+    /// 2.7.9 and 2.8.9. Not for buffers that it writes, each of which has a length of its own.
+    fn take_batches(&mut self);
+
     /// Slots.
     fn size(&self) -> u16;
 

@@ -38,6 +38,7 @@ pub struct PackedRing {
     /// Bit 16 and up of the positions above would be laps: whether the lap is an odd one.
     offered_wrap: bool,
     taken_wrap: bool,
+    batches: bool,
 }
 
 // SAFETY: the pointers go into `memory`, which is held; a ring has one user at a time.
@@ -94,7 +95,21 @@ impl Ring for PackedRing {
         let chains = chains.collect();
         let _memory = Arc::clone(memory);
         let (offered, taken, seen, offered_wrap, taken_wrap) = (0, 0, 0, true, true);
-        Ok(Self { _memory, size, desc, driver, device, chains, offered, taken, seen, offered_wrap, taken_wrap })
+        let batches = false;
+        Ok(Self {
+            _memory,
+            size,
+            desc,
+            driver,
+            device,
+            chains,
+            offered,
+            taken,
+            seen,
+            offered_wrap,
+            taken_wrap,
+            batches,
+        })
     }
 
     fn user_addresses(&self) -> [u64; 3] {
@@ -106,12 +121,26 @@ impl Ring for PackedRing {
         0x8000_8000
     }
 
+    fn take_batches(&mut self) {
+        self.batches = true;
+    }
+
     fn size(&self) -> u16 {
         self.size
     }
 
     #[inline(always)]
     fn pending(&mut self, wanted: u16) -> u16 {
+        if self.batches {
+            // From one batch to the next: those in between stay as they were offered. More than the ring's size is an error of the device's,
+            // which the caller sees.
+            while self.seen < self.size && self.is_used(self.seen) {
+                let slot = self.ahead(self.seen).0;
+                let id = (self.tail(slot).load(Ordering::Relaxed) >> 32) as u16;
+                self.seen += (id.wrapping_sub(slot) & (self.size - 1)) + 1;
+            }
+            return self.seen;
+        }
         // Where `wanted` are needed, the last of them is looked at first: slots come back in their order, and this does not take the
         // line away on which the device is writing.
         if self.seen < wanted && !self.is_used(wanted - 1) {
@@ -125,6 +154,10 @@ impl Ring for PackedRing {
 
     #[inline(always)]
     fn in_order(&self, count: u16) -> bool {
+        if self.batches {
+            // Each batch was found at the end of the one before it.
+            return true;
+        }
         let mut wrong = 0;
         for ahead in 0..count {
             let (slot, _) = self.ahead(ahead);

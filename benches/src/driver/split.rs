@@ -29,6 +29,7 @@ pub struct SplitRing {
     used: NonNull<u16>,
     offered: u16,
     taken: u16,
+    batches: bool,
 }
 
 // SAFETY: the pointers go into `memory`, which is held; a ring has one user at a time.
@@ -74,7 +75,17 @@ impl Ring for SplitRing {
             // SAFETY: slot < size.
             unsafe { desc.add(usize::from(slot)).write_volatile(Descriptor { address, length, flags, next: 0 }) };
         }
-        let ring = Self { _memory: Arc::clone(memory), size, event_idx, desc, avail, used, offered: 0, taken: 0 };
+        let ring = Self {
+            _memory: Arc::clone(memory),
+            size,
+            event_idx,
+            desc,
+            avail,
+            used,
+            offered: 0,
+            taken: 0,
+            batches: false,
+        };
         if event_idx {
             // An index that is reached once in 65536 elements; there is no call descriptor to be signalled anyway.
             ring.atomic(avail, 2 + n).store(u16::MAX, Ordering::Relaxed);
@@ -92,6 +103,10 @@ impl Ring for SplitRing {
         0
     }
 
+    fn take_batches(&mut self) {
+        self.batches = true;
+    }
+
     fn size(&self) -> u16 {
         self.size
     }
@@ -103,6 +118,16 @@ impl Ring for SplitRing {
 
     #[inline(always)]
     fn in_order(&self, count: u16) -> bool {
+        if self.batches {
+            // From one batch to the next: those in between have no elements.
+            let mut ahead = 0;
+            while ahead < count {
+                let slot = self.slot(self.taken.wrapping_add(ahead)) as u32;
+                let more = self.element(ahead).id.wrapping_sub(slot) & u32::from(self.size - 1);
+                ahead = ahead.saturating_add(more as u16 + 1);
+            }
+            return ahead == count;
+        }
         let mut wrong = 0;
         for ahead in 0..count {
             wrong |= self.element(ahead).id ^ self.slot(self.taken.wrapping_add(ahead)) as u32;

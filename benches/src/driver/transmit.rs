@@ -72,6 +72,11 @@ impl<R: Ring> Transmitter<R> {
         Ok(Self { ring, slots, frames, images, kick, next, in_flight, done, bytes, kicks })
     }
 
+    /// With `VIRTIO_F_IN_ORDER`: what comes back may come by the batch.
+    pub fn take_batches(&mut self) {
+        self.ring.take_batches();
+    }
+
     /// The ring.
     pub fn ring(&self) -> &R {
         &self.ring
