@@ -1,4 +1,5 @@
-//! The small figures: how soon a lane serves, how long a port takes, what idle guests cost, how big control is.
+//! The small figures: how soon a lane serves, how long a port takes, what idle guests cost, how big control is, and what idle
+//! ports cost a busy one.
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -10,17 +11,20 @@ use ringspan_testkit::guest::{Guest, Options};
 use ringspan_testkit::lane::{self, Lane};
 
 use crate::latency::processor_seconds;
+use crate::ports;
 use crate::report::Figure;
 
 /// Attached guests whose cost is measured.
 const IDLE_GUESTS: usize = 16;
 
 /// All of them; what cannot be measured says why.
-pub fn all(core: usize) -> Vec<Figure> {
+pub fn all(core: usize, guest_core: usize) -> Vec<Figure> {
     let figure = |name: &str, limit: f64, unit: &'static str, result: &anyhow::Result<f64>| Figure {
         name: name.into(),
         value: result.as_ref().ok().copied(),
+        spread: None,
         limit,
+        at_least: false,
         unit,
         note: result.as_ref().err().map(|error| format!("{error:#}")),
     };
@@ -34,12 +38,23 @@ pub fn all(core: usize) -> Vec<Figure> {
         Ok(figures) => Ok(pick(figures)),
         Err(error) => Err(anyhow::anyhow!("{error:#}")),
     };
+    let crowded = ports::crowded(core, guest_core);
+    let busy_port = Figure {
+        name: format!("1 busy port of {}, its rate beside that alone", ports::PORTS),
+        value: crowded.as_ref().ok().map(|spread| spread.median),
+        spread: crowded.as_ref().ok().copied(),
+        limit: 90.0,
+        at_least: true,
+        unit: "%",
+        note: crowded.err().map(|error| format!("{error:#}")),
+    };
     vec![
         figure("lane, start to first answer", 1000.0, "ms", &of_lane(|f| f.ready_ms)),
         figure("daemon and lane, start to first port listening", 1000.0, "ms", &of_control(|f| f.0)),
         figure("port add of a virtual device (median)", 100.0, "ms", &of_lane(|f| f.port_add_ms)),
         figure("control, resident", 30.0, "MiB", &of_control(|f| f.1)),
         figure("lane with 16 attached, idle guests", 3.0, "% of a core", &of_lane(|f| f.idle_percent)),
+        busy_port,
     ]
 }
 

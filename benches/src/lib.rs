@@ -2,7 +2,7 @@
 //!
 //! `cargo xtask bench` runs the program `ringspan-bench`: a guest that is a load generator ([`driver`], [`load`]), against ringspan
 //! and against others on the same core ([`peer`], [`ovs`]), in turns ([`run`]), cell by cell of a matrix ([`cell`]). Beside the rates
-//! stand round trips and idle costs ([`rates`], [`latency`]), instructions a packet ([`instructions`]), iperf3 of a Linux guest ([`iperf`]), the small figures ([`figures`]), and what
+//! stand round trips and idle costs ([`rates`], [`latency`]), instructions a packet ([`instructions`]), iperf3 of a Linux guest ([`iperf`]), the small figures ([`figures`], [`ports`]), and what
 //! generator and machine can do ([`generator`], [`handback`]). [`report`], [`target`] and [`page`] show what was found.
 
 pub mod cell;
@@ -19,6 +19,7 @@ pub mod machine;
 pub mod ovs;
 pub mod page;
 pub mod peer;
+pub mod ports;
 pub mod rates;
 pub mod report;
 pub mod run;

@@ -176,12 +176,37 @@ pub struct Figure {
     pub name: String,
     /// What was measured; absent where it could not be.
     pub value: Option<f64>,
-    /// Should stay below.
+    /// Least and most, where there were alternations; the value is their median.
+    pub spread: Option<Spread>,
+    /// Should stay below, or not be below.
     pub limit: f64,
+    /// Which of the two.
+    pub at_least: bool,
     /// Unit of both.
     pub unit: &'static str,
     /// Why there is no value.
     pub note: Option<String>,
+}
+
+impl Figure {
+    /// Whether it is where it should be; not if there is no value.
+    pub fn keeps(&self) -> bool {
+        self.value.is_some_and(|value| if self.at_least { value >= self.limit } else { value < self.limit })
+    }
+
+    /// The value in words.
+    pub fn text(&self) -> String {
+        match (self.spread, self.value) {
+            (Some(spread), _) => format!("{} {}", spread.text(1), self.unit),
+            (None, Some(value)) => format!("{value:.1} {}", self.unit),
+            (None, None) => "not measured".into(),
+        }
+    }
+
+    /// The limit in words.
+    pub fn wanted(&self) -> String {
+        format!("{} {} {}", if self.at_least { ">=" } else { "<" }, self.limit, self.unit)
+    }
 }
 
 /// Everything a run found out.
@@ -365,8 +390,8 @@ impl Report {
         }
         for figure in &self.figures {
             let value = match (figure.value, &figure.note) {
-                (Some(value), _) if value < figure.limit => format!("{value:.1} {}", figure.unit),
-                (Some(value), _) => format!("{value:.1} {} (should be below {})", figure.unit, figure.limit),
+                (Some(_), _) if figure.keeps() => figure.text(),
+                (Some(_), _) => format!("{}, MISS: wanted {}", figure.text(), figure.wanted()),
                 (None, Some(note)) => format!("not measured: {note}"),
                 (None, None) => "not measured".into(),
             };
@@ -424,6 +449,22 @@ mod tests {
         let ratio = row.peer(Peer::Testpmd).unwrap().ratio;
         assert_eq!(ratio, Some(Spread { least: 2.0, median: 2.5, most: 3.0 }));
         assert!(row.peer(Peer::Ovs).is_none());
+    }
+
+    #[test]
+    fn figures_have_their_limits_above_or_below() {
+        let figure = |value, at_least| Figure {
+            name: String::new(),
+            value,
+            spread: None,
+            limit: 90.0,
+            at_least,
+            unit: "%",
+            note: None,
+        };
+        assert!(figure(Some(90.0), true).keeps() && figure(Some(89.0), false).keeps());
+        assert!(!figure(Some(89.0), true).keeps() && !figure(Some(90.0), false).keeps());
+        assert!(!figure(None, true).keeps() && !figure(None, false).keeps());
     }
 
     #[test]

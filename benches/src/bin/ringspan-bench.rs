@@ -174,7 +174,7 @@ impl Run {
                 idle = plan.idle(|text| line.show(text))?;
             }
             line.show("the small figures");
-            small = figures::all(self.core);
+            small = figures::all(self.core, self.guest_core);
         }
         line.end();
         let rows: Vec<_> = plan.cells.iter().zip(limits).map(|(cell, limit)| row(*cell, limit, &samples)).collect();
