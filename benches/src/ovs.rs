@@ -69,7 +69,7 @@ impl Ovs {
         database.arg(format!("--unixctl={}", folder.join("db.ctl").display())).arg("--no-chdir").arg(&database_file);
         let database = spawn(&mut database, folder, "ovsdb-server")?;
         // Under another program the switch takes much longer for everything.
-        let limit = if plan.runner.is_empty() { LIMIT } else { 4 * LIMIT };
+        let limit = if plan.runner.is_empty() { LIMIT } else { 10 * LIMIT };
         let mut ovs = Self { folder: folder.into(), limit, database, switch: None };
         wait::until(LIMIT, "ovsdb-server's socket", || Ok(socket.exists().then_some(())))?;
         let mask = format!("{:#x}", 1_u64 << core);
@@ -92,10 +92,7 @@ impl Ovs {
         switch.arg(format!("unix:{}", socket.display()));
         switch.arg(format!("--unixctl={}", folder.join("switch.ctl").display())).arg("--no-chdir");
         ovs.switch = Some(spawn(&mut switch, folder, "ovs-vswitchd")?);
-        ovs.vsctl(&["add-br", "br0", "--", "set", "Bridge", "br0", "datapath_type=netdev", "fail_mode=secure"])?;
-        for (name, port) in &plan.ports {
-            ovs.add_port(name, port, plan.queues, plan.mtu)?;
-        }
+        ovs.add_bridge(plan)?;
         let management = folder.join("br0.mgmt");
         wait::until(ovs.limit, "the bridge's socket", || Ok(management.exists().then_some(())))?;
         let [one, two] = plan.ports.each_ref().map(|(name, _)| *name);
@@ -104,18 +101,28 @@ impl Ovs {
         Ok(ovs)
     }
 
-    fn add_port(&self, name: &str, port: &Port, queues: u16, mtu: u16) -> anyhow::Result<()> {
-        let (queues, mtu) = (format!("options:n_rxq={queues}"), format!("mtu_request={mtu}"));
-        let (kind, more) = match port {
-            Port::Vhost => ("type=dpdkvhostuser", vec![]),
-            Port::Dpdk(device) => ("type=dpdk", vec![format!("options:dpdk-devargs=\"{device}\""), queues]),
-        };
-        let mut words = vec!["add-port", "br0", name, "--", "set", "Interface", name, kind, &mtu];
-        words.extend(more.iter().map(String::as_str));
-        self.vsctl(&words)?;
-        let fault = self.vsctl(&["get", "Interface", name, "error"])?;
-        if fault.trim() != "[]" {
-            bail!("OVS port {name}: {}; ovs-vswitchd said:\n{}", fault.trim(), self.log());
+    /// The bridge and both ports in one transaction: the switch configures itself once.
+    fn add_bridge(&self, plan: &Plan<'_>) -> anyhow::Result<()> {
+        let text = "add-br br0 -- set Bridge br0 datapath_type=netdev fail_mode=secure";
+        let mut words: Vec<String> = text.split(' ').map(String::from).collect();
+        for (name, port) in &plan.ports {
+            words.extend(["--", "add-port", "br0", name, "--", "set", "Interface", name].map(String::from));
+            words.push(format!("mtu_request={}", plan.mtu));
+            match port {
+                Port::Vhost => words.push("type=dpdkvhostuser".into()),
+                Port::Dpdk(device) => words.extend([
+                    "type=dpdk".into(),
+                    format!("options:dpdk-devargs=\"{device}\""),
+                    format!("options:n_rxq={}", plan.queues),
+                ]),
+            }
+        }
+        self.vsctl(&words.iter().map(String::as_str).collect::<Vec<_>>())?;
+        for (name, _) in &plan.ports {
+            let fault = self.vsctl(&["get", "Interface", name, "error"])?;
+            if fault.trim() != "[]" {
+                bail!("OVS port {name}: {}; ovs-vswitchd said:\n{}", fault.trim(), self.log());
+            }
         }
         Ok(())
     }

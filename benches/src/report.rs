@@ -239,6 +239,24 @@ pub struct Report {
 }
 
 impl Report {
+    /// Nothing was found out yet.
+    pub fn empty(machine: Machine, load: Load, rounds: usize) -> Self {
+        Self {
+            machine,
+            load,
+            rounds,
+            generator: vec![],
+            rows: vec![],
+            round_trips: vec![],
+            idle: vec![],
+            iperf: vec![],
+            instructions: vec![],
+            figures: vec![],
+            verdicts: vec![],
+            samples: vec![],
+        }
+    }
+
     /// The report as text for a terminal.
     pub fn table(&self) -> String {
         let mut text = format!("{}\n", self.machine);
@@ -385,7 +403,10 @@ impl Report {
                 Ok(count) => {
                     writeln!(text, "{:<14} {:<22} {count:>8.0} instructions a packet", found.peer.title(), found.cell)
                 }
-                Err(fault) => writeln!(text, "{:<14} {:<22} {fault}", found.peer.title(), found.cell),
+                Err(fault) => {
+                    let fault = fault.lines().next().unwrap_or_default();
+                    writeln!(text, "{:<14} {:<22} {fault}", found.peer.title(), found.cell)
+                }
             };
         }
         for figure in &self.figures {

@@ -1,7 +1,7 @@
 //! Measures ringspan beside its peers: the same load, the same core, in turns.
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::{Args, Parser, Subcommand};
@@ -73,11 +73,13 @@ struct Run {
     #[arg(long)]
     no_iperf: bool,
     /// Where the results go as JSON
-    #[arg(long, default_value = "target/bench/report.json")]
-    json: PathBuf,
+    /// [default: target/bench/report.json, or instructions.json there]
+    #[arg(long)]
+    json: Option<PathBuf>,
     /// Where the page with plots goes
-    #[arg(long, default_value = "target/bench/report.html")]
-    html: PathBuf,
+    /// [default: target/bench/report.html, or instructions.html there]
+    #[arg(long)]
+    html: Option<PathBuf>,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -195,18 +197,23 @@ impl Run {
             verdicts,
             samples,
         };
-        self.finish(&report)?;
+        self.finish(&report, "report")?;
         println!("took {:.0} s", start.elapsed().as_secs_f64());
         Ok(())
     }
 
-    fn finish(&self, report: &Report) -> anyhow::Result<()> {
+    /// Shows the results and writes both files, called `name` unless told otherwise.
+    fn finish(&self, report: &Report, name: &str) -> anyhow::Result<()> {
         println!("{}", report.table());
-        for (path, text) in [(&self.json, serde_json::to_string_pretty(report)?), (&self.html, page::html(report))] {
+        let path = |given: &Option<PathBuf>, ending: &str| {
+            given.clone().unwrap_or_else(|| Path::new("target/bench").join(name).with_extension(ending))
+        };
+        let (json, html) = (path(&self.json, "json"), path(&self.html, "html"));
+        for (path, text) in [(json, serde_json::to_string_pretty(report)?), (html, page::html(report))] {
             if let Some(folder) = path.parent() {
                 std::fs::create_dir_all(folder)?;
             }
-            std::fs::write(path, text)?;
+            std::fs::write(&path, text)?;
             println!("written: {}", path.display());
         }
         Ok(())
@@ -217,20 +224,18 @@ impl Run {
         let cells = if self.cells.is_empty() { usual } else { self.cells.clone() };
         let run = Self { cells, ..self.clone() };
         let plan = run.plan(true)?;
-        println!("{:<22} instructions a packet, by callgrind", "");
+        let (machine, mut line, mut all) = (Machine::look(), Line::default(), vec![]);
         for cell in &plan.cells {
             for peer in plan.peers.iter().filter(|peer| peer.can(cell)) {
                 wait::check_stopped()?;
                 let seconds = self.seconds.unwrap_or(3.0);
-                let found = instructions::count(*peer, cell, plan.place, self.guest_core, seconds);
-                let text = match &found.per_packet {
-                    Ok(count) => format!("{count:.0}"),
-                    Err(fault) => fault.clone(),
-                };
-                println!("{:<22} {:<14} {text}", found.cell, peer.title());
+                line.show(&format!("{}: {} under callgrind", cell.name(), peer.title()));
+                all.push(instructions::count(*peer, cell, plan.place, self.guest_core, seconds));
             }
         }
-        Ok(())
+        line.end();
+        let load = Load { measured: self.seconds.unwrap_or(3.0), ..plan.load };
+        self.finish(&Report { instructions: all, ..Report::empty(machine, load, 1) }, "instructions")
     }
 
     fn generator(&self) -> anyhow::Result<()> {
