@@ -28,7 +28,7 @@ impl Ring {
     ///
     /// # Errors
     ///
-    /// [`RingError::Size`], [`RingError::Alignment`], [`RingError::Place`], [`RingError::Base`] or [`RingError::Call`]:
+    /// [`RingError::Size`], [`RingError::Alignment`], [`RingError::Place`], [`RingError::Base`], [`RingError::Lost`] or [`RingError::Call`]:
     /// the front-end described no ring.
     pub fn new(map: Arc<GuestMap>, config: &RingConfig) -> Result<Self, RingError> {
         if config.features.packed {

@@ -39,6 +39,12 @@ pub enum RingError {
         /// Descriptors in the ring.
         size: u16,
     },
+    /// Where a packed ring stands is known to nobody.
+    #[error(
+        "the ring has been used, its record is lost, and the front-end names the place where rings begin: reset the guest's network \
+         device (load its driver anew, or restart the guest)"
+    )]
+    Lost,
     /// What is to interrupt the guest is no eventfd.
     #[error("the front-end's call descriptor is no eventfd")]
     Call,

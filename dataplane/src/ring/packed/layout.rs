@@ -95,6 +95,11 @@ impl Layout {
         (flags & USED != 0) == self.wrap(position)
     }
 
+    /// Whether flags say that the descriptor at `position` was given back, and is the driver's now.
+    pub fn is_used(&self, position: u16, flags: u16) -> bool {
+        flags & LAP == self.used(position)
+    }
+
     /// Flags that give the descriptor at `position` back.
     #[inline(always)]
     fn used(&self, position: u16) -> u16 {

@@ -10,7 +10,7 @@ use crate::ring::{RingConfig, RingError};
 ///
 /// # Errors
 ///
-/// [`RingError::Base`]: the front-end named a slot that the ring does not have.
+/// [`RingError::Base`]: the front-end named a slot that the ring does not have. [`RingError::Lost`]: nobody knows where the ring stands.
 pub fn position(layout: &Layout, config: &RingConfig, record: &RingRecord) -> Result<u16, RingError> {
     if let Some(at) = config.resume {
         return checked(layout, at);
@@ -25,13 +25,20 @@ pub fn position(layout: &Layout, config: &RingConfig, record: &RingRecord) -> Re
     // A front-end that was told a place when the ring was stopped is right, whatever lies there: of a chain of several descriptors,
     // or a batch in order, all but one keep the flags of the lap before and look as if they were given back in this one. One
     // that was told nothing names the place where rings begin.
-    if named == 0
-        && layout.is_given_back(named, layout.flags(named))
-        && let Some(seen) = boundary(layout)
-    {
+    if named != 0 || !layout.is_given_back(named, layout.flags(named)) {
+        return Ok(named);
+    }
+    let shows = !config.features.in_order && !has_lists(layout);
+    if let Some(seen) = boundary(layout).filter(|_| shows) {
         return Ok(seen);
     }
-    Ok(named)
+    // What looks so may be left from the lap before, and the place right; but not where this lap's device has written.
+    if layout.is_used(named, layout.flags(named)) { Err(RingError::Lost) } else { Ok(named) }
+}
+
+/// Whether there are chains of several descriptors, as far as can be seen.
+fn has_lists(layout: &Layout) -> bool {
+    (0..layout.size()).any(|slot| layout.flags(slot) & Descriptor::NEXT != 0)
 }
 
 fn checked(layout: &Layout, base: u16) -> Result<u16, RingError> {
@@ -43,16 +50,21 @@ fn checked(layout: &Layout, base: u16) -> Result<u16, RingError> {
 /// those chains are taken again, or the guest would wait for them for ever. Not every front-end knows the used half.
 fn named(layout: &Layout, config: &RingConfig) -> Result<u16, RingError> {
     let available = checked(layout, config.base as u16)?;
-    let used = (config.base >> 16) as u16;
-    if used == 0 {
-        return Ok(available);
-    }
-    let used = checked(layout, used)?;
+    let half = (config.base >> 16) as u16;
+    let used = checked(layout, half)?;
     let waiting = layout.is_available(used, layout.flags(used));
-    Ok(if waiting { used } else { available })
+    Ok(if waiting && (half != 0 || is_meant(layout, config, used, available)) { used } else { available })
 }
 
-/// Where a ring whose chains all have one descriptor was left: what was given back in this lap ends there. `None` when the ring
+/// Whether a used half of zero is meant, which is a place like others, and also what a front-end says that does not know: whether all from
+/// there to `available` may be in flight. In order the slots of a batch look so when they were given back.
+fn is_meant(layout: &Layout, config: &RingConfig, used: u16, available: u16) -> bool {
+    let between = available.wrapping_sub(used) & layout.double_mask();
+    let given = |position: u16| layout.is_given_back(position, layout.flags(position));
+    !config.features.in_order && between <= layout.size() && (0..between).all(|i| !given(used.wrapping_add(i)))
+}
+
+/// Where a ring whose chains all have one descriptor, and were not given back in batches, was left: what was given back in this lap ends there. `None` when the ring
 /// does not look like one.
 fn boundary(layout: &Layout) -> Option<u16> {
     let size = layout.size();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::driver::*;
 use super::kill_after;
-use crate::ring::{NetHeader, RecordHandle, Ring, RingFeatures, RingRecord};
+use crate::ring::{NetHeader, RecordHandle, Ring, RingError, RingFeatures, RingRecord};
 
 const SIZE: u16 = 16;
 
@@ -283,4 +283,53 @@ fn a_ring_that_was_stopped_on_this_connection_goes_on_there() {
     assert_eq!(goes_on_at(&guest), guest.driver.pack(5), "whatever the record says");
     guest.driver.config.resume = None;
     assert_eq!(goes_on_at(&guest), guest.driver.pack(5), "and the record knows it");
+}
+
+#[test]
+fn a_ring_that_does_not_show_where_it_stands_is_not_guessed_at() {
+    let in_order = RingFeatures { in_order: true, ..PACKED };
+    for (features, chains) in [(in_order, Chains::Plain), (in_order, Chains::Lists), (PACKED, Chains::Lists)] {
+        for taken in 1..5 {
+            let mut guest = Guest::new(features, 0, chains);
+            guest.fill(40, 0);
+            guest.run(-1, |ring| ring.take(taken, 1514, &mut Sink::default()).unwrap());
+            guest.driver.config.record = None;
+            let outcome = Ring::new(guest.driver.map(), &guest.driver.config).map(|ring| ring.position());
+            assert_eq!(outcome, Err(RingError::Lost), "{chains:?}, {taken} taken, {features:?}");
+        }
+        // Nothing was taken yet, or the front-end knows better.
+        let mut guest = Guest::new(features, 0, chains);
+        guest.driver.config.record = None;
+        assert_eq!(goes_on_at(&guest), guest.driver.pack(0));
+        guest.fill(40, 0);
+        assert_eq!(goes_on_at(&guest), guest.driver.pack(0));
+    }
+}
+
+#[test]
+fn a_used_half_of_zero_is_a_place_where_chains_wait_there_and_else_unknown() {
+    // The second lap has begun, and another device has taken three chains of it and given back none.
+    let second_lap = |features, given: u16| {
+        let mut guest = Guest::new(features, 0, Chains::Plain);
+        guest.fill(SIZE, 0);
+        let take = |guest: &mut Guest, count: u16| {
+            guest.run(-1, |ring| ring.take(count.into(), 1514, &mut Sink::default()).unwrap());
+            guest.collect();
+        };
+        take(&mut guest, SIZE);
+        guest.fill(SIZE + 5, 0);
+        take(&mut guest, given);
+        guest.driver.config.record = None;
+        guest.driver.config.base = guest.driver.pack(SIZE + 3).into();
+        assert_eq!(guest.driver.pack(SIZE), 0, "slot 0, wrap counter 0");
+        guest
+    };
+    let guest = second_lap(PACKED, 0);
+    assert_eq!(goes_on_at(&guest), guest.driver.pack(SIZE), "they are taken again");
+    for given in 1..=3 {
+        let guest = second_lap(PACKED, given);
+        assert_eq!(goes_on_at(&guest), guest.driver.pack(SIZE + 3), "{given} were given back");
+    }
+    let guest = second_lap(RingFeatures { in_order: true, ..PACKED }, 3);
+    assert_eq!(goes_on_at(&guest), guest.driver.pack(SIZE + 3), "in order");
 }
