@@ -102,6 +102,10 @@ impl Scene {
     }
 
     fn start(&self, index: usize, ring: &guest::Ring, map: &Arc<GuestMap>) {
+        self.start_with(MODERN, index, ring, map);
+    }
+
+    fn start_with(&self, features: RingFeatures, index: usize, ring: &guest::Ring, map: &Arc<GuestMap>) {
         let [desc, avail, used] = ring.addresses().map(GuestAddress);
         let config = RingConfig {
             size: ring.size(),
@@ -111,7 +115,7 @@ impl Scene {
             base: 0,
             resume: None,
             record: None,
-            features: MODERN,
+            features,
             kick: None,
             call: None,
         };
@@ -582,5 +586,44 @@ fn a_port_that_was_closed_takes_nothing_on_from_a_session_that_is_late() {
         scene.start(1, scene.transmitter(1514).ring(), &map);
         assert_eq!(scene.shares.status().len(), 0);
         assert_eq!((scene.workers[0].shares(), scene.with(|running| running.relays.len())), (0, 0));
+    });
+}
+
+#[test]
+fn a_ring_that_stops_with_much_left_to_be_cut_stops_soon_and_accounts_for_all_of_it() {
+    alone("relay::a_ring_that_stops_with_much_left_to_be_cut_stops_soon_and_accounts_for_all_of_it", |eal| {
+        let scene = Scene::on(eal, open("vdev:net_null0,no-rx=1", &PLAIN).unwrap(), 2);
+        let map = scene.map();
+        scene.share(&map);
+        let ring = guest::SplitRing::new(&scene.memory, 16, false).unwrap();
+        let mut tx = Transmitter::new(ring, Shape::Whole, true, HEADER, 60_000).unwrap();
+        let features = RingFeatures { offloads: Offloads::CSUM.with(Offloads::HOST_TSO4), ..MODERN };
+        // TCP over IPv4; each byte of payload is to be a segment of its own.
+        let mut head = [0; 54];
+        (head[12], head[14], head[23], head[46]) = (8, 0x45, 6, 5 << 4);
+        head[16..18].copy_from_slice(&59_986u16.to_be_bytes());
+        let header = guest::NetHeader { gso_type: 1, gso_size: 1, hdr_len: 54, ..guest::NetHeader::checksum(34, 16) };
+        wait_for("a stop before all was cut", || {
+            scene.start_with(features, 1, tx.ring(), &map);
+            tx.transmit(15, |_, room| {
+                room.put_header(&header);
+                room.put(0, &head);
+                60_000
+            });
+            wait_for("the first frames", || {
+                tx.reclaim();
+                tx.in_flight() < 15
+            });
+            // Half-cut frames go with their ring from worker to worker.
+            for worker in [1, 0, 1, 0] {
+                scene.shares.move_share(0, worker).unwrap();
+            }
+            scene.stop(1);
+            let counters = scene.counters().from_guest[0];
+            assert_eq!(counters.received, counters.sent + counters.drops.total(), "{counters:?}");
+            assert_eq!(counters.drops.total(), counters.drops.nic_full, "{counters:?}");
+            // A device that takes everything has no other reason: time was up.
+            counters.drops.nic_full > 0
+        });
     });
 }
