@@ -125,6 +125,9 @@ pub struct Counts {
     /// Used elements that no correct back-end writes: unknown or not lent, a bad length, a header that was not agreed on, a
     /// frame in more buffers than were returned with it.
     pub wrong: u64,
+    /// Used elements of length 0 in a receive ring: no frame, which a driver counts as short and passes over. A back-end that starts again
+    /// after a crash gives buffers back like that.
+    pub empty: u64,
     /// Frames whose `num_buffers` was not 1 although buffers are not mergeable. Virtio 1.2, 5.1.6.4.1 wants 1, drivers
     /// ignore it, and DPDK's vhost library leaves 0.
     pub uncounted: u64,

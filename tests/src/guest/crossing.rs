@@ -82,7 +82,7 @@ impl End<'_> {
                         }
                     });
                     result.with_context(|| format!("on the ring of pair {pair}"))?;
-                    let wrong = rx.counts().wrong;
+                    let wrong = rx.counts().wrong + rx.counts().empty;
                     ensure!(wrong == 0, "{wrong} used elements of pair {pair} are wrong");
                 }
                 Ok(())

@@ -211,7 +211,8 @@ impl Check {
             bail!(fault);
         }
         *in_flight -= lengths[..count].iter().map(|&length| guest.rx[index].buffers_for(length)).sum::<usize>();
-        let wrong = (guest.rx[index].counts().wrong, guest.tx[index].counts().wrong);
+        let counts = guest.rx[index].counts();
+        let wrong = (counts.wrong + counts.empty, guest.tx[index].counts().wrong);
         ensure!(wrong == (0, 0), "pair {pair}: used elements that are wrong (received, sent): {wrong:?}");
         Ok(frames)
     }
