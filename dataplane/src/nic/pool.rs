@@ -146,7 +146,7 @@ impl Rest {
     }
 }
 
-/// Frees the pools of [`LEFT`] of which that is known to be safe.
+/// Frees the pools of `LEFT` of which that is known to be safe.
 pub fn sweep() {
     let now = Instant::now();
     let done: Vec<_> = {

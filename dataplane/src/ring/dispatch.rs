@@ -38,7 +38,7 @@ impl Ring {
         }
     }
 
-    /// See [`SplitRing::remap`].
+    /// Goes on in another map, at the same guest addresses.
     ///
     /// # Errors
     ///
@@ -47,7 +47,7 @@ impl Ring {
         either!(self, ring => ring.remap(map))
     }
 
-    /// See [`SplitRing::set_call`].
+    /// Interrupts go another way from here on. The guest gets one at once: the last may have gone the old way.
     ///
     /// # Errors
     ///
@@ -56,7 +56,9 @@ impl Ring {
         either!(self, ring => ring.set_call(call))
     }
 
-    /// Takes a burst from the guest: see [`SplitRing::take`].
+    /// Takes up to `limit` chains (64 at most) and copies the frame of each into `sink`'s buffers, frames longer than `max_frame`
+    /// bytes excepted. The chains are given back to the guest when all was copied; those that `sink` lends, and all behind
+    /// them, by [`Ring::settle`].
     ///
     /// # Errors
     ///
@@ -82,13 +84,15 @@ impl Ring {
         either!(self, ring => ring.owed())
     }
 
-    /// Gives back what can be given back: see [`SplitRing::settle`].
+    /// Gives back what can be given back, in ring order: up to the first chain that is lent and for which `is_back` says no. It is
+    /// asked until it has said yes, and then not again. Returns how many chains that were.
     #[inline]
     pub fn settle(&mut self, is_back: impl FnMut(Loan) -> bool) -> usize {
         either!(self, ring => ring.settle(is_back))
     }
 
-    /// Gives a burst to the guest: see [`SplitRing::put`].
+    /// Copies `frames` into the guest's buffers, in order. The guest sees them all at once. A frame is put as a whole or not at all;
+    /// when the guest's buffers run out, that frame and those behind it are counted as [`Put::ring_full`].
     ///
     /// # Errors
     ///

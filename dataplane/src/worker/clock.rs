@@ -22,7 +22,7 @@ pub fn ticks() -> u64 {
     BEGUN.get_or_init(Instant::now).elapsed().as_nanos() as u64
 }
 
-/// Ticks in this time. The first call takes [`COMPARED`].
+/// Ticks in this time. The first call takes `COMPARED`.
 pub fn ticks_in(time: Duration) -> u64 {
     (u128::from(ticks_per_second()) * time.as_nanos() / 1_000_000_000) as u64
 }

@@ -11,7 +11,7 @@ pub const SYSFS: &str = "/sys/devices/system/node";
 pub struct Nodes(BTreeMap<u16, u16>);
 
 impl Nodes {
-    /// What the kernel says under this folder ([`SYSFS`]). A machine with one node, or with none to be seen, has none here: then
+    /// What the kernel says under this folder (`SYSFS`). A machine with one node, or with none to be seen, has none here: then
     /// every worker is as good as another.
     pub fn read(sysfs: &Path) -> Self {
         let mut cores = BTreeMap::new();
