@@ -9,7 +9,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::driver::*;
 use crate::BURST;
-use crate::ring::{Ring, RingFeatures};
+use crate::ring::{Ring, RingError, RingFeatures};
 
 /// A descriptor that is near enough to a legal one to get somewhere.
 fn descriptor() -> impl Strategy<Value = Descriptor> {
@@ -150,20 +150,39 @@ fn scribbled_in(features: RingFeatures, run: impl Fn(&mut Ring) -> bool) {
     let map = driver.map();
     let stop = AtomicBool::new(false);
     let (mut rounds, mut broken) = (0, 0);
+    // A packed ring that looks as if it had been left in the middle is refused: until it does not.
+    let begin = || {
+        loop {
+            match Ring::new(map.clone(), &driver.config) {
+                Err(RingError::Lost) => {}
+                ring => return ring.unwrap(),
+            }
+        }
+    };
     std::thread::scope(|scope| {
         scope.spawn(|| scribble(&driver.memory, features.packed, &stop));
+        // The other thread ends however this one does.
+        let _stop = Stop(&stop);
         let until = Instant::now() + Duration::from_millis(300);
-        let mut ring = Ring::new(map.clone(), &driver.config).unwrap();
+        let mut ring = begin();
         while Instant::now() < until {
             rounds += 1;
             if !run(&mut ring) {
                 broken += 1;
-                ring = Ring::new(map.clone(), &driver.config).unwrap();
+                ring = begin();
             }
         }
-        stop.store(true, Ordering::Relaxed);
     });
     assert!(broken > 0 && broken < rounds, "{rounds} rounds, of which {broken} broke the ring");
+}
+
+/// Raises a flag when it goes.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Legal and illegal descriptors, heads and indices, all the time.
