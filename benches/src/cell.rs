@@ -10,6 +10,9 @@ use crate::driver::stamp::Frames;
 pub enum Direction {
     /// The guest sends, the device swallows.
     Tx,
+    /// The guest fills its ring and shows all of it at once; what counts is how long the back-end takes to empty it: the back-end
+    /// alone, where a stream is limited by what it costs the guest to write frames.
+    Drain,
     /// The device makes frames, the guest receives.
     Rx,
     /// Both at once.
@@ -25,6 +28,7 @@ impl Direction {
     pub fn name(self) -> &'static str {
         match self {
             Self::Tx => "tx",
+            Self::Drain => "drain",
             Self::Rx => "rx",
             Self::Both => "both",
             Self::Loop => "loop",
@@ -36,6 +40,7 @@ impl Direction {
     pub fn title(self) -> &'static str {
         match self {
             Self::Tx => "guest to NIC",
+            Self::Drain => "full ring to NIC",
             Self::Rx => "NIC to guest",
             Self::Both => "both directions at once",
             Self::Loop => "loop through the device",
@@ -149,7 +154,7 @@ impl Cell {
         let most = self.frames.most();
         let device = match self.direction {
             Direction::Tx if self.read => Device::Read,
-            Direction::Tx => Device::Swallow,
+            Direction::Tx | Direction::Drain => Device::Swallow,
             Direction::Rx | Direction::Both => Device::Make(most),
             Direction::Loop => Device::Loop,
             Direction::Guests => Device::Guest,
@@ -174,11 +179,14 @@ impl Cell {
         };
         let plain = |direction, frames| Self::new(direction, false, frames);
         let small = Frames::Fixed(64);
-        use Direction::{Both, Guests, Loop, Rx, Tx};
+        use Direction::{Both, Drain, Guests, Loop, Rx, Tx};
         for direction in [Tx, Rx, Both, Loop, Guests] {
             // net_null makes frames of one size only.
             let mix = matches!(direction, Tx | Loop | Guests).then_some(Frames::Imix);
             sizes.into_iter().chain(mix).for_each(|frames| add(plain(direction, frames)));
+        }
+        for frames in [small, Frames::Fixed(256), Frames::Fixed(1518)] {
+            add(plain(Drain, frames));
         }
         for frames in [small, Frames::Fixed(1518)] {
             add(Self { indirect: true, ..plain(Tx, frames) });
@@ -210,7 +218,7 @@ impl Cell {
     }
 
     /// The few cells of the quick benchmark.
-    pub const QUICK: &[&str] = &["tx/*/64", "tx/*/imix", "tx/split/1518", "rx/*/64", "both/*/64"];
+    pub const QUICK: &[&str] = &["tx/*/64", "drain/*/64", "tx/*/imix", "tx/split/1518", "rx/*/64", "both/*/64"];
 
     /// All cells whose names one of these patterns matches; see [`Self::matches`]. An error names a pattern that
     /// matches none.

@@ -67,7 +67,7 @@ fn count_packets<R: Ring>(guests: &mut [Guest<R>], cell: &Cell, pid: u32, second
     let load = Load { burst: 64, warm_up: 0.0, measured: seconds };
     queues.run(Load { measured: 1.0, ..load })?;
     let packets = |queues: &crate::load::Queues<'_, R>| match cell.direction {
-        Direction::Tx if !cell.read => queues.tx.iter().map(|tx| tx.done).sum::<u64>(),
+        Direction::Tx | Direction::Drain if !cell.read => queues.tx.iter().map(|tx| tx.done).sum::<u64>(),
         Direction::Both => {
             queues.tx.iter().map(|tx| tx.done).sum::<u64>() + queues.rx.iter().map(|rx| rx.frames).sum::<u64>()
         }

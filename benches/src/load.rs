@@ -105,6 +105,35 @@ impl<'a, R: Ring> Queues<'a, R> {
         })
     }
 
+    /// Fills the first ring and shows all of it at once, again and again: what counts is the time until all of it is back.
+    pub fn drain(&mut self, load: Load) -> Result<Measured, OutOfOrder> {
+        self.start()?;
+        self.settle()?;
+        let Some(tx) = self.tx.first_mut() else { return Ok(Measured::default()) };
+        let size = tx_size(tx);
+        let (mut emptying, mut before) = (Duration::ZERO, (0, 0));
+        let (start, warm_up) = (Instant::now(), Duration::from_secs_f64(load.warm_up));
+        let mut warm = false;
+        while start.elapsed() < warm_up + Duration::from_secs_f64(load.measured) {
+            if !warm && start.elapsed() >= warm_up {
+                (warm, emptying, before) = (true, Duration::ZERO, (tx.done, tx.bytes));
+            }
+            tx.send(size, tx.done);
+            let shown = Instant::now();
+            while tx.reclaim(size)? < size {
+                // A back-end that stands still ends the measurement, not the run.
+                if shown.elapsed() > START {
+                    return Ok(Measured::default());
+                }
+                std::hint::spin_loop();
+            }
+            emptying += shown.elapsed();
+        }
+        let rate = |count: u64| count as f64 / emptying.as_secs_f64().max(f64::MIN_POSITIVE);
+        let (sent_pps, sent_bits) = (rate(tx.done - before.0), 8.0 * rate(tx.bytes - before.1));
+        Ok(Measured { sent_pps, sent_bits, waiting: 1.0, ..Measured::default() })
+    }
+
     /// Sends little until something has moved everywhere, and all of it is back: a back-end may need a while to take note of its guest.
     pub(crate) fn start(&mut self) -> Result<(), OutOfOrder> {
         let start = Instant::now();

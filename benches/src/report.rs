@@ -86,11 +86,11 @@ pub struct Row {
 
 /// The packets that a cell is about, per second.
 pub fn packets(measured: &Measured, cell: &Cell) -> f64 {
-    use crate::cell::Direction::{Both, Guests, Loop, Rx, Tx};
+    use crate::cell::Direction::{Both, Drain, Guests, Loop, Rx, Tx};
     match cell.direction {
         // Where the device is a guest that reads, what counts is what that one got: the rest was dropped on its way.
         Tx if cell.read => measured.received_pps,
-        Tx => measured.sent_pps,
+        Tx | Drain => measured.sent_pps,
         Rx | Loop | Guests => measured.received_pps,
         Both => measured.sent_pps + measured.received_pps,
     }
@@ -110,9 +110,10 @@ pub fn ratio(ours: &Measured, theirs: &Measured, cell: &Cell) -> f64 {
 
 /// Bits per second of the same packets.
 fn bits(measured: &Measured, cell: &Cell) -> f64 {
-    use crate::cell::Direction::{Both, Guests, Loop, Rx, Tx};
+    use crate::cell::Direction::{Both, Drain, Guests, Loop, Rx, Tx};
     match cell.direction {
         Tx if !cell.read => measured.sent_bits,
+        Drain => measured.sent_bits,
         Tx | Rx | Loop | Guests => measured.received_bits,
         Both => measured.sent_bits + measured.received_bits,
     }

@@ -137,7 +137,12 @@ impl Plan {
 
     fn load<R: Ring>(&self, guests: &mut [Guest<R>], cell: &Cell) -> anyhow::Result<(Measured, u64)> {
         let features = guests.first().map_or(0, |guest| guest.features);
-        Ok((queues(guests, cell).run(self.load)?, features))
+        let mut queues = queues(guests, cell);
+        let measured = match cell.direction {
+            Direction::Drain => queues.drain(self.load)?,
+            _ => queues.run(self.load)?,
+        };
+        Ok((measured, features))
     }
 
     /// The same work as bare memory copies between two threads, where there is such work.
@@ -219,7 +224,7 @@ pub fn queues<'a, R: Ring>(guests: &'a mut [Guest<R>], cell: &Cell) -> Queues<'a
         for Pair { rx: receiver, tx: transmitter } in &mut guest.pairs {
             let (sends, receives) = match cell.direction {
                 // Where the device is another guest, that one receives.
-                Direction::Tx => (index == 0, index == 1),
+                Direction::Tx | Direction::Drain => (index == 0, index == 1),
                 Direction::Rx => (false, true),
                 Direction::Both | Direction::Loop => (true, true),
                 Direction::Guests => (index == 0, index == 1),

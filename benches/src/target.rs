@@ -13,6 +13,8 @@ use crate::report::{Row, Spread};
 const TARGETS: &[(&str, &[&str], f64, f64)] = &[
     ("64 B guest to NIC, split", &["tx/split/64"], 1.5, 2.2),
     ("64 B guest to NIC, packed", &["tx/packed/64"], 2.0, 2.5),
+    ("64 B full ring to NIC, split", &["drain/split/64"], 1.5, 2.2),
+    ("64 B full ring to NIC, packed", &["drain/packed/64"], 2.0, 2.5),
     ("64 B NIC to guest", &["rx/*/64"], 1.5, 2.0),
     ("both directions at once", &["both/**"], 1.5, 2.0),
     ("IMIX, mergeable on", &["*/*/imix"], 1.5, 1.8),
