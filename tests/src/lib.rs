@@ -7,6 +7,7 @@ pub mod guest;
 pub mod lane;
 pub mod netns;
 mod over_both;
+pub mod ovs;
 pub mod packet;
 pub mod paths;
 pub mod process;

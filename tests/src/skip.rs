@@ -28,6 +28,8 @@ pub enum Need {
     Ringspan,
     /// The lane's program is built; the daemon is not needed.
     Lane,
+    /// Open vSwitch is installed.
+    Ovs,
     /// This program is installed.
     Program(&'static str),
     /// This many free hugepages of 2 MiB.
@@ -48,6 +50,7 @@ impl Need {
                 .find_map(|name| crate::paths::program(name).err())
                 .map(|error| error.to_string()),
             Self::Lane => crate::paths::program("ringspan-lane").err().map(|error| error.to_string()),
+            Self::Ovs => crate::ovs::Ovs::missing(),
             Self::Program(name) => crate::paths::on_path(name).is_none().then(|| format!("the program {name}")),
             Self::HugePages(count) => {
                 let path = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";

@@ -1,0 +1,224 @@
+//! Open vSwitch of a test's own: a database, a switch with its dummy devices, and nothing of the system's service.
+//!
+//! With `--enable-dummy` OVS brings devices that are not there and a userspace datapath (`dummy@ovs-dummy`, the same code as
+//! `netdev@ovs-netdev`) whose internal ports are no TAPs: no rights, no hugepages, nothing that others see. Packets are put
+//! into a port by [`Ovs::receive`], and flows come up as they do in life.
+
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
+
+use crate::{paths, process, wait};
+
+/// The database's schema, where Debian has it.
+const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
+/// Longest time for one of OVS's commands.
+const LIMIT: Duration = Duration::from_secs(30);
+/// The datapath that bridges of [`Ovs::add_bridge`] are on.
+pub const DATAPATH: &str = "dummy@ovs-dummy";
+
+/// A database server and a switch in a folder of their own. Both are killed when this is dropped, and when the thread that
+/// started them ends.
+pub struct Ovs {
+    folder: tempfile::TempDir,
+    database: Option<Child>,
+    switch: Option<Child>,
+}
+
+impl Ovs {
+    /// What of OVS is not installed, in words; nothing when all is there.
+    pub fn missing() -> Option<String> {
+        let programs = ["ovsdb-server", "ovsdb-tool", "ovs-vswitchd", "ovs-vsctl", "ovs-ofctl", "ovs-appctl"];
+        let missing: Vec<&str> = programs.into_iter().filter(|name| paths::on_path(name).is_none()).collect();
+        let without = (!missing.is_empty()).then(|| missing.join(", "));
+        without.or_else(|| (!Path::new(SCHEMA).is_file()).then(|| SCHEMA.into()))
+    }
+
+    /// Starts the database and the switch, which has no bridge yet.
+    pub fn start() -> Result<Self> {
+        let mut ovs = Self { folder: paths::scratch()?, database: None, switch: None };
+        let file = ovs.path("conf.db");
+        let mut tool = ovs.command("ovsdb-tool")?;
+        wait::run(tool.arg("create").arg(&file).arg(SCHEMA), LIMIT)?.success("ovsdb-tool")?;
+        ovs.start_database()?;
+        ovs.vsctl(&["--no-wait", "init"])?;
+        ovs.start_switch()?;
+        Ok(ovs)
+    }
+
+    /// Its run directory: `db.sock`, `ovs-vswitchd.pid`, `ovs-vswitchd.PID.ctl`, `BRIDGE.mgmt`.
+    pub fn run_dir(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// A path in the run directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The switch's control socket.
+    pub fn control_socket(&self) -> PathBuf {
+        self.path(&format!("ovs-vswitchd.{}.ctl", self.pid()))
+    }
+
+    /// The switch's process; 0 while it does not run.
+    pub fn pid(&self) -> u32 {
+        self.switch.as_ref().map_or(0, Child::id)
+    }
+
+    /// Starts the database server again after [`Ovs::stop_database`].
+    pub fn start_database(&mut self) -> Result<()> {
+        let socket = self.path("db.sock");
+        let mut command = self.command("ovsdb-server")?;
+        command.arg(format!("--remote=punix:{}", socket.display())).arg("--no-chdir").arg(self.path("conf.db"));
+        command.arg(format!("--unixctl={}", self.path("db.ctl").display()));
+        self.database = Some(self.spawn(&mut command, "ovsdb-server")?);
+        wait::until(LIMIT, "ovsdb-server's socket", || Ok(process::listens(std::process::id(), &socket).then_some(())))
+    }
+
+    /// Kills the database server.
+    pub fn stop_database(&mut self) {
+        end(&mut self.database);
+    }
+
+    /// Starts the switch again after [`Ovs::stop_switch`], and waits until it has taken the configuration.
+    pub fn start_switch(&mut self) -> Result<()> {
+        let mut command = self.command("ovs-vswitchd")?;
+        command.arg("--enable-dummy").arg("--disable-system").arg("--no-chdir");
+        command.arg(format!("--pidfile={}", self.path("ovs-vswitchd.pid").display()));
+        command.arg(format!("unix:{}", self.path("db.sock").display()));
+        self.switch = Some(self.spawn(&mut command, "ovs-vswitchd")?);
+        let (pid, socket) = (self.pid(), self.control_socket());
+        wait::until(LIMIT, "ovs-vswitchd's control socket", || {
+            let written = fs::read_to_string(self.path("ovs-vswitchd.pid")).unwrap_or_default();
+            let ready = written.trim() == pid.to_string() && process::listens(std::process::id(), &socket);
+            if !process::alive(pid) {
+                bail!("it ended:\n{}", self.log());
+            }
+            Ok(ready.then_some(()))
+        })?;
+        // Returns when the switch says that it did.
+        self.vsctl(&["set", "Open_vSwitch", ".", "external_ids:ready=yes"]).map(drop)
+    }
+
+    /// Kills the switch: its sockets and its pid file stay behind, as after a crash.
+    pub fn stop_switch(&mut self) {
+        end(&mut self.switch);
+    }
+
+    /// Adds a bridge without any OpenFlow rule.
+    pub fn add_bridge(&self, bridge: &str) -> Result<()> {
+        let words = format!("add-br {bridge} -- set Bridge {bridge} datapath_type=dummy fail_mode=secure");
+        self.vsctl(&words.split(' ').collect::<Vec<_>>()).map(drop)
+    }
+
+    /// Adds a dummy port. `more` are further words for the interface, such as `ofport_request=1`.
+    pub fn add_port(&self, bridge: &str, port: &str, more: &[&str]) -> Result<()> {
+        let words = ["add-port", bridge, port, "--", "set", "Interface", port, "type=dummy"];
+        self.vsctl(&[&words, more].concat()).map(drop)
+    }
+
+    /// Runs ovs-vsctl.
+    pub fn vsctl(&self, words: &[&str]) -> Result<String> {
+        let database = format!("--db=unix:{}", self.path("db.sock").display());
+        self.run("ovs-vsctl", &[&["--timeout=20", &database], words].concat())
+    }
+
+    /// Runs ovs-ofctl: `ofctl("br0", "add-flow", &["actions=normal"])`.
+    pub fn ofctl(&self, bridge: &str, command: &str, words: &[&str]) -> Result<String> {
+        let socket = format!("unix:{}", self.path(&format!("{bridge}.mgmt")).display());
+        self.run("ovs-ofctl", &[&[command, socket.as_str()], words].concat())
+    }
+
+    /// Runs ovs-appctl on the switch: `appctl(&["dpctl/dump-flows", "-m"])`.
+    pub fn appctl(&self, words: &[&str]) -> Result<String> {
+        let socket = self.control_socket();
+        let target = format!("--target={}", socket.display());
+        self.run("ovs-appctl", &[&[target.as_str()], words].concat())
+    }
+
+    /// Puts a packet into a dummy port: its bytes in hexadecimal, or a flow such as
+    /// `in_port(1),eth(src=...,dst=...),eth_type(0x0800),ipv4(...)`.
+    pub fn receive(&self, port: &str, packet: &str) -> Result<()> {
+        self.appctl(&["netdev-dummy/receive", port, packet]).map(drop)
+    }
+
+    /// The last lines of what the switch said.
+    pub fn log(&self) -> String {
+        let text = fs::read_to_string(self.path("ovs-vswitchd.out")).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
+    }
+
+    fn run(&self, program: &str, words: &[&str]) -> Result<String> {
+        let finished = wait::run(self.command(program)?.args(words), LIMIT)?;
+        let what = format!("{program} {}", words.join(" "));
+        finished.success(&what).with_context(|| format!("ovs-vswitchd said:\n{}", self.log()))
+    }
+
+    fn command(&self, program: &str) -> Result<Command> {
+        let path = paths::on_path(program);
+        let mut command =
+            Command::new(path.with_context(|| format!("{program} is missing: install openvswitch-switch"))?);
+        let folder = self.folder.path();
+        command.env("OVS_RUNDIR", folder).env("OVS_DBDIR", folder).env("OVS_LOGDIR", folder).current_dir(folder);
+        Ok(command)
+    }
+
+    fn spawn(&self, command: &mut Command, name: &str) -> Result<Child> {
+        let log = File::create(self.path(&format!("{name}.out")))?;
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        // SAFETY: prctl is safe between fork and exec; the process must not outlive the test that started it.
+        unsafe {
+            command.pre_exec(|| {
+                nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+                Ok(())
+            })
+        };
+        command.spawn().with_context(|| format!("starting {name}"))
+    }
+}
+
+impl Drop for Ovs {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("ovs-vswitchd said:\n{}", self.log());
+        }
+        end(&mut self.switch);
+        end(&mut self.database);
+    }
+}
+
+fn end(child: &mut Option<Child>) {
+    if let Some(mut child) = child.take() {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_packet_into_a_dummy_port_makes_a_flow() -> Result<()> {
+        crate::needs!(Ovs);
+        let ovs = Ovs::start()?;
+        ovs.add_bridge("br0")?;
+        ovs.add_port("br0", "p1", &["ofport_request=1"])?;
+        ovs.add_port("br0", "p2", &["ofport_request=2"])?;
+        ovs.ofctl("br0", "add-flow", &["in_port=1,actions=output:2"])?;
+        ovs.receive("p1", "in_port(1),eth(src=02:00:00:00:00:01,dst=02:00:00:00:00:02),eth_type(0x1234)")?;
+        let flows = wait::until(LIMIT, "a flow", || {
+            let flows = ovs.appctl(&["dpctl/dump-flows", "-m", DATAPATH])?;
+            Ok(flows.contains("eth_type(0x1234)").then_some(flows))
+        })?;
+        assert!(flows.contains("ufid:"), "{flows}");
+        Ok(())
+    }
+}
