@@ -15,6 +15,7 @@ mod error;
 #[cfg(test)]
 mod fake_lane;
 mod lanes;
+pub mod ovs;
 mod port_request;
 mod qemu_args;
 mod serve;

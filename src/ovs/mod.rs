@@ -1,0 +1,3 @@
+//! Open vSwitch: what it has in its datapath.
+
+pub mod flow;
