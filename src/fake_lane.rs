@@ -120,6 +120,15 @@ impl FakeLane {
             Request::LaneLoad => {
                 Reply::Load(LaneLoad { workers: vec![WorkerLoad { core: 0, shares: 1, busy_percent: 7 }], moves: 0 })
             }
+            Request::NicList => Reply::Nics(Vec::new()),
+            Request::NicAdd(_)
+            | Request::NicRemove { .. }
+            | Request::RuleInstall { .. }
+            | Request::RuleRemove { .. }
+            | Request::RuleCounters { .. }
+            | Request::RuleList { .. } => {
+                Reply::Failed(Failure::new(FailureKind::Unsupported, "no software NICs here"))
+            }
             Request::PortAdd(spec) => match args(&spec) {
                 text if text.contains("die=1") => std::process::exit(9),
                 text if text.contains("refuse=1") => {

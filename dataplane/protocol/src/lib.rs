@@ -7,17 +7,23 @@ pub mod address;
 pub mod event;
 pub mod message;
 pub mod name;
+pub mod nic;
 pub mod port;
+pub mod rule;
 pub mod stats;
 
 pub use address::{DeviceSpec, MacAddress, PatchEnd, PciAddress};
 pub use event::{LaneEvent, LaneEventKind};
 pub use message::{Envelope, Failure, FailureKind, Reply, Request, VERSION};
 pub use message::{LaneInfo, LaneLoad, PortChange, WorkerLoad};
-pub use name::{LaneName, PortName};
+pub use name::{LaneName, NicName, PortName};
+pub use nic::{NicMode, NicPort, NicPortCounters, NicPortStatus, NicSpec, NicStatus};
 pub use port::{
     Compat, DeviceStatus, OffloadBy, OffloadStatus, Policy, PolicyStatus, PortPhase, PortSpec, PortStatus, ReceiveWake,
     Role, ShareStatus, Spread, ZeroCopy, ZeroCopyStatus,
 };
 pub use port::{MAX_QUEUE_PAIRS, MAX_RING_SIZE, MTU_RANGE};
+pub use rule::{
+    Action, Field, FieldMatch, Match, Rule, RuleCounters, RuleError, RuleId, RuleResult, TunnelKind, TunnelPush,
+};
 pub use stats::{Drops, PortCounters, QueueCounters};

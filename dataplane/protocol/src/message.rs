@@ -8,12 +8,16 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{Compat, LaneEvent, LaneName, MacAddress, Policy, PortCounters, PortName, PortSpec, PortStatus};
+use crate::{NicName, NicSpec, NicStatus, Rule, RuleCounters, RuleId, RuleResult};
 
 /// Version of this conversation. A lane of another version can be told to shut down, and nothing else.
 pub const VERSION: u32 = 1;
 
 /// Longest line in bytes that either side accepts.
 pub const MAX_LINE: usize = 4 << 20;
+
+/// Most rules in one request or answer, so that a line has room for them.
+pub const MAX_RULES: usize = 2048;
 
 /// One line, in either direction.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -65,6 +69,52 @@ pub enum Request {
         after: u64,
         /// Longest wait in milliseconds, at most 10,000.
         wait_ms: u32,
+    },
+    /// Makes a software NIC: its VFs, its representors, its uplinks. One of the same name with an equal spec is a success; with
+    /// another spec it is refused.
+    NicAdd(Box<NicSpec>),
+    /// Removes a software NIC of which no port has a VF. Its representors stay unless they are to go, too.
+    NicRemove {
+        /// Which.
+        name: NicName,
+        /// Remove the representors' network interfaces from the host.
+        representors: bool,
+    },
+    /// All software NICs, with their ports and counters.
+    NicList,
+    /// Installs rules, or replaces those of the same ids; each by itself. At most [`MAX_RULES`].
+    RuleInstall {
+        /// The NIC.
+        nic: NicName,
+        /// The rules.
+        rules: Vec<Rule>,
+    },
+    /// Removes rules; one that is not there is a success. At most [`MAX_RULES`].
+    RuleRemove {
+        /// The NIC.
+        nic: NicName,
+        /// Which.
+        ids: Vec<RuleId>,
+    },
+    /// The counters of rules, in the order of their ids.
+    RuleCounters {
+        /// The NIC.
+        nic: NicName,
+        /// Only of rules whose ids are greater: the last id of the answer before.
+        #[serde(default)]
+        after: Option<RuleId>,
+        /// At most so many, and at most [`MAX_RULES`].
+        limit: u32,
+    },
+    /// The rules themselves, in the order of their ids.
+    RuleList {
+        /// The NIC.
+        nic: NicName,
+        /// Only of rules whose ids are greater.
+        #[serde(default)]
+        after: Option<RuleId>,
+        /// At most so many, and at most [`MAX_RULES`].
+        limit: u32,
     },
     /// How busy the workers are.
     LaneLoad,
@@ -123,6 +173,16 @@ pub enum Reply {
     Stats(Vec<(PortName, PortCounters)>),
     /// To [`Request::Events`]. When the first number is not `after + 1`, those between were lost.
     Events(Vec<LaneEvent>),
+    /// To [`Request::NicAdd`].
+    Nic(Box<NicStatus>),
+    /// To [`Request::NicList`], sorted by name.
+    Nics(Vec<NicStatus>),
+    /// To [`Request::RuleInstall`] and [`Request::RuleRemove`], in the request's order.
+    RuleResults(Vec<RuleResult>),
+    /// To [`Request::RuleCounters`]. Fewer than the limit: there are no more.
+    RuleCounters(Vec<RuleCounters>),
+    /// To [`Request::RuleList`]. Fewer than the limit: there are no more.
+    Rules(Vec<Rule>),
     /// To [`Request::LaneLoad`].
     Load(LaneLoad),
     /// Refused; nothing was changed.

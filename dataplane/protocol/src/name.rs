@@ -8,24 +8,27 @@ use serde::{Deserialize, Serialize};
 /// Longest name in bytes: it becomes part of file names and of a unix socket's path (108 bytes at most).
 pub const MAX_NAME: usize = 48;
 
+/// Longest name of a NIC in bytes: `_vf63` behind it makes the name of a network interface (15 bytes at most).
+pub const MAX_NIC_NAME: usize = 10;
+
 /// Why a name was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
     /// An empty name.
     #[error("the name is empty: use letters, digits, '-', '_' and '.'")]
     Empty,
-    /// Longer than [`MAX_NAME`].
-    #[error("the name {0:?} has {1} bytes: at most {MAX_NAME} are allowed")]
-    TooLong(String, usize),
+    /// Longer than [`MAX_NAME`], or [`MAX_NIC_NAME`].
+    #[error("the name {0:?} has {1} bytes: at most {2} are allowed")]
+    TooLong(String, usize, usize),
     /// A character outside `[A-Za-z0-9._-]`, or a first one that is not a letter or digit.
     #[error("the name {0:?} has {1:?}: use letters, digits, '-', '_' and '.', starting with a letter or digit")]
     Character(String, char),
 }
 
-fn check(text: &str) -> Result<(), NameError> {
+fn check(text: &str, most: usize) -> Result<(), NameError> {
     let first = text.chars().next().ok_or(NameError::Empty)?;
-    if text.len() > MAX_NAME {
-        return Err(NameError::TooLong(text.chars().take(MAX_NAME).collect(), text.len()));
+    if text.len() > most {
+        return Err(NameError::TooLong(text.chars().take(most).collect(), text.len(), most));
     }
     if !first.is_ascii_alphanumeric() {
         return Err(NameError::Character(text.into(), first));
@@ -37,12 +40,12 @@ fn check(text: &str) -> Result<(), NameError> {
 }
 
 macro_rules! name {
-    ($type:ident, $what:literal) => {
-        #[doc = concat!("The name of ", $what, ": 1 to 48 of `[A-Za-z0-9._-]`, starting with a letter or digit.")]
+    ($type:ident, $what:literal, $most:literal) => {
+        #[doc = concat!("The name of ", $what, ": 1 to ", $most, " of `[A-Za-z0-9._-]`, starting with a letter or digit.")]
         #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema)]
         #[serde(try_from = "String", into = "String")]
         pub struct $type(
-            #[schemars(length(min = 1, max = 48), regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"))] String,
+            #[schemars(length(min = 1, max = $most), regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"))] String,
         );
 
         impl $type {
@@ -55,14 +58,14 @@ macro_rules! name {
         impl FromStr for $type {
             type Err = NameError;
             fn from_str(text: &str) -> Result<Self, NameError> {
-                check(text).map(|()| Self(text.into()))
+                check(text, $most).map(|()| Self(text.into()))
             }
         }
 
         impl TryFrom<String> for $type {
             type Error = NameError;
             fn try_from(text: String) -> Result<Self, NameError> {
-                check(&text).map(|()| Self(text))
+                check(&text, $most).map(|()| Self(text))
             }
         }
 
@@ -80,8 +83,9 @@ macro_rules! name {
     };
 }
 
-name!(PortName, "a port");
-name!(LaneName, "a lane");
+name!(PortName, "a port", 48);
+name!(LaneName, "a lane", 48);
+name!(NicName, "a NIC", 10);
 
 #[cfg(test)]
 mod tests {

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use crossbeam::channel::{self, Receiver, Sender};
 use ringspan_protocol::{
-    Failure, FailureKind, LaneEventKind, LaneInfo, LaneLoad, PortChange, PortName, PortSpec, PortStatus, Reply,
-    Request, VERSION,
+    Failure, FailureKind, LaneEventKind, LaneInfo, LaneLoad, NicName, PortChange, PortName, PortSpec, PortStatus,
+    Reply, Request, VERSION,
 };
 
 use crate::events::EventLog;
@@ -97,6 +97,13 @@ impl Lane {
                 Ok(Reply::Events(self.events.after(after, wait)))
             }
             Request::LaneLoad => Ok(Reply::Load(self.load())),
+            Request::NicList => Ok(Reply::Nics(Vec::new())),
+            Request::NicAdd(spec) => Err(self.no_nic(&spec.name)),
+            Request::NicRemove { name: nic, .. }
+            | Request::RuleInstall { nic, .. }
+            | Request::RuleRemove { nic, .. }
+            | Request::RuleCounters { nic, .. }
+            | Request::RuleList { nic, .. } => Err(self.no_nic(&nic)),
             // Only after the answer was sent: see `shut_down`.
             Request::Shutdown => Ok(Reply::Done),
         };
@@ -200,6 +207,13 @@ impl Lane {
             None => ports.by_name.values().map(of).collect(),
         };
         Ok(Reply::Stats(stats))
+    }
+
+    fn no_nic(&self, name: &NicName) -> Failure {
+        Failure::new(
+            FailureKind::Unsupported,
+            format!("lane {}: this version has no software NIC {name}", self.info.name),
+        )
     }
 
     fn not_found(&self, name: &PortName) -> Failure {

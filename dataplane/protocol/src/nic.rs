@@ -1,0 +1,216 @@
+//! A NIC whose switch is ours: what it is made of, its ports, and what it counts.
+
+use std::fmt;
+use std::str::FromStr;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{DeviceSpec, NicName};
+
+/// Most VFs that a software NIC may have; a lane's limit of devices may be lower.
+pub const MAX_VFS: u16 = 64;
+/// Most uplinks, which are bonded when there are two.
+pub const MAX_UPLINKS: usize = 2;
+
+/// A port of a NIC's switch, as rules name it. Each has a representor, by whose name OVS knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum NicPort {
+    /// The wire: the uplink, or the bond of the uplinks. Written `uplink`.
+    Uplink,
+    /// A virtual function. Written `vf3`.
+    Vf(u16),
+}
+
+/// Not the name of a NIC's port.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a port of a NIC: write uplink, or vf0 to vf{last}", last = MAX_VFS - 1)]
+pub struct NotANicPort(String);
+
+impl NicPort {
+    /// Name of the network interface that stands for it on the host: `nic0` for the uplink, `nic0_vf3` for a VF.
+    pub fn representor(self, nic: &NicName) -> String {
+        match self {
+            Self::Uplink => nic.to_string(),
+            Self::Vf(vf) => format!("{nic}_vf{vf}"),
+        }
+    }
+}
+
+impl FromStr for NicPort {
+    type Err = NotANicPort;
+
+    fn from_str(text: &str) -> Result<Self, NotANicPort> {
+        let bad = || NotANicPort(text.into());
+        if text == "uplink" {
+            return Ok(Self::Uplink);
+        }
+        let digits = text.strip_prefix("vf").filter(|d| !d.is_empty() && d.bytes().all(|b| b.is_ascii_digit()));
+        let vf = digits.and_then(|digits| digits.parse().ok()).ok_or_else(bad)?;
+        if vf < MAX_VFS { Ok(Self::Vf(vf)) } else { Err(bad()) }
+    }
+}
+
+impl fmt::Display for NicPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Uplink => f.pad("uplink"),
+            Self::Vf(vf) => f.pad(&format!("vf{vf}")),
+        }
+    }
+}
+
+impl TryFrom<String> for NicPort {
+    type Error = NotANicPort;
+    fn try_from(text: String) -> Result<Self, NotANicPort> {
+        text.parse()
+    }
+}
+
+impl From<NicPort> for String {
+    fn from(port: NicPort) -> String {
+        port.to_string()
+    }
+}
+
+impl JsonSchema for NicPort {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "NicPort".into()
+    }
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "type": "string",
+            "description": "A port of a NIC's switch: uplink, or vf3.",
+            "pattern": "^(uplink|vf[0-9]+)$"
+        })
+    }
+}
+
+/// How the switch of a NIC decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum NicMode {
+    /// By rules; what no rule matches comes out of the port's representor.
+    #[default]
+    Switchdev,
+    /// By a table of MAC addresses and VLANs, as an SR-IOV NIC's embedded bridge does.
+    Legacy,
+}
+
+/// A software NIC as it should be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NicSpec {
+    /// Its name, and its uplink representor's.
+    pub name: NicName,
+    /// How many VFs it has, 0 to 64.
+    pub vfs: u16,
+    /// The devices it sends to and receives from outside; may be none.
+    #[serde(default)]
+    pub uplinks: Vec<DeviceSpec>,
+    /// How it decides.
+    #[serde(default)]
+    pub mode: NicMode,
+    /// Largest frame without its Ethernet header, in bytes, 68 to 9216: of the uplinks and the representors.
+    #[serde(default = "default_mtu")]
+    pub mtu: u16,
+}
+
+fn default_mtu() -> u16 {
+    1500
+}
+
+impl NicSpec {
+    /// All ports of its switch: the uplink first, then the VFs.
+    pub fn ports(&self) -> impl Iterator<Item = NicPort> + use<> {
+        std::iter::once(NicPort::Uplink).chain((0..self.vfs).map(NicPort::Vf))
+    }
+}
+
+/// A port of a NIC's switch as it is now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NicPortStatus {
+    /// Which.
+    pub port: NicPort,
+    /// Name of its representor on the host.
+    pub representor: String,
+    /// Whether there is something at the other end: the uplink's link, or a port of ringspan's that has the VF.
+    pub up: bool,
+    /// What it counted.
+    pub counters: NicPortCounters,
+}
+
+/// A software NIC as it is now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NicStatus {
+    /// What was asked for.
+    pub spec: NicSpec,
+    /// Core of the worker that runs its switch.
+    pub core: u16,
+    /// Its ports, the uplink first.
+    pub ports: Vec<NicPortStatus>,
+    /// Rules installed.
+    pub rules: u64,
+    /// Different masks among them: each costs a look-up of its own.
+    pub masks: u32,
+}
+
+/// What a port of the switch counted. At rest the `received` of all ports and representors together are their `sent` and the drops,
+/// less `copies`, which went out without having come in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct NicPortCounters {
+    /// Frames that came from the VF or the uplink.
+    pub received: u64,
+    /// Frames that were sent to the VF or the uplink.
+    pub sent: u64,
+    /// Frames that came out of the representor's network interface.
+    pub representor_received: u64,
+    /// Frames that were given to the representor: misses, and what keeps OVS informed.
+    pub representor_sent: u64,
+    /// Frames from this port that a rule took.
+    pub hits: u64,
+    /// Frames from this port that no rule matched.
+    pub misses: u64,
+    /// Copies made of frames from this port, for rules with several outputs.
+    pub copies: u64,
+    /// Segments made of large frames from this port, less the frames they were made of.
+    pub segments: u64,
+    /// Dropped because a rule said so.
+    pub drop_rule: u64,
+    /// Dropped because a meter said so.
+    pub drop_meter: u64,
+    /// Dropped because where it should go to is not there or took no more.
+    pub drop_full: u64,
+    /// Dropped because the representor took no more.
+    pub drop_representor: u64,
+    /// Dropped because it was no frame, or too long for where it should go, or its header asked for what does not fit it.
+    pub drop_malformed: u64,
+    /// Dropped because there was no packet buffer.
+    pub drop_no_buffer: u64,
+}
+
+impl NicPortCounters {
+    /// All drops together.
+    pub fn drops(&self) -> u64 {
+        let Self { drop_rule, drop_meter, drop_full, drop_representor, drop_malformed, drop_no_buffer, .. } = self;
+        drop_rule + drop_meter + drop_full + drop_representor + drop_malformed + drop_no_buffer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_of_a_nic_reads_back_as_it_was_written_and_its_representor_fits_an_interface_name() {
+        for port in [NicPort::Uplink, NicPort::Vf(0), NicPort::Vf(MAX_VFS - 1)] {
+            assert_eq!(port.to_string().parse(), Ok(port));
+            assert!(port.representor(&"nic4567890".parse().unwrap()).len() <= 15);
+        }
+        for bad in ["", "vf", "vf64", "vf-1", "vf+1", "pf0", "Uplink", "vf99999999999"] {
+            assert!(bad.parse::<NicPort>().is_err(), "{bad:?} was accepted");
+        }
+        assert_eq!(NicPort::Vf(3).representor(&"nic0".parse().unwrap()), "nic0_vf3");
+    }
+}
