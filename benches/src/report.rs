@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::cell::Cell;
 use crate::clock::ticks_per_second;
+use crate::distance;
 use crate::generator::Own;
 use crate::instructions::Instructions;
 use crate::iperf::Iperf;
@@ -78,6 +79,8 @@ pub struct Row {
     pub name: String,
     /// The same work as bare memory copies: packets per second.
     pub limit: Option<f64>,
+    /// Nanoseconds that a cache line took between the two cores, before each measurement.
+    pub apart: Option<Spread>,
     /// By back-end, those that could be measured.
     pub of: Vec<Of>,
     /// What went wrong, by back-end.
@@ -124,18 +127,22 @@ pub fn row(cell: Cell, limit: Option<Measured>, samples: &[Sample]) -> Row {
     let name = cell.name();
     let of = |peer: Peer| {
         let own = samples.iter().filter(move |sample| sample.peer == peer);
-        own.filter(|sample| sample.cell == name).filter_map(|sample| Some((sample.round, sample.measured?)))
+        own.filter(|sample| sample.cell == name).filter_map(|sample| Some((sample, sample.measured?)))
     };
-    let ours: Vec<(usize, Measured)> = of(Peer::Ringspan).collect();
+    let ours: Vec<(&Sample, Measured)> = of(Peer::Ringspan).collect();
     let summary = |peer: Peer| {
         let pps = Spread::of(of(peer).map(|(_, measured)| packets(&measured, &cell)))?;
         let median =
             |value: fn(&Measured) -> Option<f64>| Some(Spread::of(of(peer).filter_map(|(_, m)| value(&m)))?.median);
         let waiting = median(|m| Some(m.waiting))?;
-        let ratios = of(peer).filter_map(|(round, theirs)| {
-            let (_, ours) = ours.iter().find(|(of, _)| *of == round)?;
-            Some(ratio(ours, &theirs, &cell))
+        let pairs = of(peer).filter_map(|(sample, theirs)| {
+            let (own, ours) = ours.iter().find(|(own, _)| own.round == sample.round)?;
+            Some((distance::alike(own.apart, sample.apart), ratio(ours, &theirs, &cell)))
         });
+        let pairs: Vec<(bool, f64)> = pairs.filter(|(_, ratio)| ratio.is_finite()).collect();
+        // Where the cores moved between the two, the ratio is that of two machines. If they always did, it is all there is.
+        let moved = pairs.iter().all(|(alike, _)| !alike);
+        let ratios = pairs.into_iter().filter(|(alike, _)| *alike || moved).map(|(_, ratio)| ratio);
         let way = |rate: fn(&Measured) -> f64| Spread::of(of(peer).map(|(_, measured)| rate(&measured)));
         let ways = [way(|m| m.sent_pps)?, way(|m| m.received_pps)?];
         Some(Of {
@@ -146,7 +153,7 @@ pub fn row(cell: Cell, limit: Option<Measured>, samples: &[Sample]) -> Row {
             waiting,
             cycles: (waiting > SATURATED).then(|| ticks_per_second() / pps.median),
             lost: median(|m| m.lost),
-            ratio: if peer == Peer::Ringspan { None } else { Spread::of(ratios.filter(|ratio| ratio.is_finite())) },
+            ratio: if peer == Peer::Ringspan { None } else { Spread::of(ratios) },
         })
     };
     let fault = |peer: &Peer| {
@@ -156,6 +163,7 @@ pub fn row(cell: Cell, limit: Option<Measured>, samples: &[Sample]) -> Row {
     };
     Row {
         limit: limit.map(|measured| packets(&measured, &cell)),
+        apart: Spread::of(samples.iter().filter(|sample| sample.cell == name).map(|sample| sample.apart)),
         of: Peer::ALL.into_iter().filter_map(summary).collect(),
         faults: Peer::ALL.iter().filter_map(fault).collect(),
         name,
@@ -289,7 +297,7 @@ impl Report {
             let width = if *peer == Peer::Ringspan { 34 } else { 44 };
             let _ = write!(text, " {:^width$}", peer.title());
         }
-        let _ = writeln!(text, " {:>7} {:>7}", "copies", "waiting");
+        let _ = writeln!(text, " {:>7} {:>7} {:>9}", "copies", "waiting", "line ns");
         for row in &self.rows {
             let _ = write!(text, "{:<22}", row.name);
             for peer in &peers {
@@ -311,7 +319,8 @@ impl Report {
             }
             let limit = row.limit.map_or("-".into(), |limit| format!("{:.1}", limit / 1e6));
             let waiting: Vec<String> = row.of.iter().map(|of| format!("{:.0}", 100.0 * of.waiting)).collect();
-            let _ = writeln!(text, " {limit:>7} {:>7}", waiting.join("/"));
+            let apart = row.apart.map_or("-".into(), |apart| format!("{:.0}-{:.0}", apart.least, apart.most));
+            let _ = writeln!(text, " {limit:>7} {:>7} {apart:>9}", waiting.join("/"));
             let lost: Vec<String> = (row.of.iter())
                 .filter_map(|of| {
                     of.lost.filter(|lost| *lost > 0.0).map(|lost| format!("{} {:.2} %", of.peer.title(), 100.0 * lost))
@@ -334,7 +343,8 @@ impl Report {
         }
         let _ = writeln!(
             text,
-            "waiting: share of its time, in %, in which the generator found nothing to do, by back-end. Near 0 the generator was the limit.\n"
+            "waiting: share of its time, in %, in which the generator found nothing to do, by back-end. Near 0 the generator was the limit.\n\
+             line ns: what a cache line took from one core to the other before the measurements; ratios are taken where it was alike.\n"
         );
     }
 
@@ -453,24 +463,30 @@ mod tests {
     #[test]
     fn the_ratio_is_taken_round_by_round() {
         let cell = Cell::select(&["tx/split/64"]).unwrap()[0];
-        let sample = |peer, round, sent_pps| Sample {
+        let sample = |peer, round, apart, sent_pps| Sample {
             cell: cell.name(),
             peer,
             round,
+            apart,
             measured: Some(Measured { sent_pps, waiting: 0.5, ..Measured::default() }),
             features: None,
             fault: None,
         };
-        let samples = [
-            sample(Peer::Ringspan, 0, 2.0),
-            sample(Peer::Testpmd, 0, 1.0),
-            sample(Peer::Ringspan, 1, 30.0),
-            sample(Peer::Testpmd, 1, 10.0),
+        let mut samples = vec![
+            sample(Peer::Ringspan, 0, 30.0, 2.0),
+            sample(Peer::Testpmd, 0, 30.0, 1.0),
+            sample(Peer::Ringspan, 1, 160.0, 30.0),
+            sample(Peer::Testpmd, 1, 150.0, 10.0),
+            // The cores moved in between.
+            sample(Peer::Ringspan, 2, 30.0, 50.0),
+            sample(Peer::Testpmd, 2, 160.0, 10.0),
         ];
-        let row = row(cell, None, &samples);
-        let ratio = row.peer(Peer::Testpmd).unwrap().ratio;
-        assert_eq!(ratio, Some(Spread { least: 2.0, median: 2.5, most: 3.0 }));
-        assert!(row.peer(Peer::Ovs).is_none());
+        let ratio = |samples: &[Sample]| row(cell, None, samples).peer(Peer::Testpmd).unwrap().ratio;
+        assert_eq!(ratio(&samples), Some(Spread { least: 2.0, median: 2.5, most: 3.0 }));
+        assert!(row(cell, None, &samples).peer(Peer::Ovs).is_none());
+        // If they always did, that is all there is.
+        samples.drain(..4);
+        assert_eq!(ratio(&samples), Some(Spread { least: 5.0, median: 5.0, most: 5.0 }));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use serde::Serialize;
 
 use crate::cell::{Cell, Direction, Setup};
+use crate::distance;
 use crate::driver::{self, Guest, PackedRing, Pair, Ring, SplitRing};
 use crate::handback::{self, Work};
 use crate::load::{self, Load, Measured, Queues};
@@ -21,6 +22,8 @@ pub struct Sample {
     pub peer: Peer,
     /// In which alternation, from 0.
     pub round: usize,
+    /// Nanoseconds that a cache line took between the two cores just before.
+    pub apart: f64,
     /// What came of it.
     pub measured: Option<Measured>,
     /// The features that the guest and the back-end agreed on, as a hexadecimal mask.
@@ -87,6 +90,7 @@ impl Plan {
                         if failed.contains(&peer) {
                             continue;
                         }
+                        let apart = distance::nanoseconds(self.guest_core, self.place.core)?;
                         let backend = backends.entry(peer).or_insert_with(|| self.start(peer, setup));
                         let result = match backend {
                             Ok(backend) => self.measure(backend, &cell),
@@ -102,7 +106,7 @@ impl Plan {
                         let fault = result.as_ref().err().map(|error| format!("{error:#}"));
                         let (measured, features) = result.ok().unzip();
                         let features = features.map(|features| format!("{features:#x}"));
-                        let sample = Sample { cell: cell.name(), peer, round, measured, features, fault };
+                        let sample = Sample { cell: cell.name(), peer, round, apart, measured, features, fault };
                         progress(&sample);
                         samples.push(sample);
                     }

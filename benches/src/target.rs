@@ -156,6 +156,7 @@ mod tests {
             cell: cell.name(),
             peer,
             round: 0,
+            apart: 30.0,
             measured: pps.map(|pps| Measured { sent_pps: pps, received_pps: pps, ..Measured::default() }),
             features: None,
             fault: pps.is_none().then(|| "the lane died\nmore".to_string()),
