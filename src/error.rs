@@ -22,6 +22,8 @@ pub(crate) enum ErrorKind {
     Timeout,
     /// The lane is not running, or died during the request.
     LaneDown,
+    /// Open vSwitch is not running, or ended during the request.
+    OvsDown,
     /// The job was cancelled.
     Cancelled,
     /// A value that can never be right.

@@ -1,0 +1,113 @@
+//! JSON-RPC 1.0 over unix sockets, as ovsdb-server (RFC 7047) and every daemon of OVS's (`unixctl`) speak it.
+//!
+//! `frame` cuts the stream into objects, `rpc` is a connection, `database` and `unixctl` are the two kinds of peers, `place` says
+//! where they listen.
+
+pub(crate) mod database;
+mod frame;
+mod place;
+mod rpc;
+#[cfg(test)]
+mod tests;
+pub(crate) mod unixctl;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub(crate) use database::Database;
+pub(crate) use place::Place;
+pub(crate) use rpc::{Bounds, Rpc};
+pub(crate) use unixctl::Switch;
+
+use crate::error::{Error, ErrorKind};
+
+/// Why one of OVS's daemons gave no good answer. Each names the peer, what it was asked, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OvsError {
+    /// Nobody listens, or not for us.
+    #[error(
+        "{peer} at {path}: {reason}: is Open vSwitch running? its run directory is ovs.run_dir of the configuration file"
+    )]
+    Unreachable {
+        /// Which daemon.
+        peer: &'static str,
+        /// Its socket, or the file that would lead there.
+        path: PathBuf,
+        /// What the operating system said.
+        reason: String,
+    },
+    /// No answer in time. The connection is of no more use.
+    #[error("{peer} did not answer {method} within {limit:?}: it may be busy or hang: see its log, and try again")]
+    Silent {
+        /// Which daemon.
+        peer: &'static str,
+        /// What it was asked.
+        method: String,
+        /// How long was waited.
+        limit: Duration,
+    },
+    /// The connection ended. It is of no more use.
+    #[error(
+        "{peer} closed the connection in {method}, after {bytes} bytes of an answer ({reason}): it may have been restarted: try again"
+    )]
+    Closed {
+        /// Which daemon.
+        peer: &'static str,
+        /// What it was asked.
+        method: String,
+        /// How much of an answer had come.
+        bytes: usize,
+        /// What the operating system said.
+        reason: String,
+    },
+    /// Something that is no JSON-RPC, or not what the method gives. The connection is of no more use.
+    #[error("{peer} answered {method} with what is no answer ({what}): is another program behind its socket?")]
+    Garbage {
+        /// Which daemon.
+        peer: &'static str,
+        /// What it was asked.
+        method: String,
+        /// What came.
+        what: String,
+    },
+    /// An answer beyond what is taken. The connection is of no more use.
+    #[error("{peer} answered {method} with more than {limit} bytes: {remedy}")]
+    TooLong {
+        /// Which daemon.
+        peer: &'static str,
+        /// What it was asked.
+        method: String,
+        /// How many are taken.
+        limit: usize,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// It understood and refused; the connection is good.
+    #[error("{peer} refused {method}: {reason}")]
+    Refused {
+        /// Which daemon.
+        peer: &'static str,
+        /// What it was asked.
+        method: String,
+        /// Its own words.
+        reason: String,
+    },
+}
+
+impl OvsError {
+    /// Whether the connection can be used again.
+    pub(crate) fn connection_is_good(&self) -> bool {
+        matches!(self, Self::Refused { .. })
+    }
+}
+
+impl From<OvsError> for Error {
+    fn from(error: OvsError) -> Self {
+        let kind = match error {
+            OvsError::Refused { .. } | OvsError::Garbage { .. } | OvsError::TooLong { .. } => ErrorKind::Failed,
+            OvsError::Silent { .. } => ErrorKind::Timeout,
+            OvsError::Unreachable { .. } | OvsError::Closed { .. } => ErrorKind::OvsDown,
+        };
+        Error::new(kind, error.to_string())
+    }
+}

@@ -1,0 +1,49 @@
+//! Where OVS's daemons of this machine listen.
+
+use std::path::{Path, PathBuf};
+
+use super::OvsError;
+
+/// Where they are looked for in turn when nobody says otherwise: the compiled-in default of distributions, and its older name.
+const USUAL: [&str; 2] = ["/run/openvswitch", "/var/run/openvswitch"];
+
+/// A run directory of OVS's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Place {
+    folder: PathBuf,
+}
+
+impl Place {
+    /// The configured one; else the one that the environment variable `OVS_RUNDIR` names, as OVS's own programs take it; else the usual one.
+    pub(crate) fn new(configured: Option<&Path>) -> Self {
+        let named = || std::env::var_os("OVS_RUNDIR").filter(|value| !value.is_empty()).map(PathBuf::from);
+        let usual = || USUAL.iter().map(PathBuf::from).find(|folder| folder.is_dir()).unwrap_or(USUAL[1].into());
+        Self { folder: configured.map(Path::to_owned).or_else(named).unwrap_or_else(usual) }
+    }
+
+    /// The folder.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The database server's socket.
+    pub(crate) fn database(&self) -> PathBuf {
+        self.folder.join("db.sock")
+    }
+
+    /// The switch's process, as its pid file says. The file may be older than the process of that number.
+    pub(crate) fn switch_pid(&self) -> Result<u32, OvsError> {
+        let path = self.folder.join("ovs-vswitchd.pid");
+        let unreachable =
+            |reason: String| OvsError::Unreachable { peer: super::unixctl::PEER, path: path.clone(), reason };
+        let text = std::fs::read_to_string(&path).map_err(|error| unreachable(error.to_string()))?;
+        text.trim()
+            .parse()
+            .map_err(|_| unreachable(format!("{:?} is no process id", text.chars().take(40).collect::<String>())))
+    }
+
+    /// The switch's control socket.
+    pub(crate) fn switch(&self) -> Result<PathBuf, OvsError> {
+        Ok(self.folder.join(format!("ovs-vswitchd.{}.ctl", self.switch_pid()?)))
+    }
+}

@@ -1,0 +1,4 @@
+//! The client against a real Open vSwitch, and against peers that break.
+
+mod broken;
+mod real;
