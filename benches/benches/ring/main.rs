@@ -3,122 +3,33 @@
 //! The driver's part of a split ring is one store of the available index: all chains are written beforehand and used again and
 //! again. Of a packed ring it is a store for each descriptor, which is counted in.
 //!
-//! librte_vhost is not here: it takes rings from a vhost-user session only, never bare memory. `cargo xtask bench --cells
-//! 'tx/*/64,rx/*/64'` has its cycles a packet, in testpmd, beside ours.
+//! Lines with *mbufs* include what a relay has to do anyway: buffers are taken from a DPDK pool and given back to it. librte_vhost
+//! does that for every frame that it takes, so these are the lines to compare it with; the lines without are the ring alone. All
+//! of a group have rings and frames in the same guest memory.
 //!
 //! `cargo bench -p ringspan-benches --bench ring`
 
+#[path = "../cycles/mod.rs"]
 mod cycles;
+mod guest;
+mod packets;
+mod vhost;
 
 use std::hint::black_box;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use ringspan_dataplane::BURST;
 use ringspan_dataplane::memory::{GuestMap, RegionCache};
 use ringspan_dataplane::offload::Offloads;
-use ringspan_dataplane::ring::{FrameSink, FrameSource, NetHeader, PackedRing, RingConfig, RingFeatures, SplitRing};
-use virtio_queue::{Queue, QueueT};
+use ringspan_dataplane::ring::{FrameSink, FrameSource, NetHeader, PackedRing, RingFeatures, SplitRing};
+use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-const SIZE: u16 = 256;
-const HEADER: usize = 12;
-const BUFFER: u64 = 2048;
-const BUFFERS: u64 = 1 << 20;
-const WRITE: u16 = 2;
-
-/// A ring whose chains are all written, with one plain buffer each.
-struct Guest {
-    memory: Arc<GuestMemoryMmap>,
-    map: Arc<GuestMap>,
-    config: RingConfig,
-    avail: u16,
-}
-
-impl Guest {
-    /// Buffers of `len` bytes; the device writes them if `flags` says so.
-    fn new(len: usize, flags: u16, features: RingFeatures) -> Self {
-        let config = RingConfig {
-            size: SIZE,
-            desc: GuestAddress(0),
-            avail: GuestAddress(0x8000),
-            used: GuestAddress(0x1_0000),
-            base: 0,
-            resume: None,
-            record: None,
-            features,
-            kick: None,
-            call: None,
-        };
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 4 << 20)]).expect("memory");
-        for i in 0..u64::from(SIZE) {
-            let rest = len as u64 | u64::from(flags) << 32;
-            memory.write_obj(BUFFERS + BUFFER * i, GuestAddress(16 * i)).expect("inside");
-            memory.write_obj(rest, GuestAddress(16 * i + 8)).expect("inside");
-            memory.write_obj(i as u16, GuestAddress(config.avail.0 + 4 + 2 * i)).expect("inside");
-        }
-        let memory = Arc::new(memory);
-        let map = GuestMap::new(&memory);
-        Self { memory, map, config, avail: 0 }
-    }
-
-    /// Makes `count` chains available.
-    fn offer(&mut self, count: u16) {
-        self.avail = self.avail.wrapping_add(count);
-        let span = self.map.translate(&mut RegionCache::default(), self.config.avail.0 + 2, 2).expect("inside");
-        // SAFETY: an aligned half-word inside guest memory, which only atomics touch.
-        unsafe { AtomicU16::from_ptr(span.start.as_ptr().cast()) }.store(self.avail, Ordering::Release);
-    }
-
-    fn queue(&self) -> Queue {
-        let mut queue = Queue::new(SIZE).expect("a power of two");
-        queue.try_set_desc_table_address(self.config.desc).expect("aligned");
-        queue.try_set_avail_ring_address(self.config.avail).expect("aligned");
-        queue.try_set_used_ring_address(self.config.used).expect("aligned");
-        queue.set_event_idx(self.config.features.event_idx);
-        queue.set_ready(true);
-        queue
-    }
-}
-
-/// The same with a packed ring. Here the driver has to write each descriptor's second half anew.
-struct PackedGuest {
-    guest: Guest,
-    /// Length, id and flags of each slot, without the bits that tell available from used.
-    tails: Vec<u64>,
-    at: usize,
-    wrap: bool,
-}
-
-impl PackedGuest {
-    fn new(len: usize, flags: u16, features: RingFeatures) -> Self {
-        let mut guest = Guest::new(len, flags, RingFeatures { packed: true, ..features });
-        // Slot and wrap counter, of what is available and of what is used.
-        guest.config.base = 0x8000_8000;
-        let tails = (0..u64::from(SIZE)).map(|id| len as u64 | id << 32 | u64::from(flags) << 48).collect();
-        for i in 0..u64::from(SIZE) {
-            guest.memory.write_obj(0_u64, GuestAddress(16 * i + 8)).expect("inside");
-        }
-        guest.memory.write_obj(0_u32, guest.config.avail).expect("inside");
-        Self { guest, tails, at: 0, wrap: true }
-    }
-
-    fn offer(&mut self, count: usize) {
-        let span = self.guest.map.translate(&mut RegionCache::default(), 0, 16 * usize::from(SIZE)).expect("inside");
-        for _ in 0..count {
-            let available = if self.wrap { 1 << 7 } else { 1 << 15 };
-            // SAFETY: the second half of a descriptor of the table, aligned to 8; only atomics touch it while the ring runs.
-            let tail = unsafe { AtomicU64::from_ptr(span.start.as_ptr().cast::<u64>().add(2 * self.at + 1)) };
-            tail.store(self.tails[self.at] | available << 48, Ordering::Release);
-            self.at += 1;
-            if self.at == usize::from(SIZE) {
-                (self.at, self.wrap) = (0, !self.wrap);
-            }
-        }
-    }
-}
+use guest::{BUFFER, BUFFERS, Guest, HEADER, PackedGuest, SIZE, WRITE};
+use packets::Packets;
+use vhost::Vhost;
 
 /// Packet buffers that are used again for each burst.
 struct Buffers {
@@ -170,11 +81,14 @@ fn features(mergeable: bool) -> RingFeatures {
 
 fn take(c: &mut Criterion<cycles::Cycles>) {
     let mut group = c.benchmark_group("take a burst of 64");
+    group.throughput(Throughput::Elements(BURST as u64));
     for len in [64, 1500] {
-        group.throughput(Throughput::Elements(BURST as u64));
+        let (new, new_packed) =
+            (|| Guest::new(HEADER + len, 0, features(true)), || PackedGuest::new(HEADER + len, 0, features(true)));
         let mut buffers = Buffers { bytes: vec![0; BURST * BUFFER as usize], next: 0 };
+        let mut packets = Packets::new();
 
-        let mut guest = Guest::new(HEADER + len, 0, features(true));
+        let mut guest = new();
         let mut ring = SplitRing::new(Arc::clone(&guest.map), &guest.config).expect("a ring");
         group.bench_function(format!("{len} bytes, split ring"), |b| {
             b.iter(|| {
@@ -184,8 +98,28 @@ fn take(c: &mut Criterion<cycles::Cycles>) {
                 assert_eq!(taken.frames, BURST as u64);
             })
         });
+        group.bench_function(format!("{len} bytes, split ring, mbufs"), |b| {
+            b.iter(|| {
+                guest.offer(BURST as u16);
+                packets.allocate();
+                let taken = ring.take(BURST, 1518, &mut packets).expect("a good ring");
+                assert_eq!(taken.frames, BURST as u64);
+                packets.free();
+            })
+        });
 
-        let mut guest = PackedGuest::new(HEADER + len, 0, features(true));
+        let mut guest = new();
+        let vhost = Vhost::sending(&guest);
+        group.bench_function(format!("{len} bytes, split ring, mbufs, librte_vhost"), |b| {
+            b.iter(|| {
+                guest.offer(BURST as u16);
+                assert_eq!(vhost.dequeue(&mut packets), BURST);
+                packets.free();
+            })
+        });
+        drop(vhost);
+
+        let mut guest = new_packed();
         let mut ring = PackedRing::new(Arc::clone(&guest.guest.map), &guest.guest.config).expect("a ring");
         group.bench_function(format!("{len} bytes, packed ring"), |b| {
             b.iter(|| {
@@ -195,10 +129,30 @@ fn take(c: &mut Criterion<cycles::Cycles>) {
                 assert_eq!(taken.frames, BURST as u64);
             })
         });
+        group.bench_function(format!("{len} bytes, packed ring, mbufs"), |b| {
+            b.iter(|| {
+                guest.offer(BURST);
+                packets.allocate();
+                let taken = ring.take(BURST, 1518, &mut packets).expect("a good ring");
+                assert_eq!(taken.frames, BURST as u64);
+                packets.free();
+            })
+        });
 
-        let mut guest = Guest::new(HEADER + len, 0, features(true));
+        let mut guest = new_packed();
+        let vhost = Vhost::sending(&guest.guest);
+        group.bench_function(format!("{len} bytes, packed ring, mbufs, librte_vhost"), |b| {
+            b.iter(|| {
+                guest.offer(BURST);
+                assert_eq!(vhost.dequeue(&mut packets), BURST);
+                packets.free();
+            })
+        });
+        drop(vhost);
+
+        let mut guest = new();
         let mut queue = guest.queue();
-        group.bench_function(format!("{len} bytes, virtio-queue"), |b| {
+        group.bench_function(format!("{len} bytes, split ring, virtio-queue"), |b| {
             b.iter(|| {
                 guest.offer(BURST as u16);
                 let memory = &*guest.memory;
@@ -257,46 +211,74 @@ fn chains(c: &mut Criterion<cycles::Cycles>) {
 
 fn put(c: &mut Criterion<cycles::Cycles>) {
     let mut group = c.benchmark_group("put a burst of 64");
+    group.throughput(Throughput::Elements(BURST as u64));
     for len in [64, 1500] {
-        group.throughput(Throughput::Elements(BURST as u64));
         let frame = vec![0x5a; len];
+        // Everybody's frames are in the same buffers.
+        let mut packets = Packets::of(&frame);
         for mergeable in [true, false] {
-            let mut guest = Guest::new(BUFFER as usize, WRITE, features(mergeable));
-            let mut ring = SplitRing::new(Arc::clone(&guest.map), &guest.config).expect("a ring");
             let kind = if mergeable { "mergeable" } else { "one buffer each" };
+            let new = || Guest::new(BUFFER as usize, WRITE, features(mergeable));
+            let new_packed = || PackedGuest::new(BUFFER as usize, WRITE, features(mergeable));
+
+            let mut guest = new();
+            let mut ring = SplitRing::new(Arc::clone(&guest.map), &guest.config).expect("a ring");
             group.bench_function(format!("{len} bytes, split ring, {kind}"), |b| {
                 b.iter(|| {
                     guest.offer(BURST as u16);
-                    let put = ring.put(&Same(&frame)).expect("a good ring");
+                    let put = ring.put(&packets).expect("a good ring");
                     assert_eq!(put.frames, BURST as u64);
                 })
             });
-        }
 
-        let mut guest = PackedGuest::new(BUFFER as usize, WRITE, features(true));
-        let mut ring = PackedRing::new(Arc::clone(&guest.guest.map), &guest.guest.config).expect("a ring");
-        group.bench_function(format!("{len} bytes, packed ring, mergeable"), |b| {
-            b.iter(|| {
-                guest.offer(BURST);
-                let put = ring.put(&Same(&frame)).expect("a good ring");
-                assert_eq!(put.frames, BURST as u64);
-            })
-        });
+            let mut guest = new();
+            let vhost = Vhost::receiving(&guest);
+            group.bench_function(format!("{len} bytes, split ring, {kind}, librte_vhost"), |b| {
+                b.iter(|| {
+                    guest.offer(BURST as u16);
+                    assert_eq!(vhost.enqueue(&mut packets), BURST);
+                })
+            });
+            drop(vhost);
+
+            let mut guest = new_packed();
+            let mut ring = PackedRing::new(Arc::clone(&guest.guest.map), &guest.guest.config).expect("a ring");
+            group.bench_function(format!("{len} bytes, packed ring, {kind}"), |b| {
+                b.iter(|| {
+                    guest.offer(BURST);
+                    let put = ring.put(&packets).expect("a good ring");
+                    assert_eq!(put.frames, BURST as u64);
+                })
+            });
+
+            let mut guest = new_packed();
+            let vhost = Vhost::receiving(&guest.guest);
+            group.bench_function(format!("{len} bytes, packed ring, {kind}, librte_vhost"), |b| {
+                b.iter(|| {
+                    guest.offer(BURST);
+                    assert_eq!(vhost.enqueue(&mut packets), BURST);
+                })
+            });
+            drop(vhost);
+        }
 
         let mut guest = Guest::new(BUFFER as usize, WRITE, features(true));
         let mut queue = guest.queue();
-        group.bench_function(format!("{len} bytes, virtio-queue"), |b| {
+        group.bench_function(format!("{len} bytes, split ring, one buffer each, virtio-queue"), |b| {
             b.iter(|| {
                 guest.offer(BURST as u16);
                 let memory = &*guest.memory;
+                let mut index = 0;
                 while let Some(mut chain) = queue.pop_descriptor_chain(memory) {
                     let head = chain.head_index();
                     let addr = chain.next().expect("one buffer").addr();
                     let header = NetHeader { num_buffers: 1, ..NetHeader::default() }.emit();
                     memory.write_slice(&header, addr).expect("inside");
-                    memory.write_slice(&frame, GuestAddress(addr.0 + HEADER as u64)).expect("inside");
+                    memory.write_slice(packets.bytes(index), GuestAddress(addr.0 + HEADER as u64)).expect("inside");
                     queue.add_used(memory, head, (HEADER + len) as u32).expect("inside");
+                    index += 1;
                 }
+                assert_eq!(index, BURST);
                 black_box(queue.needs_notification(memory).expect("inside"));
             })
         });
