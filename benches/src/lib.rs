@@ -2,8 +2,9 @@
 //!
 //! `cargo xtask bench` runs the program `ringspan-bench`: a guest that is a load generator ([`driver`], [`load`]), against ringspan
 //! and against others on the same core ([`peer`], [`ovs`]), in turns ([`run`]), cell by cell of a matrix ([`cell`]). Beside the rates
-//! stand round trips and idle costs ([`rates`], [`latency`]), instructions a packet ([`instructions`]), iperf3 of a Linux guest ([`iperf`]), the small figures ([`figures`], [`ports`]), and what
-//! generator and machine can do ([`generator`], [`handback`], [`distance`]). [`report`], [`target`] and [`page`] show what was found.
+//! stand round trips and idle costs ([`rates`], [`latency`]), how soon who sleeps is awake ([`wake`]), instructions a packet
+//! ([`instructions`]), iperf3 of a Linux guest ([`iperf`]), the small figures ([`figures`], [`ports`]), and what generator and machine can
+//! do ([`generator`], [`handback`], [`distance`]). [`report`], [`target`] and [`page`] show what was found.
 
 pub mod cell;
 pub mod clock;
@@ -25,3 +26,4 @@ pub mod rates;
 pub mod report;
 pub mod run;
 pub mod target;
+pub mod wake;

@@ -209,7 +209,7 @@ impl<'a, R: Ring> Queues<'a, R> {
     }
 
     /// Sends nothing more and waits for what is under way.
-    fn settle(&mut self) -> Result<(), OutOfOrder> {
+    pub(crate) fn settle(&mut self) -> Result<(), OutOfOrder> {
         let mut last = Instant::now();
         while last.elapsed() < Duration::from_millis(20) {
             for tx in &mut self.tx {

@@ -40,6 +40,8 @@ pub struct Plan<'a> {
     pub queues: u16,
     /// MTU of the ports.
     pub mtu: u16,
+    /// Whether each port has a pool for itself. The one that ports share is tried with 262144 buffers, then with half as many, until it fits.
+    pub own_pools: bool,
     /// Whether checksum and segmentation offloads are offered to guests.
     pub offload: bool,
     /// A program that runs the switch, with that one's arguments.
@@ -85,6 +87,7 @@ impl Ovs {
             "other_config:dpdk-init=true",
             &format!("other_config:dpdk-extra=\"--no-pci --no-telemetry --iova-mode=va -m {memory_mib} {memory}\""),
             &format!("other_config:userspace-tso-enable={}", plan.offload),
+            &format!("other_config:per-port-memory={}", plan.own_pools),
             // No dpdk-lcore-mask: it would bind the switch's main thread to a core, and leave it there.
             &format!("other_config:pmd-cpu-mask={mask}"),
         ])?;

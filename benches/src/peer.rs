@@ -60,6 +60,8 @@ pub struct Place {
     pub core: usize,
     /// Whether they have hugepages.
     pub huge_pages: bool,
+    /// Bytes of the largest frame that ports and packet buffers have room for.
+    pub largest: u16,
 }
 
 #[derive(Debug)]
@@ -81,16 +83,19 @@ pub struct Backend {
     _folder: tempfile::TempDir,
 }
 
-/// The largest frame that any cell has; all back-ends keep a frame in one piece, because net_null reads and makes them so.
-const LARGEST: u16 = 9018;
+/// The largest frame that any cell has, and Ethernet's header more; all back-ends keep a frame in one piece, because net_null reads and makes
+/// them so.
+pub const LARGEST: u16 = 9018;
+/// Ethernet's header and check sequence.
+const ETHERNET: u16 = 18;
 
 /// testpmd moves 32 at once unless told otherwise; ringspan's worker moves 64.
 const BURST: &str = "--burst=64";
 
 impl Setup {
     /// The largest packet that its device takes, in bytes of IP.
-    fn mtu(&self) -> u16 {
-        if self.device == Device::Tap { 1500 } else { 9000 }
+    fn mtu(&self, place: Place) -> u16 {
+        if self.device == Device::Tap { 1500 } else { place.largest - ETHERNET }
     }
 
     /// The DPDK device, as after `--vdev`, and the socket that it listens on, if it does.
@@ -180,7 +185,7 @@ fn ringspan(setup: Setup, place: Place, folder: &Path, runner: &[String]) -> Sta
     let mut sockets = vec![];
     for (device, name) in devices.iter().zip(["one", "two"]) {
         let spec = lane.spec(name, device, setup.pairs);
-        lane.add(&ringspan_protocol::PortSpec { mtu: setup.mtu(), ..spec.clone() })?;
+        lane.add(&ringspan_protocol::PortSpec { mtu: setup.mtu(place), ..spec.clone() })?;
         sockets.push(spec.socket);
     }
     sockets.extend(reader);
@@ -199,7 +204,7 @@ fn testpmd(setup: Setup, place: Place, folder: &Path, runner: &[String]) -> Star
     let sockets = [socket].into_iter().chain(other).collect();
     let mut options = testpmd::Options::new(format!("bench-{}", std::process::id())).device(first).device(second);
     let queues = setup.pairs.to_string();
-    let room = (LARGEST + 128).next_multiple_of(128).to_string();
+    let room = (place.largest + 128).next_multiple_of(128).to_string();
     let words = [
         "--forward-mode=io",
         BURST,
@@ -235,7 +240,9 @@ fn ovs(setup: Setup, place: Place, folder: &Path, runner: &[String]) -> Started 
         huge_pages: place.huge_pages,
         ports,
         queues,
-        mtu: setup.mtu(),
+        mtu: setup.mtu(place),
+        // Where small frames are all that there is, a start should not take minutes.
+        own_pools: place.largest < LARGEST,
         offload: setup.offload,
         runner,
     };

@@ -68,7 +68,7 @@ impl Plan {
         Ok(Cell::select(&[name])?[0])
     }
 
-    fn backends(&self, cell: &Cell) -> Vec<(Peer, anyhow::Result<Backend>)> {
+    pub(crate) fn backends(&self, cell: &Cell) -> Vec<(Peer, anyhow::Result<Backend>)> {
         let peers = self.peers.iter().copied().filter(|peer| peer.can(cell) && *peer != Peer::Plain);
         peers.map(|peer| (peer, self.start(peer, cell.setup()))).collect()
     }

@@ -16,6 +16,7 @@ use crate::peer::Peer;
 use crate::rates::{Idle, RoundTrip};
 use crate::run::Sample;
 use crate::target::Verdict;
+use crate::wake::Wake;
 
 /// A back-end counts as saturated, and its cycles a packet as known, when the generator had to wait for more than this share of the time.
 const SATURATED: f64 = 0.05;
@@ -235,6 +236,8 @@ pub struct Report {
     pub round_trips: Vec<RoundTrip>,
     /// Processor time at low rates.
     pub idle: Vec<Idle>,
+    /// How soon back-ends that had nothing to do are at work again.
+    pub wakes: Vec<Wake>,
     /// iperf3 of a Linux guest.
     pub iperf: Vec<Iperf>,
     /// Instructions a packet.
@@ -258,6 +261,7 @@ impl Report {
             rows: vec![],
             round_trips: vec![],
             idle: vec![],
+            wakes: vec![],
             iperf: vec![],
             instructions: vec![],
             figures: vec![],
@@ -402,6 +406,12 @@ impl Report {
         for idle in &self.idle {
             let rate = if idle.pps == 0.0 { "0".into() } else { format!("{:.0}k", idle.pps / 1e3) };
             let _ = writeln!(text, "{:<14} {rate:>6} pps: {:>6.1} % of a core", idle.peer.title(), idle.percent);
+        }
+        for wake in &self.wakes {
+            let (name, what) = (wake.peer.title(), wake.kind.title());
+            let lost = if wake.lost > 0 { format!(", {} did not come", wake.lost) } else { String::new() };
+            let _ =
+                writeln!(text, "{name:<14} after silence, {what}: p50 {:.1}, p99 {:.1} us{lost}", wake.p50, wake.p99);
         }
         for found in &self.iperf {
             let [to, from] =

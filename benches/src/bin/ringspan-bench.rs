@@ -9,10 +9,10 @@ use ringspan_benches::cell::Cell;
 use ringspan_benches::driver::stamp::Frames;
 use ringspan_benches::load::Load;
 use ringspan_benches::machine::Machine;
-use ringspan_benches::peer::{Peer, Place};
+use ringspan_benches::peer::{LARGEST, Peer, Place};
 use ringspan_benches::report::{Report, packets, row};
 use ringspan_benches::run::Plan;
-use ringspan_benches::{figures, generator, instructions, page, target};
+use ringspan_benches::{figures, generator, instructions, page, target, wake};
 use ringspan_testkit::{testpmd, wait};
 
 /// Measures ringspan beside its peers.
@@ -34,6 +34,8 @@ enum Command {
     Instructions(Run),
     /// iperf3 between host and a Linux guest in QEMU
     Iperf(Run),
+    /// How soon back-ends that had nothing to do are at work again
+    Wake(Run),
     /// What the generator itself can do
     Generator(Run),
     /// The names of all cells
@@ -73,11 +75,11 @@ struct Run {
     #[arg(long)]
     no_iperf: bool,
     /// Where the results go as JSON
-    /// [default: target/bench/report.json, or instructions.json there]
+    /// [default: target/bench/report.json, or instructions.json and wake.json there]
     #[arg(long)]
     json: Option<PathBuf>,
     /// Where the page with plots goes
-    /// [default: target/bench/report.html, or instructions.html there]
+    /// [default: target/bench/report.html, or instructions.html and wake.html there]
     #[arg(long)]
     html: Option<PathBuf>,
 }
@@ -98,6 +100,7 @@ fn main() -> anyhow::Result<()> {
             }
             Ok(())
         }
+        Some(Command::Wake(run)) => run.wake(),
         Some(Command::Generator(run)) => run.generator(),
         Some(Command::Cells) => {
             Cell::all().iter().for_each(|cell| println!("{}", cell.name()));
@@ -122,7 +125,7 @@ impl Run {
         let rounds = self.rounds.unwrap_or(5);
         let measured = self.seconds.unwrap_or(if quick { 0.3 } else { 0.5 });
         let load = Load { burst: self.burst, warm_up: 0.1, measured };
-        let place = Place { core: self.core, huge_pages: testpmd::huge_pages_free() };
+        let place = Place { core: self.core, huge_pages: testpmd::huge_pages_free(), largest: LARGEST };
         Ok(Plan { cells, peers, rounds, load, place, guest_core: self.guest_core })
     }
 
@@ -170,13 +173,16 @@ impl Run {
                 round_trips.extend(slower.round_trips(*packed, |text| line.show(text))?);
             }
         }
-        let (mut idle, mut small) = (vec![], vec![]);
+        let (mut idle, mut wakes, mut small) = (vec![], vec![], vec![]);
         if !self.no_figures {
             if !quick {
                 idle = plan.idle(|text| line.show(text))?;
             }
+            let fewer = Plan { rounds: if quick { 2 } else { plan.rounds }, ..plan.clone() };
+            wakes = fewer.wakes(!quick, |text| line.show(text))?;
             line.show("the small figures");
             small = figures::all(self.core, self.guest_core);
+            small.extend(wake::figure(&wakes));
         }
         line.end();
         let rows: Vec<_> = plan.cells.iter().zip(limits).map(|(cell, limit)| row(*cell, limit, &samples)).collect();
@@ -191,6 +197,7 @@ impl Run {
             rows,
             round_trips,
             idle,
+            wakes,
             iperf,
             instructions: vec![],
             figures: small,
@@ -222,7 +229,8 @@ impl Run {
     fn instructions(&self) -> anyhow::Result<()> {
         let usual = ["tx/*/64", "rx/*/64", "tx/split/1518"].map(String::from).to_vec();
         let cells = if self.cells.is_empty() { usual } else { self.cells.clone() };
-        let run = Self { cells, ..self.clone() };
+        let peers = if self.peers.is_empty() { Peer::ALL.to_vec() } else { self.peers.clone() };
+        let run = Self { cells, peers, ..self.clone() };
         let plan = run.plan(true)?;
         let (machine, mut line, mut all) = (Machine::look(), Line::default(), vec![]);
         for cell in &plan.cells {
@@ -236,6 +244,14 @@ impl Run {
         line.end();
         let load = Load { measured: self.seconds.unwrap_or(3.0), ..plan.load };
         self.finish(&Report { instructions: all, ..Report::empty(machine, load, 1) }, "instructions")
+    }
+
+    fn wake(&self) -> anyhow::Result<()> {
+        let (machine, plan, mut line) = (Machine::look(), self.plan(true)?, Line::default());
+        let wakes = plan.wakes(true, |text| line.show(text))?;
+        line.end();
+        let figures = wake::figure(&wakes).into_iter().collect();
+        self.finish(&Report { wakes, figures, ..Report::empty(machine, plan.load, plan.rounds) }, "wake")
     }
 
     fn generator(&self) -> anyhow::Result<()> {

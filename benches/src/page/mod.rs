@@ -8,6 +8,7 @@ use crate::cell::Direction;
 use crate::driver::stamp::Frames;
 use crate::peer::Peer;
 use crate::report::{Report, Row, Spread};
+use crate::wake::Wake;
 use plot::{Dots, Groups, Lines, escape};
 
 const STYLE: &str = include_str!("style.css");
@@ -217,6 +218,38 @@ fn low(report: &Report, page: &mut String) {
             for rate in &rates {
                 let found = report.idle.iter().find(|idle| idle.peer == *peer && idle.pps == *rate);
                 let _ = write!(page, "<td>{}</td>", found.map_or(String::new(), |idle| format!("{:.1}", idle.percent)));
+            }
+            page.push_str("</tr>");
+        }
+        page.push_str("</table>");
+    }
+    if !report.wakes.is_empty() {
+        page.push_str("<h2>After silence</h2><p>Microseconds from a kick, or from a frame at the device, with nothing to do for 20 ms before: median and 99 in 100. Who polls all the time has nothing to wake.</p><table><tr><th></th>");
+        let mut kinds = vec![];
+        let mut peers = vec![];
+        for wake in &report.wakes {
+            if !kinds.contains(&wake.kind) {
+                kinds.push(wake.kind);
+            }
+            if !peers.contains(&wake.peer) {
+                peers.push(wake.peer);
+            }
+        }
+        peers.iter().for_each(|peer| {
+            let _ = write!(page, "<th>{}</th>", peer.title());
+        });
+        page.push_str("</tr>");
+        for kind in kinds {
+            let _ = write!(page, "<tr><td>{}</td>", kind.title());
+            for peer in &peers {
+                let found = report.wakes.iter().find(|wake| wake.peer == *peer && wake.kind == kind);
+                let _ = match found {
+                    Some(Wake { p50, p99, lost: 0, .. }) => write!(page, "<td>{p50:.1} <small>({p99:.1})</small></td>"),
+                    Some(Wake { p50, p99, lost, .. }) => {
+                        write!(page, "<td>{p50:.1} <small>({p99:.1}, {lost} did not come)</small></td>")
+                    }
+                    None => write!(page, "<td></td>"),
+                };
             }
             page.push_str("</tr>");
         }
