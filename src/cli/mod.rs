@@ -5,6 +5,7 @@
 mod client;
 mod events;
 mod options;
+mod ovs;
 mod port;
 mod table;
 
@@ -94,6 +95,7 @@ fn run(options: Options) -> Result<(), Failure> {
             let job = client()?.call("lane.restart", json!({ "name": name, "wait": !no_wait }))?;
             report(serde_json::from_value(job)?)
         }
+        Command::Ovs(command) => ovs::run(client()?, command),
         Command::Job(command) => job(client()?, command),
         Command::Call { method, params } => {
             let params = match params {

@@ -44,6 +44,9 @@ pub(super) enum Command {
     /// Lanes: the DPDK processes that carry the ports.
     #[command(subcommand)]
     Lane(Lane),
+    /// Open vSwitch: its settings, its bridges, and whether its flows are offloaded.
+    #[command(subcommand)]
+    Ovs(super::ovs::Ovs),
     /// Jobs: slow work.
     #[command(subcommand)]
     Job(Job),

@@ -7,7 +7,7 @@ use ringspan_protocol::{DeviceSpec, LaneName};
 use toml::Spanned;
 
 use super::{Config, ConfigPort, Control, ControlTable, DEFAULT_SOCKET, DEFAULT_STATE_DIR, File};
-use super::{HostCores, LaneSettings, Log, MAIN_LANE};
+use super::{HostCores, LaneSettings, Log, MAIN_LANE, Ovs, OvsTable};
 use crate::port_request::{PortRequest, check_socket, parse_group, parse_mode};
 
 /// Default of `memory_mib`.
@@ -45,12 +45,14 @@ pub(super) fn check(
     }
     ports(&read.port, &lanes, &control)?;
     memory(&read, &lanes)?;
+    let ovs = ovs(&read.ovs)?;
     let ports = read.port.into_iter();
     let ports = ports.map(|port| ConfigPort { line: line_of(port.span().start), request: port.into_inner() }).collect();
     Ok(Config {
         file: file.to_owned(),
         control,
         log: Log { format: read.log.format, level: read.log.level },
+        ovs,
         lanes,
         ports,
     })
@@ -93,6 +95,19 @@ fn control(table: &ControlTable) -> Result<Control, Refusal> {
             Some(_) => Some(path("lane_program", &table.lane_program, PathBuf::new())?),
             None => None,
         },
+    })
+}
+
+fn ovs(table: &OvsTable) -> Result<Ovs, Refusal> {
+    if let Some(path) = table.run_dir.as_ref().filter(|path| !path.get_ref().is_absolute()) {
+        return Err(at(path, format!("ovs.run_dir {:?} is not absolute: begin it with /", path.get_ref())));
+    }
+    if let Some(command) = table.restart_command.as_ref().filter(|command| command.get_ref().is_empty()) {
+        return Err(at(command, "ovs.restart_command is empty: give the program and its arguments"));
+    }
+    Ok(Ovs {
+        run_dir: table.run_dir.as_ref().map(|path| path.get_ref().clone()),
+        restart_command: table.restart_command.as_ref().map(|command| command.get_ref().clone()),
     })
 }
 

@@ -105,6 +105,7 @@ struct File {
     control: ControlTable,
     log: LogTable,
     dataplane: DataplaneTable,
+    ovs: OvsTable,
     lane: Vec<Spanned<LaneTable>>,
     port: Vec<Spanned<PortRequest>>,
 }
@@ -138,6 +139,13 @@ struct DataplaneTable {
     busy_poll: bool,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct OvsTable {
+    run_dir: Option<Spanned<PathBuf>>,
+    restart_command: Option<Spanned<Vec<String>>>,
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct LaneTable {
@@ -166,6 +174,15 @@ pub(crate) struct Control {
     pub readers: Option<u32>,
     /// The lane program, when it is not to be looked for.
     pub lane_program: Option<PathBuf>,
+}
+
+/// `[ovs]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Ovs {
+    /// Where Open vSwitch's daemons listen, when they are not to be looked for.
+    pub run_dir: Option<PathBuf>,
+    /// What restarts ovs-vswitchd, when systemd does not.
+    pub restart_command: Option<Vec<String>>,
 }
 
 /// `[log]`.
@@ -225,6 +242,8 @@ pub(crate) struct Config {
     pub control: Control,
     /// `[log]`.
     pub log: Log,
+    /// `[ovs]`.
+    pub ovs: Ovs,
     /// The lane "main", then the `[[lane]]`s in the file's order.
     pub lanes: Vec<LaneSettings>,
     /// The `[[port]]`s in the file's order.

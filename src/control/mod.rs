@@ -28,6 +28,7 @@ use ringspan_protocol::LaneName;
 
 pub(crate) use events::{EventKind, EventLog};
 pub(crate) use jobs::{Job, JobState, Jobs};
+pub(crate) use methods::ovs::Shown;
 pub(crate) use methods::port::{PortEntry, PortStats};
 pub(crate) use socket::Listener;
 

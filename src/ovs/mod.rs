@@ -3,6 +3,12 @@
 //! `client` speaks with ovsdb-server and ovs-vswitchd over their sockets, [`flow`] is what a datapath's flows mean. Nothing here runs one
 //! of OVS's programs, and nothing depends on text that differs between OVS 2.17 and 3.5.
 
-#[allow(dead_code, unused_imports, reason = "what configures and verifies OVS comes next")]
+#[allow(dead_code, reason = "the mirror follows the database")]
 pub(crate) mod client;
+pub(crate) mod configure;
 pub mod flow;
+mod qdisc;
+mod representor;
+pub(crate) mod restart;
+pub(crate) mod verify;
+pub(crate) mod view;

@@ -4,6 +4,7 @@
 mod daemon;
 mod job;
 mod lane;
+pub(crate) mod ovs;
 pub(crate) mod port;
 mod port_change;
 mod table;

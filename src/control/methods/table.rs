@@ -1,9 +1,11 @@
 //! The table of methods. To add one: its types and function in a file beside this one, and a row here.
 
-use super::{Method, Nothing, daemon, job, lane, port, port_change, typed};
+use super::{Method, Nothing, daemon, job, lane, ovs, port, port_change, typed};
 use crate::control::jobs::Job;
 use crate::control::peer::Role;
 use crate::lanes::LaneView;
+use crate::ovs::configure::{Configure, Configured};
+use crate::ovs::verify::Verified;
 use crate::qemu_args::QemuArgs;
 
 macro_rules! method {
@@ -72,6 +74,16 @@ pub(crate) static METHODS: &[Method] = &[
         "Shuts a lane down and starts it again: to give it the cores and memory of the configuration file, another version, or a new life when it hangs. Its guests \
          wait meanwhile and go on. A job.",
         r#"{"name":"main","wait":true}"# => r#"{"id":1,"method":"lane.restart","item":"main","state":"done","started_ms":1790000000000,"ended_ms":1790000000900,"outcome":["lane main runs again with 1 ports"]}"#),
+    method!("ovs.show", Read, ovs::show, Nothing => ovs::Shown,
+        "Open vSwitch as its database has it: settings, bridges, ports; and whether ovs-vswitchd runs.",
+        "{}" => r#"{"run_dir":"/run/openvswitch","pid":812,"version":"3.1.0","schema":"8.3.1","hw_offload":true,"tc_policy":"none","max_idle_ms":10000,"flow_limit":200000,"settled":true,"bridges":[{"name":"br0","datapath_type":"netdev","ports":[{"name":"nic0_vf3","tag":10,"interfaces":[{"name":"nic0_vf3","type":"system","ofport":4,"iface_id":"vm1-eth0"}]}]}]}"#),
+    method!("ovs.configure", Change, ovs::configure, Configure => Configured,
+        "Makes Open vSwitch as it is wanted; what is absent stays, and what is so already is left alone. Each item succeeds or fails by itself: look at each `outcome`. \
+         ovs-vswitchd is restarted only with `restart`, and only when that is needed.",
+        r#"{"hw_offload":true,"bridges":[{"name":"br0"}],"ports":[{"name":"nic0_vf3","bridge":"br0","tag":10,"iface_id":"vm1-eth0","absent":false}],"restart":false,"timeout_ms":10000}"# => r#"{"items":[{"item":"hw-offload","outcome":"changed","done":["other_config:hw-offload is true, was false"]},{"item":"bridge br0","outcome":"unchanged"},{"item":"port nic0_vf3","outcome":"refused","error":{"kind":"failed","message":"port nic0_vf3 is in the database, and ovs-vswitchd cannot use it: could not open network device nic0_vf3 (No such device)","item":"port nic0_vf3"}}],"settled":true,"restart_needed":"hw-offload or tc-policy changed while ovs-vswitchd 812 ran: it takes them when it starts","restarted":false}"#),
+    method!("ovs.verify", Read, ovs::verify, Nothing => Verified,
+        "Whether flows are offloaded, and what stands in the way. Costs ovs-vswitchd's main thread about 30 us for each flow in its datapaths.",
+        "{}" => r#"{"verdict":"not-working","summary":"offload does not work: 12 flows carry packets, and none is offloaded","checks":[{"check":"hw-offload","state":"failed","message":"hw-offload is not set","remedy":"ringspan ovs configure --hw-offload true --restart"}],"datapaths":[{"name":"system@ovs-system","flows":14,"with_packets":12,"offloaded":0,"partial":0,"conntrack":0}]}"#),
     method!("job.list", Read, job::list, Nothing => Vec<Job>,
         "Jobs that run, and the last 64 that ended, by number.",
         "{}" => r#"[{"id":1,"method":"lane.restart","item":"main","state":"running","started_ms":1790000000000}]"#),

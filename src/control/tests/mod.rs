@@ -2,6 +2,7 @@
 
 mod lanes;
 mod leftovers;
+mod ovs;
 mod ports;
 mod protocol;
 mod races;

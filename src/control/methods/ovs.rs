@@ -1,0 +1,55 @@
+//! Methods about Open vSwitch.
+
+use std::path::Path;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Call, Nothing};
+use crate::control::locked;
+use crate::error::Error;
+use crate::ovs::client::{Database, Place};
+use crate::ovs::configure::{Configure, Configured};
+use crate::ovs::verify::{Own, Verified};
+use crate::ovs::view::View;
+use crate::ovs::{configure, restart, verify};
+
+/// Open vSwitch as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct Shown {
+    /// Where its daemons listen.
+    pub run_dir: String,
+    /// The process of ovs-vswitchd; absent: it does not run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// What the database says.
+    #[serde(flatten)]
+    pub view: View,
+}
+
+fn place(call: &Call) -> Place {
+    Place::new(locked(&call.daemon.config).ovs.run_dir.as_deref())
+}
+
+pub(super) fn show(call: &mut Call, _: Nothing) -> Result<Shown, Error> {
+    let place = place(call);
+    let view = View::read(&mut Database::connect(&place)?)?;
+    Ok(Shown { run_dir: place.folder().display().to_string(), pid: restart::running(&place), view })
+}
+
+pub(super) fn configure(call: &mut Call, params: Configure) -> Result<Configured, Error> {
+    let place = place(call);
+    let mut configured = configure::configure(&place, &params)?;
+    if params.restart && configured.restart_needed.is_some() {
+        let command = locked(&call.daemon.config).ovs.restart_command.clone();
+        let pid = restart::restart(&place, command.as_deref())?;
+        tracing::info!(pid, "ovs-vswitchd was restarted, as process {} asked", call.peer.pid);
+        configured.restart_needed = None;
+        configured.restarted = true;
+    }
+    Ok(configured)
+}
+
+pub(super) fn verify(call: &mut Call, _: Nothing) -> Result<Verified, Error> {
+    verify::verify(&place(call), Path::new("/sys"), &Own::default())
+}

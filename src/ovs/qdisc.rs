@@ -1,0 +1,94 @@
+//! Queueing disciplines on the host's interfaces, by rtnetlink. Those of a representor see only what the NIC did not forward.
+
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::tc::{TcAttribute, TcMessage};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+
+/// A discipline.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Qdisc {
+    /// The interface that it is on.
+    pub interface: String,
+    /// Its kind: `tbf`, `ingress`, `fq_codel`.
+    pub kind: String,
+}
+
+impl Qdisc {
+    /// Whether somebody put it there to shape or to police: the kernel's own choices do not.
+    pub(super) fn shapes(&self) -> bool {
+        let plain = ["noqueue", "noop", "mq", "multiq", "fq_codel", "fq", "pfifo", "bfifo", "pfifo_fast", "sfq"];
+        !plain.contains(&self.kind.as_str()) && !self.is_ingress()
+    }
+
+    /// Whether it is the place for filters: OVS has its own there when it offloads by TC.
+    pub(super) fn is_ingress(&self) -> bool {
+        matches!(self.kind.as_str(), "ingress" | "clsact")
+    }
+}
+
+/// All disciplines of this network namespace.
+pub(super) fn list() -> std::io::Result<Vec<Qdisc>> {
+    let mut socket = Socket::new(NETLINK_ROUTE)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    let request = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default());
+    let mut packet = NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::from(request));
+    packet.header.flags = NLM_F_DUMP | NLM_F_REQUEST;
+    packet.header.sequence_number = 1;
+    packet.finalize();
+    let mut bytes = vec![0; packet.buffer_len()];
+    packet.serialize(&mut bytes);
+    socket.send(&bytes, 0)?;
+    let mut found = Vec::new();
+    loop {
+        let (bytes, _) = socket.recv_from_full()?;
+        let mut rest = &bytes[..];
+        while let Some(length) = length_of(rest) {
+            let (message, more) = rest.split_at(length);
+            // Messages are aligned to four bytes.
+            rest = &more[more.len().min(length.next_multiple_of(4) - length)..];
+            // One that the crate cannot read, such as a discipline with options of its own, is passed over.
+            let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(message) else { continue };
+            match message.payload {
+                NetlinkPayload::Done(_) => return Ok(found),
+                NetlinkPayload::Error(error) => return Err(error.to_io()),
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewQueueDiscipline(message)) => {
+                    found.extend(qdisc(&message))
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Length of the message at the front, where there is a whole one.
+fn length_of(bytes: &[u8]) -> Option<usize> {
+    let length = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
+    (16..=bytes.len()).contains(&length).then_some(length)
+}
+
+fn qdisc(message: &TcMessage) -> Option<Qdisc> {
+    let kind = message.attributes.iter().find_map(|attribute| match attribute {
+        TcAttribute::Kind(kind) => Some(kind.clone()),
+        _ => None,
+    })?;
+    let index = message.header.index.try_into().ok()?;
+    let interface = nix::net::if_::if_indextoname(index).ok()?.into_string().ok()?;
+    Some(Qdisc { interface, kind })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loopback_has_a_discipline_that_shapes_nothing() {
+        let found = list().unwrap();
+        let loopback = found.iter().find(|qdisc| qdisc.interface == "lo").unwrap();
+        assert!(!loopback.shapes(), "{loopback:?}");
+        let tbf = Qdisc { interface: "x".into(), kind: "tbf".into() };
+        let ingress = Qdisc { interface: "x".into(), kind: "ingress".into() };
+        assert!(tbf.shapes() && !ingress.shapes() && ingress.is_ingress());
+    }
+}
