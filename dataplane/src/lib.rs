@@ -4,6 +4,7 @@
 //! same way. [`vhost`] brings the rings up and down, [`worker`] runs relays on pinned threads, [`port`] ties one guest NIC
 //! together, [`lane`] serves control.
 
+pub mod eswitch;
 pub mod events;
 pub mod journal;
 pub mod lane;
