@@ -15,7 +15,7 @@ use ringspan_protocol::{
     Request, Role, VERSION,
 };
 
-/// How long a lane may take to be ready.
+/// How long a lane may take to be ready, on an ordinary machine.
 const READY: Duration = Duration::from_secs(20);
 
 /// How a lane is started.
@@ -35,6 +35,8 @@ pub struct Options {
     pub more: Vec<String>,
     /// A program that runs it, such as valgrind, with that one's arguments; it may then take much longer to be ready.
     pub runner: Vec<String>,
+    /// How long it may take to be ready without such a program.
+    pub ready: Duration,
 }
 
 impl Options {
@@ -48,6 +50,7 @@ impl Options {
             netns: None,
             more: vec![],
             runner: vec![],
+            ready: READY,
         }
     }
 }
@@ -73,7 +76,7 @@ impl Client {
                 Err(_) => std::thread::sleep(Duration::from_millis(2)),
             }
         };
-        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
         let mut stream = BufReader::new(stream);
         match exchange(&mut stream, 0, Request::Hello { version: VERSION })? {
             Reply::Hello(info) => Ok(Self { stream, next: 1, info }),
@@ -156,7 +159,7 @@ impl Lane {
         (self.last_event, self.seen) = (0, vec![]);
         let socket = self.folder.join(format!("lane-{}.sock", self.options.name));
         let start = Instant::now();
-        let ready = if self.options.runner.is_empty() { READY } else { 6 * READY };
+        let ready = if self.options.runner.is_empty() { self.options.ready } else { 6 * self.options.ready };
         loop {
             match Client::connect(&socket, Duration::from_millis(100)) {
                 Ok(client) => self.client = Some(client),

@@ -10,6 +10,7 @@ mod over_both;
 pub mod ovs;
 pub mod packet;
 pub mod paths;
+pub mod pci;
 pub mod process;
 pub mod qemu;
 pub mod scene;

@@ -13,9 +13,6 @@ use crate::alone::{PLAIN, frame, in_guest, in_own_process, open, send, wait_for}
 const MACHINE: &str = "-device intel-iommu,caching-mode=on,intremap=off \
     -netdev hubport,id=left,hubid=0 -device e1000e,netdev=left,addr=0x10,romfile= \
     -netdev hubport,id=right,hubid=0 -device e1000e,netdev=right,addr=0x11,romfile=";
-/// Replaces the kernel's command line of ordinary guests.
-const KERNEL: &str =
-    "console=ttyS0 quiet panic=0 nokaslr mitigations=off net.ifnames=0 random.trust_cpu=on intel_iommu=on";
 
 #[test]
 fn functions_under_vfio_are_plugged_in_and_out() {
@@ -26,9 +23,8 @@ fn functions_under_vfio_are_plugged_in_and_out() {
     if !can_run(name, &[Need::Root, Need::Guest]) {
         return;
     }
-    let mut nics = split_arguments(MACHINE);
-    nics.extend(["-append".into(), KERNEL.into()]);
-    let mut guest = Guest::boot(&GuestSpec { nics, memory_mib: 1024, ..GuestSpec::default() }).unwrap();
+    let (nics, kernel) = (split_arguments(MACHINE), "intel_iommu=on".into());
+    let mut guest = Guest::boot(&GuestSpec { nics, kernel, memory_mib: 1024, ..GuestSpec::default() }).unwrap();
     let program = std::env::current_exe().unwrap();
     let script = format!(
         // The guest's own /tmp would hide a build folder that is there.

@@ -38,13 +38,19 @@ pub struct GuestSpec {
     pub cpus: u16,
     /// Memory in MiB.
     pub memory_mib: u32,
+    /// The words that start QEMU, where it is not the machine's own.
+    pub qemu: Vec<String>,
+    /// Added to the kernel's command line.
+    pub kernel: String,
     /// QEMU is ended after this time, whatever happens.
     pub limit: Duration,
 }
 
 impl Default for GuestSpec {
     fn default() -> Self {
-        Self { nics: Vec::new(), cpus: 1, memory_mib: 384, limit: Duration::from_secs(600) }
+        let qemu = vec!["qemu-system-x86_64".to_string()];
+        let limit = Duration::from_secs(600);
+        Self { nics: Vec::new(), cpus: 1, memory_mib: 384, qemu, kernel: String::new(), limit }
     }
 }
 
@@ -73,10 +79,10 @@ impl Guest {
         initramfs::write(&kernel, &initrd)?;
         let log = fs::File::create(folder.path().join("qemu.log"))?;
         let mut qemu = Command::new("timeout");
-        qemu.args(["-k", "5", &spec.limit.as_secs().to_string(), "qemu-system-x86_64"]);
-        qemu.args(arguments(spec, &kernel, folder.path(), &initrd, major_version()?));
+        qemu.args(["-k", "5", &spec.limit.as_secs().to_string()]).args(&spec.qemu);
+        qemu.args(arguments(spec, &kernel, folder.path(), &initrd, major_version(&spec.qemu)?));
         qemu.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let mut qemu = qemu.spawn().context("cannot start qemu-system-x86_64 under timeout")?;
+        let mut qemu = qemu.spawn().context("cannot start QEMU under timeout")?;
         let port = folder.path().join("agent");
         let connected = wait::until(Duration::from_secs(30), "QEMU's sockets", || {
             if let Some(status) = qemu.try_wait()? {
@@ -220,7 +226,10 @@ fn arguments(spec: &GuestSpec, kernel: &Kernel, folder: &Path, initrd: &Path, ve
     add("-kernel", kernel.image.display().to_string());
     add("-initrd", initrd.display().to_string());
     // panic=0: a guest that panics stands still, so that its console can be read.
-    add("-append", "console=ttyS0 quiet panic=0 nokaslr mitigations=off net.ifnames=0 random.trust_cpu=on".into());
+    let kernel_line = "console=ttyS0 quiet panic=0 nokaslr mitigations=off net.ifnames=0 random.trust_cpu=on";
+    add("-append", format!("{kernel_line} {}", spec.kernel));
+    // What the kernel calls the process, also where something else starts it: it is found by its name.
+    add("-name", "guest,process=qemu-system-x86".into());
     add("-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap".into());
     add("-chardev", format!("socket,id=agent,path={},server=on,wait=off", at("agent")));
     add("-device", "virtio-serial-pci,id=serial".into());
@@ -246,11 +255,12 @@ fn arguments(spec: &GuestSpec, kernel: &Kernel, folder: &Path, initrd: &Path, ve
 }
 
 /// The first number of QEMU's version.
-fn major_version() -> Result<u32> {
-    let said = wait::run(Command::new("qemu-system-x86_64").arg("--version"), Duration::from_secs(20))?.text;
+fn major_version(qemu: &[String]) -> Result<u32> {
+    let (program, words) = qemu.split_first().context("no words to start QEMU with")?;
+    let said = wait::run(Command::new(program).args(words).arg("--version"), Duration::from_secs(20))?.text;
     let version = said.split_whitespace().skip_while(|word| *word != "version").nth(1);
     let major = version.and_then(|version| version.split('.').next()?.parse().ok());
-    major.with_context(|| format!("qemu-system-x86_64 --version has no version in it: {said}"))
+    major.with_context(|| format!("QEMU's --version has no version in it: {said}"))
 }
 
 /// The size in MiB of the memory object in these arguments, if they have one.
