@@ -109,6 +109,15 @@ impl Debian13 {
         Ok(())
     }
 
+    /// The words that start the tree's QEMU outside of it: by the tree's own dynamic loader, with its libraries and firmware.
+    pub fn qemu(&self) -> Vec<String> {
+        let at = |path: &str| self.tree.join(path).display().to_string();
+        let libraries = at("usr/lib/x86_64-linux-gnu");
+        let loader = [at("lib64/ld-linux-x86-64.so.2"), "--library-path".into(), libraries];
+        let firmware = ["-L".into(), at("usr/share/qemu"), "-L".into(), at("usr/share/seabios")];
+        loader.into_iter().chain([at("usr/bin/qemu-system-x86_64")]).chain(firmware).collect()
+    }
+
     /// Builds, runs the unit tests, and one end-to-end run with a guest.
     pub fn test(&self, tally: &mut Tally) -> Result<()> {
         let skipped = self.target.join("skipped");

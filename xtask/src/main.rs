@@ -1,10 +1,11 @@
-//! Project commands: `cargo xtask demo | test | packages`.
+//! Project commands: `cargo xtask demo | test | bench | lab | packages`.
 //!
 //! This program itself needs nothing but the Rust toolchain and a C linker, so that it can install the rest.
 
 mod debian13;
 mod demo;
 mod hugepages;
+mod lab;
 mod packages;
 mod step;
 mod tally;
@@ -25,6 +26,8 @@ enum Task {
     Demo(demo::Options),
     /// Run every test, the end-to-end ones and those on Debian 13 included
     Test(test::Options),
+    /// Check zero copy by DMA in an emulated SR-IOV host: QEMU's igb behind an IOMMU
+    Lab(lab::Options),
     /// Install the Debian packages that building and testing need
     Packages,
     /// Measure ringspan beside other back-ends: everything, or `quick`, or what `bench --help` names
@@ -39,6 +42,7 @@ fn main() -> std::process::ExitCode {
     let result = match Cli::parse().command {
         Task::Demo(options) => demo::run(&options),
         Task::Test(options) => test::run(&options),
+        Task::Lab(options) => lab::run(&options),
         Task::Packages => packages::ensure(packages::ALL),
         Task::Bench { arguments } => bench(&arguments),
     };

@@ -1,0 +1,127 @@
+//! `cargo xtask lab`: zero copy by DMA, checked in an emulated SR-IOV host.
+//!
+//! The host is a QEMU guest with an IOMMU and two igb NICs, joined by a wire (docs/decisions/0011-lab.md). This side makes it and shows what it
+//! says; [`inside`] is the other side: this same program in there, which runs a lane and plays the lane's guest.
+
+mod checks;
+mod flow;
+mod inside;
+mod kernel_log;
+
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use ringspan_testkit::qemu::{self, Guest, GuestSpec, split_arguments};
+use ringspan_testkit::{paths, wait};
+
+use crate::debian13::Debian13;
+use crate::{packages, step};
+
+/// Longest time for all checks.
+const LIMIT: Duration = Duration::from_secs(600);
+
+/// `first` and `second` are the ends of a wire, each with virtual functions of its own; `story` is what [`inside`] says.
+const MACHINE: &str = "-machine kernel-irqchip=split -device intel-iommu,intremap=on,caching-mode=on \
+    -device pcie-root-port,id=port1,chassis=1,addr=0x10 -device pcie-root-port,id=port2,chassis=2,addr=0x11 \
+    -netdev hubport,id=first,hubid=0 -device igb,id=nic1,bus=port1,netdev=first,mac=52:54:00:aa:00:01,romfile= \
+    -netdev hubport,id=second,hubid=0 -device igb,id=nic2,bus=port2,netdev=second,mac=52:54:00:aa:00:02,romfile=";
+/// The functions by their addresses inside.
+const FIRST: &str = "0000:01:00.0";
+const SECOND: &str = "0000:02:00.0";
+/// iomem: the lab reaches into registers of a NIC that DPDK drives.
+const KERNEL: &str = "intel_iommu=on iommu=pt iomem=relaxed";
+
+#[derive(clap::Args)]
+pub struct Options {
+    /// Run the checks on this machine: what `lab` does in the emulated host
+    #[arg(long, hide = true)]
+    inside: bool,
+    /// Only the checks whose names contain this
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+}
+
+/// Installs, builds, boots the host, runs all checks in it, and cleans up.
+pub fn run(options: &Options) -> Result<()> {
+    let only = options.only.as_deref().unwrap_or_default();
+    if options.inside {
+        return inside::run(only);
+    }
+    wait::stop_on_signals()?;
+    packages::ensure(packages::ALL)?;
+    let programs = match std::env::var_os("RINGSPAN_BIN_DIR") {
+        Some(folder) => folder.into(),
+        None => step::build_release()?,
+    };
+    let qemu = Debian13::prepare()?.qemu();
+    let missing = qemu::missing();
+    ensure!(missing.is_empty(), "guests cannot be booted here: {}", missing.join(", "));
+
+    step::say("booting an SR-IOV host: QEMU's igb behind an IOMMU");
+    let start = Instant::now();
+    let folder = paths::scratch()?;
+    let story = folder.path().join("story");
+    let mut nics = split_arguments(MACHINE);
+    nics.extend(["-chardev".into(), format!("file,id=story,path={}", story.display())]);
+    nics.extend(["-device".into(), "virtserialport,bus=serial.0,nr=2,chardev=story,name=ringspan.story".into()]);
+    let limit = LIMIT + Duration::from_secs(180);
+    let spec = GuestSpec { nics, qemu, kernel: KERNEL.into(), cpus: 2, memory_mib: 2048, limit };
+    let mut host = Guest::boot(&spec)?;
+    println!("    booted in {:.1} s", start.elapsed().as_secs_f64());
+
+    step::say("checks inside");
+    let program = std::env::current_exe()?;
+    // The host's own /tmp would hide a build folder that is there.
+    let script = format!(
+        "umount /tmp; RINGSPAN_BIN_DIR='{}' RUST_BACKTRACE=0 exec '{}' lab --inside --only '{only}'",
+        programs.display(),
+        program.display()
+    );
+    let done = AtomicBool::new(false);
+    let finished = std::thread::scope(|scope| {
+        scope.spawn(|| show(&story, &done));
+        let finished = host.run(&script, LIMIT);
+        done.store(true, Ordering::Relaxed);
+        finished
+    })?;
+    if finished.code != 0 {
+        bail!("the checks ended with {}:\n{}\nkernel:\n{}", finished.code, finished.text.trim_end(), host.console());
+    }
+    drop(host);
+    println!("\n    all of it took {} s", start.elapsed().as_secs());
+    Ok(())
+}
+
+/// Prints what is written to `story`, as it comes.
+fn show(story: &Path, done: &AtomicBool) {
+    let mut shown = 0;
+    loop {
+        let last = done.load(Ordering::Relaxed);
+        let text = fs::read(story).unwrap_or_default();
+        // Whole lines only.
+        let end = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        if end > shown {
+            print!("{}", String::from_utf8_lossy(&text[shown..end]));
+            shown = end;
+        }
+        if last {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Where [`inside`] writes what it sees.
+fn story_port() -> Result<fs::File> {
+    let ports = fs::read_dir("/dev")?.flatten().map(|entry| entry.path());
+    let port = ports.into_iter().find(|path| path.to_string_lossy().ends_with("p2") && is_port(path));
+    let port = port.context("no port for the story: this is not the emulated host")?;
+    fs::File::options().write(true).open(&port).with_context(|| format!("cannot open {}", port.display()))
+}
+
+fn is_port(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vport"))
+}
