@@ -1,12 +1,14 @@
 //! Open vSwitch: what it is told, what it says of itself, and what it has in its datapath.
 //!
-//! `client` speaks with ovsdb-server and ovs-vswitchd over their sockets, [`flow`] is what a datapath's flows mean. Nothing here runs one
+//! `client` speaks with ovsdb-server and ovs-vswitchd over their sockets, [`flow`] is what a datapath's flows mean, and [`kernel`] has them from
+//! the kernel. Nothing here runs one
 //! of OVS's programs, and nothing depends on text that differs between OVS 2.17 and 3.5.
 
 #[allow(dead_code, reason = "the mirror follows the database")]
 pub(crate) mod client;
 pub(crate) mod configure;
 pub mod flow;
+pub mod kernel;
 mod qdisc;
 mod representor;
 pub(crate) mod restart;
