@@ -4,6 +4,7 @@
 
 mod client;
 mod events;
+mod flow;
 mod options;
 mod ovs;
 mod port;
@@ -19,7 +20,7 @@ use serde_json::{Value, json};
 use crate::control::{Job, JobState};
 use crate::lanes::LaneView;
 use client::Client;
-use options::{Command, Job as JobCommand, Lane, Options};
+use options::{Command, Flow, Job as JobCommand, Lane, Options};
 use table::Table;
 
 /// Why a command did not do what it was asked.
@@ -97,6 +98,7 @@ fn run(options: Options) -> Result<(), Failure> {
         }
         Command::Ovs(command) => ovs::run(client()?, command),
         Command::Job(command) => job(client()?, command),
+        Command::Flow(Flow::Parse { file, json }) => flow::parse(&file, json),
         Command::Call { method, params } => {
             let params = match params {
                 Some(text) => serde_json::from_str(&text)

@@ -50,6 +50,9 @@ pub(super) enum Command {
     /// Jobs: slow work.
     #[command(subcommand)]
     Job(Job),
+    /// Flows: what Open vSwitch has in its datapath.
+    #[command(subcommand)]
+    Flow(Flow),
     /// Call a method of the control API.
     Call {
         /// The method, such as port.list.
@@ -286,6 +289,18 @@ pub(super) enum Job {
     Cancel {
         /// Its number.
         id: u64,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Flow {
+    /// Read flows as ovs-appctl dpctl/dump-flows prints them, and print them back; the daemon is not asked.
+    Parse {
+        /// A file with one flow a line; -: standard input.
+        file: PathBuf,
+        /// Print each as JSON, one object a line, with the parts that keep it from being offloaded.
+        #[arg(long)]
+        json: bool,
     },
 }
 

@@ -10,6 +10,9 @@ pub mod action;
 pub mod flags;
 pub mod key;
 pub mod masked;
+pub mod obstacle;
+pub mod parse;
+pub mod print;
 pub mod push;
 pub mod tunnel;
 
@@ -20,6 +23,9 @@ use serde::Serialize;
 pub use action::{Action, Actions};
 pub use key::{Key, PortRef};
 pub use masked::Masked;
+pub use obstacle::{Obstacle, Reason};
+pub use parse::{Line, Names, ParseError};
+pub use print::Style;
 
 /// One flow: what it matches, what it did, and what it does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
