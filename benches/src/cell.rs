@@ -94,6 +94,8 @@ pub enum Device {
     Read,
     /// Swallows, and makes frames of this size without end.
     Make(u16),
+    /// Swallows, and makes the mix of sizes without end.
+    MakeMix,
     /// Gives back what it gets.
     Loop,
     /// Another guest.
@@ -155,6 +157,7 @@ impl Cell {
         let device = match self.direction {
             Direction::Tx if self.read => Device::Read,
             Direction::Tx | Direction::Drain => Device::Swallow,
+            Direction::Rx | Direction::Both if self.frames == Frames::Imix => Device::MakeMix,
             Direction::Rx | Direction::Both => Device::Make(most),
             Direction::Loop => Device::Loop,
             Direction::Guests => Device::Guest,
@@ -180,30 +183,52 @@ impl Cell {
         let plain = |direction, frames| Self::new(direction, false, frames);
         let small = Frames::Fixed(64);
         use Direction::{Both, Drain, Guests, Loop, Rx, Tx};
+        let (large, jumbo) = (Frames::Fixed(1518), Frames::Fixed(9000));
         for direction in [Tx, Rx, Both, Loop, Guests] {
-            // net_null makes frames of one size only.
-            let mix = matches!(direction, Tx | Loop | Guests).then_some(Frames::Imix);
-            sizes.into_iter().chain(mix).for_each(|frames| add(plain(direction, frames)));
+            sizes.into_iter().chain([Frames::Imix]).for_each(|frames| add(plain(direction, frames)));
         }
-        for frames in [small, Frames::Fixed(256), Frames::Fixed(1518)] {
+        for frames in [small, Frames::Fixed(256), large] {
             add(plain(Drain, frames));
         }
-        for frames in [small, Frames::Fixed(1518)] {
-            add(Self { indirect: true, ..plain(Tx, frames) });
-            add(Self { mergeable: false, ..plain(Rx, frames) });
+        for (direction, frames) in
+            [(Tx, small), (Tx, large), (Tx, jumbo), (Tx, Frames::Imix), (Loop, small), (Guests, small)]
+        {
+            add(Self { indirect: true, ..plain(direction, frames) });
         }
-        add(Self { mergeable: false, ..plain(Rx, Frames::Fixed(9000)) });
-        add(Self { mergeable: false, ..plain(Tx, small) });
-        for direction in [Tx, Rx, Both] {
-            add(Self { ring_size: 256, ..plain(direction, small) });
-            add(Self { pairs: 4, ..plain(direction, small) });
+        for (direction, frames) in [
+            (Tx, small),
+            (Rx, small),
+            (Rx, large),
+            (Rx, jumbo),
+            (Rx, Frames::Imix),
+            (Both, small),
+            (Loop, large),
+            (Guests, large),
+        ] {
+            add(Self { mergeable: false, ..plain(direction, frames) });
         }
-        add(Self { pairs: 4, ..plain(Tx, Frames::Fixed(1518)) });
-        for frames in [Frames::Fixed(1518), Frames::Fixed(9000)] {
+        for (direction, frames) in [
+            (Tx, small),
+            (Rx, small),
+            (Both, small),
+            (Loop, small),
+            (Guests, small),
+            (Tx, large),
+            (Rx, large),
+            (Tx, Frames::Imix),
+        ] {
+            add(Self { ring_size: 256, ..plain(direction, frames) });
+        }
+        // Not the loop: OVS sends everything of a polling thread on one queue, and one ring of net_ring has no room for four.
+        for (direction, frames) in [(Tx, small), (Rx, small), (Both, small), (Guests, small), (Tx, large), (Rx, large)]
+        {
+            add(Self { pairs: 4, ..plain(direction, frames) });
+        }
+        for frames in [large, jumbo, Frames::Imix] {
             add(Self { read: true, ..plain(Tx, frames) });
         }
-        add(Self { in_order: true, ..plain(Tx, small) });
         for direction in [Tx, Rx] {
+            add(Self { in_order: true, ..plain(direction, small) });
             add(Self { offload: true, ..plain(direction, small) });
         }
         // Stable: within a setup the order stays.

@@ -3,6 +3,7 @@
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::sync::Mutex;
 
 use anyhow::{Context, bail};
 use nix::sys::signal::{Signal, kill};
@@ -13,6 +14,8 @@ use ringspan_testkit::{paths, process};
 use serde::{Deserialize, Serialize};
 
 use crate::cell::{Cell, Device, Setup};
+use crate::driver::HEADER;
+use crate::driver::stamp::{Frames, image};
 use crate::ovs::{self, Ovs, Port};
 
 /// Which back-end.
@@ -47,7 +50,9 @@ impl Peer {
     pub fn can(self, cell: &Cell) -> bool {
         match self {
             // virtio-queue has no packed rings; one pair is enough for what it is here for.
-            Self::Plain => !cell.packed && cell.is_plain() && cell.setup().device != Device::Guest,
+            Self::Plain => {
+                !cell.packed && cell.is_plain() && !matches!(cell.setup().device, Device::Guest | Device::MakeMix)
+            }
             _ => true,
         }
     }
@@ -66,7 +71,7 @@ pub struct Place {
 
 #[derive(Debug)]
 enum Process {
-    Ringspan(Box<Lane>),
+    Ringspan(Box<Mutex<Lane>>),
     Testpmd(Testpmd),
     Ovs(Ovs),
     Plain(Child),
@@ -99,8 +104,8 @@ impl Setup {
     }
 
     /// The DPDK device, as after `--vdev`, and the socket that it listens on, if it does.
-    fn device(&self, folder: &Path) -> Option<(String, Option<PathBuf>)> {
-        match self.device {
+    fn device(&self, folder: &Path) -> anyhow::Result<Option<(String, Option<PathBuf>)>> {
+        Ok(match self.device {
             Device::Swallow => Some(("net_null0,no-rx=1".into(), None)),
             Device::Read => {
                 // net_null would copy, too, but not without making frames at the same time.
@@ -108,12 +113,36 @@ impl Setup {
                 Some((format!("net_vhost9,iface={},queues={}", socket.display(), self.pairs), Some(socket)))
             }
             Device::Make(size) => Some((format!("net_null0,size={size}"), None)),
+            Device::MakeMix => {
+                let file = folder.join("mix.pcap");
+                std::fs::write(&file, capture(&Frames::Imix))?;
+                Some((format!("net_pcap0,rx_pcap={},infinite_rx=1", file.display()), None))
+            }
             Device::Loop => Some(("net_ring0".into(), None)),
             Device::Guest => None,
             // With a MAC address of its own choice net_tap would change the TAP's.
             Device::Tap => Some(("net_tap0,iface=tap0,mac=02:74:61:70:00:01".into(), None)),
-        }
+        })
     }
+}
+
+/// A capture file with a few rounds of frames, which net_pcap plays for ever.
+fn capture(frames: &Frames) -> Vec<u8> {
+    const ROUNDS: u16 = 4;
+    let mut bytes = vec![];
+    // Magic number, version 2.4, time zone, accuracy, longest frame, Ethernet.
+    for word in [0xa1b2_c3d4_u32, 0x0004_0002, 0, 0, 65535, 1] {
+        bytes.extend(word.to_le_bytes());
+    }
+    for slot in 0..12 * ROUNDS {
+        let length = frames.length(slot);
+        let image = image(length, 0);
+        for word in [0, 0, u32::from(length), u32::from(length)] {
+            bytes.extend(word.to_le_bytes());
+        }
+        bytes.extend(&image[HEADER..HEADER + usize::from(length)]);
+    }
+    bytes
 }
 
 impl Backend {
@@ -139,11 +168,19 @@ impl Backend {
     /// Its process.
     pub fn pid(&self) -> u32 {
         match &self.process {
-            Process::Ringspan(lane) => lane.pid(),
+            Process::Ringspan(lane) => lane.lock().map_or(0, |lane| lane.pid()),
             Process::Testpmd(testpmd) => testpmd.pid(),
             Process::Ovs(ovs) => ovs.pid(),
             Process::Plain(child) => child.id(),
         }
+    }
+
+    /// Frames that ringspan took from its guest since it started, and how many of them it did not copy. Nothing of others: none of them can.
+    pub fn taken(&self) -> anyhow::Result<Option<[u64; 2]>> {
+        let Process::Ringspan(lane) = &self.process else { return Ok(None) };
+        let mut lane = lane.lock().map_err(|_| anyhow::anyhow!("the lane's client panicked"))?;
+        let (from_guest, _) = lane.totals("one")?;
+        Ok(Some([from_guest.received, from_guest.zero_copied]))
     }
 
     /// Stops all its threads where they are, so that another may have the core.
@@ -178,7 +215,7 @@ fn ringspan(setup: Setup, place: Place, folder: &Path, runner: &[String]) -> Sta
         ..lane::Options::new("bench")
     };
     let mut lane = Lane::start(options, folder)?;
-    let (devices, reader) = match setup.device(folder) {
+    let (devices, reader) = match setup.device(folder)? {
         Some((device, reader)) => (vec![format!("vdev:{device}")], reader),
         None => (vec!["patch:cable/a".to_string(), "patch:cable/b".to_string()], None),
     };
@@ -189,7 +226,7 @@ fn ringspan(setup: Setup, place: Place, folder: &Path, runner: &[String]) -> Sta
         sockets.push(spec.socket);
     }
     sockets.extend(reader);
-    Ok((Process::Ringspan(Box::new(lane)), sockets))
+    Ok((Process::Ringspan(Box::new(Mutex::new(lane))), sockets))
 }
 
 fn testpmd(setup: Setup, place: Place, folder: &Path, runner: &[String]) -> Started {
@@ -200,7 +237,7 @@ fn testpmd(setup: Setup, place: Place, folder: &Path, runner: &[String]) -> Star
         (format!("net_vhost{index},iface={},queues={}{tso}", socket.display(), setup.pairs), socket)
     };
     let (first, socket) = vhost(0);
-    let (second, other) = setup.device(folder).unwrap_or_else(|| (vhost(1).0, Some(vhost(1).1)));
+    let (second, other) = setup.device(folder)?.unwrap_or_else(|| (vhost(1).0, Some(vhost(1).1)));
     let sockets = [socket].into_iter().chain(other).collect();
     let mut options = testpmd::Options::new(format!("bench-{}", std::process::id())).device(first).device(second);
     let queues = setup.pairs.to_string();
@@ -226,7 +263,7 @@ fn testpmd(setup: Setup, place: Place, folder: &Path, runner: &[String]) -> Star
 }
 
 fn ovs(setup: Setup, place: Place, folder: &Path, runner: &[String]) -> Started {
-    let (second, other) = match setup.device(folder) {
+    let (second, other) = match setup.device(folder)? {
         Some((device, reader)) => (Port::Dpdk(device), reader),
         None => (Port::Vhost, Some(folder.join("two"))),
     };
@@ -256,7 +293,7 @@ fn plain(setup: Setup, place: Place, folder: &Path, runner: &[String]) -> Starte
         Device::Swallow => "swallow".to_string(),
         Device::Make(size) => format!("make={size}"),
         Device::Loop => "loop".to_string(),
-        Device::Guest | Device::Read | Device::Tap => bail!("it has one guest only"),
+        Device::Guest | Device::Read | Device::MakeMix | Device::Tap => bail!("its device cannot do that"),
     };
     let socket = folder.join("plain");
     let own = std::env::current_exe()?;

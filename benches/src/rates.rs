@@ -79,7 +79,8 @@ impl Plan {
         let mut backends = vec![];
         let mut slowest = f64::INFINITY;
         for (peer, backend) in self.backends(&cell) {
-            let rate = backend.and_then(|backend| Ok((packets(&self.measure(&backend, &cell)?.0, &cell), backend)));
+            let rate =
+                backend.and_then(|backend| Ok((packets(&self.measure(&backend, &cell)?.measured, &cell), backend)));
             match rate {
                 Ok((0.0, _)) => progress(&format!("round trips: {}: nothing came back", peer.title())),
                 Ok((rate, backend)) => {

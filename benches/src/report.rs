@@ -82,6 +82,8 @@ pub struct Row {
     pub limit: Option<f64>,
     /// Nanoseconds that a cache line took between the two cores, before each measurement.
     pub apart: Option<Spread>,
+    /// Share of the frames from the guest that ringspan did not copy.
+    pub zero_copied: Option<f64>,
     /// By back-end, those that could be measured.
     pub of: Vec<Of>,
     /// What went wrong, by back-end.
@@ -164,6 +166,10 @@ pub fn row(cell: Cell, limit: Option<Measured>, samples: &[Sample]) -> Row {
     };
     Row {
         limit: limit.map(|measured| packets(&measured, &cell)),
+        zero_copied: Spread::of(
+            samples.iter().filter(|sample| sample.cell == name).filter_map(|sample| sample.zero_copied),
+        )
+        .map(|spread| spread.median),
         apart: Spread::of(samples.iter().filter(|sample| sample.cell == name).map(|sample| sample.apart)),
         of: Peer::ALL.into_iter().filter_map(summary).collect(),
         faults: Peer::ALL.iter().filter_map(fault).collect(),
@@ -333,6 +339,9 @@ impl Report {
             if !lost.is_empty() {
                 let _ = writeln!(text, "{:<22} lost: {}", "", lost.join(", "));
             }
+            if let Some(share) = row.zero_copied.filter(|share| *share > 0.0) {
+                let _ = writeln!(text, "{:<22} not copied: ringspan {:.0} %", "", 100.0 * share);
+            }
             let ways = |of: &Of| {
                 let [sent, received] = of.ways?.map(|way| way.median / 1e6);
                 Some(format!("{} {sent:.2} + {received:.2}", of.peer.title()))
@@ -480,6 +489,7 @@ mod tests {
             apart,
             measured: Some(Measured { sent_pps, waiting: 0.5, ..Measured::default() }),
             features: None,
+            zero_copied: None,
             fault: None,
         };
         let mut samples = vec![

@@ -79,7 +79,10 @@ fn failure(row: &Row) -> Option<String> {
     let reason = faults.map(|(_, fault)| fault.lines().next().unwrap_or_default());
     // All zeros, or nothing to divide: as bad as a fault.
     let still = row.peer(Peer::Ringspan).is_some_and(|of| of.pps.median <= 0.0).then_some("nothing moved");
-    reason.or(still).map(|reason| format!("{}: {reason}", row.name))
+    // A copy is no zero copy, however fast.
+    let copied = row.cell.read && row.cell.frames.most() > 4096 && row.zero_copied.is_some_and(|share| share < 0.9);
+    let copied = copied.then_some("frames were copied");
+    reason.or(still).or(copied).map(|reason| format!("{}: {reason}", row.name))
 }
 
 /// Compares what was measured with what is aimed for; `peers` are those that were to be measured. Where ringspan is one of them and has no
@@ -150,6 +153,27 @@ mod tests {
     }
 
     #[test]
+    fn zero_copy_that_copies_is_a_miss() {
+        let cell = Cell::select(&["tx/split/9000/read"]).unwrap()[0];
+        let sample = |peer, pps, zero_copied| Sample {
+            cell: cell.name(),
+            peer,
+            round: 0,
+            apart: 30.0,
+            measured: Some(Measured { received_pps: pps, ..Measured::default() }),
+            features: None,
+            zero_copied,
+            fault: None,
+        };
+        let reached = |share| {
+            let samples = [sample(Peer::Ringspan, 9.0, Some(share)), sample(Peer::Testpmd, 3.0, None)];
+            let verdicts = verdicts(&[row(cell, None, &samples)], &[], &[], &[Peer::Ringspan, Peer::Testpmd]);
+            verdicts.iter().find(|v| v.work.starts_with("9000") && v.against == Peer::Testpmd).unwrap().reached
+        };
+        assert_eq!([reached(1.0), reached(0.0)], [Some(true), Some(false)]);
+    }
+
+    #[test]
     fn a_cell_in_which_ringspan_fails_is_a_miss_with_its_name() {
         let cells = Cell::select(&["tx/split/64", "both/packed/9000"]).unwrap();
         let sample = |cell: &Cell, peer, pps: Option<f64>| Sample {
@@ -159,6 +183,7 @@ mod tests {
             apart: 30.0,
             measured: pps.map(|pps| Measured { sent_pps: pps, received_pps: pps, ..Measured::default() }),
             features: None,
+            zero_copied: None,
             fault: pps.is_none().then(|| "the lane died\nmore".to_string()),
         };
         let rows: Vec<Row> = (cells.iter())

@@ -123,7 +123,7 @@ impl Run {
             (peers, _) => peers.to_vec(),
         };
         let rounds = self.rounds.unwrap_or(5);
-        let measured = self.seconds.unwrap_or(if quick { 0.3 } else { 0.5 });
+        let measured = self.seconds.unwrap_or(if quick { 0.3 } else { 0.4 });
         let load = Load { burst: self.burst, warm_up: 0.1, measured };
         let place = Place { core: self.core, huge_pages: testpmd::huge_pages_free(), largest: LARGEST };
         Ok(Plan { cells, peers, rounds, load, place, guest_core: self.guest_core })
