@@ -6,6 +6,8 @@
 
 #[allow(dead_code, reason = "the mirror follows the database")]
 pub(crate) mod client;
+#[allow(dead_code, reason = "the mirror compiles flows")]
+pub(crate) mod compile;
 pub(crate) mod configure;
 pub mod flow;
 pub mod kernel;

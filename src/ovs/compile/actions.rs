@@ -1,0 +1,141 @@
+//! What a flow does, as actions of a rule.
+
+use std::net::IpAddr;
+
+use ringspan_protocol::NicName;
+use ringspan_protocol::rule::{Action as Do, Field, FieldMatch, TunnelKind, TunnelPush as Push};
+
+use super::matches::field;
+use super::{Cause, Ports};
+use crate::ovs::flow::action::Action;
+use crate::ovs::flow::key::{Key, PortRef, Vlan};
+use crate::ovs::flow::masked::Masked;
+use crate::ovs::flow::push::{OuterIp, OuterUdp, TunnelHeader, TunnelPush};
+
+/// Presence of a tag.
+const TAGGED: u16 = 0x1000;
+
+pub(super) fn actions(actions: &[Action], nic: &NicName, ports: &Ports, in_tunnel: bool) -> Result<Vec<Do>, Cause> {
+    let mut done = Vec::new();
+    if in_tunnel {
+        done.push(Do::TunnelPop);
+    }
+    append(actions, nic, ports, &mut done)?;
+    // What is done with a frame behind its last output is seen by nobody.
+    let last = done.iter().rposition(|action| matches!(action, Do::Output(_)));
+    match last {
+        Some(last) => done.truncate(last + 1),
+        None => done = vec![Do::Drop],
+    }
+    Ok(done)
+}
+
+fn append(actions: &[Action], nic: &NicName, ports: &Ports, done: &mut Vec<Do>) -> Result<(), Cause> {
+    for (at, action) in actions.iter().enumerate() {
+        match action {
+            Action::Output(port) => done.push(Do::Output(output(port, nic, ports)?)),
+            Action::Drop => return Ok(()),
+            Action::Set(key) => set(key, done)?,
+            Action::PushVlan(push) => done.push(Do::PushVlan {
+                tpid: push.tpid,
+                tci: u16::from(push.pcp & Vlan::PCP_MASK) << 13 | TAGGED | push.vid & Vlan::VID_MASK,
+            }),
+            Action::PopVlan => done.push(Do::PopVlan),
+            // On a frame that was never tracked it does nothing.
+            Action::CtClear => {}
+            Action::DecTtl(_) => done.push(Do::DecTtl),
+            Action::TunnelPush(push) => done.push(Do::TunnelPush(Box::new(tunnel_push(push)?))),
+            Action::TunnelPop(_) => return Err(Cause::TunnelPop),
+            Action::Meter(_) => return Err(Cause::Meter),
+            Action::Clone(inner) if at + 1 == actions.len() => append(inner, nic, ports, done)?,
+            // A copy that is only sent leaves the frame as it is.
+            Action::Clone(inner) if inner.iter().all(|action| matches!(action, Action::Output(_))) => {
+                append(inner, nic, ports, done)?;
+            }
+            _ => return Err(Cause::Order("an action that is not known here")),
+        }
+    }
+    Ok(())
+}
+
+fn output(port: &PortRef, nic: &NicName, ports: &Ports) -> Result<ringspan_protocol::NicPort, Cause> {
+    let (other, found) = ports.find(port).ok_or_else(|| Cause::ForeignOutput(port.to_string()))?;
+    if other == nic { Ok(found) } else { Err(Cause::OtherNic(port.to_string())) }
+}
+
+fn set(key: &Key, done: &mut Vec<Do>) -> Result<(), Cause> {
+    let mut fields: Vec<FieldMatch> = Vec::new();
+    match key {
+        Key::Eth { src, dst } => fields.extend([field(Field::EthSrc, *src)?, field(Field::EthDst, *dst)?]),
+        Key::Ipv4(ip) => {
+            fields.extend([field(Field::Ipv4Src, ip.src)?, field(Field::Ipv4Dst, ip.dst)?]);
+            fields.extend([field(Field::IpTos, ip.tos)?, field(Field::IpTtl, ip.ttl)?]);
+            settable(ip.proto.is_wildcard() && ip.frag.is_none())?;
+        }
+        Key::Ipv6(ip) => {
+            fields.extend([field(Field::Ipv6Src, ip.src)?, field(Field::Ipv6Dst, ip.dst)?]);
+            fields.extend([field(Field::IpTos, ip.tclass)?, field(Field::IpTtl, ip.hlimit)?]);
+            fields.push(field(Field::Ipv6Label, ip.label)?);
+            settable(ip.proto.is_wildcard() && ip.frag.is_none())?;
+        }
+        Key::Tcp(ports) | Key::Udp(ports) | Key::Sctp(ports) => {
+            fields.extend([field(Field::SrcPort, ports.src)?, field(Field::DstPort, ports.dst)?]);
+        }
+        Key::Icmp(icmp) | Key::Icmpv6(icmp) => {
+            fields.extend([field(Field::IcmpType, icmp.kind)?, field(Field::IcmpCode, icmp.code)?]);
+        }
+        Key::Arp(arp) => {
+            fields.extend([
+                field(Field::ArpSpa, arp.sip)?,
+                field(Field::ArpTpa, arp.tip)?,
+                field(Field::ArpOp, arp.op)?,
+            ]);
+            fields.extend([field(Field::ArpSha, arp.sha)?, field(Field::ArpTha, arp.tha)?]);
+        }
+        Key::Vlan(vlan) => {
+            let join = |pcp: u8, vid: u16| u16::from(pcp) << 13 | vid;
+            let value = join(vlan.pcp.value, vlan.vid.value) | TAGGED;
+            fields.push(field(Field::VlanTci, Masked { value, mask: join(vlan.pcp.mask, vlan.vid.mask) })?);
+        }
+        Key::Tunnel(_) => return Err(Cause::SetTunnel),
+        other => return Err(Cause::Field(format!("set {other:?}"))),
+    }
+    done.extend(fields.into_iter().filter(|field| field.mask() != 0).map(Do::Set));
+    Ok(())
+}
+
+fn settable(is: bool) -> Result<(), Cause> {
+    if is { Ok(()) } else { Err(Cause::Field("it sets the IP protocol".into())) }
+}
+
+fn tunnel_push(push: &TunnelPush) -> Result<Push, Cause> {
+    let (kind, udp, id) = match &push.header {
+        // The flag says that there is an id (RFC 7348, section 5); others are extensions.
+        TunnelHeader::Vxlan { udp, flags: 0x0800_0000, vni } => (TunnelKind::Vxlan, udp, *vni),
+        TunnelHeader::Geneve { udp, oam: false, critical: false, vni, options: None } => {
+            (TunnelKind::Geneve, udp, *vni)
+        }
+        _ => return Err(Cause::Field("a tunnel's header with extensions".into())),
+    };
+    let OuterUdp { src, dst, csum } = *udp;
+    let (from, to, tos, ttl, dont_fragment): (IpAddr, IpAddr, u8, u8, bool) = match push.ip {
+        OuterIp::V4 { src, dst, tos, ttl, frag, .. } => (src.into(), dst.into(), tos, ttl, frag & 0x4000 != 0),
+        OuterIp::V6 { src, dst, tclass, hlimit, label: 0, .. } => (src.into(), dst.into(), tclass, hlimit, false),
+        OuterIp::V6 { .. } => return Err(Cause::Field("a tunnel with a flow label".into())),
+    };
+    Ok(Push {
+        kind,
+        id,
+        eth_src: push.eth_src,
+        eth_dst: push.eth_dst,
+        src: from,
+        dst: to,
+        tos,
+        ttl,
+        dont_fragment,
+        src_port: (src != 0).then_some(src),
+        dst_port: dst,
+        checksum: csum != 0,
+        options: String::new(),
+    })
+}

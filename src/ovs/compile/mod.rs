@@ -1,0 +1,91 @@
+//! From a flow of OVS's datapath to a rule of a NIC's switch, or to the reason why there is none.
+//!
+//! A rule may match less than its flow: what it misses goes to OVS as before. It never matches more, and never does anything else than
+//! the flow. What cannot be said exactly is therefore refused, with a [`Cause`].
+
+mod actions;
+mod cause;
+mod matches;
+mod ports;
+#[cfg(test)]
+mod tests;
+
+use ringspan_protocol::rule::{Match, Rule, RuleId};
+use ringspan_protocol::{NicName, NicPort};
+
+pub(crate) use cause::Cause;
+pub(crate) use ports::{Ports, TunnelIn};
+
+use super::flow::action::Action;
+use super::flow::key::{Key, PortRef};
+use super::flow::{Flow, obstacle};
+
+/// Compiles a flow.
+///
+/// # Errors
+/// The first reason why it stays with OVS.
+pub(crate) fn compile(flow: &Flow, ports: &Ports) -> Result<(NicName, Rule), Cause> {
+    let ufid = flow.ufid.ok_or(Cause::NoUfid)?;
+    if let Some(reason) = first_obstacle(flow) {
+        return Err(Cause::Flow(reason));
+    }
+    let port = in_port(&flow.keys).ok_or(Cause::NoInPort)?;
+    let tunnel = flow.keys.iter().find_map(|key| match key {
+        Key::Tunnel(tunnel) => Some(&**tunnel),
+        _ => None,
+    });
+    let (nic, in_port, mut fields) = match tunnel {
+        None => {
+            let (nic, in_port) = ports.find(port).ok_or_else(|| Cause::ForeignPort(port.to_string()))?;
+            (nic, in_port, Vec::new())
+        }
+        // What comes out of a tunnel comes in by the uplink whose flow takes it out.
+        Some(tunnel) => {
+            let through = ports.tunnel(port).ok_or_else(|| Cause::ForeignTunnel(port.to_string()))?;
+            (&through.nic, NicPort::Uplink, matches::tunnel(tunnel, through)?)
+        }
+    };
+    matches::keys(&flow.keys, &mut fields)?;
+    let matches = Match::new(fields).map_err(|twice| Cause::Field(twice.to_string()))?;
+    let actions = actions::actions(&flow.actions, nic, ports, tunnel.is_some())?;
+    let rule = Rule { id: RuleId(ufid.0), priority: 0, in_port, matches, actions, refresh: true };
+    rule.check().map_err(|error| Cause::Rule(error.to_string()))?;
+    Ok((nic.clone(), rule))
+}
+
+/// What no engine can do. Of what the host knows of a packet and what a connection's state is, nothing is set on one that just came
+/// from a NIC: a match on that fulfils itself.
+fn first_obstacle(flow: &Flow) -> Option<obstacle::Reason> {
+    let fulfilled = |key: &Key| match key {
+        Key::SkbMark(field) | Key::SkbPriority(field) | Key::CtMark(field) => field.value & field.mask == 0,
+        Key::CtState(field) => field.value.0 & field.mask.0 == 0,
+        Key::CtZone(field) => field.value & field.mask == 0,
+        Key::CtLabel(field) => field.value & field.mask == 0,
+        _ => false,
+    };
+    let reason = flow.first_reason()?;
+    if !flow.keys.iter().any(fulfilled) {
+        return Some(reason);
+    }
+    let rest = Flow { keys: flow.keys.iter().filter(|key| !fulfilled(key)).cloned().collect(), ..flow.clone() };
+    rest.first_reason()
+}
+
+fn in_port(keys: &[Key]) -> Option<&PortRef> {
+    keys.iter().find_map(|key| match key {
+        Key::InPort { port, mask } if *mask == u32::MAX || matches!(port, PortRef::Name(_)) => Some(port),
+        _ => None,
+    })
+}
+
+/// The tunnel that a flow takes packets out of, with what is needed to have rules for what is inside: nothing unless it does
+/// just that, for packets from a NIC's uplink.
+pub(crate) fn tunnel_in(flow: &Flow, ports: &Ports) -> Option<(PortRef, TunnelIn)> {
+    let [Action::TunnelPop(port)] = &flow.actions[..] else { return None };
+    let (nic, NicPort::Uplink) = ports.find(in_port(&flow.keys)?)? else { return None };
+    let udp = flow.keys.iter().find_map(|key| match key {
+        Key::Udp(ports) if ports.dst.is_exact() => Some(ports.dst.value),
+        _ => None,
+    })?;
+    Some((port.clone(), TunnelIn::new(nic.clone(), port, udp)?))
+}

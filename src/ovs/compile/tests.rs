@@ -1,0 +1,148 @@
+//! Flows as OVS prints them, and the rules that they become.
+
+use ringspan_protocol::{NicName, NicPort};
+
+use super::{Cause, Ports, compile, tunnel_in};
+use crate::ovs::flow::Flow;
+use crate::ovs::flow::parse::{self, Names};
+
+/// What stands in every line of the userspace datapath.
+const ANY: &str =
+    "skb_priority(0/0),skb_mark(0/0),ct_state(0/0),ct_zone(0/0),ct_mark(0/0),ct_label(0/0),recirc_id(0),dp_hash(0/0)";
+const IP: &str = "in_port(nic0_vf0),packet_type(ns=0,id=0),eth(src=02:00:00:00:00:01,dst=02:00:00:00:00:02),eth_type(0x0800),\
+    ipv4(src=10.0.0.1/255.255.255.0,dst=10.0.0.2/0.0.0.0,proto=17/0,tos=0/0,ttl=64/0,frag=no)";
+
+fn ports() -> Ports {
+    let mut ports = Ports::default();
+    let vfs = || std::iter::once(NicPort::Uplink).chain((0..4).map(NicPort::Vf));
+    for nic in ["nic0", "nic1"] {
+        ports.add_nic(&nic.parse().unwrap(), vfs());
+    }
+    ports
+}
+
+fn flow(keys: &str, actions: &str) -> Flow {
+    let text = format!(
+        "ufid:0d7c5e2a-0000-0000-0000-000000000007, {ANY},{keys}, packets:0, bytes:0, used:never, dp:ovs, actions:{actions}"
+    );
+    parse::flow(&text, 1, Names::Allowed).unwrap_or_else(|error| panic!("{text}: {error:?}"))
+}
+
+/// Fields and actions of the rule, as text.
+fn rule(ports: &Ports, keys: &str, actions: &str) -> Result<(String, String), Cause> {
+    let (nic, rule) = compile(&flow(keys, actions), ports)?;
+    assert_eq!(nic, "nic0".parse::<NicName>().unwrap());
+    let fields: Vec<String> = rule.matches.fields().iter().map(ToString::to_string).collect();
+    let does = serde_json::to_string(&rule.actions).unwrap().replace('"', "");
+    Ok((format!("{} {}", rule.in_port, fields.join(" ")), does))
+}
+
+#[test]
+fn a_flow_between_two_vfs_is_the_same_rule() {
+    let (fields, does) = rule(&ports(), IP, "nic0_vf1").unwrap();
+    assert_eq!(
+        fields,
+        "vf0 eth_src=02:00:00:00:00:01 eth_dst=02:00:00:00:00:02 eth_type=0x800 vlan_tci=0x0/0x1000 \
+         ipv4_src=10.0.0.0/255.255.255.0 ip_frag=0"
+    );
+    assert_eq!(does, "[{output:vf1}]");
+}
+
+#[test]
+fn a_vlan_is_matched_with_its_presence_and_what_is_behind_it() {
+    let keys = "in_port(nic0),packet_type(ns=0,id=0),eth(src=02:00:00:00:00:01,dst=02:00:00:00:00:02),eth_type(0x8100),\
+        vlan(vid=10,pcp=0/0x0),encap(eth_type(0x0806),arp(sip=10.0.0.1,tip=10.0.0.2/0.0.0.0,op=1,sha=02:00:00:00:00:01/00:00:00:00:00:00,\
+        tha=00:00:00:00:00:00/00:00:00:00:00:00))";
+    let (fields, does) = rule(&ports(), keys, "pop_vlan,nic0_vf2").unwrap();
+    assert_eq!(
+        fields,
+        "uplink eth_src=02:00:00:00:00:01 eth_dst=02:00:00:00:00:02 eth_type=0x806 vlan_tpid=0x8100 vlan_tci=0x100a/0x1fff \
+         inner_vlan_tci=0x0/0x1000 arp_op=1 arp_spa=10.0.0.1"
+    );
+    assert_eq!(does, "[pop-vlan,{output:vf2}]");
+}
+
+#[test]
+fn actions_keep_their_order_and_end_with_the_last_output() {
+    let set =
+        "set(eth(dst=02:00:00:00:00:09)),set(ipv4(ttl=63)),push_vlan(vid=7,pcp=3),nic0,pop_vlan,nic0_vf1,pop_vlan";
+    let keys = IP.replace("ttl=64/0", "ttl=64");
+    let (_, does) = rule(&ports(), &keys, set).unwrap();
+    assert_eq!(
+        does,
+        "[{set:eth_dst=02:00:00:00:00:09},{set:ip_ttl=63},{push-vlan:{tpid:33024,tci:28679}},{output:uplink},pop-vlan,{output:vf1}]"
+    );
+    assert_eq!(rule(&ports(), IP, "drop").unwrap().1, "[drop]");
+    assert_eq!(rule(&ports(), IP, "clone(nic0_vf1),nic0_vf2").unwrap_err().code(), "action-clone");
+}
+
+#[test]
+fn what_cannot_be_a_rule_says_why() {
+    let recirculated = IP.replace("in_port", "recirc_id(0x5),in_port");
+    for (keys, actions, code) in [
+        (IP.replace("nic0_vf0", "br0"), "nic0_vf1", "in-port"),
+        (IP.into(), "br0", "output"),
+        (IP.into(), "nic0_vf1,br0", "output"),
+        (IP.into(), "nic1_vf1", "other-nic"),
+        (IP.into(), "ct(commit),nic0_vf1", "action-conntrack"),
+        (IP.into(), "meter(0),nic0_vf1", "meter"),
+        (IP.into(), "userspace(pid=0,slow_path(lldp))", "action-userspace"),
+        (IP.into(), "recirc(0x1)", "action-recirculate"),
+        (IP.into(), "tnl_pop(vxlan_sys_4789)", "tunnel-pop"),
+        (IP.into(), "pop_vlan,nic0_vf1", "rule"),
+    ] {
+        let cause = rule(&ports(), &keys, actions).unwrap_err();
+        assert_eq!(cause.code(), code, "{keys} {actions}");
+        assert!(!cause.sentence().is_empty());
+    }
+    // Twice in one line is no flow at all.
+    assert!(parse::flow(&format!("{ANY},{recirculated}, actions:drop"), 1, Names::Allowed).is_err());
+}
+
+#[test]
+fn what_a_fresh_packet_fulfils_by_itself_is_no_obstacle() {
+    let with = |part: &str, by: &str| {
+        let text = format!(
+            "ufid:0d7c5e2a-0000-0000-0000-000000000007, {ANY},{IP}, packets:0, bytes:0, used:never, actions:nic0_vf1"
+        );
+        let changed = text.replace(part, by);
+        assert_ne!(changed, text);
+        compile(&parse::flow(&changed, 1, Names::Allowed).unwrap(), &ports()).map(drop)
+    };
+    assert_eq!(with("ct_state(0/0)", "ct_state(-trk)"), Ok(()));
+    assert_eq!(with("skb_mark(0/0)", "skb_mark(0)"), Ok(()));
+    assert_eq!(with("ct_state(0/0)", "ct_state(+est+trk)").unwrap_err().code(), "match-conntrack");
+    assert_eq!(with("skb_mark(0/0)", "skb_mark(0x1)").unwrap_err().code(), "match-metadata");
+    assert_eq!(with("recirc_id(0)", "recirc_id(0x5)").unwrap_err().code(), "match-recirculated");
+}
+
+#[test]
+fn what_is_inside_a_tunnel_becomes_a_rule_of_the_uplink_that_it_comes_in_by() {
+    let outer = "in_port(nic0),packet_type(ns=0,id=0),eth(src=02:00:00:00:00:01,dst=02:00:00:00:00:02),eth_type(0x0800),\
+        ipv4(src=172.16.0.2,dst=172.16.0.1,proto=17,tos=0/0,ttl=64/0,frag=no),udp(src=41000/0,dst=4789)";
+    let inner = "tunnel(tun_id=0x64,src=172.16.0.2,dst=172.16.0.1,ttl=64/0,tp_src=41000/0,tp_dst=4789/0,flags(-df-csum+key)),\
+        in_port(vxlan_sys_4789),packet_type(ns=0,id=0),eth(src=02:00:00:00:00:01,dst=02:00:00:00:00:02),eth_type(0x0800),\
+        ipv4(src=10.0.0.1/0.0.0.0,dst=10.0.0.2/0.0.0.0,proto=17/0,tos=0/0,ttl=64/0,frag=no)";
+    let mut ports = ports();
+    assert_eq!(rule(&ports, inner, "nic0_vf1").unwrap_err().code(), "tunnel-port");
+    let (port, tunnel) = tunnel_in(&flow(outer, "tnl_pop(vxlan_sys_4789)"), &ports).unwrap();
+    assert!(ports.set_tunnel(&port, tunnel.clone()) && !ports.set_tunnel(&port, tunnel));
+    let (fields, does) = rule(&ports, inner, "nic0_vf1").unwrap();
+    assert_eq!(
+        fields,
+        "uplink eth_src=02:00:00:00:00:01 eth_dst=02:00:00:00:00:02 eth_type=0x800 vlan_tci=0x0/0x1000 ip_frag=0 tunnel_kind=1 \
+         tunnel_id=0x64 tunnel_ipv4_src=172.16.0.2 tunnel_ipv4_dst=172.16.0.1 tunnel_tos=0x0 tunnel_tp_dst=4789 tunnel_flags=0x0/0x3"
+    );
+    assert_eq!(does, "[tunnel-pop,{output:vf1}]");
+    assert_eq!(rule(&ports, inner, "drop").unwrap().1, "[drop]");
+}
+
+#[test]
+fn a_tunnel_that_is_pushed_has_its_headers() {
+    let push = "clone(tnl_push(tnl_port(vxlan_sys_4789),header(size=50,type=4,eth(dst=02:00:00:00:00:0b,src=02:00:00:00:00:0a,dl_type=0x0800),\
+        ipv4(src=172.16.0.1,dst=172.16.0.2,proto=17,tos=0,ttl=64,frag=0x4000),udp(src=0,dst=4789,csum=0x0),vxlan(flags=0x8000000,vni=0x64)),\
+        out_port(br-phy)),nic0)";
+    let (_, does) = rule(&ports(), IP, push).unwrap();
+    assert!(does.starts_with("[{tunnel-push:{kind:vxlan,id:100,eth_src:02:00:00:00:00:0a,"), "{does}");
+    assert!(does.contains("dont_fragment:true,dst_port:4789") && does.ends_with(",{output:uplink}]"), "{does}");
+}
