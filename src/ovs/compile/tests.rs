@@ -3,8 +3,8 @@
 use ringspan_protocol::{NicName, NicPort};
 
 use super::{Cause, Ports, compile, tunnel_in};
-use crate::ovs::flow::Flow;
-use crate::ovs::flow::parse::{self, Names};
+use crate::ovs::flow::parse;
+use crate::ovs::flow::{Flow, Names};
 
 /// What stands in every line of the userspace datapath.
 const ANY: &str =
