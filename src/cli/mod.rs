@@ -5,6 +5,7 @@
 mod client;
 mod events;
 mod flow;
+mod kernel_flows;
 mod options;
 mod ovs;
 mod port;
@@ -99,6 +100,7 @@ fn run(options: Options) -> Result<(), Failure> {
         Command::Ovs(command) => ovs::run(client()?, command),
         Command::Job(command) => job(client()?, command),
         Command::Flow(Flow::Parse { file, json }) => flow::parse(&file, json),
+        Command::Flow(Flow::Dump { datapath, follow, json }) => kernel_flows::dump(&datapath, follow, json),
         Command::Call { method, params } => {
             let params = match params {
                 Some(text) => serde_json::from_str(&text)

@@ -302,6 +302,18 @@ pub(super) enum Flow {
         #[arg(long)]
         json: bool,
     },
+    /// Print the flows of the kernel's datapath as ovs-appctl dpctl/dump-flows -m does, read from the kernel; neither the daemon nor Open vSwitch is asked.
+    Dump {
+        /// The datapath's name.
+        #[arg(long, default_value = "ovs-system")]
+        datapath: String,
+        /// Go on with each change: + and the flow that is new or another, - and the name of one that is gone.
+        #[arg(long)]
+        follow: bool,
+        /// Print each as JSON, one object a line, with the parts that keep it from being offloaded.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// The words of a port's role.

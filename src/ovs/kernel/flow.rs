@@ -29,25 +29,25 @@ pub enum Told {
 /// A flow of which a part is not understood: it is there, and nothing may be concluded from it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unreadable {
-    /// OVS's name of it.
-    pub ufid: Ufid,
+    /// OVS's name of it; one that another tool made has none.
+    pub ufid: Option<Ufid>,
     /// What is not understood.
     pub reason: DecodeError,
 }
 
-/// The name of the flow that a message is about.
+/// The name of the flow that a message is about. OVS gives one to each; the kernel knows others by what they match.
 ///
 /// # Errors
-/// It has none: it was not made by OVS, which always gives one.
-pub fn ufid(body: &[u8]) -> Result<Ufid, DecodeError> {
-    let value = find(body, UFID)?.ok_or(DecodeError::Missing { what: "ufid" })?;
-    Ok(Ufid::from_netlink(Attribute { kind: UFID, value }.array("ufid")?))
+/// It is no name that OVS gives.
+pub fn ufid(body: &[u8]) -> Result<Option<Ufid>, DecodeError> {
+    let name = |value| Ok(Ufid::from_netlink(Attribute { kind: UFID, value }.array("ufid")?));
+    find(body, UFID)?.map(name).transpose()
 }
 
 /// The flow that a message is about.
 ///
 /// # Errors
-/// It has no name.
+/// Its name is none that OVS gives.
 pub fn told(body: &[u8]) -> Result<Told, DecodeError> {
     let ufid = ufid(body)?;
     Ok(match flow(body, ufid) {
@@ -56,7 +56,7 @@ pub fn told(body: &[u8]) -> Result<Told, DecodeError> {
     })
 }
 
-fn flow(body: &[u8], ufid: Ufid) -> Result<Flow, DecodeError> {
+fn flow(body: &[u8], ufid: Option<Ufid>) -> Result<Flow, DecodeError> {
     let (mut key, mut mask, mut does) = (None, None, None);
     let mut stats = Stats::default();
     for attribute in attributes(body) {
@@ -81,11 +81,12 @@ fn flow(body: &[u8], ufid: Ufid) -> Result<Flow, DecodeError> {
         }
     }
     Ok(Flow {
-        ufid: Some(ufid),
+        ufid,
         keys: keys(key.ok_or(DecodeError::Missing { what: "key" })?, mask)?,
         stats,
         offloaded: None,
-        layer: None,
+        // As OVS says of what it has from its kernel module.
+        layer: Some("ovs".into()),
         actions: actions(does.ok_or(DecodeError::Missing { what: "list of actions" })?)?,
         extra: None,
     })

@@ -105,6 +105,8 @@ pub enum Change {
     Put(Told),
     /// It is gone.
     Deleted(Ufid),
+    /// One without a name is gone, which another tool than OVS had made: which one, a new dump says.
+    DeletedUnnamed,
 }
 
 /// A datapath of the kernel.
@@ -225,7 +227,7 @@ fn change(message: &Message<'_>, family: u16, index: u32) -> Result<Option<Chang
     }
     match message.command {
         CMD_NEW | CMD_SET => Ok(Some(Change::Put(told(body)?))),
-        CMD_DEL => Ok(Some(Change::Deleted(flow::ufid(body)?))),
+        CMD_DEL => Ok(Some(flow::ufid(body)?.map_or(Change::DeletedUnnamed, Change::Deleted))),
         _ => Ok(None),
     }
 }

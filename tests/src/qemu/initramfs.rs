@@ -27,6 +27,7 @@ $b mkdir /t/host /t/upper /t/work /t/root
 $b mount -t 9p -o trans=virtio,version=9p2000.L,ro,msize=512000,cache=loose host /t/host || echo "ringspan-guest: no 9p root" >/dev/console
 $b mount -t overlay -o lowerdir=/t/host,upperdir=/t/upper,workdir=/t/work overlay /t/root || echo "ringspan-guest: no overlay" >/dev/console
 for d in run tmp; do $b mkdir -p /t/root/$d; $b mount -t tmpfs tmpfs /t/root/$d; done
+$b mkdir /t/root/run/host; $b mount --bind /t/host /t/root/run/host
 $b cp /agent /bin/busybox /t/root/run/
 $b mkdir -p /t/root/usr/lib/modules /t/root/lib
 release=$($b uname -r)

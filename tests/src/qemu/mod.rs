@@ -134,6 +134,11 @@ impl Guest {
         self.run(script, limit)?.success(&format!("in the guest: {script}"))
     }
 
+    /// Where a file of the host is in the guest: under /run/host, because the guest has a /run and a /tmp of its own.
+    pub fn path_of(&self, file: &Path) -> String {
+        format!("/run/host{}", file.display())
+    }
+
     /// Reboots the guest by the monitor's reset, which it cannot refuse, and waits until it is up again.
     pub fn reset(&mut self) -> Result<()> {
         self.monitor.execute("system_reset", Duration::from_secs(10))?;

@@ -1,0 +1,120 @@
+//! The kernel's own OVS datapath, in a guest: what ringspan reads from the kernel is what OVS's tools print.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use ringspan_testkit::qemu::{Guest, GuestSpec};
+use ringspan_testkit::{needs, paths};
+
+/// A datapath of its own, with two ports; no switch that would take flows away.
+const DATAPATH: &str = "modprobe openvswitch && modprobe veth && ovs-dpctl add-dp dp0 && ip link add v1 type veth peer name w1 \
+     && ip link add v2 type veth peer name w2 && ovs-dpctl add-if dp0 v1 && ovs-dpctl add-if dp0 v2";
+
+/// One of each kind of match and action that the kernel takes, as matches and actions of `ovs-dpctl add-flow`.
+const FLOWS: &[(&str, &str)] = &[
+    (
+        "in_port(1),eth(src=02:00:00:00:00:01,dst=02:00:00:00:00:02),eth_type(0x0800),ipv4(src=10.0.0.1,dst=10.0.0.0/255.255.255.0,proto=6,ttl=64,frag=no),tcp(src=80,dst=0x1000/0xf000),tcp_flags(+syn-ack)",
+        "2",
+    ),
+    (
+        "in_port(1),eth(src=02:00:00:00:00:02),eth_type(0x0800),ipv4(proto=17,tos=0x10/0xfc,frag=first),udp(dst=53)",
+        "set(ipv4(ttl=9)),set(eth(dst=02:00:00:00:00:09)),2",
+    ),
+    (
+        "in_port(1),eth(src=02:00:00:00:00:03),eth_type(0x0800),ipv4(proto=1,frag=no),icmp(type=8,code=0)",
+        "push_vlan(vid=7,pcp=3),1,2",
+    ),
+    ("in_port(1),eth(src=02:00:00:00:00:04),eth_type(0x0800),ipv4(proto=132,frag=no),sctp(dst=5)", ""),
+    (
+        "in_port(1),eth(src=02:00:00:00:00:05),eth_type(0x86dd),ipv6(src=2001:db8::1,dst=2001:db8::/ffff:ffff::,label=0x12345,proto=58,hlimit=255,frag=no),icmpv6(type=135,code=0),nd(target=2001:db8::5,sll=02:00:00:00:00:01)",
+        "2",
+    ),
+    (
+        "in_port(1),eth(src=02:00:00:00:00:06),eth_type(0x0806),arp(sip=10.0.0.1,tip=10.0.0.2,op=1,sha=02:00:00:00:00:01)",
+        "1",
+    ),
+    (
+        "in_port(2),eth(src=02:00:00:00:00:07),eth_type(0x8100),vlan(vid=7,pcp=3),encap(eth_type(0x0800),ipv4(frag=no))",
+        "pop_vlan,1",
+    ),
+    (
+        "in_port(2),eth(src=02:00:00:00:00:08),eth_type(0x88a8),vlan(vid=8,pcp=0),encap(eth_type(0x8100),vlan(vid=9,pcp=1),encap(eth_type(0x0800),ipv4(frag=no)))",
+        "pop_vlan,pop_vlan,1",
+    ),
+    (
+        "recirc_id(0x5),skb_mark(0x7/0xff),in_port(2),ct_state(+est+trk-new),ct_zone(0x9),ct_mark(0x1/0x3),ct_label(0x1234/0xffff),eth(src=02:00:00:00:00:09),eth_type(0x0800),ipv4(frag=no)",
+        "ct(commit,zone=9,mark=0x1/0x3,label=0x5/0xff,nat(src=10.0.0.5-10.0.0.9:1000-2000)),recirc(6)",
+    ),
+    (
+        "tunnel(tun_id=0x7,src=192.0.2.1,dst=192.0.2.2,tos=0x0,ttl=64,flags(-df+csum+key)),in_port(2),eth(src=02:00:00:00:00:0a),eth_type(0x0800),ipv4(frag=no)",
+        "set(tunnel(tun_id=0x8,dst=192.0.2.3,ttl=64,tp_dst=4789,flags(df|key))),1",
+    ),
+    (
+        "in_port(2),eth(src=02:00:00:00:00:0b),eth_type(0x8847),mpls(label=100,tc=3,ttl=64,bos=1)",
+        "add_mpls(label=5,tc=1,ttl=9,bos=0,eth_type=0x8847),1",
+    ),
+    (
+        "in_port(2),eth(src=02:00:00:00:00:0c),eth_type(0x0800),ipv4(frag=no)",
+        "sample(sample=25.0%,actions(1)),clone(push_vlan(vid=1,pcp=0),1),trunc(100),2",
+    ),
+    (
+        "in_port(2),eth(src=02:00:00:00:00:0d),eth_type(0x0800),ipv4(frag=no)",
+        "check_pkt_len(size=1500,gt(1),le(2)),userspace(pid=5,userdata(0102)),ct_clear,2",
+    ),
+];
+
+#[test]
+fn flows_of_the_kernel_are_printed_as_ovs_prints_them_and_changes_are_told() -> Result<()> {
+    needs!(Root, Guest, Ringspan, Program("ovs-dpctl"));
+    let mut guest = Guest::boot(&GuestSpec::default())?;
+    let ringspan = guest.path_of(&paths::program("ringspan")?);
+    guest.sh(DATAPATH)?;
+    // It listens before it asks what there is: once the first flow is told, so will be all that follow.
+    let first = "in_port(1),eth(src=02:00:00:00:00:ff),eth_type(0x0800),ipv4(frag=no)";
+    guest.sh(&format!(
+        "ovs-dpctl add-flow dp0 '{first}' 2
+         {ringspan} flow dump --datapath dp0 --follow >/run/told 2>&1 &
+         until grep -q 02:00:00:00:00:ff /run/told; do sleep 0.1; done"
+    ))?;
+    for (number, (matches, actions)) in FLOWS.iter().enumerate() {
+        guest.sh(&format!("ovs-dpctl add-flow dp0 '{},{matches}' '{actions}'", name(number)))?;
+    }
+    // The first one has no name, and OVS prints it in another way.
+    guest.sh(&format!("ovs-dpctl del-flow dp0 '{first}'"))?;
+    let sorted = |text: String| {
+        let mut lines: Vec<String> = text.lines().map(String::from).collect();
+        lines.sort();
+        lines
+    };
+    let theirs = sorted(guest.sh("ovs-dpctl --no-names -m dump-flows dp0")?);
+    let ours = sorted(guest.sh(&format!("{ringspan} flow dump --datapath dp0"))?);
+    ensure!(ours == theirs && ours.len() == FLOWS.len(), "the kernel's flows are\n{theirs:#?}\nand not\n{ours:#?}");
+
+    let second = FLOWS[1].0;
+    guest.sh(&format!(
+        "ovs-dpctl mod-flow dp0 '{},{second}' 1 && ovs-dpctl del-flow dp0 '{},{second}'",
+        name(1),
+        name(1)
+    ))?;
+    guest.sh(&format!("until grep -q '^- {}' /run/told; do sleep 0.1; done", name(1)))?;
+    let told = guest.sh("sed 1d /run/told")?;
+    let mut told = told.lines();
+    for line in &theirs {
+        ensure!(
+            told.next().is_some_and(|told| told.strip_prefix("+ ") == Some(line)),
+            "it was not told that there is\n{line}"
+        );
+    }
+    ensure!(told.next() == Some("- a flow without a name"), "the end of the first flow was not told");
+    let changed = told.next().context("that the flow is another one was not told")?;
+    ensure!(changed.starts_with(&format!("+ {},", name(1))) && changed.ends_with("actions:1"), "told was {changed}");
+    ensure!(told.next() == Some(&format!("- {}", name(1))) && told.next().is_none(), "more was told");
+    let absent = guest.run(&format!("{ringspan} flow dump --datapath dp1"), Duration::from_secs(20))?;
+    ensure!(absent.text.contains("no datapath `dp1`; there is dp0"), "without a datapath: {}", absent.text);
+    Ok(())
+}
+
+/// OVS's name of a flow.
+fn name(number: usize) -> String {
+    format!("ufid:{number:08x}-0000-4000-8000-00000000abcd")
+}
