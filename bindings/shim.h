@@ -130,6 +130,8 @@ int shim_tx_done(uint16_t port, uint16_t queue);
 
 /* rte_ring_dequeue_burst(): up to n packets out of a software ring. */
 unsigned int shim_ring_take(struct rte_ring *ring, struct rte_mbuf **packets, unsigned int n);
+/* rte_ring_enqueue_burst(): gives away the first of the packets, and says how many. */
+unsigned int shim_ring_give(struct rte_ring *ring, struct rte_mbuf **packets, unsigned int n);
 
 /*
  * Ports whose device arguments match (RTE_ETH_FOREACH_MATCHING_DEV), in DPDK's order: at most `room` ids are written to

@@ -200,6 +200,11 @@ impl<T> Classifier<T> {
         self.entries.get_mut(place as usize)?.as_mut().map(|entry| &mut entry.body)
     }
 
+    /// How important the rule at a place is; `None` is less than any.
+    pub fn priority(&self, place: u32) -> Option<u32> {
+        self.entry(place).map(|entry| entry.priority)
+    }
+
     /// The body of a rule.
     pub fn get(&self, id: RuleId) -> Option<&T> {
         self.by_id.get(&id).and_then(|place| self.entry(*place)).map(|entry| &entry.body)

@@ -7,5 +7,9 @@ pub mod actions;
 pub mod checksum;
 pub mod classifier;
 pub mod key;
+pub mod nic;
+pub mod slow;
+pub mod switch;
+pub mod tap;
 #[cfg(test)]
 mod tests;

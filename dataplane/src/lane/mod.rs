@@ -1,6 +1,7 @@
 //! A lane: its workers, its ports, and what control may ask of it.
 
 mod balancer;
+mod nics;
 mod server;
 
 use std::collections::BTreeMap;
@@ -11,8 +12,8 @@ use std::time::Duration;
 
 use crossbeam::channel::{self, Receiver, Sender};
 use ringspan_protocol::{
-    Failure, FailureKind, LaneEventKind, LaneInfo, LaneLoad, NicName, PortChange, PortName, PortSpec, PortStatus,
-    Reply, Request, VERSION,
+    Failure, FailureKind, LaneEventKind, LaneInfo, LaneLoad, PortChange, PortName, PortSpec, PortStatus, Reply,
+    Request, VERSION,
 };
 
 use crate::events::EventLog;
@@ -42,6 +43,7 @@ pub struct Lane {
     journals: PathBuf,
     private_dir: PathBuf,
     load: Mutex<LaneLoad>,
+    nics: Mutex<nics::Nics>,
     stop: Sender<()>,
 }
 
@@ -78,6 +80,7 @@ impl Lane {
             journals: journals.into(),
             private_dir: private_dir.into(),
             load: Mutex::default(),
+            nics: Mutex::default(),
             stop,
         };
         (Arc::new(lane), Ends { faults: fault_end, stop: stop_end })
@@ -97,13 +100,13 @@ impl Lane {
                 Ok(Reply::Events(self.events.after(after, wait)))
             }
             Request::LaneLoad => Ok(Reply::Load(self.load())),
-            Request::NicList => Ok(Reply::Nics(Vec::new())),
-            Request::NicAdd(spec) => Err(self.no_nic(&spec.name)),
-            Request::NicRemove { name: nic, .. }
-            | Request::RuleInstall { nic, .. }
-            | Request::RuleRemove { nic, .. }
-            | Request::RuleCounters { nic, .. }
-            | Request::RuleList { nic, .. } => Err(self.no_nic(&nic)),
+            request @ (Request::NicAdd(_)
+            | Request::NicRemove { .. }
+            | Request::NicList
+            | Request::RuleInstall { .. }
+            | Request::RuleRemove { .. }
+            | Request::RuleCounters { .. }
+            | Request::RuleList { .. }) => self.answer_nic(request),
             // Only after the answer was sent: see `shut_down`.
             Request::Shutdown => Ok(Reply::Done),
         };
@@ -209,13 +212,6 @@ impl Lane {
         Ok(Reply::Stats(stats))
     }
 
-    fn no_nic(&self, name: &NicName) -> Failure {
-        Failure::new(
-            FailureKind::Unsupported,
-            format!("lane {}: this version has no software NIC {name}", self.info.name),
-        )
-    }
-
     fn not_found(&self, name: &PortName) -> Failure {
         Failure::new(FailureKind::NotFound, format!("lane {} has no port {name}: see port list", self.info.name))
     }
@@ -268,6 +264,7 @@ impl Lane {
             tracing::info!(port = %name, "closing");
             drop(port);
         }
+        self.close_nics();
     }
 
     fn change(&self) -> MutexGuard<'_, ()> {

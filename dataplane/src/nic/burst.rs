@@ -195,6 +195,36 @@ impl Burst {
     }
 }
 
+/// Where the frames of a burst go.
+pub trait Deal {
+    /// The burst for the frame at this place of the old one, or `None` to drop it. One without room drops it, too.
+    fn to(&mut self, place: usize) -> Option<&mut Burst>;
+}
+
+impl Burst {
+    /// Gives every frame away, in order.
+    #[inline]
+    pub fn deal(&mut self, to: &mut impl Deal) {
+        let mut dropped = 0;
+        for place in 0..self.len {
+            let frame = self.frames[place];
+            match to.to(place) {
+                Some(burst) if burst.len < BURST => {
+                    burst.frames[burst.len] = frame;
+                    burst.len += 1;
+                }
+                _ => {
+                    self.frames[dropped] = frame;
+                    dropped += 1;
+                }
+            }
+        }
+        // SAFETY: the first `dropped` places are frames of this burst that were not given away, and are out of reach afterwards.
+        unsafe { sys::shim_free_bulk(self.frames.as_mut_ptr(), dropped as u32) };
+        self.len = 0;
+    }
+}
+
 impl Drop for Burst {
     fn drop(&mut self) {
         self.clear();
@@ -375,6 +405,43 @@ impl<'a> FrameMut<'a> {
             set_field(self.head, sys::SHIM_MBUF_DATA_LEN, len as u16);
             set_field(self.head, sys::SHIM_MBUF_PKT_LEN, len as u32);
         }
+    }
+
+    /// Puts `bytes` more in front, whose values are whatever they are. False when the buffer has no room before the frame.
+    #[inline]
+    pub fn prepend(&mut self, bytes: usize) -> bool {
+        // SAFETY: the fields of a valid frame that is ours; what is in front of the data, up to the buffer's beginning, is free.
+        unsafe {
+            let offset = field::<u16>(self.head, sys::SHIM_MBUF_DATA_OFF);
+            let len = field::<u16>(self.head, sys::SHIM_MBUF_DATA_LEN);
+            let Some(left) = usize::from(offset).checked_sub(bytes) else { return false };
+            let Some(longer) = usize::from(len).checked_add(bytes).and_then(|len| u16::try_from(len).ok()) else {
+                return false;
+            };
+            set_field(self.head, sys::SHIM_MBUF_DATA_OFF, left as u16);
+            set_field(self.head, sys::SHIM_MBUF_DATA_LEN, longer);
+            let total = field::<u32>(self.head, sys::SHIM_MBUF_PKT_LEN);
+            set_field(self.head, sys::SHIM_MBUF_PKT_LEN, total + bytes as u32);
+        }
+        true
+    }
+
+    /// Takes `bytes` off the front. False when the first segment has fewer.
+    #[inline]
+    pub fn strip(&mut self, bytes: usize) -> bool {
+        // SAFETY: the fields of a valid frame that is ours; the data stays within its buffer.
+        unsafe {
+            let offset = field::<u16>(self.head, sys::SHIM_MBUF_DATA_OFF);
+            let len = field::<u16>(self.head, sys::SHIM_MBUF_DATA_LEN);
+            if bytes > usize::from(len) {
+                return false;
+            }
+            set_field(self.head, sys::SHIM_MBUF_DATA_OFF, offset + bytes as u16);
+            set_field(self.head, sys::SHIM_MBUF_DATA_LEN, len - bytes as u16);
+            let total = field::<u32>(self.head, sys::SHIM_MBUF_PKT_LEN);
+            set_field(self.head, sys::SHIM_MBUF_PKT_LEN, total - bytes as u32);
+        }
+        true
     }
 
     /// Copies `bytes` in as the whole frame.

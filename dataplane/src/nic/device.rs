@@ -18,8 +18,9 @@ use super::pool::Pool;
 use super::port::Port;
 use super::queue::{QueuePair, RxQueue, TxQueue};
 use super::registry::{self, Registry};
+use super::ring_end::RingEnd;
 use super::wake::Waker;
-use super::{log, patch, pci};
+use super::{log, patch, pci, soft};
 
 /// Most ports that one probe can make: a physical function and its representors.
 const MOST_PORTS: usize = sys::SHIM_MAX_ETHPORTS as usize;
@@ -248,7 +249,7 @@ impl Device {
                 pool: self.pool.clone(),
                 index,
                 abilities: self.offloads.tx,
-                bell: self.port.patch().and_then(|end| end.rings(index)).cloned(),
+                bell: self.port.link().and_then(|link| link.rings(index)).cloned(),
                 cleans: self.lending.as_ref().is_ok_and(|lending| lending.cleans),
             },
         };
@@ -257,8 +258,8 @@ impl Device {
 
     /// What wakes the worker of a queue.
     fn waker(&self, queue: u16) -> Waker {
-        match self.port.patch() {
-            Some(end) => end.hears(queue).map_or(Waker::Timer, |bell| Waker::Bell(bell.clone())),
+        match self.port.link() {
+            Some(link) => link.hears(queue).map_or(Waker::Timer, |bell| Waker::Bell(bell.clone())),
             None => Waker::of_interrupt(self.port.id(), queue),
         }
     }
@@ -287,8 +288,7 @@ fn plug(spec: &DeviceSpec, queues: u16) -> Result<Port, DeviceError> {
     let devargs = match spec {
         DeviceSpec::Pci { address, args } => devargs(&format!("pci:{address}"), args),
         DeviceSpec::Vdev { name, args } => devargs(&format!("vdev:{name}"), args),
-        DeviceSpec::Patch { .. } => String::new(),
-        DeviceSpec::Soft { .. } => return Err(DeviceError::Kind { device, kind: "soft" }),
+        DeviceSpec::Patch { .. } | DeviceSpec::Soft { .. } => String::new(),
         DeviceSpec::VhostVdpa { .. } => return Err(DeviceError::Kind { device, kind: "vhost-vdpa" }),
     };
     if Eal::started().is_none() {
@@ -299,13 +299,21 @@ fn plug(spec: &DeviceSpec, queues: u16) -> Result<Port, DeviceError> {
     if registry.has(&identity) {
         return Err(DeviceError::InUse { device });
     }
-    if let DeviceSpec::Patch { name, end } = spec {
+    if let DeviceSpec::Patch { .. } | DeviceSpec::Soft { .. } = spec {
         check_room(&device)?;
-        let (id, end) = patch::plug(&device, name, *end, queues)?;
+        let (id, link) = match spec {
+            DeviceSpec::Soft { nic, vf } => {
+                soft::plug(&device, nic, *vf, queues).map(|(id, end)| (id, RingEnd::Soft(end)))?
+            }
+            DeviceSpec::Patch { name, end } => {
+                patch::plug(&device, name, *end, queues).map(|(id, end)| (id, RingEnd::Patch(end)))?
+            }
+            _ => unreachable!("looked at above"),
+        };
         let (id, info) =
             info_of(id).ok_or(DeviceError::NotFound { device, remedy: String::new(), said: String::new() })?;
         registry.claim(identity, id, info.device);
-        return Ok(Port::new(id, info.device, driver_name(&info), Some(end)));
+        return Ok(Port::new(id, info.device, driver_name(&info), Some(link)));
     }
     // A port may be there already: the uplink of a function that was probed for one of its representors.
     let mut found = free_port(&registry, &identity);

@@ -143,6 +143,14 @@ pub enum DeviceError {
         /// What it can.
         most: u16,
     },
+    /// No such VF.
+    #[error("device {device}: {reason}")]
+    SoftNic {
+        /// The device as it was asked for.
+        device: String,
+        /// Why not, and what to do.
+        reason: String,
+    },
     /// The two ends of a patch differ.
     #[error(
         "device {device}: the other end of the patch has {other} queues, and {asked} were asked for: give both the same `queues`"
@@ -251,6 +259,7 @@ impl From<DeviceError> for Failure {
             NotStarted { .. } | QueuesAway { .. } => (FailureKind::Failed, None),
             Kind { .. } | Queues { .. } | Mtu { .. } => (FailureKind::Unsupported, None),
             PatchQueues { .. } => (FailureKind::Invalid, None),
+            SoftNic { .. } => (FailureKind::NotFound, None),
             NotFound { .. } => (FailureKind::NotFound, None),
             InUse { .. } => (FailureKind::Busy, None),
             PortLimit { .. } | NoMemory { .. } => (FailureKind::NoRoom, None),

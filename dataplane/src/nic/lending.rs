@@ -53,6 +53,7 @@ impl Lending {
             _ if driver.starts_with("mlx") => {
                 Err(format!("{driver} says that frames are sent only with a later one, and cannot be asked"))
             }
+            DeviceSpec::Soft { .. } => Err("a software NIC writes to frames".into()),
             _ if driver == "net_ring" && config.zero_copy == ZeroCopy::Always => Ok(lending),
             _ if driver == "net_ring" => {
                 Err("a software ring holds frames until the other side reads them: zero_copy = \"always\" does it nevertheless".into())

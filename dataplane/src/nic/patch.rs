@@ -4,7 +4,6 @@
 //! belong to the cable, which both ends hold; it goes when the second end is closed.
 
 use std::ffi::CString;
-use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -13,6 +12,7 @@ use ringspan_protocol::PatchEnd;
 
 use super::error::{DeviceError, describe, rte_errno};
 use super::pool;
+use super::ring::Ring;
 use super::wake::Bell;
 
 /// Frames that a ring holds, less one.
@@ -60,16 +60,6 @@ impl End {
     }
 }
 
-/// A ring with one sender and one receiver.
-#[derive(Debug)]
-struct Ring(NonNull<sys::rte_ring>);
-
-// SAFETY: a ring is made for a sender and a receiver in different threads (DPDK programmer's guide, "Ring Library"); who drains it
-// sees to it that there is no other receiver.
-unsafe impl Send for Ring {}
-// SAFETY: as above.
-unsafe impl Sync for Ring {}
-
 /// The cables that have an end, by name.
 static CABLES: Mutex<Vec<(String, Weak<Cable>)>> = Mutex::new(Vec::new());
 
@@ -93,7 +83,7 @@ pub(super) fn plug(device: &str, name: &str, end: PatchEnd, queues: u16) -> Resu
         PatchEnd::B => (&cable.to_b, &cable.to_a),
     };
     rx.iter().for_each(Ring::drain);
-    let raw = |rings: &[Ring]| rings.iter().map(|ring| ring.0.as_ptr()).collect::<Vec<_>>();
+    let raw = |rings: &[Ring]| rings.iter().map(|ring| ring.raw()).collect::<Vec<_>>();
     let (rx, tx) = (raw(rx), raw(tx));
     // The name of the cable may be longer than a name of DPDK's.
     let port_name = CString::new(format!("patch{}{end}", cable.number)).unwrap_or_default();
@@ -123,7 +113,8 @@ fn make(device: &str, name: &str, queues: u16) -> Result<Arc<Cable>, DeviceError
         return Err(DeviceError::Queues { device: device.into(), driver, asked: queues, most: MOST_QUEUES });
     }
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let rings = |end: PatchEnd| (0..queues).map(|queue| Ring::new(&format!("ringspan{number}{end}{queue}"))).collect();
+    let rings =
+        |end: PatchEnd| (0..queues).map(|queue| Ring::new(&format!("ringspan{number}{end}{queue}"), RING)).collect();
     let (to_a, to_b): (Result<_, _>, Result<_, _>) = (rings(PatchEnd::A), rings(PatchEnd::B));
     let to_a = to_a.map_err(|errno| failed(device, errno))?;
     let to_b = to_b.map_err(|errno| failed(device, errno))?;
@@ -151,45 +142,5 @@ impl Drop for Cable {
         // What one end sent after the other was closed.
         self.to_a.iter().chain(&self.to_b).for_each(Ring::drain);
         pool::sweep();
-    }
-}
-
-impl Ring {
-    /// A new ring, or rte_errno.
-    fn new(name: &str) -> Result<Self, i32> {
-        let name = CString::new(name).unwrap_or_default();
-        // SAFETY: EAL is started; the name is read during the call.
-        let ring = unsafe {
-            sys::rte_ring_create(
-                name.as_ptr(),
-                RING,
-                sys::SHIM_SOCKET_ID_ANY,
-                (sys::SHIM_RING_SP_ENQ | sys::SHIM_RING_SC_DEQ) as u32,
-            )
-        };
-        NonNull::new(ring).map(Self).ok_or_else(rte_errno)
-    }
-
-    /// Frees what is in it. Only while no end receives from it.
-    fn drain(&self) {
-        let mut frames = [std::ptr::null_mut(); crate::BURST];
-        // Bounded, because the sender may go on meanwhile.
-        for _ in 0..2 * RING as usize / frames.len() {
-            // SAFETY: the ring lives, holds frames that were sent and that nobody else reaches, and has no other receiver.
-            unsafe {
-                let n = sys::shim_ring_take(self.0.as_ptr(), frames.as_mut_ptr(), frames.len() as u32);
-                sys::shim_free_bulk(frames.as_mut_ptr(), n);
-                if n == 0 {
-                    return;
-                }
-            }
-        }
-    }
-}
-
-impl Drop for Ring {
-    fn drop(&mut self) {
-        // SAFETY: the ports over it are closed, and it is empty.
-        unsafe { sys::rte_ring_free(self.0.as_ptr()) };
     }
 }

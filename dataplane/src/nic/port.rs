@@ -9,9 +9,9 @@ use dpdk_sys as sys;
 
 use super::error::{describe, rte_errno};
 use super::loans;
-use super::patch::End;
 use super::pool::{self, Pool};
 use super::registry;
+use super::ring_end::RingEnd;
 use crate::memory::GuestMap;
 
 /// Frames that are taken out of a software ring before it is closed, at most.
@@ -26,8 +26,8 @@ pub(super) struct Port {
     /// In a box of its own, because DPDK keeps a pointer to it.
     removed: Box<AtomicBool>,
     inner: Mutex<Inner>,
-    /// The rings under an end of a patch; let go of when the port is closed.
-    patch: Option<End>,
+    /// The rings under an end of a patch, or a VF of a software NIC; let go of when the port is closed.
+    link: Option<RingEnd>,
 }
 
 struct Inner {
@@ -54,10 +54,10 @@ impl fmt::Debug for Port {
 
 impl Port {
     /// Takes over a port that the registry has an entry for.
-    pub fn new(id: u16, device: *mut sys::rte_device, driver: String, patch: Option<End>) -> Self {
+    pub fn new(id: u16, device: *mut sys::rte_device, driver: String, link: Option<RingEnd>) -> Self {
         let removed = Box::new(AtomicBool::new(false));
         let inner = Mutex::new(Inner { started: false, queues: 0, pools: Vec::new(), mapped: Vec::new() });
-        let port = Self { id, device, driver, removed, inner, patch };
+        let port = Self { id, device, driver, removed, inner, link };
         // SAFETY: the callback gets a pointer into `removed`, which lives until the callback is unregistered in `drop`.
         let of_port = unsafe {
             sys::rte_eth_dev_callback_register(id, sys::RTE_ETH_EVENT_INTR_RMV, Some(on_port_event), port.flag())
@@ -77,9 +77,9 @@ impl Port {
         self.id
     }
 
-    /// The end of a patch that it is.
-    pub fn patch(&self) -> Option<&End> {
-        self.patch.as_ref()
+    /// What it is the end of.
+    pub fn link(&self) -> Option<&RingEnd> {
+        self.link.as_ref()
     }
 
     /// DPDK's name of the driver.

@@ -51,13 +51,25 @@ impl Bell {
     }
 
     /// The receiver is about to sleep: it has to look once more after this.
-    fn listen(&self) {
+    pub fn listen(&self) {
         self.asleep.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
     }
 
-    fn ignore(&self) {
+    /// The receiver is awake.
+    pub fn ignore(&self) {
         self.asleep.store(false, Ordering::Relaxed);
+    }
+
+    /// Becomes readable when the bell is rung while its receiver sleeps. Edges count.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
+    }
+
+    /// Makes [`Bell::fd`] quiet again, for who waits for its level.
+    pub fn hush(&self) {
+        // Nothing to read is all right: nobody rang.
+        let _ = self.event.read();
     }
 }
 

@@ -225,7 +225,7 @@ impl Shares {
         let mut queues = Vec::new();
         for worker in now.hosts() {
             queues.extend(self.workers[worker].call(move |running| {
-                let Running { relays, watch } = running;
+                let Running { relays, watch, .. } = running;
                 let ours = relays.iter_mut().filter(|relay| relay.port() == port);
                 ours.flat_map(|relay| relay.take_queues(watch)).collect::<Vec<_>>()
             })?);

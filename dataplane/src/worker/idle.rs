@@ -43,6 +43,28 @@ pub trait Signalled {
     fn ignore_frames(&mut self);
 }
 
+impl<T: Signalled> Signalled for [T] {
+    fn listen(&mut self) -> bool {
+        self.iter_mut().fold(false, |pending, one| one.listen() | pending)
+    }
+
+    fn can_wake(&self) -> bool {
+        self.iter().all(T::can_wake)
+    }
+
+    fn look_for_signals(&mut self) {
+        self.iter_mut().for_each(T::look_for_signals);
+    }
+
+    fn ignore_signals(&mut self) {
+        self.iter_mut().for_each(T::ignore_signals);
+    }
+
+    fn ignore_frames(&mut self) {
+        self.iter_mut().for_each(T::ignore_frames);
+    }
+}
+
 /// What came of a round without a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rest {
@@ -131,12 +153,12 @@ impl Idle {
 
     /// A round moved packets: back to spinning.
     #[inline]
-    pub(super) fn busy<T: Signalled>(&mut self, relays: &mut [T]) {
+    pub(super) fn busy(&mut self, members: &mut (impl Signalled + ?Sized)) {
         self.empty_rounds = 0;
         self.since = None;
         if self.asked {
             (self.asked, self.listening) = (false, false);
-            relays.iter_mut().for_each(T::ignore_signals);
+            members.ignore_signals();
         }
     }
 
@@ -146,7 +168,7 @@ impl Idle {
     }
 
     /// A round moved nothing: spin on, or sleep.
-    pub(super) fn empty<T: Signalled>(&mut self, relays: &mut [T], call: &AtomicBool) -> Rest {
+    pub(super) fn empty(&mut self, members: &mut (impl Signalled + ?Sized), call: &AtomicBool) -> Rest {
         if self.busy_poll {
             std::hint::spin_loop();
             return Rest::Spun;
@@ -164,24 +186,20 @@ impl Idle {
         }
         if !self.listening {
             // A ring that started since the last sleep has to be asked too, so ask each time; asking twice is harmless.
-            (self.asked, self.all_wake) = (true, true);
-            let mut pending = false;
-            for relay in relays {
-                pending |= relay.listen();
-                self.all_wake &= relay.can_wake();
-            }
-            self.listening = !pending;
+            self.asked = true;
+            self.listening = !members.listen();
+            self.all_wake = members.can_wake();
             return Rest::Asked;
         }
         // All were looked at since they signal.
         self.listening = false;
         if !call.load(Ordering::Relaxed) && self.sleep(quiet) {
-            relays.iter_mut().for_each(T::look_for_signals);
+            members.look_for_signals();
             // A TAP's descriptor is readable a moment before its driver gives the frame out: DPDK's net_tap reads only after a
             // signal of its own.
             self.since = None;
         }
-        relays.iter_mut().for_each(T::ignore_frames);
+        members.ignore_frames();
         Rest::Slept
     }
 

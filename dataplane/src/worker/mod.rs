@@ -21,6 +21,7 @@ use crossbeam::channel::{self, Receiver, Sender};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
+use crate::eswitch::switch::Switch;
 use crate::nic::Eal;
 use crate::relay::Relay;
 pub use balance::{Balance, Move, Part};
@@ -28,7 +29,7 @@ pub use clock::{ticks, ticks_in};
 pub use idle::Watch;
 use idle::{Idle, Signalled, Wake};
 pub use numa::{Candidate, Nodes, place};
-use rounds::Turn;
+use rounds::{Members, Turn};
 use steps::Steps;
 pub use watchdog::{PERIOD as WATCHDOG_PERIOD, Pulse, Watchdog};
 
@@ -60,10 +61,12 @@ pub enum WorkerError {
 
 type Call = Box<dyn FnOnce(&mut Running) + Send>;
 
-/// What a call may touch: the worker's relays, and what wakes it.
+/// What a call may touch: the worker's relays and switches, and what wakes it.
 pub struct Running {
     /// The relays.
     pub relays: Vec<Relay>,
+    /// The switches of software NICs.
+    pub switches: Vec<Switch>,
     /// Wakes the worker when a guest kicks or a device has a frame.
     pub watch: Watch,
 }
@@ -75,6 +78,29 @@ impl Running {
         let mut relays: Vec<_> = self.relays.extract_if(.., wanted).collect();
         relays.iter_mut().for_each(|relay| relay.unwatch(&self.watch));
         relays
+    }
+
+    /// Takes a switch on.
+    pub fn attach_switch(&mut self, mut switch: Switch) {
+        switch.watch(&self.watch);
+        self.switches.push(switch);
+    }
+
+    /// Takes a switch away.
+    pub fn detach_switch(&mut self, id: u64) -> Option<Switch> {
+        let at = self.switches.iter().position(|switch| switch.id() == id)?;
+        let mut switch = self.switches.remove(at);
+        switch.unwatch(&self.watch);
+        Some(switch)
+    }
+
+    /// A switch that is here.
+    pub fn switch(&mut self, id: u64) -> Option<&mut Switch> {
+        self.switches.iter_mut().find(|switch| switch.id() == id)
+    }
+
+    fn count(&self) -> usize {
+        self.relays.len() + self.switches.len()
     }
 
     /// Takes relays on.
@@ -208,17 +234,84 @@ fn pin(core: u16) -> Result<(), WorkerError> {
 
 /// The loop. One relaxed load a round tells whether a call waits; a round without a packet leads towards sleep.
 fn run(idle: Idle, inbox: &Receiver<Call>, waiting: &AtomicBool, pulse: &Pulse) {
-    let mut running = Running { relays: Vec::new(), watch: idle.watch() };
+    let mut running = Running { relays: Vec::new(), switches: Vec::new(), watch: idle.watch() };
     let mut steps = Steps::new(idle);
     loop {
         if waiting.load(Ordering::Relaxed) && waiting.swap(false, Ordering::Acquire) {
             if answer(inbox, &mut running) == Inbox::Closed {
                 break;
             }
-            steps.changed(running.relays.len());
+            steps.changed(running.count());
         }
         pulse.beat();
-        steps.step(&mut running.relays, waiting);
+        let count = running.count();
+        steps.step(&mut running, count, waiting);
+    }
+}
+
+/// Relays first, then switches.
+impl Members for Running {
+    #[inline]
+    fn run(&mut self, place: usize) -> usize {
+        match self.relays.get_mut(place) {
+            Some(relay) => relay.run(),
+            None => self.switches[place - self.relays.len()].run(),
+        }
+    }
+
+    #[inline]
+    fn took(&mut self, place: usize, ticks: u64) {
+        if let Some(relay) = self.relays.get_mut(place) {
+            relay.took(ticks);
+        }
+    }
+}
+
+impl Signalled for Running {
+    fn listen(&mut self) -> bool {
+        let relays = self.relays.listen();
+        self.switches.listen() | relays
+    }
+
+    fn can_wake(&self) -> bool {
+        self.relays.can_wake() && self.switches.can_wake()
+    }
+
+    fn look_for_signals(&mut self) {
+        self.relays.look_for_signals();
+        self.switches.look_for_signals();
+    }
+
+    fn ignore_signals(&mut self) {
+        self.relays.ignore_signals();
+        self.switches.ignore_signals();
+    }
+
+    fn ignore_frames(&mut self) {
+        self.relays.ignore_frames();
+        self.switches.ignore_frames();
+    }
+}
+
+impl Signalled for Switch {
+    fn listen(&mut self) -> bool {
+        Switch::listen(self)
+    }
+
+    fn can_wake(&self) -> bool {
+        Switch::can_wake(self)
+    }
+
+    fn look_for_signals(&mut self) {
+        Switch::look_for_signals(self);
+    }
+
+    fn ignore_signals(&mut self) {
+        Switch::ignore_signals(self);
+    }
+
+    fn ignore_frames(&mut self) {
+        Switch::ignore_signals(self);
     }
 }
 

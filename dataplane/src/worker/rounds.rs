@@ -23,6 +23,27 @@ pub trait Turn {
     fn took(&mut self, ticks: u64);
 }
 
+/// Those who have turns, by their places.
+pub trait Members {
+    /// The turn of the one at a place.
+    fn run(&mut self, place: usize) -> usize;
+
+    /// The one at a place did something, and that took so many ticks.
+    fn took(&mut self, place: usize, ticks: u64);
+}
+
+impl<T: Turn> Members for [T] {
+    #[inline]
+    fn run(&mut self, place: usize) -> usize {
+        self[place].run()
+    }
+
+    #[inline]
+    fn took(&mut self, place: usize, ticks: u64) {
+        self[place].took(ticks);
+    }
+}
+
 /// The order of turns. Members are known by their place in a list, which must not change without [`Rounds::restart`].
 pub struct Rounds {
     active: Vec<Member>,
@@ -66,11 +87,11 @@ impl Rounds {
 
     /// One round. Returns how many packets were moved or dropped, and at the end of which tick.
     #[inline]
-    pub fn round<T: Turn>(&mut self, members: &mut [T], clock: impl Fn() -> u64) -> (usize, u64) {
+    pub fn round(&mut self, members: &mut (impl Members + ?Sized), clock: impl Fn() -> u64) -> (usize, u64) {
         let mut moved = 0;
         let mut at = 0;
         while let Some(member) = self.active.get_mut(at) {
-            let found = run(&mut members[member.place], &mut self.now, &clock);
+            let found = run(members, member.place, &mut self.now, &clock);
             if found > 0 {
                 member.worked = self.now;
                 moved += found;
@@ -91,7 +112,7 @@ impl Rounds {
     }
 
     /// Looks at those of the quiet whose turn has come.
-    fn look<T: Turn>(&mut self, members: &mut [T], clock: &impl Fn() -> u64) -> usize {
+    fn look(&mut self, members: &mut (impl Members + ?Sized), clock: &impl Fn() -> u64) -> usize {
         let step = (self.look_every / self.quiet.len() as u64).max(1);
         // All, when there is nothing else, or when the last look is so long ago.
         let late = self.now.saturating_sub(self.due);
@@ -107,7 +128,7 @@ impl Rounds {
             if self.next >= self.quiet.len() {
                 self.next = 0;
             }
-            let found = run(&mut members[self.quiet[self.next].place], &mut self.now, clock);
+            let found = run(members, self.quiet[self.next].place, &mut self.now, clock);
             if found > 0 {
                 moved += found;
                 let mut member = self.quiet.swap_remove(self.next);
@@ -123,11 +144,11 @@ impl Rounds {
 
 /// One turn. The clock is read only when something was done.
 #[inline]
-fn run<T: Turn>(member: &mut T, now: &mut u64, clock: &impl Fn() -> u64) -> usize {
-    let found = member.run();
+fn run(members: &mut (impl Members + ?Sized), place: usize, now: &mut u64, clock: &impl Fn() -> u64) -> usize {
+    let found = members.run(place);
     if found > 0 {
         let begun = std::mem::replace(now, clock());
-        member.took(now.wrapping_sub(begun));
+        members.took(place, now.wrapping_sub(begun));
     }
     found
 }
@@ -163,7 +184,7 @@ mod tests {
         order.restart(members.len(), now.get());
         for round in 0..rounds {
             waiting[7].set(64);
-            order.round(&mut members, || {
+            order.round(&mut members[..], || {
                 now.set(now.get() + length);
                 now.get()
             });
@@ -223,7 +244,7 @@ mod tests {
         let mut order = Rounds { quiet_after: 100, look_every: 20, ..Rounds::new() };
         order.restart(4, 0);
         for _ in 0..1000 {
-            order.round(&mut members, || {
+            order.round(&mut members[..], || {
                 now.set(now.get() + 1);
                 now.get()
             });

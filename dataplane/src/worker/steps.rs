@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicBool;
 
 use super::clock;
 use super::idle::{Idle, Rest, Signalled};
-use super::rounds::{Rounds, Turn};
+use super::rounds::{Members, Rounds};
 
 /// Rounds and rests, one after another.
 pub struct Steps {
@@ -25,9 +25,14 @@ impl Steps {
         self.rounds.restart(members, clock::ticks());
     }
 
-    /// One round. After one without a packet it spins on, asks to be signalled, or sleeps: which of them, or `None` after packets.
+    /// One round over so many members. After one without a packet it spins on, asks to be signalled, or sleeps: which of them, or `None` after packets.
     #[inline]
-    pub fn step<T: Turn + Signalled>(&mut self, members: &mut [T], waiting: &AtomicBool) -> Option<Rest> {
+    pub fn step<T: Members + Signalled + ?Sized>(
+        &mut self,
+        members: &mut T,
+        count: usize,
+        waiting: &AtomicBool,
+    ) -> Option<Rest> {
         let (moved, _) = self.rounds.round(members, clock::ticks);
         if moved > 0 {
             self.idle.busy(members);
@@ -36,7 +41,7 @@ impl Steps {
         let rest = self.idle.empty(members, waiting);
         match rest {
             Rest::Spun => {}
-            Rest::Asked => self.rounds.restart(members.len(), clock::ticks()),
+            Rest::Asked => self.rounds.restart(count, clock::ticks()),
             Rest::Slept => self.rounds.resume(clock::ticks()),
         }
         Some(rest)
@@ -47,6 +52,7 @@ impl Steps {
 mod tests {
     use super::*;
     use crate::worker::idle::Wake;
+    use crate::worker::rounds::Turn;
     use std::time::{Duration, Instant};
 
     /// Has a packet each `every`.
@@ -116,7 +122,11 @@ mod tests {
     /// Goes on until it rests in this way.
     fn until(steps: &mut Steps, members: &mut [Fake], wanted: Rest) {
         let waiting = AtomicBool::new(false);
-        while steps.step(members, &waiting) != Some(wanted) {}
+        while {
+            let count = members.len();
+            steps.step(members, count, &waiting)
+        } != Some(wanted)
+        {}
     }
 
     #[test]
@@ -127,7 +137,10 @@ mod tests {
         let mut booked = vec![];
         while booked.len() < 20 {
             let (packets, busy) = (members[0].packets, members[0].busy);
-            steps.step(&mut members, &waiting);
+            {
+                let count = members.len();
+                steps.step(&mut members[..], count, &waiting)
+            };
             if members[0].packets > packets {
                 booked.push(members[0].busy - busy);
             }
@@ -148,7 +161,11 @@ mod tests {
         let waiting = AtomicBool::new(false);
         loop {
             let asked = members[1].asked;
-            if steps.step(&mut members, &waiting) == Some(Rest::Slept) {
+            if {
+                let count = members.len();
+                steps.step(&mut members[..], count, &waiting)
+            } == Some(Rest::Slept)
+            {
                 assert!(asked, "it sleeps, and nobody told the new one");
                 break;
             }

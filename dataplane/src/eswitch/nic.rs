@@ -1,0 +1,351 @@
+//! A software NIC as its lane has it: uplink, representors, the thread between them, and the switch on a worker.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Bound;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use ringspan_protocol::{
+    Failure, FailureKind, MTU_RANGE, NicMode, NicPort, NicPortCounters, NicPortStatus, NicSpec, NicStatus, Policy,
+    Rule, RuleCounters, RuleId, RuleResult, ZeroCopy,
+};
+
+use super::actions::{Program, number};
+use super::key::{ALWAYS, Key};
+use super::slow::{SlowCounters, SlowPath, SlowPort};
+use super::switch::{Installed, Side, Switch, SwitchPort, is_tunnel};
+use super::tap::Tap;
+use crate::nic::{Bell, Device, DeviceConfig, SoftNic, soft_pool, way};
+use crate::worker::{Worker, ticks, ticks_in};
+
+/// Rules that the switch takes or gives up between two bursts.
+const CHUNK: usize = 64;
+/// Rules whose counters are read between two bursts.
+const COUNTED: usize = 512;
+/// Bytes of a frame around its MTU: Ethernet header and two VLAN tags.
+const AROUND: usize = 14 + 2 * 4;
+
+/// A software NIC of this lane. Dropping it ends it; its representors stay.
+pub struct Nic {
+    spec: NicSpec,
+    id: u64,
+    shared: Arc<SoftNic>,
+    worker: Arc<Worker>,
+    uplink: Option<Device>,
+    /// Ends before the devices do.
+    slow: Option<SlowPath>,
+    slow_counters: Vec<Arc<SlowCounters>>,
+    /// As they were asked for.
+    rules: BTreeMap<RuleId, Rule>,
+}
+
+impl Nic {
+    /// Makes the NIC, on one of the workers.
+    ///
+    /// # Errors
+    /// A [`Failure`] in words; what was made is undone, but for representors that were made.
+    pub fn open(spec: NicSpec, id: u64, workers: &[Arc<Worker>], max_ports: u16) -> Result<Self, Failure> {
+        check(&spec, max_ports)?;
+        let failed = |kind, what: String| Failure::new(kind, format!("NIC {}: {what}", spec.name));
+        let io_failed = |what: &str, error: io::Error| {
+            let failure = failed(FailureKind::Failed, format!("{what}: {error}"));
+            Failure { errno: error.raw_os_error(), ..failure }
+        };
+        let Some(worker) = workers.iter().min_by_key(|worker| worker.shares()).map(Arc::clone) else {
+            return Err(failed(FailureKind::NoRoom, "the lane has no worker: give it a core".into()));
+        };
+        let ports = spec.vfs + 1;
+        let pool = soft_pool(ports, spec.mtu).map_err(|error| failed(FailureKind::NoRoom, error))?;
+        let shared = SoftNic::new(spec.name.as_str(), spec.vfs).map_err(|errno| io_failed("its bell", errno.into()))?;
+        let (uplink, mut queues) = match spec.uplinks.first() {
+            None => (None, Vec::new()),
+            Some(device) => {
+                let (device, queues) =
+                    Device::open(device, &uplink_config(&spec)).map_err(Failure::from).map_err(|failure| Failure {
+                        message: format!("NIC {}: {}", spec.name, failure.message),
+                        ..failure
+                    })?;
+                (Some(device), queues)
+            }
+        };
+        let bell = Arc::new(Bell::new().map_err(|errno| io_failed("its bell", errno.into()))?);
+        let (mut switch_ports, mut slow_ports, mut slow_counters) = (Vec::new(), Vec::new(), Vec::new());
+        for port in spec.ports() {
+            let name = port.representor(&spec.name);
+            let tap = Tap::open(&name, spec.mtu)
+                .map_err(|error| io_failed(&format!("its representor {name}: {}", remedy(&error)), error))?;
+            let ring = |errno| io_failed("its rings", io::Error::from_raw_os_error(errno));
+            let (to_tap, tap_out) = way().map_err(ring)?;
+            let (tap_in, from_tap) = way().map_err(ring)?;
+            let counters = Arc::new(SlowCounters::default());
+            let side = match port {
+                NicPort::Uplink => Side::Uplink(queues.pop()),
+                NicPort::Vf(_) => Side::Vf(None),
+            };
+            switch_ports.push(SwitchPort::new(side, to_tap, from_tap));
+            slow_ports.push(SlowPort { tap, to_tap: tap_out, from_tap: tap_in, counters: Arc::clone(&counters) });
+            slow_counters.push(counters);
+        }
+        let slow =
+            SlowPath::start(spec.name.as_str(), slow_ports, pool.clone(), Arc::clone(&bell), Arc::clone(shared.bell()))
+                .map_err(|error| io_failed("the thread of its representors", error))?;
+        let max_frame = usize::from(spec.mtu) + AROUND;
+        let switch = Switch::new(id, Arc::clone(&shared), switch_ports, (pool, max_frame), bell);
+        let attached = worker.call(move |running| running.attach_switch(switch));
+        attached.map_err(|error| failed(FailureKind::Failed, error.to_string()))?;
+        worker.got_share();
+        Ok(Self { spec, id, shared, worker, uplink, slow: Some(slow), slow_counters, rules: BTreeMap::new() })
+    }
+
+    /// What was asked for.
+    pub fn spec(&self) -> &NicSpec {
+        &self.spec
+    }
+
+    /// A VF that a port has.
+    pub fn taken(&self) -> Option<u16> {
+        (0..self.spec.vfs).find(|vf| self.shared.is_taken(*vf))
+    }
+
+    /// The NIC as it is now.
+    ///
+    /// # Errors
+    /// The lane is stopping.
+    pub fn status(&self) -> Result<NicStatus, Failure> {
+        let (rules, masks, counters) =
+            self.ask(|switch| (switch.rules.len() as u64, switch.rules.masks() as u32, switch.counters()))?;
+        let status = |((port, counters), slow): ((NicPort, NicPortCounters), &Arc<SlowCounters>)| NicPortStatus {
+            port,
+            representor: port.representor(&self.spec.name),
+            up: match port {
+                NicPort::Uplink => self.uplink.as_ref().is_some_and(|uplink| uplink.link().up),
+                NicPort::Vf(vf) => self.shared.is_taken(vf),
+            },
+            counters: together(counters, slow),
+        };
+        let ports = self.spec.ports().zip(counters).zip(&self.slow_counters).map(status).collect();
+        Ok(NicStatus { spec: self.spec.clone(), core: self.worker.core(), ports, rules, masks })
+    }
+
+    /// Installs rules, each by itself.
+    ///
+    /// # Errors
+    /// The lane is stopping; what was asked for is not done, or half.
+    pub fn install(&mut self, rules: Vec<Rule>) -> Result<Vec<RuleResult>, Failure> {
+        let (mut results, mut ready) = (Vec::with_capacity(rules.len()), Vec::with_capacity(CHUNK));
+        for rule in rules {
+            let compiled = compile(&rule, self.spec.vfs + 1);
+            results.push(RuleResult { id: rule.id, error: compiled.as_ref().err().cloned() });
+            if let Ok(compiled) = compiled {
+                ready.push(compiled);
+                self.rules.insert(rule.id, rule);
+            }
+            if ready.len() == CHUNK {
+                self.hand_over(std::mem::take(&mut ready))?;
+            }
+        }
+        self.hand_over(ready)?;
+        Ok(results)
+    }
+
+    fn hand_over(&self, ready: Vec<Compiled>) -> Result<(), Failure> {
+        if ready.is_empty() {
+            return Ok(());
+        }
+        // What the switch gives up is freed here, and not by its worker.
+        let old = self.ask(|switch| {
+            let install = |compiled: Compiled| {
+                let Compiled { id, priority, value, mask, mut installed } = compiled;
+                let old = switch.rules.remove(id);
+                if let Some(old) = &old {
+                    installed.go_on(old);
+                    switch.tunnels -= usize::from(old.tunnel);
+                }
+                switch.tunnels += usize::from(installed.tunnel);
+                switch.rules.insert(id, priority, &value, &mask, installed);
+                old
+            };
+            ready.into_iter().filter_map(install).collect::<Vec<_>>()
+        })?;
+        drop(old);
+        Ok(())
+    }
+
+    /// Removes rules.
+    ///
+    /// # Errors
+    /// As [`Nic::install`].
+    pub fn remove(&mut self, ids: &[RuleId]) -> Result<Vec<RuleResult>, Failure> {
+        for chunk in ids.chunks(CHUNK) {
+            let going = chunk.to_vec();
+            let old = self.ask(move |switch| {
+                let old: Vec<_> = going.iter().filter_map(|id| switch.rules.remove(*id)).collect();
+                switch.tunnels -= old.iter().filter(|rule| rule.tunnel).count();
+                old
+            })?;
+            drop(old);
+            chunk.iter().for_each(|id| drop(self.rules.remove(id)));
+        }
+        Ok(ids.iter().map(|id| RuleResult { id: *id, error: None }).collect())
+    }
+
+    /// The counters of so many rules behind an id.
+    ///
+    /// # Errors
+    /// The lane is stopping.
+    pub fn counters(&self, after: Option<RuleId>, limit: usize) -> Result<Vec<RuleCounters>, Failure> {
+        let mut counters: Vec<RuleCounters> = Vec::with_capacity(limit.min(self.rules.len()));
+        let ms = ticks_in(Duration::from_millis(1)).max(1);
+        while counters.len() < limit {
+            let from = counters.last().map(|last| last.id).or(after);
+            let count = COUNTED.min(limit - counters.len());
+            let mut more = self.ask(move |switch| {
+                let now = ticks();
+                let read = |(id, rule): (RuleId, &Installed)| RuleCounters {
+                    id,
+                    packets: rule.packets,
+                    bytes: rule.bytes,
+                    idle_ms: (rule.last != 0).then(|| now.saturating_sub(rule.last) / ms),
+                };
+                switch.rules.after(from).take(count).map(read).collect::<Vec<_>>()
+            })?;
+            let last = more.len() < count;
+            counters.append(&mut more);
+            if last {
+                break;
+            }
+        }
+        Ok(counters)
+    }
+
+    /// So many rules behind an id.
+    pub fn list(&self, after: Option<RuleId>, limit: usize) -> Vec<Rule> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.rules.range((from, Bound::Unbounded)).take(limit).map(|(_, rule)| rule.clone()).collect()
+    }
+
+    /// Ends the NIC, and its representors.
+    pub fn close_with_representors(self) {
+        let spec = self.spec.clone();
+        drop(self);
+        for port in spec.ports() {
+            let name = port.representor(&spec.name);
+            // Opened anew, because the thread that had it is gone.
+            if let Err(error) = Tap::open(&name, spec.mtu).and_then(|tap| tap.end_with_lane()) {
+                tracing::warn!("NIC {}: its representor {name} stays: {error}", spec.name);
+            }
+        }
+    }
+
+    /// Asks the switch, between two bursts.
+    fn ask<T: Send + 'static>(&self, question: impl FnOnce(&mut Switch) -> T + Send + 'static) -> Result<T, Failure> {
+        let id = self.id;
+        let answer = self.worker.call(move |running| running.switch(id).map(question))?;
+        answer.ok_or_else(|| Failure::new(FailureKind::Failed, format!("NIC {} is being removed", self.spec.name)))
+    }
+}
+
+impl Drop for Nic {
+    fn drop(&mut self) {
+        let id = self.id;
+        if let Ok(switch) = self.worker.call(move |running| running.detach_switch(id)) {
+            self.worker.lost_share();
+            self.slow = None;
+            // With the uplink's queues, and here because closing a device takes long.
+            drop(switch);
+        }
+    }
+}
+
+/// A rule as the switch has it.
+struct Compiled {
+    id: RuleId,
+    priority: u32,
+    value: Key,
+    mask: Key,
+    installed: Installed,
+}
+
+fn compile(rule: &Rule, ports: u16) -> Result<Compiled, Failure> {
+    let named = |kind, error: &dyn std::fmt::Display| Failure::new(kind, format!("rule {}: {error}", rule.id));
+    rule.check().map_err(|error| named(FailureKind::Invalid, &error))?;
+    let program = Program::new(rule, ports).map_err(|error| named(FailureKind::Unsupported, &error))?;
+    let in_port = number(rule.in_port);
+    if in_port >= ports {
+        return Err(named(FailureKind::NotFound, &format_args!("the NIC has no port {}", rule.in_port)));
+    }
+    let (mut value, mut mask) = (Key::EMPTY, Key::EMPTY);
+    value.set_port(in_port);
+    mask.0[0] |= ALWAYS;
+    rule.matches.fields().iter().for_each(|field| Key::ask(&mut value, &mut mask, field));
+    let installed = Installed::new(program, is_tunnel(&rule.matches), rule.refresh, rule.id.0 as u64);
+    Ok(Compiled { id: rule.id, priority: rule.priority, value, mask, installed })
+}
+
+fn check(spec: &NicSpec, max_ports: u16) -> Result<(), Failure> {
+    let failed = |kind, what: String| Err(Failure::new(kind, format!("NIC {}: {what}", spec.name)));
+    if !MTU_RANGE.contains(&spec.mtu) {
+        let (least, most) = (MTU_RANGE.start(), MTU_RANGE.end());
+        return failed(FailureKind::Invalid, format!("its mtu is {}: {least} to {most} is possible", spec.mtu));
+    }
+    if spec.vfs > ringspan_protocol::nic::MAX_VFS {
+        let most = ringspan_protocol::nic::MAX_VFS;
+        return failed(FailureKind::Invalid, format!("{} VFs: at most {most} are possible", spec.vfs));
+    }
+    let devices = usize::from(spec.vfs) + spec.uplinks.len();
+    if devices > usize::from(max_ports) {
+        let what = format!(
+            "{} VFs and {} uplinks are {devices} devices, and this build of DPDK allows {max_ports} in a lane: have fewer VFs, or spread them over NICs of several lanes",
+            spec.vfs,
+            spec.uplinks.len()
+        );
+        return failed(FailureKind::NoRoom, what);
+    }
+    if spec.uplinks.len() > 1 {
+        let what = "two uplinks: make one bond of them, vdev:net_bonding0,mode=1,slave=... (member= with DPDK 24.11)";
+        return failed(FailureKind::Unsupported, what.into());
+    }
+    if spec.mode == NicMode::Legacy {
+        return failed(FailureKind::Unsupported, "legacy mode is not there in this version: use switchdev".into());
+    }
+    Ok(())
+}
+
+/// Takes every frame, finished ones only.
+fn uplink_config(spec: &NicSpec) -> DeviceConfig {
+    DeviceConfig {
+        queues: 1,
+        mtu: spec.mtu,
+        mac: None,
+        promiscuous: Policy::Auto,
+        allmulti: Policy::Auto,
+        offloads: false,
+        zero_copy: ZeroCopy::Off,
+        zero_copy_from: None,
+    }
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EBUSY) => "somebody else has it open",
+        Some(libc::EINVAL) => "there is another interface of that name: remove it, or name the NIC otherwise",
+        Some(libc::EPERM) => "the lane needs CAP_NET_ADMIN",
+        Some(libc::ENOENT) => "the kernel has no /dev/net/tun: load the module tun",
+        _ => "the kernel refused",
+    }
+}
+
+/// What the switch and the thread of the representors counted.
+fn together(counters: NicPortCounters, slow: &SlowCounters) -> NicPortCounters {
+    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let missed = read(&slow.missed);
+    NicPortCounters {
+        representor_sent: read(&slow.sent),
+        representor_received: counters.representor_received + missed,
+        drop_representor: counters.drop_representor + read(&slow.refused),
+        drop_no_buffer: counters.drop_no_buffer + missed,
+        ..counters
+    }
+}
