@@ -145,9 +145,12 @@ fn sample(cursor: &mut Cursor) -> Parsed<Action> {
     let at = cursor.at();
     let percent: u32 = cursor.number()?;
     cursor.expect(".")?;
-    let tenths: u32 = cursor.number()?;
+    let digit = cursor.take_while(|byte| byte.is_ascii_digit());
     cursor.expect("%")?;
-    if tenths > 9 || percent > 100 || percent == 100 && tenths > 0 {
+    let (1, Ok(tenths)) = (digit.len(), digit.parse::<u32>()) else {
+        return Err(Fail { at, what: What::Expected("a percentage with one decimal") });
+    };
+    if percent > 100 || percent == 100 && tenths > 0 {
         return Err(Fail { at, what: What::Expected("0.0% to 100.0%") });
     }
     cursor.expect(",actions(")?;

@@ -150,14 +150,16 @@ fn erspan(cursor: &mut Cursor) -> Parsed<Erspan> {
         "dir=" => dir, byte;
         "hwid=" => hwid, byte;
     );
+    let version2 = dir.is_some() || hwid.is_some();
     match (version.value, index) {
-        (1, Some(index)) if dir.is_none() && hwid.is_none() => Ok(Erspan::V1 { version_mask: version.mask, index }),
-        // Without -m the version is left out where it does not count, and the index is not.
-        (0, Some(index)) if version.is_wildcard() && dir.is_none() && hwid.is_none() => {
-            Ok(Erspan::V1 { version_mask: 0, index })
-        }
+        (1, Some(index)) if !version2 => Ok(Erspan::V1 { version_mask: version.mask, index }),
+        // Without -m the version is left out where it does not count. It never does: OVS forgets the mask (seen with 3.1).
+        (0, Some(index)) if version.is_wildcard() && !version2 => Ok(Erspan::V1 { version_mask: 0, index }),
         (2, None) => {
             Ok(Erspan::V2 { version_mask: version.mask, dir: dir.unwrap_or_default(), hwid: hwid.unwrap_or_default() })
+        }
+        (0, None) if version.is_wildcard() => {
+            Ok(Erspan::V2 { version_mask: 0, dir: dir.unwrap_or_default(), hwid: hwid.unwrap_or_default() })
         }
         _ => Err(Fail { at, what: What::Wrong("ERSPAN is ver=1 with idx, or ver=2 with dir and hwid") }),
     }
