@@ -24,7 +24,7 @@ pub fn cache() -> Result<PathBuf> {
 }
 
 /// One of the project's own programs (`ringspan`, `ringspan-lane`): from `$RINGSPAN_BIN_DIR`, which `cargo xtask` sets,
-/// else from the release or debug folder of the target directory that the running executable is in.
+/// else the newer of those in the release and debug folders of the target directory that the running executable is in.
 pub fn program(name: &str) -> Result<PathBuf> {
     let mut tried = Vec::new();
     if let Some(folder) = std::env::var_os("RINGSPAN_BIN_DIR") {
@@ -36,8 +36,9 @@ pub fn program(name: &str) -> Result<PathBuf> {
             tried.push(target.join("debug").join(name));
         }
     }
-    match tried.iter().find(|path| path.is_file()) {
-        Some(path) => Ok(path.clone()),
+    let built = tried.iter().filter_map(|path| Some((fs::metadata(path).ok()?.modified().ok()?, path)));
+    match built.max() {
+        Some((_, path)) => Ok(path.clone()),
         None => bail!("{name} is not built (looked for {tried:?}): run cargo build --release first"),
     }
 }
