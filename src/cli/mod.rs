@@ -5,6 +5,7 @@
 mod client;
 mod events;
 mod flow;
+mod flows;
 mod kernel_flows;
 mod options;
 mod ovs;
@@ -99,6 +100,8 @@ fn run(options: Options) -> Result<(), Failure> {
         }
         Command::Ovs(command) => ovs::run(client()?, command),
         Command::Job(command) => job(client()?, command),
+        Command::Flow(Flow::List(wish)) => flows::list(client()?, &wish),
+        Command::Flow(Flow::Stats(output)) => flows::stats(client()?, output.json),
         Command::Flow(Flow::Parse { file, json }) => flow::parse(&file, json),
         Command::Flow(Flow::Dump { datapath, follow, json }) => kernel_flows::dump(&datapath, follow, json),
         Command::Call { method, params } => {

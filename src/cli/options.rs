@@ -294,6 +294,10 @@ pub(super) enum Job {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Flow {
+    /// List OVS's flows, each with its state and the packets of both paths.
+    List(FlowList),
+    /// Count OVS's flows by state and by the reason why they stay with it.
+    Stats(Output),
     /// Read flows as ovs-appctl dpctl/dump-flows prints them, and print them back; the daemon is not asked.
     Parse {
         /// A file with one flow a line; -: standard input.
@@ -314,6 +318,48 @@ pub(super) enum Flow {
         #[arg(long)]
         json: bool,
     },
+}
+
+/// Which flows, and how.
+#[derive(Debug, Args)]
+pub(super) struct FlowList {
+    /// Say of each why it stays with OVS.
+    #[arg(long)]
+    pub why: bool,
+    /// Only those that come in or go out by this port.
+    #[arg(long, value_name = "NAME")]
+    pub port: Option<String>,
+    /// Only those in this state.
+    #[arg(long)]
+    pub state: Option<FlowStateWord>,
+    /// Only those that stay with OVS for this reason.
+    #[arg(long, value_name = "CODE")]
+    pub reason: Option<String>,
+    /// The order: by ufid when not given.
+    #[arg(long)]
+    pub sort: Option<FlowSortWord>,
+    /// At most so many, and at most 10000.
+    #[arg(long, default_value_t = 1000, value_name = "N")]
+    pub limit: usize,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// The words of a flow's state.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum FlowStateWord {
+    Offloaded,
+    Partial,
+    Not,
+    Pending,
+}
+
+/// The words of an order of flows.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum FlowSortWord {
+    Ufid,
+    Packets,
+    Bytes,
 }
 
 /// The words of a port's role.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ringspan_protocol::{DeviceSpec, LaneName};
 use toml::Spanned;
@@ -15,6 +16,12 @@ const DEFAULT_MEMORY_MIB: u32 = 256;
 /// Default of `rebalance_ms`, and its bounds.
 const DEFAULT_REBALANCE_MS: u32 = 1000;
 const REBALANCE_MS: std::ops::RangeInclusive<u32> = 10..=60_000;
+/// Default of `ovs.max_flows`, and its bounds: OVS prints 440 bytes for each, and spends 30 us.
+const MAX_FLOWS: usize = 50_000;
+const FLOWS: std::ops::RangeInclusive<usize> = 1..=250_000;
+/// Default of `ovs.grace_ms`, and its bounds.
+const GRACE_MS: u64 = 10_000;
+const GRACE: std::ops::RangeInclusive<u64> = 0..=3_600_000;
 /// What DPDK itself needs, in MiB, before there is any packet.
 const LANE_BASE_MIB: u32 = 16;
 /// The least that one device queue takes, in MiB: two rings of 512 descriptors, a buffer of 2 KiB behind half of them.
@@ -105,9 +112,26 @@ fn ovs(table: &OvsTable) -> Result<Ovs, Refusal> {
     if let Some(command) = table.restart_command.as_ref().filter(|command| command.get_ref().is_empty()) {
         return Err(at(command, "ovs.restart_command is empty: give the program and its arguments"));
     }
+    fn bounded<T: PartialOrd + Copy + std::fmt::Display>(
+        key: &str,
+        value: &Option<Spanned<T>>,
+        default: T,
+        bounds: std::ops::RangeInclusive<T>,
+    ) -> Result<T, Refusal> {
+        match value {
+            Some(value) if !bounds.contains(value.get_ref()) => {
+                let (has, low, high) = (value.get_ref(), bounds.start(), bounds.end());
+                Err(at(value, format!("ovs.{key} is {has}: give {low} to {high}")))
+            }
+            Some(value) => Ok(*value.get_ref()),
+            None => Ok(default),
+        }
+    }
     Ok(Ovs {
         run_dir: table.run_dir.as_ref().map(|path| path.get_ref().clone()),
         restart_command: table.restart_command.as_ref().map(|command| command.get_ref().clone()),
+        max_flows: bounded("max_flows", &table.max_flows, MAX_FLOWS, FLOWS)?,
+        grace: Duration::from_millis(bounded("grace_ms", &table.grace_ms, GRACE_MS, GRACE)?),
     })
 }
 

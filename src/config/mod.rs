@@ -5,6 +5,7 @@ mod check;
 mod tests;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ringspan_protocol::{LaneInfo, LaneName, PortName};
 use schemars::JsonSchema;
@@ -144,6 +145,8 @@ struct DataplaneTable {
 struct OvsTable {
     run_dir: Option<Spanned<PathBuf>>,
     restart_command: Option<Spanned<Vec<String>>>,
+    max_flows: Option<Spanned<usize>>,
+    grace_ms: Option<Spanned<u64>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -177,12 +180,16 @@ pub(crate) struct Control {
 }
 
 /// `[ovs]`.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Ovs {
     /// Where Open vSwitch's daemons listen, when they are not to be looked for.
     pub run_dir: Option<PathBuf>,
     /// What restarts ovs-vswitchd, when systemd does not.
     pub restart_command: Option<Vec<String>>,
+    /// Most flows that are mirrored.
+    pub max_flows: usize,
+    /// How long rules stay in NICs when ovs-vswitchd cannot be reached.
+    pub grace: Duration,
 }
 
 /// `[log]`.

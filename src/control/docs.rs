@@ -70,6 +70,11 @@ fn page() -> String {
     page += "\n```\n\n| event | meaning | fields |\n|---|---|---|\n";
     events::<EventKind>(&mut page);
     events::<ringspan_protocol::LaneEventKind>(&mut page);
+    page += "\n## Why a flow is not offloaded\n\nThe codes in `reason` of `flow.list`, and in `by_reason` of `flow.stats`.\n\n| code | meaning |\n|---|---|\n";
+    let own = crate::ovs::flow::Reason::ALL.iter().map(|reason| (reason.code(), reason.sentence()));
+    for (code, sentence) in own.chain(crate::ovs::compile::CODES.iter().copied()) {
+        let _ = writeln!(page, "| `{code}` | {sentence} |");
+    }
     page += "\n## Methods\n\n| method | role | |\n|---|---|---|\n";
     for method in METHODS {
         let first = method.doc.split_inclusive(". ").next().unwrap_or_default().trim_end();

@@ -6,6 +6,7 @@
 mod connection;
 #[cfg(test)]
 mod docs;
+mod engine;
 mod events;
 mod jobs;
 mod methods;
@@ -36,6 +37,8 @@ use crate::config::{Config, HostCores, LogFormat};
 use crate::desired::{Desired, Room};
 use crate::error::Error;
 use crate::lanes::{self, Lane, LanePhase, Order, Wanted};
+use crate::ovs::client::Place;
+use crate::ovs::mirror::{self, Mirror};
 use crate::state::{StateDir, lock_folder};
 
 /// Stack of the daemon's threads, in bytes: there may be a thousand, and none recurses deeply.
@@ -73,6 +76,8 @@ pub(crate) struct Daemon {
     desired: Mutex<Desired>,
     lanes: RwLock<BTreeMap<LaneName, Arc<Lane>>>,
     keepers: Mutex<Vec<JoinHandle<()>>>,
+    /// OVS's flows, as they are and as NICs have them.
+    mirror: Mirror,
     cores: HostCores,
     set_log: Box<dyn Fn(crate::config::LogLevel) + Send + Sync>,
     end: Box<dyn Fn(Ending) + Send + Sync>,
@@ -105,6 +110,11 @@ impl Daemon {
                 lanes.insert(name.clone(), Lane::new(name, run_dir, None)?);
             }
         }
+        let mirror = mirror::Settings {
+            place: Place::new(config.ovs.run_dir.as_deref()),
+            max_flows: config.ovs.max_flows,
+            grace: config.ovs.grace,
+        };
         let daemon = Self {
             events: EventLog::new(Arc::clone(&state_dir)),
             jobs: Arc::default(),
@@ -114,6 +124,7 @@ impl Daemon {
             desired: Mutex::default(),
             lanes: RwLock::new(lanes),
             keepers: Mutex::default(),
+            mirror: Mirror::new(mirror),
             cores,
             set_log: Box::new(set_log),
             end: Box::new(end),
@@ -144,6 +155,8 @@ impl Daemon {
             self.retire(&lane);
             self.keep(lane);
         }
+        let mirror = self.mirror.start(engine::Lanes::new(self));
+        locked(&self.keepers).extend(mirror);
     }
 
     fn keep(self: &Arc<Self>, lane: Arc<Lane>) {
@@ -171,6 +184,7 @@ impl Daemon {
             Ending::LeaveLanes => (Order::Leave, Duration::from_secs(2)),
             Ending::StopLanes => (Order::Stop, Duration::from_secs(25)),
         };
+        self.mirror.end();
         for lane in self.all_lanes() {
             lane.order(order);
         }

@@ -350,7 +350,7 @@ impl Lane {
     }
 
     /// Asks something that changes nothing; on a connection of its own, so that it does not wait for a device.
-    pub(super) fn ask(&self, request: Request) -> Result<Reply, Error> {
+    pub(crate) fn ask(&self, request: Request) -> Result<Reply, Error> {
         {
             let state = lock(&self.state);
             if state.phase != LanePhase::Up {

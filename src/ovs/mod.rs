@@ -4,13 +4,12 @@
 //! the kernel. Nothing here runs one
 //! of OVS's programs, and nothing depends on text that differs between OVS 2.17 and 3.5.
 
-#[allow(dead_code, reason = "the mirror follows the database")]
 pub(crate) mod client;
-#[allow(dead_code, reason = "the mirror compiles flows")]
 pub(crate) mod compile;
 pub(crate) mod configure;
 pub mod flow;
 pub mod kernel;
+pub(crate) mod mirror;
 mod qdisc;
 mod representor;
 pub(crate) mod restart;

@@ -2,14 +2,17 @@
 
 use std::path::Path;
 
+use ringspan_protocol::NicPort;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Call, Nothing};
+use crate::control::engine::Lanes;
 use crate::control::locked;
 use crate::error::Error;
 use crate::ovs::client::{Database, Place};
 use crate::ovs::configure::{Configure, Configured};
+use crate::ovs::mirror::{Engine, Nic};
 use crate::ovs::verify::{Own, Verified};
 use crate::ovs::view::View;
 use crate::ovs::{configure, restart, verify};
@@ -51,5 +54,16 @@ pub(super) fn configure(call: &mut Call, params: Configure) -> Result<Configured
 }
 
 pub(super) fn verify(call: &mut Call, _: Nothing) -> Result<Verified, Error> {
-    verify::verify(&place(call), Path::new("/sys"), &Own::default())
+    let engine = Lanes::new(call.daemon);
+    let nics = engine.nics();
+    let vfs = |nic: &Nic| {
+        let ports = nic.ports.iter().filter(|port| matches!(port, NicPort::Vf(_)));
+        ports.map(|port| port.representor(&nic.name)).collect::<Vec<_>>()
+    };
+    let rules = |nic: &Nic| engine.counters(&nic.name).map_or(0, |rules| rules.len() as u64);
+    let own = Own {
+        representors: nics.iter().flat_map(vfs).collect(),
+        rules: (!nics.is_empty()).then(|| nics.iter().map(rules).sum()),
+    };
+    verify::verify(&place(call), Path::new("/sys"), &own)
 }

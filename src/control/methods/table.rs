@@ -1,10 +1,11 @@
 //! The table of methods. To add one: its types and function in a file beside this one, and a row here.
 
-use super::{Method, Nothing, daemon, job, lane, ovs, port, port_change, typed};
+use super::{Method, Nothing, daemon, flow, job, lane, ovs, port, port_change, typed};
 use crate::control::jobs::Job;
 use crate::control::peer::Role;
 use crate::lanes::LaneView;
 use crate::ovs::configure::{Configure, Configured};
+use crate::ovs::mirror::{FlowFilter, FlowStats, Flows};
 use crate::ovs::verify::Verified;
 use crate::qemu_args::QemuArgs;
 
@@ -84,6 +85,12 @@ pub(crate) static METHODS: &[Method] = &[
     method!("ovs.verify", Read, ovs::verify, Nothing => Verified,
         "Whether flows are offloaded, and what stands in the way. Costs ovs-vswitchd's main thread about 30 us for each flow in its datapaths.",
         "{}" => r#"{"verdict":"not-working","summary":"offload does not work: 12 flows carry packets, and none is offloaded","checks":[{"check":"hw-offload","state":"failed","message":"hw-offload is not set","remedy":"ringspan ovs configure --hw-offload true --restart"}],"datapaths":[{"name":"system@ovs-system","flows":14,"with_packets":12,"offloaded":0,"partial":0,"conntrack":0}]}"#),
+    method!("flow.list", Read, flow::list, FlowFilter => Flows,
+        "OVS's flows as the mirror has them, each with its state, and why it stays with OVS where it does. The mirror runs while a lane has a software NIC.",
+        r#"{"port":"nic0_vf0","sort":"packets","limit":100}"# => r#"{"total":2,"flows":[{"ufid":"0d7c5e2a-0000-0000-0000-000000000007","match":"recirc_id(0),in_port(nic0_vf0),packet_type(ns=0,id=0),eth(src=02:00:00:00:00:01,dst=02:00:00:00:00:02),eth_type(0x0800),ipv4(frag=no)","actions":"nic0_vf1","state":"offloaded","nic":"nic0","ovs":{"packets":3,"bytes":294,"idle_ms":1200},"rule":{"packets":81234,"bytes":7960932,"idle_ms":2}},{"ufid":"0d7c5e2a-0000-0000-0000-000000000008","match":"recirc_id(0),in_port(nic0_vf0),packet_type(ns=0,id=0),eth(src=02:00:00:00:00:01,dst=ff:ff:ff:ff:ff:ff),eth_type(0x0806)","actions":"br0","state":"not","reason":"output","why":"It goes out by a port that is not of a NIC of ringspan's, such as the bridge's own (br0)","ovs":{"packets":1,"bytes":42,"idle_ms":900}}]}"#),
+    method!("flow.stats", Read, flow::stats, Nothing => FlowStats,
+        "Sums over OVS's flows: by state, by reason, by path; and how the mirror keeps up.",
+        "{}" => r#"{"flows":2,"by_state":{"not":1,"offloaded":1},"by_reason":{"output":1},"ovs":{"packets":4,"bytes":336},"rules":{"packets":81234,"bytes":7960932},"over_limit":0,"unreadable":0,"dumps":17,"dump_us":310,"stale_ms":100}"#),
     method!("job.list", Read, job::list, Nothing => Vec<Job>,
         "Jobs that run, and the last 64 that ended, by number.",
         "{}" => r#"[{"id":1,"method":"lane.restart","item":"main","state":"running","started_ms":1790000000000}]"#),

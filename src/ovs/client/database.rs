@@ -24,6 +24,7 @@ impl Database {
         Ok(Self { rpc: Rpc::connect(PEER, &place.database())? })
     }
 
+    #[cfg(test)]
     /// The database's schema: `version`, and `tables` with their `columns`.
     pub(crate) fn schema(&mut self) -> Result<Value, OvsError> {
         self.rpc.call("get_schema", json!([NAME]), Bounds::USUAL)

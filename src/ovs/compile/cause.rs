@@ -31,10 +31,10 @@ pub(crate) enum Cause {
     NoInPort,
     /// It has no ufid.
     NoUfid,
+    /// It was told twice in one dump, and not alike.
+    Torn,
     /// Its text could not be read.
     Unreadable(String),
-    /// There are more flows than are mirrored.
-    Limit(usize),
     /// The engine refused it.
     Engine(String),
 }
@@ -53,8 +53,8 @@ pub(crate) const CODES: &[(&str, &str)] = &[
     ("rule", "It touches headers that a frame it matches need not have."),
     ("no-in-port", "It does not say by which port packets come in."),
     ("no-ufid", "It has no ufid, by which it would be known again."),
+    ("torn", "Two flows have its ufid, or two threads of OVS have it with other actions."),
     ("unreadable", "Its text could not be read."),
-    ("limit", "There are more flows than ovs.max_flows."),
     ("engine", "The NIC refused the rule."),
 ];
 
@@ -75,8 +75,8 @@ impl Cause {
             Self::Rule(_) => "rule",
             Self::NoInPort => "no-in-port",
             Self::NoUfid => "no-ufid",
+            Self::Torn => "torn",
             Self::Unreadable(_) => "unreadable",
-            Self::Limit(_) => "limit",
             Self::Engine(_) => "engine",
         }
     }
@@ -100,7 +100,6 @@ impl Cause {
             }
             Self::Field(what) | Self::Rule(what) | Self::Unreadable(what) | Self::Engine(what) => Some(what.clone()),
             Self::Order(what) => Some((*what).to_owned()),
-            Self::Limit(limit) => Some(limit.to_string()),
             _ => None,
         }
     }

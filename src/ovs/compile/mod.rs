@@ -13,6 +13,8 @@ mod tests;
 use ringspan_protocol::rule::{Match, Rule, RuleId};
 use ringspan_protocol::{NicName, NicPort};
 
+#[cfg(test)]
+pub(crate) use cause::CODES;
 pub(crate) use cause::Cause;
 pub(crate) use ports::{Ports, TunnelIn};
 

@@ -12,8 +12,6 @@ use crate::ovs::flow::key::PortRef;
 pub(crate) struct Ports {
     /// Ports of NICs by their representors' names.
     names: HashMap<Box<str>, (NicName, NicPort)>,
-    /// Names by the datapath's numbers, for sources that have no names.
-    numbers: HashMap<u32, Box<str>>,
     /// Tunnels by the datapath's name of their port.
     tunnels: HashMap<Box<str>, TunnelIn>,
 }
@@ -49,14 +47,9 @@ impl Ports {
         }
     }
 
-    /// The name of a number.
-    pub(crate) fn add_number(&mut self, number: u32, name: &str) {
-        self.numbers.insert(number, name.into());
-    }
-
     /// A tunnel's port, as [`super::tunnel_in`] found it. Whether that is new.
     pub(crate) fn set_tunnel(&mut self, port: &PortRef, tunnel: TunnelIn) -> bool {
-        let Some(name) = self.name(port).map(Box::from) else { return false };
+        let Some(name) = name(port).map(Box::from) else { return false };
         let new = self.tunnels.get(&name) != Some(&tunnel);
         self.tunnels.insert(name, tunnel);
         new
@@ -72,18 +65,19 @@ impl Ports {
         self.names.is_empty()
     }
 
-    fn name<'a>(&'a self, port: &'a PortRef) -> Option<&'a str> {
-        match port {
-            PortRef::Name(name) => Some(name),
-            PortRef::Number(number) => self.numbers.get(number).map(|name| &**name),
-        }
-    }
-
     pub(super) fn find(&self, port: &PortRef) -> Option<(&NicName, NicPort)> {
-        self.names.get(self.name(port)?).map(|(nic, port)| (nic, *port))
+        self.names.get(name(port)?).map(|(nic, port)| (nic, *port))
     }
 
     pub(super) fn tunnel(&self, port: &PortRef) -> Option<&TunnelIn> {
-        self.tunnels.get(self.name(port)?)
+        self.tunnels.get(name(port)?)
+    }
+}
+
+/// Flows are told with names; a number alone says nothing.
+fn name(port: &PortRef) -> Option<&str> {
+    match port {
+        PortRef::Name(name) => Some(name),
+        PortRef::Number(_) => None,
     }
 }

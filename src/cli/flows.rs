@@ -1,0 +1,124 @@
+//! `ringspan flow list` and `ringspan flow stats`: what the daemon's mirror knows.
+
+use std::io::Write;
+
+use serde_json::{Value, json};
+
+use super::client::Client;
+use super::options::{FlowList, api_word};
+use super::table::Table;
+use super::{Failure, print_json, word};
+use crate::ovs::mirror::{FlowStats, FlowView, Flows};
+
+pub(super) fn list(mut client: Client, wish: &FlowList) -> Result<(), Failure> {
+    let mut params = json!({ "limit": wish.limit });
+    let mut put = |key: &str, value: Option<Value>| {
+        if let Some(value) = value {
+            params[key] = value;
+        }
+    };
+    put("port", wish.port.clone().map(Value::from));
+    put("state", wish.state.map(|state| api_word(state).into()));
+    put("reason", wish.reason.clone().map(Value::from));
+    put("sort", wish.sort.map(|sort| api_word(sort).into()));
+    let answer = client.call("flow.list", params)?;
+    if wish.output.json {
+        return print_json(&answer);
+    }
+    let flows: Flows = serde_json::from_value(answer)?;
+    let mut headings = vec!["STATE", "NIC", "OVS-PACKETS", "NIC-PACKETS", "MATCH", "ACTIONS"];
+    if wish.why {
+        headings.insert(1, "WHY");
+    }
+    let mut table = Table::new(&headings);
+    for flow in &flows.flows {
+        table.row(row(flow, wish.why));
+    }
+    table.print()?;
+    let mut err = std::io::stderr();
+    if flows.total > flows.flows.len() {
+        writeln!(err, "{} more: --limit, or --json", flows.total - flows.flows.len())?;
+    }
+    if let Some(trouble) = flows.trouble {
+        writeln!(err, "as it was: {trouble}")?;
+    }
+    Ok(())
+}
+
+fn row(flow: &FlowView, why: bool) -> Vec<String> {
+    let dash = || "-".to_owned();
+    let mut row = vec![
+        word(&flow.state),
+        flow.nic.as_ref().map_or_else(dash, ToString::to_string),
+        flow.ovs.packets.to_string(),
+        flow.rule.map_or_else(dash, |rule| rule.packets.to_string()),
+        short(&flow.matches),
+        flow.actions.clone(),
+    ];
+    if why {
+        let reason = flow.reason.as_ref().zip(flow.why.as_ref());
+        row.insert(1, reason.map_or_else(dash, |(code, sentence)| format!("{code}: {sentence}")));
+    }
+    row
+}
+
+/// Without what matches everything, such as `skb_mark(0/0)`, and what every flow has.
+fn short(matches: &str) -> String {
+    const USUAL: [&str; 2] = ["recirc_id(0)", "packet_type(ns=0,id=0)"];
+    let (mut depth, mut begin) = (0_usize, 0);
+    let mut parts = Vec::new();
+    for (at, byte) in matches.bytes().enumerate() {
+        match byte {
+            b'(' => depth += 1,
+            b')' => depth = depth.saturating_sub(1),
+            b',' if depth == 0 => {
+                parts.push(&matches[begin..at]);
+                begin = at + 1;
+            }
+            _ => {}
+        }
+    }
+    parts.push(&matches[begin..]);
+    parts.retain(|part| !part.ends_with("(0/0)") && !USUAL.contains(part));
+    parts.join(",")
+}
+
+pub(super) fn stats(mut client: Client, as_json: bool) -> Result<(), Failure> {
+    let answer = client.call("flow.stats", json!({}))?;
+    if as_json {
+        return print_json(&answer);
+    }
+    let stats: FlowStats = serde_json::from_value(answer)?;
+    let mut out = std::io::stdout();
+    let states: Vec<String> = stats.by_state.iter().map(|(state, count)| format!("{count} {state}")).collect();
+    writeln!(out, "{} flows: {}", stats.flows, if states.is_empty() { "-".into() } else { states.join(", ") })?;
+    for (reason, count) in &stats.by_reason {
+        writeln!(out, "  {count} stay with OVS: {reason}")?;
+    }
+    writeln!(out, "packets: {} by OVS, {} by NICs", stats.ovs.packets, stats.rules.packets)?;
+    writeln!(
+        out,
+        "{} dumps, the last in {} us; a change is seen within {} ms",
+        stats.dumps, stats.dump_us, stats.stale_ms
+    )?;
+    if stats.over_limit + stats.unreadable > 0 {
+        writeln!(out, "{} flows beyond ovs.max_flows, {} lines that are no flows", stats.over_limit, stats.unreadable)?;
+    }
+    if let Some(trouble) = stats.trouble {
+        writeln!(out, "trouble: {trouble}")?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::short;
+
+    #[test]
+    fn what_says_nothing_is_left_out_of_the_table() {
+        let long = "skb_priority(0/0),ct_state(0/0),recirc_id(0),in_port(a),packet_type(ns=0,id=0),eth(src=02:00:00:00:00:01,dst=02:00:00:00:00:02)";
+        assert_eq!(short(long), "in_port(a),eth(src=02:00:00:00:00:01,dst=02:00:00:00:00:02)");
+        assert_eq!(short(""), "");
+        assert_eq!(short(")(,"), ")(,");
+    }
+}

@@ -1,0 +1,135 @@
+//! The lanes' software NICs as an engine of the mirror.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use ringspan_protocol::message::MAX_RULES;
+use ringspan_protocol::rule::{Rule, RuleCounters, RuleId, RuleResult};
+use ringspan_protocol::{NicName, Reply, Request};
+
+use super::{Daemon, locked};
+use crate::error::{Error, ErrorKind};
+use crate::lanes::{Lane, LanePhase};
+use crate::ovs::mirror::{Engine, Nic};
+
+/// How long a lane's NICs are taken for known, unless lanes come or go.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// The NICs of all lanes that run.
+pub(crate) struct Lanes {
+    daemon: Arc<Daemon>,
+    known: Mutex<Option<Known>>,
+}
+
+struct Known {
+    at: Instant,
+    /// Lives of the lanes by then.
+    lives: Vec<u64>,
+    nics: Vec<(Nic, Arc<Lane>)>,
+}
+
+impl Lanes {
+    pub(crate) fn new(daemon: &Arc<Daemon>) -> Self {
+        Self { daemon: Arc::clone(daemon), known: Mutex::default() }
+    }
+
+    fn look(&self) -> Vec<(Nic, Arc<Lane>)> {
+        let lanes: Vec<_> = self.daemon.all_lanes().into_iter().filter(|lane| lane.phase() == LanePhase::Up).collect();
+        let lives: Vec<u64> = lanes.iter().map(|lane| lane.lives()).collect();
+        let mut known = locked(&self.known);
+        if let Some(known) = known.as_ref().filter(|known| known.at.elapsed() < FRESH && known.lives == lives) {
+            return known.nics.clone();
+        }
+        let mut nics = Vec::new();
+        for lane in &lanes {
+            let life = lane.lives();
+            if let Ok(Reply::Nics(found)) = lane.ask(Request::NicList) {
+                let nic = |status: ringspan_protocol::NicStatus| Nic {
+                    ports: status.ports.iter().map(|port| port.port).collect(),
+                    name: status.spec.name,
+                    life,
+                };
+                nics.extend(found.into_iter().map(|status| (nic(status), Arc::clone(lane))));
+            }
+        }
+        *known = Some(Known { at: Instant::now(), lives, nics: nics.clone() });
+        nics
+    }
+
+    fn ask(&self, nic: &NicName, request: Request) -> Result<Reply, Error> {
+        let found = self.look().into_iter().find(|(known, _)| known.name == *nic);
+        let (_, lane) = found.ok_or_else(|| {
+            Error::new(ErrorKind::LaneDown, format!("no lane has the NIC {nic} at this moment: see ringspan lane list"))
+        })?;
+        lane.ask(request)
+    }
+
+    /// All pages of a list that is told in the order of ids.
+    fn pages<T>(
+        &self,
+        nic: &NicName,
+        request: impl Fn(Option<RuleId>) -> Request,
+        read: impl Fn(Reply) -> Option<Vec<T>>,
+        id: impl Fn(&T) -> RuleId,
+    ) -> Result<Vec<T>, Error> {
+        let mut all = Vec::new();
+        loop {
+            let after = all.last().map(&id);
+            let page = read(self.ask(nic, request(after))?).ok_or_else(something_else)?;
+            let last = page.len() < MAX_RULES;
+            // A lane that repeats itself would be asked for ever.
+            if page.first().is_some_and(|first| Some(id(first)) <= after) {
+                return Err(something_else());
+            }
+            all.extend(page);
+            if last {
+                return Ok(all);
+            }
+        }
+    }
+}
+
+fn something_else() -> Error {
+    Error::new(ErrorKind::Version, "the lane answered something else than was asked: is it of another version?")
+}
+
+impl Engine for Lanes {
+    fn nics(&self) -> Vec<Nic> {
+        self.look().into_iter().map(|(nic, _)| nic).collect()
+    }
+
+    fn install(&self, nic: &NicName, rules: &[Rule]) -> Result<Vec<RuleResult>, Error> {
+        match self.ask(nic, Request::RuleInstall { nic: nic.clone(), rules: rules.to_vec() })? {
+            Reply::RuleResults(results) if results.len() == rules.len() => Ok(results),
+            _ => Err(something_else()),
+        }
+    }
+
+    fn remove(&self, nic: &NicName, ids: &[RuleId]) -> Result<(), Error> {
+        match self.ask(nic, Request::RuleRemove { nic: nic.clone(), ids: ids.to_vec() })? {
+            Reply::RuleResults(results) => match results.into_iter().find_map(|result| result.error) {
+                None => Ok(()),
+                Some(failure) => Err(failure.into()),
+            },
+            _ => Err(something_else()),
+        }
+    }
+
+    fn rules(&self, nic: &NicName) -> Result<Vec<Rule>, Error> {
+        let request = |after| Request::RuleList { nic: nic.clone(), after, limit: MAX_RULES as u32 };
+        let read = |reply| match reply {
+            Reply::Rules(rules) => Some(rules),
+            _ => None,
+        };
+        self.pages(nic, request, read, |rule| rule.id)
+    }
+
+    fn counters(&self, nic: &NicName) -> Result<Vec<RuleCounters>, Error> {
+        let request = |after| Request::RuleCounters { nic: nic.clone(), after, limit: MAX_RULES as u32 };
+        let read = |reply| match reply {
+            Reply::RuleCounters(counters) => Some(counters),
+            _ => None,
+        };
+        self.pages(nic, request, read, |counters| counters.id)
+    }
+}

@@ -1,0 +1,35 @@
+//! Who has the rules: the switches of NICs, behind one trait.
+
+use ringspan_protocol::rule::{Rule, RuleCounters, RuleId, RuleResult};
+use ringspan_protocol::{NicName, NicPort};
+
+use crate::error::Error;
+
+/// A NIC that takes rules.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Nic {
+    /// Its name.
+    pub name: NicName,
+    /// The ports of its switch.
+    pub ports: Vec<NicPort>,
+    /// Changes whenever its rules may have been lost: it was restarted, or made anew.
+    pub life: u64,
+}
+
+/// What can be done with the rules of NICs.
+pub(crate) trait Engine: Send {
+    /// All NICs that take rules now. One that cannot be asked at this moment is not among them.
+    fn nics(&self) -> Vec<Nic>;
+
+    /// Installs rules, or replaces those of the same ids; the result of each. An error: nothing is known of any.
+    fn install(&self, nic: &NicName, rules: &[Rule]) -> Result<Vec<RuleResult>, Error>;
+
+    /// Removes rules; one that is not there is a success.
+    fn remove(&self, nic: &NicName, ids: &[RuleId]) -> Result<(), Error>;
+
+    /// All rules that are installed.
+    fn rules(&self, nic: &NicName) -> Result<Vec<Rule>, Error>;
+
+    /// What all rules counted.
+    fn counters(&self, nic: &NicName) -> Result<Vec<RuleCounters>, Error>;
+}

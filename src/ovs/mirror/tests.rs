@@ -1,0 +1,241 @@
+//! The mirror against an engine that notes what it is told: fed by hand, and by a real Open vSwitch.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use ringspan_protocol::rule::{Rule, RuleCounters, RuleId, RuleResult};
+use ringspan_protocol::{Failure, FailureKind, NicName, NicPort};
+use ringspan_testkit::needs;
+use ringspan_testkit::ovs::Ovs;
+
+use super::report::{FlowFilter, FlowState, Sort};
+use super::work::Work;
+use super::{Engine, Mirror, Nic, Settings};
+use crate::error::{Error, ErrorKind};
+use crate::ovs::client::Place;
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// What an engine is and was told.
+#[derive(Default)]
+struct Told {
+    rules: BTreeMap<RuleId, Rule>,
+    /// `+id` and `-id`, in order.
+    log: Vec<String>,
+    life: u64,
+    down: bool,
+    /// Ids that it refuses.
+    refused: Vec<RuleId>,
+}
+
+#[derive(Clone, Default)]
+struct Fake(Arc<Mutex<Told>>);
+
+impl Fake {
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.0.lock().unwrap()
+    }
+
+    fn log(&self) -> Vec<String> {
+        std::mem::take(&mut self.told().log)
+    }
+
+    fn up(&self) -> Result<MutexGuard<'_, Told>, Error> {
+        let told = self.told();
+        if told.down { Err(Error::new(ErrorKind::LaneDown, "the lane is down")) } else { Ok(told) }
+    }
+}
+
+impl Engine for Fake {
+    fn nics(&self) -> Vec<Nic> {
+        let ports = [NicPort::Uplink, NicPort::Vf(0), NicPort::Vf(1)].to_vec();
+        vec![Nic { name: "nic0".parse().unwrap(), ports, life: self.told().life }]
+    }
+
+    fn install(&self, _: &NicName, rules: &[Rule]) -> Result<Vec<RuleResult>, Error> {
+        let mut told = self.up()?;
+        let mut results = Vec::new();
+        for rule in rules {
+            let refused = told.refused.contains(&rule.id);
+            told.log.push(format!("{}{}", if refused { '!' } else { '+' }, rule.id.0));
+            if !refused {
+                told.rules.insert(rule.id, rule.clone());
+            }
+            let error = refused.then(|| Failure::new(FailureKind::NoRoom, "the table is full"));
+            results.push(RuleResult { id: rule.id, error });
+        }
+        Ok(results)
+    }
+
+    fn remove(&self, _: &NicName, ids: &[RuleId]) -> Result<(), Error> {
+        let mut told = self.up()?;
+        for id in ids {
+            told.log.push(format!("-{}", id.0));
+            told.rules.remove(id);
+        }
+        Ok(())
+    }
+
+    fn rules(&self, _: &NicName) -> Result<Vec<Rule>, Error> {
+        Ok(self.up()?.rules.values().cloned().collect())
+    }
+
+    fn counters(&self, _: &NicName) -> Result<Vec<RuleCounters>, Error> {
+        let told = self.up()?;
+        Ok(told.rules.keys().map(|id| RuleCounters { id: *id, packets: 100, bytes: 6000, idle_ms: Some(5) }).collect())
+    }
+}
+
+fn line(ufid: u128, from: &str, kind: u16, actions: &str) -> String {
+    let ufid = crate::ovs::flow::Ufid(ufid);
+    format!(
+        "ufid:{ufid}, recirc_id(0),in_port({from}),packet_type(ns=0,id=0),eth(src=02:00:00:00:00:01,dst=02:00:00:00:00:02),eth_type({kind:#06x}), packets:1, bytes:60, used:0.1s, dp:ovs, actions:{actions}\n"
+    )
+}
+
+fn round(work: &mut Work, fake: &Fake, lines: &[String]) -> Vec<String> {
+    work.round(&[lines.concat()], 1000, fake);
+    fake.log()
+}
+
+#[test]
+fn what_goes_is_removed_before_what_comes_is_installed_and_what_stays_is_left_alone() {
+    let (mut work, fake) = (Work::default(), Fake::default());
+    let stays = line(1, "nic0_vf0", 0x1234, "nic0_vf1");
+    assert_eq!(round(&mut work, &fake, &[stays.clone(), line(2, "nic0", 0x1234, "nic0_vf0")]).len(), 2);
+    assert_eq!(round(&mut work, &fake, &[stays.clone(), line(2, "nic0", 0x1234, "nic0_vf0")]), [""; 0]);
+    assert_eq!(round(&mut work, &fake, &[stays.clone(), line(3, "nic0", 0x1234, "nic0_vf1")]), ["-2", "+3"]);
+    // Other actions take the old ones' place in one step.
+    assert_eq!(round(&mut work, &fake, &[stays.clone(), line(3, "nic0", 0x1234, "drop")]), ["+3"]);
+    // What cannot be offloaded any more goes at once.
+    assert_eq!(round(&mut work, &fake, &[stays.clone(), line(3, "nic0", 0x1234, "br0")]), ["-3"]);
+    assert_eq!(round(&mut work, &fake, &[stays, "ufid:garbage\n".into()]), [""; 0]);
+    assert_eq!(work.table.misses.unreadable, 1);
+    work.clear(&fake);
+    assert_eq!(fake.log(), ["-1"]);
+}
+
+#[test]
+fn two_flows_of_one_ufid_are_both_left_to_ovs() {
+    let (mut work, fake) = (Work::default(), Fake::default());
+    let one = line(1, "nic0_vf0", 0x1234, "nic0_vf1");
+    assert_eq!(round(&mut work, &fake, std::slice::from_ref(&one)), ["+1"]);
+    assert_eq!(round(&mut work, &fake, &[one.clone(), line(1, "nic0_vf0", 0x1234, "nic0")]), ["-1"]);
+    assert_eq!(round(&mut work, &fake, &[one]), ["+1"]);
+}
+
+#[test]
+fn a_refused_rule_is_a_reason_and_the_old_one_does_not_stay() {
+    let (mut work, fake) = (Work::default(), Fake::default());
+    assert_eq!(round(&mut work, &fake, &[line(1, "nic0_vf0", 0x1234, "nic0_vf1")]), ["+1"]);
+    fake.told().refused.push(RuleId(1));
+    assert_eq!(round(&mut work, &fake, &[line(1, "nic0_vf0", 0x1234, "nic0")]), ["!1", "-1"]);
+    assert!(fake.told().rules.is_empty());
+}
+
+#[test]
+fn a_lane_that_lost_its_rules_gets_them_again_and_what_it_kept_is_not_touched() {
+    let (mut work, fake) = (Work::default(), Fake::default());
+    let lines = [line(1, "nic0_vf0", 0x1234, "nic0_vf1"), line(2, "nic0", 0x1234, "nic0_vf0")];
+    round(&mut work, &fake, &lines);
+    {
+        let mut told = fake.told();
+        told.life += 1;
+        told.rules.remove(&RuleId(2));
+    }
+    assert_eq!(round(&mut work, &fake, &lines), ["+2"]);
+    // A new daemon knows nothing, and finds what an old one left: a flow that is there, and one that is not any more.
+    let mut new = Work::default();
+    assert_eq!(round(&mut new, &fake, &lines[..1]), ["-2"]);
+    assert_eq!(round(&mut new, &fake, &lines[..1]), [""; 0]);
+}
+
+#[test]
+fn an_engine_that_cannot_be_told_is_told_as_soon_as_it_can_be() {
+    let (mut work, fake) = (Work::default(), Fake::default());
+    let lines = [line(1, "nic0_vf0", 0x1234, "nic0_vf1")];
+    fake.told().down = true;
+    assert_eq!(round(&mut work, &fake, &lines), [""; 0]);
+    assert!(work.trouble.is_some());
+    fake.told().down = false;
+    assert_eq!(round(&mut work, &fake, &lines), ["+1"]);
+    // A removal that failed is made up for, too.
+    fake.told().down = true;
+    round(&mut work, &fake, &[]);
+    fake.told().down = false;
+    assert_eq!(round(&mut work, &fake, &[]), ["-1"]);
+}
+
+fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(begun.elapsed() < SOON, "not within {SOON:?}: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+const PACKET: &str = "in_port(1),eth(src=02:00:00:00:00:01,dst=02:00:00:00:00:02),eth_type(0x1234)";
+
+#[test]
+fn what_ovs_decides_is_in_the_nic_and_follows_what_it_decides_next() -> Result<()> {
+    needs!(Ovs);
+    let mut ovs = Ovs::start()?;
+    ovs.add_bridge("br0")?;
+    for (at, port) in ["nic0", "nic0_vf0", "nic0_vf1"].into_iter().enumerate() {
+        ovs.add_port("br0", port, &[&format!("ofport_request={}", at + 1)])?;
+    }
+    ovs.ofctl("br0", "add-flow", &["in_port=2,actions=output:3"])?;
+    let fake = Fake::default();
+    // What an earlier daemon left behind.
+    let stale =
+        serde_json::from_str(r#"{"id":"00000000-0000-0000-0000-000000000009","in_port":"vf0","actions":["drop"]}"#)?;
+    fake.told().rules.insert(RuleId(9), stale);
+    let grace = Duration::from_millis(300);
+    let mirror = Mirror::new(Settings { place: Place::new(Some(ovs.run_dir())), max_flows: 100, grace });
+    let thread = mirror.start(fake.clone()).expect("a thread");
+    until("the stale rule is gone", || fake.told().rules.is_empty().then_some(()));
+    ovs.receive("nic0_vf0", PACKET)?;
+    let actions = || fake.told().rules.values().map(|rule| serde_json::to_string(&rule.actions).unwrap()).next();
+    assert_eq!(until("the flow's rule", actions), r#"[{"output":"vf1"}]"#);
+    let all = FlowFilter { limit: 10, ..FlowFilter::default() };
+    let flows = mirror.list(&FlowFilter { port: Some("nic0_vf0".into()), sort: Sort::Packets, ..all.clone() }, &fake);
+    let [flow] = &flows.flows[..] else { panic!("{flows:?}") };
+    assert_eq!(
+        (flow.state, flow.rule.unwrap().packets, flow.actions.as_str()),
+        (FlowState::Offloaded, 100, "nic0_vf1")
+    );
+    assert_eq!(mirror.list(&FlowFilter { port: Some("nic0".into()), ..all.clone() }, &fake).total, 0);
+    // OpenFlow changes its mind: first to another port, then to one that is no NIC's.
+    ovs.ofctl("br0", "mod-flows", &["in_port=2,actions=output:1"])?;
+    until("the other port", || (actions()? == r#"[{"output":"uplink"}]"#).then_some(()));
+    ovs.ofctl("br0", "mod-flows", &["in_port=2,actions=local"])?;
+    until("no rule", || fake.told().rules.is_empty().then_some(()));
+    let flow = &mirror.list(&all, &fake).flows[0];
+    assert_eq!((flow.state, flow.reason.as_deref()), (FlowState::Not, Some("output")));
+    assert!(flow.why.as_ref().unwrap().contains("br0"), "{flow:?}");
+    assert_eq!(mirror.stats(&fake).by_reason["output"], 1);
+    // OVS dies: its rules go after the grace period, and come back with it.
+    ovs.ofctl("br0", "mod-flows", &["in_port=2,actions=output:3"])?;
+    until("the rule again", actions);
+    ovs.stop_switch();
+    let died = Instant::now();
+    until("the grace period's end", || fake.told().rules.is_empty().then_some(()));
+    assert!(died.elapsed() >= grace, "{:?}", died.elapsed());
+    assert!(mirror.stats(&fake).trouble.is_some());
+    ovs.start_switch()?;
+    ovs.ofctl("br0", "add-flow", &["in_port=2,actions=output:3"])?;
+    until("the rule after the restart", || {
+        ovs.receive("nic0_vf0", PACKET).ok()?;
+        actions()
+    });
+    assert_eq!(mirror.stats(&fake).trouble, None);
+    mirror.end();
+    thread.join().expect("the mirror ends");
+    assert!(!fake.told().rules.is_empty(), "rules stay when the daemon ends");
+    Ok(())
+}
