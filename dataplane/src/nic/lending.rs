@@ -6,6 +6,7 @@ use dpdk_sys as sys;
 use ringspan_protocol::{DeviceSpec, ZeroCopy};
 
 use super::configure::DeviceConfig;
+use super::dma::Range;
 use super::loans::LentMemory;
 use super::port::Port;
 use crate::memory::GuestMap;
@@ -37,7 +38,7 @@ pub struct Lending {
 #[derive(Debug)]
 pub(super) struct Mapping {
     port: Weak<Port>,
-    key: u64,
+    ranges: Vec<Range>,
 }
 
 impl Lending {
@@ -93,8 +94,8 @@ impl Lending {
         let mut mapping = None;
         if self.dma {
             let port = self.port.upgrade().ok_or("the device is gone")?;
-            let key = port.map_for_dma(map)?;
-            mapping = Some(Mapping { port: Weak::clone(&self.port), key });
+            let ranges = port.map_for_dma(map)?;
+            mapping = Some(Mapping { port: Weak::clone(&self.port), ranges });
         }
         Ok(LentMemory::new(Arc::clone(map), mapping))
     }
@@ -103,7 +104,7 @@ impl Lending {
 impl Drop for Mapping {
     fn drop(&mut self) {
         if let Some(port) = self.port.upgrade() {
-            port.unmap_for_dma(self.key);
+            port.unmap_for_dma(std::mem::take(&mut self.ranges));
         }
     }
 }

@@ -17,6 +17,7 @@ mod blanks;
 mod burst;
 mod configure;
 mod device;
+mod dma;
 mod eal;
 mod error;
 mod filter;

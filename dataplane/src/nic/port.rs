@@ -2,12 +2,12 @@
 
 use std::fmt;
 use std::os::raw::{c_char, c_int, c_void};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use dpdk_sys as sys;
 
-use super::error::{describe, rte_errno};
+use super::dma::{Range, Ranges};
 use super::loans;
 use super::pool::{self, Pool};
 use super::registry;
@@ -26,6 +26,8 @@ pub(super) struct Port {
     /// In a box of its own, because DPDK keeps a pointer to it.
     removed: Box<AtomicBool>,
     inner: Mutex<Inner>,
+    /// Guest memory that the device may read. A lock of its own: mapping takes long, and workers may wait for the other.
+    dma: Mutex<Ranges>,
     /// The rings under an end of a patch, or a VF of a software NIC; let go of when the port is closed.
     link: Option<RingEnd>,
 }
@@ -36,8 +38,6 @@ struct Inner {
     queues: u16,
     /// Pools whose buffers may be in this port's rings.
     pools: Vec<Pool>,
-    /// Guest memory that the device may read by DMA, by number: first byte and length of each piece.
-    mapped: Vec<(u64, Vec<(usize, usize)>)>,
 }
 
 // SAFETY: the pointer is only used under the lock of the registry; DPDK's control functions may be called from any thread,
@@ -56,8 +56,8 @@ impl Port {
     /// Takes over a port that the registry has an entry for.
     pub fn new(id: u16, device: *mut sys::rte_device, driver: String, link: Option<RingEnd>) -> Self {
         let removed = Box::new(AtomicBool::new(false));
-        let inner = Mutex::new(Inner { started: false, queues: 0, pools: Vec::new(), mapped: Vec::new() });
-        let port = Self { id, device, driver, removed, inner, link };
+        let inner = Mutex::new(Inner { started: false, queues: 0, pools: Vec::new() });
+        let port = Self { id, device, driver, removed, inner, dma: Mutex::default(), link };
         // SAFETY: the callback gets a pointer into `removed`, which lives until the callback is unregistered in `drop`.
         let of_port = unsafe {
             sys::rte_eth_dev_callback_register(id, sys::RTE_ETH_EVENT_INTR_RMV, Some(on_port_event), port.flag())
@@ -138,54 +138,20 @@ impl Port {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes a guest's memory readable for the device by DMA (DPDK programmer's guide: *Environment Abstraction Layer*, "Support for
-    /// Externally Allocated Memory"). Returns a number for [`Port::unmap_for_dma`].
-    pub fn map_for_dma(&self, map: &GuestMap) -> Result<u64, String> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let mut done = Vec::new();
-        for (region, page) in map.regions().iter().zip(map.page_sizes()) {
-            let (start, len) = (region.host.as_ptr(), (region.len as usize).next_multiple_of(page));
-            // SAFETY: the range is mapped, to the end of its last page, as long as the map is held, which is longer than it is
-            // registered; its pages have that size.
-            let status = unsafe { sys::rte_extmem_register(start.cast(), len, std::ptr::null_mut(), 0, page) };
-            if status != 0 {
-                self.unmap(done);
-                let error = describe(rte_errno());
-                return Err(format!("DPDK cannot register {} MiB of guest memory: {error}", len >> 20));
-            }
-            done.push((start.addr(), len));
-            // SAFETY: just registered; the device is not removed before the port is closed, which unmaps.
-            let status = unsafe { sys::rte_dev_dma_map(self.device, start.cast(), start.addr() as u64, len) };
-            if status != 0 {
-                let error = describe(rte_errno());
-                self.unmap(done);
-                return Err(format!("{} MiB of guest memory cannot be mapped for DMA: {error}", len >> 20));
-            }
-        }
-        let key = NEXT.fetch_add(1, Ordering::Relaxed);
-        self.lock().mapped.push((key, done));
-        Ok(key)
+    /// Makes a guest's memory readable for the device by DMA. The answer goes to [`Port::unmap_for_dma`].
+    pub fn map_for_dma(&self, map: &GuestMap) -> Result<Vec<Range>, String> {
+        // SAFETY: the device is not removed before the port is closed, which unmaps; the map is held longer.
+        unsafe { self.lock_dma().map(self.device, map) }
     }
 
     /// The opposite. Nothing of it is read by the device any more.
-    pub fn unmap_for_dma(&self, key: u64) {
-        let mut inner = self.lock();
-        let pieces: Vec<_> = inner.mapped.extract_if(.., |(number, _)| *number == key).collect();
-        drop(inner);
-        pieces.into_iter().for_each(|(_, pieces)| self.unmap(pieces));
+    pub fn unmap_for_dma(&self, ranges: Vec<Range>) {
+        // SAFETY: the device is not removed yet, or all was unmapped before; the caller's.
+        unsafe { self.lock_dma().unmap(self.device, ranges) }
     }
 
-    fn unmap(&self, pieces: Vec<(usize, usize)>) {
-        for (start, len) in pieces {
-            let at = std::ptr::without_provenance_mut(start);
-            // SAFETY: the device is not removed yet; a range that is not mapped or not registered is refused.
-            let (unmapped, forgotten) = unsafe {
-                (sys::rte_dev_dma_unmap(self.device, at, start as u64, len), sys::rte_extmem_unregister(at, len))
-            };
-            if unmapped != 0 || forgotten != 0 {
-                tracing::warn!("port {}: guest memory is still mapped for DMA ({unmapped}, {forgotten})", self.id);
-            }
-        }
+    fn lock_dma(&self) -> std::sync::MutexGuard<'_, Ranges> {
+        self.dma.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the callbacks are given.
@@ -251,8 +217,8 @@ impl Drop for Port {
             tracing::warn!("port {}: close failed ({closed})", self.id);
         }
         // The driver has freed its frames, so nothing is read any more; with the device its bus would forget how to unmap.
-        let mapped = std::mem::take(&mut self.lock().mapped);
-        mapped.into_iter().for_each(|(_, pieces)| self.unmap(pieces));
+        // SAFETY: the port is closed, its device is not removed yet.
+        unsafe { self.lock_dma().unmap_all(self.device) };
         if registry.release(self.id) {
             // SAFETY: the device was plugged in for ports of ours, and the last one is closed.
             let status = unsafe { sys::rte_dev_remove(self.device) };
