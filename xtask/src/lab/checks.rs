@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use ringspan_protocol::{LaneEventKind, PortPhase};
 use ringspan_testkit::guest::crossing::{self, End};
 use ringspan_testkit::guest::loopback::{Lengths, Plan};
-use ringspan_testkit::guest::{Guest, Kind, Options};
+use ringspan_testkit::guest::{Guest, Kind, Layout, Memory, Options, feature};
 use ringspan_testkit::pci::Window;
 use ringspan_testkit::wait;
 
@@ -26,6 +26,7 @@ pub const BOTH: &[Check] = &[
     ("frames cross byte for byte, large ones without being copied", cross),
     ("frames cross from ordinary pages", cross_from_small_pages),
     ("guest memory is given anew while frames are on their way", give_memory_anew),
+    ("memory comes region by region, and more comes and goes while frames are on their way", change_regions),
     ("the NIC stops sending: buffers stay with it until it goes on", hold_and_let_go),
     ("the NIC stops sending, and guest memory is given anew", give_memory_anew_while_frozen),
     ("the NIC stops sending, and the guest resets its driver", reset_while_frozen),
@@ -123,6 +124,34 @@ fn give_memory_anew(host: &mut Host) -> Result<()> {
             all_back(&mut guest)?;
         }
         host.say(&format!("    {kind:?}: 20 times, {} of {} frames arrived", flow.arrived(), flow.sent()));
+        host.gone(guest)?;
+    }
+    Ok(())
+}
+
+/// As QEMU tells of its memory: ADD_MEM_REG for each region, and REM_MEM_REG when one is unplugged.
+fn change_regions(host: &mut Host) -> Result<()> {
+    for kind in [Kind::Split, Kind::Packed] {
+        let slots = feature::PROTOCOL_CONFIGURE_MEM_SLOTS;
+        let options = options(host, kind);
+        let protocol_features = options.protocol_features | slots;
+        let mut guest = Guest::start(Options { protocol_features, ..options })?;
+        ensure!(guest.frontend()?.protocol_features() & slots != 0, "memory comes as a whole");
+        guest.tx[0].scribble();
+        let more = Memory::new(Layout { size: 2 << 20, regions: 1, start: 1 << 40, gap: 0, huge_pages: true })?;
+        let region = more.regions().first().context("a region")?;
+        let (before, mut flow) = (host.sent_so_far()?.1, Flow::new(JUMBO));
+        for _ in 0..10 {
+            flow.send(&mut guest, 40);
+            guest.frontend()?.add_mem_reg(&more, region)?;
+            flow.send(&mut guest, 40);
+            guest.frontend()?.rem_mem_reg(region)?;
+            flow.take_all(&host.far)?;
+            all_back(&mut guest)?;
+        }
+        let (status, not_copied) = (host.lane.port("vm")?.zero_copy, host.sent_so_far()?.1 - before);
+        ensure!(not_copied == flow.sent(), "{not_copied} of {} frames were not copied: {status:?}", flow.sent());
+        host.say(&format!("    {kind:?}: {} of {} frames arrived", flow.arrived(), flow.sent()));
         host.gone(guest)?;
     }
     Ok(())
@@ -251,6 +280,11 @@ fn pull_the_nic(host: &mut Host) -> Result<()> {
     let mut guest = Guest::start(options(host, Kind::Split))?;
     let mut flow = Flow::new(JUMBO);
     flow.send(&mut guest, 100);
+    flow.take_all(&host.far)?;
+    // Frames are in the NIC for as long as it is there.
+    let registers = Registers::of(host)?;
+    registers.freeze();
+    flow.send(&mut guest, HELD);
     let pull = host.pull();
     let start = Instant::now();
     let mut seen = false;
@@ -265,8 +299,12 @@ fn pull_the_nic(host: &mut Host) -> Result<()> {
             .is_ok();
         ensure!(start.elapsed() < Duration::from_secs(30), "nobody noticed that the NIC goes");
     }
-    host.say(&format!("    noticed after {} ms, {} frames were sent", start.elapsed().as_millis(), flow.sent()));
+    guest.tx[0].reclaim();
+    let (took, held) = (start.elapsed().as_millis(), guest.tx[0].in_flight());
+    ensure!(held >= HELD, "{held} frames are in the NIC");
+    host.say(&format!("    noticed after {took} ms, {held} frames are with the NIC"));
     host.lane.remove("vm")?;
+    drop(registers);
     let pulled = pull.join().map_err(|_| anyhow::anyhow!("the thread that pulls panicked"))?;
     pulled?;
     flow.take(&host.far)?;
