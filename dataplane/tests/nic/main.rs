@@ -9,4 +9,6 @@ mod limits;
 mod loopback;
 mod pci;
 mod relay;
+mod scene;
 mod tap;
+mod workers;
