@@ -59,12 +59,13 @@ pub enum Policy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ZeroCopy {
-    /// Where the device has read a frame when it has taken it: net_tap, net_pcap, net_af_packet, net_vhost, net_null.
+    /// Where the device has read a frame when it has taken it (net_tap, net_pcap, net_af_packet, net_vhost, net_null), and where it was seen
+    /// to read guest memory by DMA (igb, its virtual functions).
     #[default]
     Auto,
     /// Never.
     Off,
-    /// PCI devices, too, whose driver can be asked what was sent, which was not yet seen on hardware; and software rings (`patch:`,
+    /// Every PCI device whose driver can be asked what was sent, seen or not; and software rings (`patch:`,
     /// net_ring), where a frame stays until the other side has read it: if that stops, so does the guest that sends.
     Always,
 }

@@ -110,15 +110,20 @@ impl Range {
         let at = ptr::with_exposed_provenance_mut(start);
         // SAFETY: the caller's.
         if unsafe { sys::rte_extmem_register(at, len, ptr::null_mut(), 0, page) } != 0 {
-            let error = describe(rte_errno());
-            return Err(format!("DPDK cannot register {} MiB of guest memory: {error}", len >> 20));
+            return Err(match rte_errno() {
+                // Of DPDK's own lists; RTE_MAX_MEMSEG_LISTS is 128 in any build that was looked at.
+                libc::ENOSPC => "DPDK knows 128 pieces of memory in a lane, and guests here have more regions: \
+                                 put the port on a lane with fewer ports"
+                    .into(),
+                errno => format!("DPDK cannot register {} KiB of guest memory: {}", len >> 10, describe(errno)),
+            });
         }
         // SAFETY: the caller's; just registered.
         if unsafe { sys::rte_dev_dma_map(device, at, start as u64, len) } != 0 {
             let error = describe(rte_errno());
             // SAFETY: just registered, and not mapped.
             unsafe { sys::rte_extmem_unregister(at, len) };
-            return Err(format!("{} MiB of guest memory cannot be mapped for DMA: {error}", len >> 20));
+            return Err(format!("{} KiB of guest memory cannot be mapped for DMA: {error}", len >> 10));
         }
         Ok(())
     }
@@ -132,7 +137,7 @@ impl Range {
         let (unmapped, forgotten) =
             unsafe { (sys::rte_dev_dma_unmap(device, at, start as u64, len), sys::rte_extmem_unregister(at, len)) };
         if unmapped != 0 || forgotten != 0 {
-            tracing::warn!("{} MiB of guest memory are still mapped for DMA ({unmapped}, {forgotten})", len >> 20);
+            tracing::warn!("{} KiB of guest memory are still mapped for DMA ({unmapped}, {forgotten})", len >> 10);
         }
     }
 }
