@@ -27,6 +27,7 @@ pub const BOTH: &[Check] = &[
     ("frames cross from ordinary pages", cross_from_small_pages),
     ("guest memory is given anew while frames are on their way", give_memory_anew),
     ("memory comes region by region, and more comes and goes while frames are on their way", change_regions),
+    ("with more regions than DPDK knows, frames are copied, and the reason is said", too_many_regions),
     ("the NIC stops sending: buffers stay with it until it goes on", hold_and_let_go),
     ("the NIC stops sending, and guest memory is given anew", give_memory_anew_while_frozen),
     ("the NIC stops sending, and the guest resets its driver", reset_while_frozen),
@@ -155,6 +156,42 @@ fn change_regions(host: &mut Host) -> Result<()> {
         host.gone(guest)?;
     }
     Ok(())
+}
+
+/// DPDK has a list for each region, and 128 lists (`RTE_MAX_MEMSEG_LISTS`).
+fn too_many_regions(host: &mut Host) -> Result<()> {
+    let slots = feature::PROTOCOL_CONFIGURE_MEM_SLOTS;
+    let options = options(host, Kind::Split);
+    let protocol_features = options.protocol_features | slots;
+    let mut guest = Guest::start(Options { protocol_features, ..options })?;
+    let page = 1 << 16;
+    let layout = Layout { size: 130 * page, regions: 130, start: 1 << 40, gap: page as u64, huge_pages: false };
+    let more = Memory::new(layout)?;
+    let frames_not_copied = |host: &mut Host, guest: &mut Guest| {
+        let (before, mut flow) = (host.sent_so_far()?.1, Flow::new(JUMBO));
+        flow.send(guest, 20);
+        flow.take_all(&host.far)?;
+        all_back(guest)?;
+        Ok::<u64, anyhow::Error>(host.sent_so_far()?.1 - before)
+    };
+    let mut told = 0;
+    for region in more.regions() {
+        guest.frontend()?.add_mem_reg(&more, region)?;
+        told += 1;
+        if host.lane.port("vm")?.zero_copy.from.is_none() {
+            break;
+        }
+    }
+    let status = host.lane.port("vm")?.zero_copy;
+    let reason = status.reason.with_context(|| format!("{told} regions more are no reason to copy"))?;
+    host.say(&format!("    {told} regions more: {reason}"));
+    ensure!(frames_not_copied(host, &mut guest)? == 0, "frames were not copied");
+    for region in &more.regions()[..told] {
+        guest.frontend()?.rem_mem_reg(region)?;
+    }
+    let status = host.lane.port("vm")?.zero_copy;
+    ensure!(status.from.is_some() && frames_not_copied(host, &mut guest)? == 20, "frames are still copied: {status:?}");
+    host.gone(guest)
 }
 
 /// The NIC is stopped in the middle of its work, and goes on after `meanwhile`.

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use ringspan_protocol::{PortPhase, PortSpec, ZeroCopy};
+use ringspan_protocol::{PortPhase, PortSpec};
 use ringspan_testkit::far_end::FarEnd;
 use ringspan_testkit::guest::Guest;
 use ringspan_testkit::guest::crossing::Ways;
@@ -117,11 +117,10 @@ impl Host {
         let _ = writeln!(self.story, "{text}");
     }
 
-    /// A port on a function whose frames are not copied, if the device can do it.
+    /// A port on a function.
     pub fn spec(&self, name: &str, function: &Function) -> PortSpec {
         PortSpec {
             mtu: MTU,
-            zero_copy: ZeroCopy::Always,
             zero_copy_from: Some(FROM),
             ..self.lane.spec(name, &format!("pci:{}", function.address()), 1)
         }
