@@ -65,6 +65,8 @@ pub struct Place {
     pub core: usize,
     /// Whether they have hugepages.
     pub huge_pages: bool,
+    /// testpmd's `--burst`.
+    pub testpmd_burst: u16,
     /// Bytes of the largest frame that ports and packet buffers have room for.
     pub largest: u16,
 }
@@ -93,9 +95,6 @@ pub struct Backend {
 pub const LARGEST: u16 = 9018;
 /// Ethernet's header and check sequence.
 const ETHERNET: u16 = 18;
-
-/// testpmd moves 32 at once unless told otherwise; ringspan's worker moves 64.
-const BURST: &str = "--burst=64";
 
 impl Setup {
     /// The largest packet that its device takes, in bytes of IP.
@@ -241,10 +240,11 @@ fn testpmd(setup: Setup, place: Place, folder: &Path, runner: &[String]) -> Star
     let sockets = [socket].into_iter().chain(other).collect();
     let mut options = testpmd::Options::new(format!("bench-{}", std::process::id())).device(first).device(second);
     let queues = setup.pairs.to_string();
+    let burst = format!("--burst={}", place.testpmd_burst);
     let room = (place.largest + 128).next_multiple_of(128).to_string();
     let words = [
         "--forward-mode=io",
-        BURST,
+        &burst,
         "--total-num-mbufs=16384",
         "--mbuf-size",
         &room,

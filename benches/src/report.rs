@@ -68,6 +68,10 @@ pub struct Of {
     pub lost: Option<f64>,
     /// ringspan divided by this one, round by round; see [`ratio`].
     pub ratio: Option<Spread>,
+    /// Rounds in which it was measured.
+    pub rounds: usize,
+    /// Of how many of them the ratio is: those in which the cores stayed where they were.
+    pub compared: usize,
 }
 
 /// One cell, compared.
@@ -145,7 +149,7 @@ pub fn row(cell: Cell, limit: Option<Measured>, samples: &[Sample]) -> Row {
         let pairs: Vec<(bool, f64)> = pairs.filter(|(_, ratio)| ratio.is_finite()).collect();
         // Where the cores moved between the two, the ratio is that of two machines. If they always did, it is all there is.
         let moved = pairs.iter().all(|(alike, _)| !alike);
-        let ratios = pairs.into_iter().filter(|(alike, _)| *alike || moved).map(|(_, ratio)| ratio);
+        let ratios: Vec<f64> = pairs.into_iter().filter(|(alike, _)| *alike || moved).map(|(_, ratio)| ratio).collect();
         let way = |rate: fn(&Measured) -> f64| Spread::of(of(peer).map(|(_, measured)| rate(&measured)));
         let ways = [way(|m| m.sent_pps)?, way(|m| m.received_pps)?];
         Some(Of {
@@ -156,6 +160,8 @@ pub fn row(cell: Cell, limit: Option<Measured>, samples: &[Sample]) -> Row {
             waiting,
             cycles: (waiting > SATURATED).then(|| ticks_per_second() / pps.median),
             lost: median(|m| m.lost),
+            rounds: of(peer).count(),
+            compared: ratios.len(),
             ratio: if peer == Peer::Ringspan { None } else { Spread::of(ratios) },
         })
     };

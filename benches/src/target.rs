@@ -97,7 +97,13 @@ pub fn verdicts(rows: &[Row], trips: &[RoundTrip], iperf: &[Iperf], peers: &[Pee
     for (index, (work, _, testpmd, ovs)) in TARGETS.iter().enumerate() {
         for (peer, ratio) in [(Peer::Testpmd, *testpmd), (Peer::Ovs, *ovs)] {
             let own = rows.iter().filter(|row| target_of(row) == Some(index));
-            let found = own.filter_map(|row| Some((row.peer(peer)?.ratio?, row.name.clone())));
+            let found = own.filter_map(|row| {
+                let of = row.peer(peer)?;
+                let rounds = of.rounds;
+                let few =
+                    if of.compared < rounds { format!(", {} of {rounds} rounds", of.compared) } else { String::new() };
+                Some((of.ratio?, format!("{}{few}", row.name)))
+            });
             let worst = found.min_by(|a, b| a.0.median.total_cmp(&b.0.median));
             let failed: Vec<String> =
                 rows.iter().filter(|row| target_of(row) == Some(index)).filter_map(failure).collect();

@@ -59,6 +59,9 @@ struct Run {
     /// Frames in a burst of the generator
     #[arg(long, default_value_t = 64)]
     burst: u16,
+    /// Frames that testpmd moves at once; its own default is 32, ringspan's worker moves 64
+    #[arg(long, default_value_t = 64)]
+    testpmd_burst: u16,
     /// The back-ends' core
     #[arg(long, default_value_t = 0)]
     core: usize,
@@ -125,7 +128,8 @@ impl Run {
         let rounds = self.rounds.unwrap_or(5);
         let measured = self.seconds.unwrap_or(if quick { 0.3 } else { 0.4 });
         let load = Load { burst: self.burst, warm_up: 0.1, measured };
-        let place = Place { core: self.core, huge_pages: testpmd::huge_pages_free(), largest: LARGEST };
+        let (core, huge_pages) = (self.core, testpmd::huge_pages_free());
+        let place = Place { core, huge_pages, testpmd_burst: self.testpmd_burst, largest: LARGEST };
         Ok(Plan { cells, peers, rounds, load, place, guest_core: self.guest_core })
     }
 

@@ -12,7 +12,8 @@ use crate::wake::Wake;
 use plot::{Dots, Groups, Lines, escape};
 
 const STYLE: &str = include_str!("style.css");
-const DIRECTIONS: [Direction; 5] = [Direction::Tx, Direction::Rx, Direction::Both, Direction::Loop, Direction::Guests];
+const DIRECTIONS: [Direction; 6] =
+    [Direction::Tx, Direction::Drain, Direction::Rx, Direction::Both, Direction::Loop, Direction::Guests];
 
 /// The page's text.
 pub fn html(report: &Report) -> String {
@@ -68,7 +69,7 @@ fn targets(report: &Report, page: &mut String) {
     if report.verdicts.iter().all(|verdict| verdict.reached.is_none()) {
         return;
     }
-    page.push_str("<h2>Targets</h2><p>The worst cell of each kind: ringspan's figure divided by the other's, median (least&ndash;most) of the alternations.</p>");
+    page.push_str("<h2>Targets</h2><p>The worst cell of each kind: ringspan's figure divided by the other's, median (least&ndash;most) of the alternations. What was not measured is not listed.</p>");
     page.push_str(
         "<table><tr><th>work</th><th>against</th><th>wanted</th><th>found</th><th></th><th>in cell</th></tr>",
     );
@@ -77,7 +78,8 @@ fn targets(report: &Report, page: &mut String) {
             (Some(found), Some(true)) => (found.text(2), "pass"),
             (Some(found), _) => (found.text(2), "miss"),
             (None, Some(false)) => ("failed".to_string(), "miss"),
-            _ => ("not measured".to_string(), ""),
+            // What was not asked for is no news.
+            _ => continue,
         };
         let _ = write!(
             page,
@@ -85,7 +87,7 @@ fn targets(report: &Report, page: &mut String) {
             escape(&verdict.work),
             verdict.against.title(),
             escape(&verdict.wanted()),
-            if class.is_empty() { "" } else { verdict.word() },
+            verdict.word(),
             escape(&verdict.cell),
         );
     }
@@ -105,7 +107,7 @@ fn throughput(report: &Report, page: &mut String) {
     page.push_str("<h2>Throughput over size</h2><p>Packets a second, medians, with the spread as a line, on a logarithmic scale; bare memory copies as a dash.</p>");
     let copies = ("copies", "bare copies".to_string());
     legend(page, measured(report).into_iter().map(|peer| (class(peer), peer.title().to_string())).chain([copies]));
-    page.push_str("<div class=\"grid\">");
+    page.push_str("<div class=\"grid pairs\">");
     for direction in DIRECTIONS {
         for packed in [false, true] {
             let rows = plain(direction, packed);
@@ -159,7 +161,7 @@ fn ratios(report: &Report, page: &mut String) {
                     index,
                     class(of.peer),
                     ratio,
-                    &format!("{} against {}: {}", row.name, of.peer.title(), ratio.text(2)),
+                    &format!("{} against {}: {}, {} rounds", row.name, of.peer.title(), ratio.text(2), of.compared),
                 );
             }
         }
@@ -208,7 +210,7 @@ fn low(report: &Report, page: &mut String) {
         rates.dedup();
         rates.sort_by(f64::total_cmp);
         rates.dedup();
-        page.push_str("<h2>Idle and nearly idle</h2><p>Processor time of the whole process, in percent of a core, with one guest that sends so many packets a second.</p><table><tr><th></th>");
+        page.push_str("<h2>Idle and nearly idle</h2><p>Processor time of the whole process, in percent of a core, with one guest that sends so many packets a second. 16 guests that send nothing are among the small figures.</p><table><tr><th></th>");
         rates.iter().for_each(|rate| {
             let _ = write!(page, "<th>{}</th>", plot::si(*rate));
         });
@@ -305,11 +307,16 @@ fn cells(report: &Report, page: &mut String) {
     let peers = measured(report);
     let _ = write!(
         page,
-        "<h2>All cells</h2><p>Mpps, median (least&ndash;most) of {} alternations; cycles a packet where the back-end was saturated; share of time in which the generator waited; packets lost.</p><div class=\"scroll\"><table class=\"small\"><tr><th>cell</th>",
+        "<h2>All cells</h2><p>Mpps, median (least&ndash;most) of {} alternations; Gbit/s, cycles a packet where the back-end was saturated, share of time in which the generator waited.</p><div class=\"scroll\"><table class=\"small\"><tr><th>cell</th>",
         report.rounds
     );
     for peer in &peers {
-        let _ = write!(page, "<th class=\"{}\">{}</th><th>cycles</th><th>wait</th>", class(*peer), peer.title());
+        let _ = write!(
+            page,
+            "<th class=\"{}\">{}</th><th>Gbit/s</th><th>cycles</th><th>wait</th>",
+            class(*peer),
+            peer.title()
+        );
     }
     page.push_str("<th>copies</th></tr>");
     for row in &report.rows {
@@ -321,17 +328,24 @@ fn cells(report: &Report, page: &mut String) {
                     let lost = of
                         .lost
                         .filter(|lost| *lost >= 0.0001)
-                        .map_or(String::new(), |lost| format!(", lost {:.2} %", 100.0 * lost));
+                        .map_or(String::new(), |lost| format!("lost {:.2} %", 100.0 * lost));
                     let ways = of.ways.map_or(String::new(), |ways| {
                         let [sent, received] = ways.map(|way| way.median / 1e6);
-                        format!(", {sent:.2} from + {received:.2} to the guest")
+                        format!("{sent:.2} from, {received:.2} to the guest")
                     });
+                    let copied = row.zero_copied.filter(|share| *share > 0.0 && *peer == Peer::Ringspan);
+                    let copied = copied.map_or(String::new(), |share| format!("{:.0} % not copied", 100.0 * share));
+                    let more: String = ([ways, lost, copied].iter())
+                        .filter(|text| !text.is_empty())
+                        .map(|text| format!("<small class=\"more\">{text}</small>"))
+                        .collect();
                     let _ = write!(
                         page,
-                        "<td>{:.2} <small>({:.2}&ndash;{:.2}){ways}{lost}</small></td><td>{}</td><td>{:.0} %</td>",
+                        "<td>{:.2} <small>({:.2}&ndash;{:.2})</small>{more}</td><td>{:.1}</td><td>{}</td><td>{:.0} %</td>",
                         of.pps.median / 1e6,
                         of.pps.least / 1e6,
                         of.pps.most / 1e6,
+                        of.bits / 1e9,
                         of.cycles.map_or(String::new(), |cycles| format!("{cycles:.0}")),
                         100.0 * of.waiting
                     );
@@ -339,11 +353,11 @@ fn cells(report: &Report, page: &mut String) {
                 (None, Some((_, fault))) => {
                     let _ = write!(
                         page,
-                        "<td colspan=\"3\" class=\"miss\"><small>{}</small></td>",
+                        "<td colspan=\"4\" class=\"miss\"><small>{}</small></td>",
                         escape(fault.lines().next().unwrap_or_default())
                     );
                 }
-                (None, None) => page.push_str("<td colspan=\"3\"></td>"),
+                (None, None) => page.push_str("<td colspan=\"4\"></td>"),
             }
         }
         let _ =

@@ -20,6 +20,9 @@ pub fn si(value: f64) -> String {
 
 /// Without zeros that say nothing.
 fn number(value: f64) -> String {
+    if value >= 1000.0 {
+        return si(value);
+    }
     let text = format!("{value:.3}");
     if !text.contains('.') {
         return text;
@@ -232,10 +235,12 @@ impl Dots {
         let (low, high) = ((least * 0.92).ln(), (most * 1.08).ln());
         let x = |ratio: f64| NAMES + (WIDE - NAMES - 10.0) * ((ratio.max(least).min(most).ln() - low) / (high - low));
         let bottom = 24.0 + EACH * self.rows.len() as f64;
-        let mut svg = open(WIDE, bottom + 8.0);
+        let mut svg = open(WIDE, bottom + 22.0);
         for tick in ALL.into_iter().filter(|tick| (least..=most).contains(tick)) {
             line(&mut svg, if tick == 1.0 { "one" } else { "grid-line" }, x(tick), 20.0, x(tick), bottom);
-            let _ = write!(svg, "<text text-anchor=\"middle\" x=\"{:.1}\" y=\"13\">{tick}</text>", x(tick));
+            for y in [13.0, bottom + 15.0] {
+                let _ = write!(svg, "<text text-anchor=\"middle\" x=\"{:.1}\" y=\"{y:.1}\">{tick}</text>", x(tick));
+            }
         }
         for (row, name) in self.rows.iter().enumerate() {
             let middle = 24.0 + EACH * (row as f64 + 0.5);
@@ -275,6 +280,7 @@ mod tests {
             Scale::over(values.iter().copied()).map(|s| s.ticks.into_iter().map(number).collect::<Vec<_>>())
         };
         assert_eq!(ticks(&[0.0, 3.0, 9.0]), Some(vec!["2".into(), "5".into(), "10".into()]));
+        assert_eq!(ticks(&[1100.0, 9000.0]), Some(vec!["1k".into(), "2k".into(), "5k".into(), "10k".into()]));
         assert_eq!(ticks(&[0.03, 40.0]), Some(vec!["0.1".into(), "1".into(), "10".into()]));
         assert_eq!(ticks(&[0.0]), None);
     }
