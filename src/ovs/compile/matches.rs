@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ringspan_protocol::MacAddress;
-use ringspan_protocol::rule::{Field, FieldMatch};
+use ringspan_protocol::rule::{Field, FieldMatch, TunnelKind};
 
 use super::{Cause, TunnelIn};
 use crate::ovs::flow::key::{Arp, Fragment, Icmp, Ipv4, Ipv6, Key, L4Ports, Vlan};
@@ -183,6 +183,10 @@ pub(super) fn tunnel(tunnel: &Tunnel, through: &TunnelIn) -> Result<Fields, Caus
         exact(Field::TunnelKind, through.kind.number().into())?,
         exact(Field::TunnelDstPort, through.port.into())?,
     ];
+    // Whether options that are not there count cannot be seen in OVS's text, and a rule could not say it.
+    if through.kind == TunnelKind::Geneve {
+        return Err(Cause::Field("GENEVE's options, which may count".into()));
+    }
     let absent = || Cause::Field("a tunnel without addresses".into());
     match (tunnel.ipv6_dst, tunnel.dst) {
         (Some(dst), _) => {
