@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 
+use crate::netns::{Netns, command_in};
 use crate::{paths, process, wait};
 
 /// The database's schema, where Debian has it.
@@ -26,6 +27,8 @@ pub const DATAPATH: &str = "dummy@ovs-dummy";
 /// started them ends.
 pub struct Ovs {
     folder: tempfile::TempDir,
+    /// The network namespace that the switch sees.
+    namespace: Option<String>,
     database: Option<Child>,
     switch: Option<Child>,
 }
@@ -41,7 +44,13 @@ impl Ovs {
 
     /// Starts the database and the switch, which has no bridge yet.
     pub fn start() -> Result<Self> {
-        let mut ovs = Self { folder: paths::scratch()?, database: None, switch: None };
+        Self::start_in(None)
+    }
+
+    /// The same in a network namespace, where bridges with `datapath_type=netdev` find the interfaces of their ports.
+    pub fn start_in(namespace: Option<&Netns>) -> Result<Self> {
+        let namespace = namespace.map(|namespace| namespace.name().to_owned());
+        let mut ovs = Self { folder: paths::scratch()?, namespace, database: None, switch: None };
         let file = ovs.path("conf.db");
         let mut tool = ovs.command("ovsdb-tool")?;
         wait::run(tool.arg("create").arg(&file).arg(SCHEMA), LIMIT)?.success("ovsdb-tool")?;
@@ -77,8 +86,9 @@ impl Ovs {
         let mut command = self.command("ovsdb-server")?;
         command.arg(format!("--remote=punix:{}", socket.display())).arg("--no-chdir").arg(self.path("conf.db"));
         command.arg(format!("--unixctl={}", self.path("db.ctl").display()));
-        self.database = Some(self.spawn(&mut command, "ovsdb-server")?);
-        wait::until(LIMIT, "ovsdb-server's socket", || Ok(process::listens(std::process::id(), &socket).then_some(())))
+        let database = self.spawn(&mut command, "ovsdb-server")?;
+        let pid = self.database.insert(database).id();
+        wait::until(LIMIT, "ovsdb-server's socket", || Ok(process::listens(pid, &socket).then_some(())))
     }
 
     /// Kills the database server.
@@ -89,6 +99,10 @@ impl Ovs {
     /// Starts the switch again after [`Ovs::stop_switch`], and waits until it has taken the configuration.
     pub fn start_switch(&mut self) -> Result<()> {
         let mut command = self.command("ovs-vswitchd")?;
+        if let Some(name) = &self.namespace {
+            let inside = self.command("ovs-vswitchd")?;
+            command = self.with_folder(command_in(name, inside.get_program()));
+        }
         command.arg("--enable-dummy").arg("--disable-system").arg("--no-chdir");
         command.arg(format!("--pidfile={}", self.path("ovs-vswitchd.pid").display()));
         command.arg(format!("unix:{}", self.path("db.sock").display()));
@@ -96,7 +110,7 @@ impl Ovs {
         let (pid, socket) = (self.pid(), self.control_socket());
         wait::until(LIMIT, "ovs-vswitchd's control socket", || {
             let written = fs::read_to_string(self.path("ovs-vswitchd.pid")).unwrap_or_default();
-            let ready = written.trim() == pid.to_string() && process::listens(std::process::id(), &socket);
+            let ready = written.trim() == pid.to_string() && process::listens(pid, &socket);
             if !process::alive(pid) {
                 bail!("it ended:\n{}", self.log());
             }
@@ -163,11 +177,14 @@ impl Ovs {
 
     fn command(&self, program: &str) -> Result<Command> {
         let path = paths::on_path(program);
-        let mut command =
-            Command::new(path.with_context(|| format!("{program} is missing: install openvswitch-switch"))?);
+        let path = path.with_context(|| format!("{program} is missing: install openvswitch-switch"))?;
+        Ok(self.with_folder(Command::new(path)))
+    }
+
+    fn with_folder(&self, mut command: Command) -> Command {
         let folder = self.folder.path();
         command.env("OVS_RUNDIR", folder).env("OVS_DBDIR", folder).env("OVS_LOGDIR", folder).current_dir(folder);
-        Ok(command)
+        command
     }
 
     fn spawn(&self, command: &mut Command, name: &str) -> Result<Child> {
