@@ -136,7 +136,8 @@ fn what_is_inside_a_tunnel_becomes_a_rule_of_the_uplink_that_it_comes_in_by() {
     assert_eq!(does, "[tunnel-pop,{output:vf1}]");
     assert_eq!(rule(&ports, inner, "drop").unwrap().1, "[drop]");
     // OVS's text does not say whether GENEVE's options count that a packet does not have.
-    let (outer, inner) = (outer.replace("4789", "6081"), inner.replace("vxlan_sys_4789", "genev_sys_6081").replace("4789", "6081"));
+    let (outer, inner) =
+        (outer.replace("4789", "6081"), inner.replace("vxlan_sys_4789", "genev_sys_6081").replace("4789", "6081"));
     let (port, tunnel) = tunnel_in(&flow(&outer, "tnl_pop(genev_sys_6081)"), &ports).unwrap();
     ports.set_tunnel(&port, tunnel);
     assert_eq!(rule(&ports, &inner, "nic0_vf1").unwrap_err().code(), "field");

@@ -174,7 +174,7 @@ fn an_engine_that_cannot_be_told_is_told_as_soon_as_it_can_be() {
 fn a_hundred_thousand_flows() {
     let any = "skb_priority(0/0),skb_mark(0/0),ct_state(0/0),ct_zone(0/0),ct_mark(0/0),ct_label(0/0),recirc_id(0),dp_hash(0/0)";
     let flow = |at: u32| {
-        let ufid = crate::ovs::flow::Ufid(u128::from(at) << 96 | u128::from(at) * 0x9e37_79b9_7f4a_7c15);
+        let ufid = crate::ovs::flow::Ufid((u128::from(at) << 96) | (u128::from(at) * 0x9e37_79b9_7f4a_7c15));
         let [_, a, b, c] = at.to_be_bytes();
         format!(
             "ufid:{ufid}, {any},in_port(nic0_vf0),packet_type(ns=0,id=0),eth(src=02:00:00:{a:02x}:{b:02x}:{c:02x},dst=02:00:00:00:00:02),eth_type(0x0800),ipv4(src=10.{a}.{b}.{c}/0.0.0.0,dst=10.0.0.2/0.0.0.0,proto=17/0,tos=0/0,ttl=64/0,frag=no),udp(src=1/0,dst=2/0), packets:10, bytes:600, used:0.123s, dp:ovs, actions:nic0_vf1, dp-extra-info:miniflow_bits(5,1)\n"
