@@ -15,9 +15,9 @@ use std::time::{Duration, SystemTime};
 
 use nix::fcntl::{Flock, FlockArg};
 use ringspan_protocol::{
-    DeviceSpec, DeviceStatus, Envelope, Failure, FailureKind, LaneEvent, LaneEventKind, LaneInfo, LaneLoad,
-    PolicyStatus, PortCounters, PortName, PortPhase, PortSpec, PortStatus, QueueCounters, Reply, Request, ShareStatus,
-    VERSION, WorkerLoad,
+    DeviceSpec, DeviceStatus, Envelope, Failure, FailureKind, LaneEvent, LaneEventKind, LaneInfo, LaneLoad, NicName,
+    NicStatus, PolicyStatus, PortCounters, PortName, PortPhase, PortSpec, PortStatus, QueueCounters, Reply, Request,
+    ShareStatus, VERSION, WorkerLoad,
 };
 
 /// Writes a script that starts this test executable as a lane; `test` is the test that calls [`main_if_lane`].
@@ -63,7 +63,13 @@ pub(crate) fn main_if_lane() {
         huge_pages: value("--huge-pages") != "off",
         max_ports: 4,
     };
-    let lane = Arc::new(FakeLane { info, ports: Mutex::default(), events: Mutex::default(), told: Condvar::new() });
+    let lane = Arc::new(FakeLane {
+        info,
+        ports: Mutex::default(),
+        nics: Mutex::default(),
+        events: Mutex::default(),
+        told: Condvar::new(),
+    });
     let socket = run_dir.join(format!("lane-{name}.sock"));
     let _ = std::fs::remove_file(&socket);
     let listener = UnixListener::bind(&socket).unwrap();
@@ -88,6 +94,7 @@ fn read_number(path: &Path) -> Option<u32> {
 struct FakeLane {
     info: LaneInfo,
     ports: Mutex<BTreeMap<PortName, PortStatus>>,
+    nics: Mutex<BTreeMap<NicName, NicStatus>>,
     events: Mutex<Vec<LaneEvent>>,
     told: Condvar,
 }
@@ -120,10 +127,20 @@ impl FakeLane {
             Request::LaneLoad => {
                 Reply::Load(LaneLoad { workers: vec![WorkerLoad { core: 0, shares: 1, busy_percent: 7 }], moves: 0 })
             }
-            Request::NicList => Reply::Nics(Vec::new()),
-            Request::NicAdd(_)
-            | Request::NicRemove { .. }
-            | Request::RuleInstall { .. }
+            Request::NicList => Reply::Nics(self.nics.lock().unwrap().values().cloned().collect()),
+            Request::NicAdd(spec) if spec.vfs == 63 => {
+                Reply::Failed(Failure::new(FailureKind::NoRoom, "told to refuse"))
+            }
+            Request::NicAdd(spec) => {
+                let status = NicStatus { spec: *spec, core: 0, ports: Vec::new(), rules: 0, masks: 0 };
+                self.nics.lock().unwrap().insert(status.spec.name.clone(), status.clone());
+                Reply::Nic(Box::new(status))
+            }
+            Request::NicRemove { name, .. } => match self.nics.lock().unwrap().remove(&name) {
+                Some(_) => Reply::Done,
+                None => Reply::Failed(Failure::new(FailureKind::NotFound, format!("no NIC {name}"))),
+            },
+            Request::RuleInstall { .. }
             | Request::RuleRemove { .. }
             | Request::RuleCounters { .. }
             | Request::RuleList { .. } => {

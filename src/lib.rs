@@ -15,6 +15,7 @@ mod error;
 #[cfg(test)]
 mod fake_lane;
 mod lanes;
+mod nic_request;
 pub mod ovs;
 mod port_request;
 mod qemu_args;

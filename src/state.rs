@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
 use nix::fcntl::{Flock, FlockArg};
-use ringspan_protocol::{Compat, LaneName, PortName, PortSpec};
+use ringspan_protocol::{Compat, LaneName, NicName, NicSpec, PortName, PortSpec};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::error::{Error, ErrorKind};
@@ -29,11 +29,14 @@ pub(crate) struct Saved {
     pub ports: BTreeMap<PortName, SavedPort>,
     /// What is pinned for the ports of the configuration file.
     pub config_ports: BTreeMap<PortName, Pin>,
+    /// Software NICs that were added at run time.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub nics: BTreeMap<NicName, SavedNic>,
 }
 
 impl Default for Saved {
     fn default() -> Self {
-        Self { form: FORM, ports: BTreeMap::new(), config_ports: BTreeMap::new() }
+        Self { form: FORM, ports: BTreeMap::new(), config_ports: BTreeMap::new(), nics: BTreeMap::new() }
     }
 }
 
@@ -45,6 +48,16 @@ pub(crate) struct SavedPort {
     pub lane: LaneName,
     /// What it is.
     pub spec: PortSpec,
+}
+
+/// A software NIC that was added at run time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SavedNic {
+    /// The lane that has it.
+    pub lane: LaneName,
+    /// What it is.
+    pub spec: NicSpec,
 }
 
 /// What a port of the configuration file keeps over restarts, and over upgrades of ringspan.

@@ -7,6 +7,7 @@ mod events;
 mod flow;
 mod flows;
 mod kernel_flows;
+mod nic;
 mod options;
 mod ovs;
 mod port;
@@ -98,6 +99,7 @@ fn run(options: Options) -> Result<(), Failure> {
             let job = client()?.call("lane.restart", json!({ "name": name, "wait": !no_wait }))?;
             report(serde_json::from_value(job)?)
         }
+        Command::Nic(command) => nic::run(client()?, command),
         Command::Ovs(command) => ovs::run(client()?, command),
         Command::Job(command) => job(client()?, command),
         Command::Flow(Flow::List(wish)) => flows::list(client()?, &wish),

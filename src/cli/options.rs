@@ -41,6 +41,9 @@ pub(super) enum Command {
     /// Ports: guests' NICs.
     #[command(subcommand)]
     Port(Port),
+    /// Software NICs: switches with VFs, in a lane.
+    #[command(subcommand)]
+    Nic(super::nic::Nic),
     /// Lanes: the DPDK processes that carry the ports.
     #[command(subcommand)]
     Lane(Lane),

@@ -7,8 +7,9 @@ use std::time::Duration;
 use ringspan_protocol::{DeviceSpec, LaneName};
 use toml::Spanned;
 
-use super::{Config, ConfigPort, Control, ControlTable, DEFAULT_SOCKET, DEFAULT_STATE_DIR, File};
+use super::{Config, ConfigNic, ConfigPort, Control, ControlTable, DEFAULT_SOCKET, DEFAULT_STATE_DIR, File};
 use super::{HostCores, LaneSettings, Log, MAIN_LANE, Ovs, OvsTable};
+use crate::nic_request::NicRequest;
 use crate::port_request::{PortRequest, check_socket, parse_group, parse_mode};
 
 /// Default of `memory_mib`.
@@ -50,9 +51,12 @@ pub(super) fn check(
             (key.map_or(0, |key| key.span().start), message)
         })?;
     }
+    nics(&read.nic, &lanes)?;
     ports(&read.port, &lanes, &control)?;
     memory(&read, &lanes)?;
     let ovs = ovs(&read.ovs)?;
+    let nics = read.nic.into_iter();
+    let nics = nics.map(|nic| ConfigNic { line: line_of(nic.span().start), request: nic.into_inner() }).collect();
     let ports = read.port.into_iter();
     let ports = ports.map(|port| ConfigPort { line: line_of(port.span().start), request: port.into_inner() }).collect();
     Ok(Config {
@@ -61,6 +65,7 @@ pub(super) fn check(
         log: Log { format: read.log.format, level: read.log.level },
         ovs,
         lanes,
+        nics,
         ports,
     })
 }
@@ -281,6 +286,23 @@ fn ports(ports: &[Spanned<PortRequest>], lanes: &[LaneSettings], control: &Contr
         if placed && let Some(other) = devices.insert(key, &port.name) {
             let device = port.device.identity();
             return Err(at(table, format!("port {}: the port {other} has the device {device} already", port.name)));
+        }
+    }
+    Ok(())
+}
+
+fn nics(nics: &[Spanned<NicRequest>], lanes: &[LaneSettings]) -> Result<(), Refusal> {
+    let mut names = HashMap::new();
+    for table in nics {
+        let nic = table.get_ref();
+        nic.spec().map_err(|error| at(table, error.message))?;
+        if names.insert(&nic.name, ()).is_some() {
+            return Err(at(table, format!("there are two NICs {}: give one another name", nic.name)));
+        }
+        if let Some(lane) = nic.lane.as_ref().filter(|lane| !lanes.iter().any(|known| known.name == **lane)) {
+            let known = names_of(lanes);
+            let message = format!("NIC {}: there is no lane {lane}: add a [[lane]], or name one of {known}", nic.name);
+            return Err(at(table, message));
         }
     }
     Ok(())

@@ -7,11 +7,12 @@ mod tests;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ringspan_protocol::{LaneInfo, LaneName, PortName};
+use ringspan_protocol::{LaneInfo, LaneName, NicName, PortName};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
+use crate::nic_request::NicRequest;
 use crate::port_request::PortRequest;
 
 pub(crate) use check::device_key;
@@ -108,6 +109,7 @@ struct File {
     dataplane: DataplaneTable,
     ovs: OvsTable,
     lane: Vec<Spanned<LaneTable>>,
+    nic: Vec<Spanned<NicRequest>>,
     port: Vec<Spanned<PortRequest>>,
 }
 
@@ -240,6 +242,15 @@ pub(crate) struct ConfigPort {
     pub request: PortRequest,
 }
 
+/// A `[[nic]]` and where it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ConfigNic {
+    /// Line of the file, from 1.
+    pub line: usize,
+    /// What it asks for.
+    pub request: NicRequest,
+}
+
 /// The file, read and checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Config {
@@ -253,6 +264,8 @@ pub(crate) struct Config {
     pub ovs: Ovs,
     /// The lane "main", then the `[[lane]]`s in the file's order.
     pub lanes: Vec<LaneSettings>,
+    /// The `[[nic]]`s in the file's order.
+    pub nics: Vec<ConfigNic>,
     /// The `[[port]]`s in the file's order.
     pub ports: Vec<ConfigPort>,
 }
@@ -261,6 +274,11 @@ impl Config {
     /// The lane of that name.
     pub(crate) fn lane(&self, name: &LaneName) -> Option<&LaneSettings> {
         self.lanes.iter().find(|lane| lane.name == *name)
+    }
+
+    /// The `[[nic]]` of that name.
+    pub(crate) fn nic(&self, name: &NicName) -> Option<&ConfigNic> {
+        self.nics.iter().find(|nic| nic.request.name == *name)
     }
 
     /// The `[[port]]` of that name.

@@ -29,6 +29,7 @@ use ringspan_protocol::LaneName;
 
 pub(crate) use events::{EventKind, EventLog};
 pub(crate) use jobs::{Job, JobState, Jobs};
+pub(crate) use methods::nic::NicEntry;
 pub(crate) use methods::ovs::Shown;
 pub(crate) use methods::port::{PortEntry, PortStats};
 pub(crate) use socket::Listener;
@@ -169,7 +170,7 @@ impl Daemon {
     fn retire(&self, lane: &Lane) {
         let needed = {
             let desired = locked(&self.desired);
-            desired.count_on(&lane.name) > 0
+            desired.needs(&lane.name)
         };
         if lane.settings().is_none() && !needed {
             lane.order(Order::Stop);

@@ -43,7 +43,8 @@ impl Daemon {
             outcome.push(format!("log.level is now {:?}", new.log.level).to_lowercase());
         }
         let lanes_changed = describe_lanes(&old, &new);
-        let ports_changed = describe_ports(&before, &after);
+        let mut ports_changed = describe_nics(&before, &after);
+        ports_changed.extend(describe_ports(&before, &after));
         let changes = lanes_changed.len() + ports_changed.len();
         outcome.extend(lanes_changed);
         outcome.extend(ports_changed);
@@ -114,12 +115,13 @@ impl Daemon {
         let mut lanes = self.all_lanes();
         lanes.sort_by_key(|lane| !loses(lane));
         for lane in lanes {
-            let differs = before.wanted_on(&lane.name).ports != after.wanted_on(&lane.name).ports;
+            let (was, is) = (before.wanted_on(&lane.name), after.wanted_on(&lane.name));
+            let differs = was.ports != is.ports || was.nics != is.nics;
             if differs && lane.phase() == LanePhase::Up {
                 lanes::apply(&lane, self);
                 lane.look_again();
             }
-            if lane.settings().is_none() && after.count_on(&lane.name) == 0 {
+            if lane.settings().is_none() && !after.needs(&lane.name) {
                 lane.order(Order::Stop);
             }
         }
@@ -156,6 +158,20 @@ fn describe_lanes(old: &Config, new: &Config) -> Vec<String> {
     }
     let gone = old.lanes.iter().filter(|lane| new.lane(&lane.name).is_none());
     changes.extend(gone.map(|lane| format!("lane {} removed: it is shut down when it has no port", lane.name)));
+    changes
+}
+
+fn describe_nics(before: &Desired, after: &Desired) -> Vec<String> {
+    let mut changes = Vec::new();
+    for (name, nic) in &after.nics {
+        match before.nics.get(name) {
+            None => changes.push(format!("NIC {name} added")),
+            Some(old) if old.spec != nic.spec || old.lane != nic.lane => changes.push(format!("NIC {name} changed")),
+            Some(_) => {}
+        }
+    }
+    let gone = before.nics.keys().filter(|name| !after.nics.contains_key(*name));
+    changes.extend(gone.map(|name| format!("NIC {name} removed: its representors stay")));
     changes
 }
 

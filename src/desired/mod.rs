@@ -8,14 +8,14 @@ mod tests;
 
 use std::collections::BTreeMap;
 
-use ringspan_protocol::{DeviceSpec, LaneName, PortName, PortSpec};
+use ringspan_protocol::{DeviceSpec, LaneName, NicName, NicSpec, PortName, PortSpec};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Config, device_key};
+use crate::config::{Config, MAIN_LANE, device_key};
 use crate::error::{Error, ErrorKind};
 use crate::lanes::Wanted;
-use crate::state::{Pin, Saved, SavedPort};
+use crate::state::{Pin, Saved, SavedNic, SavedPort};
 
 /// Who wants a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -40,6 +40,17 @@ pub(crate) struct DesiredPort {
     pub pending: bool,
 }
 
+/// A software NIC that should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct DesiredNic {
+    /// What it is.
+    pub spec: NicSpec,
+    /// The lane that has it.
+    pub lane: LaneName,
+    /// Who wants it.
+    pub origin: Origin,
+}
+
 /// A port that cannot be, because something else is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Aside {
@@ -61,6 +72,8 @@ pub(crate) type Room = Vec<(LaneName, usize)>;
 pub(crate) struct Desired {
     /// Those that are to be made.
     pub ports: BTreeMap<PortName, DesiredPort>,
+    /// Software NICs.
+    pub nics: BTreeMap<NicName, DesiredNic>,
     /// Those that stand aside. A run-time port may have the name of one that is made.
     pub aside: Vec<Aside>,
 }
@@ -71,6 +84,20 @@ impl Desired {
         let mut desired = Self::default();
         // Run-time ports keep the lane they have, so they count where there is room, whatever their turn.
         let lanes = |lane: &LaneName| saved.ports.values().filter(|port| port.lane == *lane).count();
+        for (name, SavedNic { lane, spec }) in saved.nics.clone() {
+            desired.nics.insert(name, DesiredNic { spec, lane, origin: Origin::RunTime });
+        }
+        // The file's take the place of those that were added with the same name.
+        for nic in &config.nics {
+            match (nic.request.spec(), nic_lane(nic.request.lane.as_ref())) {
+                (Ok(spec), Ok(lane)) => {
+                    desired.nics.insert(spec.name.clone(), DesiredNic { spec, lane, origin: Origin::Config });
+                }
+                (Err(reason), _) | (_, Err(reason)) => {
+                    tracing::error!("{}:{}: {reason}", config.file.display(), nic.line);
+                }
+            }
+        }
         let reserved: BTreeMap<_, _> = room.iter().map(|(lane, _)| (lane.clone(), lanes(lane))).collect();
         for port in &config.ports {
             let request = &port.request;
@@ -117,7 +144,7 @@ impl Desired {
         room: &Room,
         reserved: &BTreeMap<LaneName, usize>,
     ) {
-        let chosen = match &lane {
+        let chosen = match lane.as_ref().or(self.lane_of_nic(&spec.device)) {
             Some(lane) => Ok(lane.clone()),
             None => self.choose_lane(&spec, room, reserved),
         };
@@ -127,6 +154,12 @@ impl Desired {
             }
             Err(reason) => self.aside.push(Aside { spec, lane, origin, reason }),
         }
+    }
+
+    /// The lane of the software NIC that the device is a VF of.
+    pub(crate) fn lane_of_nic(&self, device: &DeviceSpec) -> Option<&LaneName> {
+        let DeviceSpec::Soft { nic, .. } = device else { return None };
+        self.nics.iter().find(|(name, _)| name.as_str() == nic).map(|(_, nic)| &nic.lane)
     }
 
     /// The lane with the fewest ports that has room, and not the device already.
@@ -158,6 +191,10 @@ impl Desired {
         let name = &spec.name;
         if self.ports.contains_key(name) {
             return Err(Error::new(ErrorKind::Exists, format!("port {name} exists already")).about(name));
+        }
+        if let Some(home) = self.lane_of_nic(&spec.device).filter(|home| *home != lane) {
+            let message = format!("port {name}: {} is on lane {home}, this port would be on {lane}", spec.device);
+            return Err(Error::new(ErrorKind::Invalid, message).about(name));
         }
         let key = device_key(&spec.device, Some(lane));
         for (other, port) in &self.ports {
@@ -207,6 +244,9 @@ impl Desired {
                 }
             }
         }
+        for (name, nic) in self.nics.iter().filter(|(_, nic)| nic.origin == Origin::RunTime) {
+            saved.nics.insert(name.clone(), SavedNic { lane: nic.lane.clone(), spec: nic.spec.clone() });
+        }
         for port in self.aside.iter().filter(|port| port.origin == Origin::RunTime) {
             if let Some(lane) = port.lane.clone() {
                 saved.ports.insert(port.spec.name.clone(), SavedPort { lane, spec: port.spec.clone() });
@@ -218,6 +258,9 @@ impl Desired {
     /// What a lane should have.
     pub(crate) fn wanted_on(&self, lane: &LaneName) -> Wanted {
         let mut wanted = Wanted::default();
+        for (name, nic) in self.nics.iter().filter(|(_, nic)| nic.lane == *lane) {
+            wanted.nics.insert(name.clone(), nic.spec.clone());
+        }
         for (name, port) in &self.ports {
             if port.lane != *lane {
                 wanted.elsewhere.insert(name.clone());
@@ -233,5 +276,18 @@ impl Desired {
     /// How many ports a lane has to carry.
     pub(crate) fn count_on(&self, lane: &LaneName) -> usize {
         self.ports.values().filter(|port| port.lane == *lane).count()
+    }
+
+    /// Whether anything is wanted on a lane.
+    pub(crate) fn needs(&self, lane: &LaneName) -> bool {
+        self.count_on(lane) > 0 || self.nics.values().any(|nic| nic.lane == *lane)
+    }
+}
+
+/// The lane of a NIC that asks for this one, or for none.
+pub(crate) fn nic_lane(asked: Option<&LaneName>) -> Result<LaneName, Error> {
+    match asked {
+        Some(lane) => Ok(lane.clone()),
+        None => MAIN_LANE.parse().map_err(|error| Error::new(ErrorKind::Invalid, format!("{error}"))),
     }
 }

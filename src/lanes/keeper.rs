@@ -269,7 +269,10 @@ fn up(lane: &Arc<Lane>, daemon: &Arc<Daemon>, mut client: LaneClient, info: Lane
 
 /// Whether the lane is connected and refused nothing.
 fn is_settled(lane: &Lane) -> bool {
-    lane.is_connected() && lock(&lane.state).refused.is_empty()
+    lane.is_connected() && {
+        let state = lock(&lane.state);
+        state.refused.is_empty() && state.refused_nics.is_empty()
+    }
 }
 
 /// When what was refused is tried again: later each time.

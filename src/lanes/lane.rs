@@ -10,7 +10,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use ringspan_protocol::{LaneInfo, LaneLoad, LaneName, PortCounters, PortName, PortStatus, Reply, Request};
+use ringspan_protocol::{
+    LaneInfo, LaneLoad, LaneName, NicName, NicStatus, PortCounters, PortName, PortStatus, Reply, Request,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -66,6 +68,8 @@ pub(super) struct LaneState {
     pub(super) reason: Option<String>,
     /// Ports that it refused, and why.
     pub(super) refused: BTreeMap<PortName, Error>,
+    /// NICs that it refused, and why.
+    pub(super) refused_nics: BTreeMap<NicName, Error>,
     /// Set when the keeper should look at the ports again.
     pub(super) look_again: bool,
     /// When it was seen to leave the last request unanswered.
@@ -146,6 +150,7 @@ impl Lane {
                 deaths: 0,
                 reason: None,
                 refused: BTreeMap::new(),
+                refused_nics: BTreeMap::new(),
                 look_again: false,
                 silent: None,
                 events: None,
@@ -217,6 +222,19 @@ impl Lane {
     /// Why it refused a port, when it did.
     pub(crate) fn refusal(&self, port: &PortName) -> Option<Error> {
         lock(&self.state).refused.get(port).cloned()
+    }
+
+    /// Why it refused a NIC, when it did.
+    pub(crate) fn nic_refusal(&self, nic: &NicName) -> Option<Error> {
+        lock(&self.state).refused_nics.get(nic).cloned()
+    }
+
+    /// Its software NICs as they are now; an error when it cannot be asked.
+    pub(crate) fn nics(&self) -> Result<BTreeMap<NicName, NicStatus>, Error> {
+        let Reply::Nics(nics) = self.ask(Request::NicList)? else {
+            return Err(Error::new(ErrorKind::Version, format!("lane {} answered something else", self.name)));
+        };
+        Ok(nics.into_iter().map(|nic| (nic.spec.name.clone(), nic)).collect())
     }
 
     pub(crate) fn forget_refusal(&self, port: &PortName) {

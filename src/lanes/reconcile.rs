@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ringspan_protocol::{PortChange, PortName, PortSpec, Reply, Request};
+use ringspan_protocol::{DeviceSpec, NicName, NicSpec, PortChange, PortName, PortSpec, Reply, Request};
 
 use super::client::{CallError, LaneClient, QUICK, SLOW};
 use super::lane::{Lane, lock};
@@ -16,16 +16,35 @@ pub(crate) struct Wanted {
     pub ports: BTreeMap<PortName, PortSpec>,
     /// Ports that somebody is adding at this moment: neither missing nor unknown.
     pub pending: BTreeSet<PortName>,
+    /// Software NICs that should be there.
+    pub nics: BTreeMap<NicName, NicSpec>,
     /// Ports of other lanes: one that has moved there keeps its counters.
     pub elsewhere: BTreeSet<PortName>,
 }
 
-/// Removals come first, so that sockets and devices are free; then changes, then what is missing.
-fn plan(wanted: &Wanted, present: &BTreeMap<PortName, PortSpec>) -> Vec<Request> {
+/// Removals come first, so that sockets and devices are free; then changes, then what is missing. A NIC goes after the ports on its VFs,
+/// and comes before them.
+fn plan(wanted: &Wanted, present: &BTreeMap<PortName, PortSpec>, nics: &BTreeMap<NicName, NicSpec>) -> Vec<Request> {
     let (mut removals, mut changes, mut additions) = (Vec::new(), Vec::new(), Vec::new());
+    let goes = |name: &NicName, has: &NicSpec| wanted.nics.get(name).is_none_or(|spec| spec != has);
+    let going: BTreeSet<&str> =
+        nics.iter().filter(|(name, has)| goes(name, has)).map(|(name, _)| name.as_str()).collect();
+    let stands_on =
+        |spec: &PortSpec| matches!(&spec.device, DeviceSpec::Soft { nic, .. } if going.contains(nic.as_str()));
+    let mut nic_steps: Vec<_> = nics
+        .keys()
+        .filter(|name| going.contains(name.as_str()))
+        .map(|name| Request::NicRemove { name: name.clone(), representors: false })
+        .collect();
+    let missing = wanted.nics.iter().filter(|(name, spec)| nics.get(*name) != Some(*spec));
+    nic_steps.extend(missing.map(|(_, spec)| Request::NicAdd(Box::new(spec.clone()))));
     for (name, has) in present {
         match wanted.ports.get(name) {
             _ if wanted.pending.contains(name) => {}
+            Some(spec) if stands_on(has) => {
+                removals.push(Request::PortRemove { name: name.clone(), forget: false });
+                additions.push(Request::PortAdd(Box::new(spec.clone())));
+            }
             Some(spec) if spec == has => {}
             Some(spec) => match change_between(has, spec) {
                 Some(change) => changes.push(Request::PortSet { name: name.clone(), change }),
@@ -45,7 +64,7 @@ fn plan(wanted: &Wanted, present: &BTreeMap<PortName, PortSpec>) -> Vec<Request>
             additions.push(Request::PortAdd(Box::new(spec.clone())));
         }
     }
-    removals.into_iter().chain(changes).chain(additions).collect()
+    removals.into_iter().chain(nic_steps).chain(changes).chain(additions).collect()
 }
 
 /// The change of a running port that leads there, when there is one.
@@ -68,9 +87,27 @@ pub(super) fn reconcile(lane: &Lane, client: &mut LaneClient, daemon: &Daemon) -
         return Err(CallError::Lost("the lane answered PortList with something else".into()));
     };
     let present: BTreeMap<_, _> = present.into_iter().map(|port| (port.spec.name.clone(), port.spec)).collect();
-    lock(&lane.state).refused.retain(|name, _| wanted.ports.contains_key(name));
-    for request in plan(&wanted, &present) {
+    let Reply::Nics(nics) = client.call(Request::NicList, QUICK)? else {
+        return Err(CallError::Lost("the lane answered NicList with something else".into()));
+    };
+    let nics: BTreeMap<_, _> = nics.into_iter().map(|nic| (nic.spec.name.clone(), nic.spec)).collect();
+    {
+        let mut state = lock(&lane.state);
+        state.refused.retain(|name, _| wanted.ports.contains_key(name));
+        state.refused_nics.retain(|name, _| wanted.nics.contains_key(name));
+    }
+    for request in plan(&wanted, &present, &nics) {
         let name = match &request {
+            Request::NicAdd(spec) => {
+                let name = spec.name.clone();
+                apply_nic(lane, client, &name, request)?;
+                continue;
+            }
+            Request::NicRemove { name, .. } => {
+                let name = name.clone();
+                apply_nic(lane, client, &name, request)?;
+                continue;
+            }
             Request::PortAdd(spec) => spec.name.clone(),
             Request::PortSet { name, .. } | Request::PortRemove { name, .. } => name.clone(),
             _ => continue,
@@ -95,6 +132,22 @@ pub(super) fn reconcile(lane: &Lane, client: &mut LaneClient, daemon: &Daemon) -
         }
     }
     daemon.forget_journals();
+    Ok(())
+}
+
+/// One step with a NIC. A refusal is kept with its reason, and tried again.
+fn apply_nic(lane: &Lane, client: &mut LaneClient, name: &NicName, request: Request) -> Result<(), CallError> {
+    let what = if matches!(request, Request::NicAdd(_)) { "adding a NIC" } else { "removing a NIC" };
+    tracing::info!(lane = %lane.name, nic = %name, "{what}");
+    match client.call(request, SLOW) {
+        Ok(_) => drop(lock(&lane.state).refused_nics.remove(name)),
+        Err(CallError::Refused(failure)) => {
+            let error = Error::from(failure).about(name);
+            tracing::warn!(lane = %lane.name, nic = %name, "refused: {error}");
+            lock(&lane.state).refused_nics.insert(name.clone(), error);
+        }
+        Err(lost) => return Err(lost),
+    }
     Ok(())
 }
 
@@ -129,7 +182,7 @@ mod tests {
             Request::PortSet { name, change } => format!("set {name} {}", serde_json::to_string(change).unwrap()),
             other => format!("{other:?}"),
         };
-        plan(&wanted, &by_name(present)).iter().map(word).collect()
+        plan(&wanted, &by_name(present), &BTreeMap::new()).iter().map(word).collect()
     }
 
     #[test]
@@ -156,8 +209,37 @@ mod tests {
     #[test]
     fn a_port_that_moved_to_another_lane_keeps_its_counters() {
         let wanted = Wanted { elsewhere: ["a".parse().unwrap()].into(), ..Wanted::default() };
-        let steps = plan(&wanted, &by_name(&[spec("a", "")]));
+        let steps = plan(&wanted, &by_name(&[spec("a", "")]), &BTreeMap::new());
         assert_eq!(steps, [Request::PortRemove { name: "a".parse().unwrap(), forget: false }]);
+    }
+
+    #[test]
+    fn a_nic_goes_after_the_ports_on_it_and_comes_before_them() {
+        let nic = |name: &str, vfs| NicSpec {
+            name: name.parse().unwrap(),
+            vfs,
+            uplinks: Vec::new(),
+            mode: Default::default(),
+            mtu: 1500,
+        };
+        let nics = |nics: &[NicSpec]| nics.iter().map(|nic| (nic.name.clone(), nic.clone())).collect();
+        let on =
+            |name: &str, nic: &str| PortSpec { device: format!("soft:{nic}/vf0").parse().unwrap(), ..spec(name, "") };
+        let ports = [on("a", "nic0"), on("b", "nic1"), spec("c", "")];
+        let wanted =
+            Wanted { ports: by_name(&ports), nics: nics(&[nic("nic0", 4), nic("nic1", 2)]), ..Wanted::default() };
+        let steps = plan(&wanted, &by_name(&ports), &nics(&[nic("nic0", 2), nic("nic1", 2), nic("nic2", 2)]));
+        let remove = |name: &str| Request::NicRemove { name: name.parse().unwrap(), representors: false };
+        assert_eq!(
+            steps,
+            [
+                Request::PortRemove { name: "a".parse().unwrap(), forget: false },
+                remove("nic0"),
+                remove("nic2"),
+                Request::NicAdd(Box::new(nic("nic0", 4))),
+                Request::PortAdd(Box::new(ports[0].clone())),
+            ]
+        );
     }
 
     #[test]

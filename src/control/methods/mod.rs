@@ -5,6 +5,7 @@ mod daemon;
 mod flow;
 mod job;
 mod lane;
+pub(crate) mod nic;
 pub(crate) mod ovs;
 pub(crate) mod port;
 mod port_change;

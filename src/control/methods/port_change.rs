@@ -130,8 +130,8 @@ pub(super) fn add(call: &mut Call, params: Add) -> Result<PortEntry, Error> {
             let message = format!("port {name} exists and stands aside: {}", aside.reason);
             return Err(Error::new(ErrorKind::Exists, message).about(name));
         }
-        let lane = match request.lane {
-            Some(lane) => lane,
+        let lane = match request.lane.as_ref().or(desired.lane_of_nic(&spec.device)) {
+            Some(lane) => lane.clone(),
             None => desired.choose_lane(&spec, &room, &BTreeMap::new())?,
         };
         desired.claim(&spec, &lane)?;

@@ -1,9 +1,10 @@
 //! The table of methods. To add one: its types and function in a file beside this one, and a row here.
 
-use super::{Method, Nothing, daemon, flow, job, lane, ovs, port, port_change, typed};
+use super::{Method, Nothing, daemon, flow, job, lane, nic, ovs, port, port_change, typed};
 use crate::control::jobs::Job;
 use crate::control::peer::Role;
 use crate::lanes::LaneView;
+use crate::nic_request::NicRequest;
 use crate::ovs::configure::{Configure, Configured};
 use crate::ovs::mirror::{FlowFilter, FlowStats, Flows};
 use crate::ovs::verify::Verified;
@@ -29,6 +30,13 @@ macro_rules! method {
 macro_rules! vm1 {
     () => {
         r#"{"name":"vm1","lane":"main","origin":"run-time","phase":"listening","spec":{"name":"vm1","socket":"/run/ringspan/vm1.sock","role":"server","device":"vdev:net_null0,size=64,no-rx=1","queues":1,"mtu":1500,"promiscuous":"auto","allmulti":"auto","compat":"1","offloads":true,"zero_copy":"auto"}}"#
+    };
+}
+
+/// What examples show of a NIC.
+macro_rules! nic0 {
+    () => {
+        r#"{"name":"nic0","lane":"main","origin":"run-time","spec":{"name":"nic0","vfs":4,"uplinks":["vdev:net_tap0,iface=up0"],"mode":"switchdev","mtu":1500}}"#
     };
 }
 
@@ -68,6 +76,20 @@ pub(crate) static METHODS: &[Method] = &[
     method!("port.qemu-args", Read, port::qemu_args, port::ForQemu => QemuArgs,
         "What QEMU, or libvirt, must be told so that a guest gets the port as its NIC.",
         r#"{"name":"vm1","qemu_version":"7.2"}"# => r#"{"args":["-object","memory-backend-memfd,id=mem-vm1,size=512M,share=on","-machine","memory-backend=mem-vm1","-chardev","socket,id=chr-vm1,path=/run/ringspan/vm1.sock,reconnect=1","-netdev","vhost-user,id=net-vm1,chardev=chr-vm1,queues=1","-device","virtio-net-pci,netdev=net-vm1,mac=02:1f:5c:87:0a:11"],"libvirt":"<interface type='vhostuser'>...</interface>\n"}"#),
+    method!("nic.add", Change, nic::add, NicRequest => nic::NicEntry,
+        "Adds a software NIC: a switch with VFs (`soft:nic0/vf3` as a port's device), an uplink, and a representor for each of them on the host. It survives restarts. \
+         One that is there already and is the same is a success. When it is refused, nothing stays but the representors that were made.",
+        r#"{"name":"nic0","vfs":4,"uplinks":["vdev:net_tap0,iface=up0"]}"# => nic0!()),
+    method!("nic.remove", Change, nic::remove, nic::Remove => Nothing,
+        "Removes a software NIC that was added at run time, and its representors. Refused with `busy` while a port has one of its VFs, with `conflict` when it is \
+         in the configuration file. With `if_exists`, a NIC that is not there is a success.",
+        r#"{"name":"nic0"}"# => "{}"),
+    method!("nic.list", Read, nic::list, Nothing => Vec<nic::NicEntry>,
+        "All software NICs, as wanted and as they are, sorted by name, each with its ports, representors and counters.",
+        "{}" => concat!("[", nic0!(), "]")),
+    method!("nic.show", Read, nic::show, nic::ByName => nic::NicEntry,
+        "One software NIC, as wanted and as it is.",
+        r#"{"name":"nic0"}"# => nic0!()),
     method!("lane.list", Read, lane::list, Nothing => Vec<LaneView>,
         "All lanes, sorted by name.",
         "{}" => r#"[{"name":"main","phase":"up","reason":null,"configured":true,"differs":false,"adopted":false,"pid":4712,"deaths":0,"ports":1,"info":{"name":"main","protocol":1,"version":"0.1.0","dpdk":"DPDK 22.11.11","pid":4712,"started_ms":1790000000000,"cores":[0],"rebalance_ms":1000,"busy_poll":false,"memory_mib":256,"huge_pages":true,"max_ports":32},"load":{"workers":[{"core":0,"shares":1,"busy_percent":12}],"moves":0}}]"#),

@@ -2,6 +2,7 @@
 
 mod lanes;
 mod leftovers;
+mod nics;
 mod ovs;
 mod ports;
 mod protocol;

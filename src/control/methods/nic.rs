@@ -1,0 +1,152 @@
+//! Methods about software NICs.
+
+use ringspan_protocol::{LaneName, NicName, NicSpec, NicStatus, Reply, Request};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Call, Nothing};
+use crate::control::{Daemon, locked};
+use crate::desired::{DesiredNic, Origin, nic_lane};
+use crate::error::{Error, ErrorKind};
+use crate::nic_request::NicRequest;
+
+/// A software NIC, as wanted and as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct NicEntry {
+    /// Its name.
+    pub name: NicName,
+    /// The lane that has it.
+    pub lane: LaneName,
+    /// Who wants it.
+    pub origin: Origin,
+    /// Why it is not there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// What is wanted.
+    pub spec: NicSpec,
+    /// What its lane says of it; absent while it is not there, or the lane cannot be asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<NicStatus>,
+}
+
+/// Which NIC.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ByName {
+    /// Its name.
+    pub name: NicName,
+}
+
+/// Which NIC goes, and with what.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Remove {
+    /// Its name.
+    pub name: NicName,
+    /// A NIC that is not there is a success.
+    #[serde(default)]
+    pub if_exists: bool,
+    /// Leaves the network interfaces of its representors on the host.
+    #[serde(default)]
+    pub keep_representors: bool,
+}
+
+fn entry(daemon: &Daemon, name: &NicName, nic: DesiredNic) -> NicEntry {
+    let lane = daemon.lane(&nic.lane);
+    let (mut status, mut reason) = (None, None);
+    match lane.as_ref().map_err(Clone::clone).and_then(|lane| lane.nics()) {
+        Ok(mut nics) => status = nics.remove(name),
+        Err(error) => reason = Some(error.message),
+    }
+    if status.is_none() {
+        reason = lane.ok().and_then(|lane| lane.nic_refusal(name)).map(|error| error.message).or(reason);
+    }
+    NicEntry { name: name.clone(), lane: nic.lane, origin: nic.origin, reason, spec: nic.spec, status }
+}
+
+fn unknown(name: &NicName) -> Error {
+    Error::new(ErrorKind::NotFound, format!("there is no NIC {name}: see ringspan nic list")).about(name)
+}
+
+pub(super) fn list(call: &mut Call, _: Nothing) -> Result<Vec<NicEntry>, Error> {
+    let nics = locked(&call.daemon.desired).nics.clone();
+    Ok(nics.into_iter().map(|(name, nic)| entry(call.daemon, &name, nic)).collect())
+}
+
+pub(super) fn show(call: &mut Call, ByName { name }: ByName) -> Result<NicEntry, Error> {
+    let nic = locked(&call.daemon.desired).nics.get(&name).cloned().ok_or_else(|| unknown(&name))?;
+    Ok(entry(call.daemon, &name, nic))
+}
+
+pub(super) fn add(call: &mut Call, request: NicRequest) -> Result<NicEntry, Error> {
+    let daemon = call.daemon;
+    let (spec, lane) = (request.spec()?, nic_lane(request.lane.as_ref())?);
+    let name = spec.name.clone();
+    let home = daemon.lane(&lane)?;
+    let nic = DesiredNic { spec: spec.clone(), lane, origin: Origin::RunTime };
+    {
+        let mut desired = locked(&daemon.desired);
+        if let Some(there) = desired.nics.get(&name) {
+            if there.spec == spec && request.lane.is_none_or(|lane| lane == there.lane) {
+                let there = there.clone();
+                drop(desired);
+                return Ok(entry(daemon, &name, there));
+            }
+            let message = format!("NIC {name} exists already and is not the same: remove it first");
+            return Err(Error::new(ErrorKind::Exists, message).about(&name));
+        }
+        desired.nics.insert(name.clone(), nic.clone());
+    }
+    let made = home.change(Request::NicAdd(Box::new(spec)), |answer| match answer {
+        Ok(Reply::Nic(_)) => {
+            let saved = locked(&daemon.desired).saved();
+            daemon.state_dir.save(&saved)
+        }
+        Ok(_) => Err(Error::new(ErrorKind::Version, format!("lane {} answered something else", home.name))),
+        Err(error) => Err(error.about(&name)),
+    });
+    if let Err(error) = made {
+        locked(&daemon.desired).nics.remove(&name);
+        home.look_again();
+        return Err(error);
+    }
+    Ok(entry(daemon, &name, nic))
+}
+
+pub(super) fn remove(call: &mut Call, request: Remove) -> Result<Nothing, Error> {
+    let daemon = call.daemon;
+    let Remove { name, if_exists, keep_representors } = request;
+    let Some(nic) = locked(&daemon.desired).nics.get(&name).cloned() else {
+        return if if_exists { Ok(Nothing {}) } else { Err(unknown(&name)) };
+    };
+    if nic.origin == Origin::Config {
+        let config = locked(&daemon.config);
+        let line = config.nic(&name).map_or_else(String::new, |nic| format!(":{}", nic.line));
+        let file = config.file.display();
+        let message = format!("NIC {name} is in {file}{line}: take it out there and run ringspan reload");
+        return Err(Error::new(ErrorKind::Conflict, message).about(&name));
+    }
+    let user = {
+        let desired = locked(&daemon.desired);
+        let on_it = |device: &ringspan_protocol::DeviceSpec| matches!(device, ringspan_protocol::DeviceSpec::Soft { nic, .. } if nic == name.as_str());
+        desired.ports.iter().find(|(_, port)| on_it(&port.spec.device)).map(|(port, _)| port.clone())
+    };
+    if let Some(port) = user {
+        let message = format!("NIC {name}: the port {port} has one of its VFs: remove that port first");
+        return Err(Error::new(ErrorKind::Busy, message).about(&name));
+    }
+    let gone = Request::NicRemove { name: name.clone(), representors: !keep_representors };
+    daemon.lane(&nic.lane)?.change(gone, |answer| match answer {
+        Ok(_) => forget(daemon, &name),
+        // It never was there, or its lane has lost it.
+        Err(error) if error.kind == ErrorKind::NotFound => forget(daemon, &name),
+        Err(error) => Err(error.about(&name)),
+    })?;
+    Ok(Nothing {})
+}
+
+fn forget(daemon: &Daemon, name: &NicName) -> Result<(), Error> {
+    let mut desired = locked(&daemon.desired);
+    desired.nics.remove(name);
+    daemon.state_dir.save(&desired.saved())
+}
