@@ -2,6 +2,7 @@
 
 #[path = "../../fake_lane.rs"]
 mod fake_lane;
+mod flow;
 
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;

@@ -243,17 +243,23 @@ impl<'a> Cursor<'a> {
         Ok(PortRef::Name(name.into()))
     }
 
-    /// Flags: `+syn-ack`, `syn|ack`, `0`, `0/0`, or numbers.
+    /// Flags: `+syn-ack`, `syn|ack`, `0`, or `0/0`.
     pub fn flags<F: Flags>(&mut self) -> Parsed<Masked<F>> {
-        match self.peek() {
-            Some(b'+' | b'-') => self.signed_flags(),
-            Some(b'0'..=b'9') => {
-                let full = F::ALL;
-                let Masked { value, mask } = self.masked(full, |cursor| cursor.narrow(full))?;
-                Ok(Masked { value: self.flags_of(value)?, mask: self.flags_of(mask)? })
-            }
-            _ => Ok(Masked { value: self.named_flags('|')?, mask: self.flags_of(F::ALL)? }),
+        if matches!(self.peek(), Some(b'+' | b'-')) {
+            return self.signed_flags();
         }
+        let value = self.named_flags('|')?;
+        let mask = if value == F::ZERO && self.take("/0") { 0 } else { F::ALL };
+        Ok(Masked { value, mask: self.flags_of(mask)? })
+    }
+
+    /// Flags, or as `-m` prints them: `0x21/0x25`.
+    pub fn numeric_flags<F: Flags>(&mut self) -> Parsed<Masked<F>> {
+        if !matches!(self.peek(), Some(b'0'..=b'9')) {
+            return self.flags();
+        }
+        let Masked { value, mask } = self.masked(F::ALL, |cursor| cursor.narrow(F::ALL))?;
+        Ok(Masked { value: self.flags_of(value)?, mask: self.flags_of(mask)? })
     }
 
     /// Each flag that counts, with its sign.

@@ -15,7 +15,8 @@ use super::tunnel;
 
 /// Keys, comma between them, up to what ends the list.
 pub(super) fn list(cursor: &mut Cursor) -> Parsed<Vec<Key>> {
-    if cursor.take("<empty>") {
+    // Without -m nothing is left of keys that match everything.
+    if cursor.take("<empty>") || cursor.starts_with(", ") {
         return Ok(Vec::new());
     }
     let mut keys = Vec::with_capacity(16);
@@ -53,7 +54,7 @@ fn value(cursor: &mut Cursor, name: &str, at: usize) -> Parsed<Key> {
         "dp_hash" => Key::DpHash(cursor.masked_number()?),
         "skb_priority" => Key::SkbPriority(cursor.masked_number()?),
         "skb_mark" => Key::SkbMark(cursor.masked_number()?),
-        "ct_state" => Key::CtState(cursor.flags()?),
+        "ct_state" => Key::CtState(cursor.numeric_flags()?),
         "ct_zone" => Key::CtZone(cursor.masked_number()?),
         "ct_mark" => Key::CtMark(cursor.masked_number()?),
         "ct_label" => Key::CtLabel(cursor.masked_number()?),

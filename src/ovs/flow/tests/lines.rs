@@ -53,6 +53,14 @@ fn without_wildcards_only_what_is_matched_stays() {
 }
 
 #[test]
+fn a_flow_that_matches_everything_has_no_keys_without_m() {
+    let flow = read("skb_mark(0/0),in_port(1/0), packets:0, bytes:0, used:never, actions:drop");
+    let terse = flow.display(Style::Terse).to_string();
+    assert_eq!(terse, ", packets:0, bytes:0, used:never, actions:drop");
+    assert_eq!(read(&terse).keys, []);
+}
+
+#[test]
 fn drop_is_an_action_like_others() {
     assert_eq!(read(&doing("drop")).actions, [Action::Drop]);
     let mut nothing = read(&doing("drop"));
