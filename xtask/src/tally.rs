@@ -58,6 +58,20 @@ impl Tally {
         Ok(())
     }
 
+    /// Adds checks that are no tests of libtest's: how many passed, or why one did not.
+    pub fn note(&mut self, what: &str, outcome: Result<u32>) -> Result<()> {
+        match outcome {
+            Ok(passed) => self.passed += passed,
+            Err(error) if error.chain().any(|cause| cause.is::<wait::Stopped>()) => return Err(error),
+            Err(error) => {
+                println!("{what}: {error:#}");
+                self.failed += 1;
+                self.failures.push(what.into());
+            }
+        }
+        Ok(())
+    }
+
     /// Reads one line of libtest's. Names of failed tests stand indented below a second heading `failures:`.
     fn read(&mut self, line: &str, what: &str, listing: &mut bool) {
         if let Some(counts) = line.strip_prefix("test result: ") {

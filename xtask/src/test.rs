@@ -1,4 +1,4 @@
-//! `cargo xtask test`: every test there is, on this machine and in a Debian 13 tree.
+//! `cargo xtask test`: every test there is, on this machine and in a Debian 13 tree; and the lab, whose QEMU is in that tree.
 
 use std::process::Command;
 use std::time::Instant;
@@ -9,7 +9,7 @@ use ringspan_testkit::{paths, qemu, wait};
 use crate::debian13::Debian13;
 use crate::hugepages::HugePages;
 use crate::tally::Tally;
-use crate::{packages, step};
+use crate::{lab, packages, step};
 
 /// Longest time for one `cargo test` in seconds, its building included.
 const LIMIT: &str = "2400";
@@ -19,7 +19,7 @@ pub struct Options {
     /// Fail when a test was skipped (the default where the environment has CI set)
     #[arg(long)]
     ci: bool,
-    /// Leave out the run in a Debian 13 tree
+    /// Leave out the run in a Debian 13 tree, and the lab, whose QEMU is from there
     #[arg(long)]
     no_debian13: bool,
     /// Run nothing but the Debian 13 part
@@ -39,22 +39,28 @@ pub fn run(options: &Options) -> Result<()> {
 
     step::say("preparing the machine");
     let _pages = HugePages::try_reserve(512);
+    let mut programs = None;
     if !options.debian13 {
         let kernel = qemu::Kernel::prepare()?;
         println!("    guest kernel: {}", kernel.release);
-        let programs = step::build_release()?;
+        let programs = programs.insert(step::build_release()?);
         let mut unit = limited(&["test", "--no-fail-fast", "--workspace", "--exclude", "ringspan-testkit"]);
-        unit.env("RINGSPAN_SKIPPED", &skipped).env("RINGSPAN_BIN_DIR", &programs);
+        unit.env("RINGSPAN_SKIPPED", &skipped).env("RINGSPAN_BIN_DIR", &*programs);
         tally.run("unit and property tests", &mut unit)?;
         // One at a time: each has a guest, lanes that poll, and limits on time.
         let mut whole = limited(&["test", "--no-fail-fast", "--release", "--package", "ringspan-testkit"]);
         whole.args(["--", "--test-threads", "1"]);
-        whole.env("RINGSPAN_SKIPPED", &skipped).env("RINGSPAN_BIN_DIR", &programs);
+        whole.env("RINGSPAN_SKIPPED", &skipped).env("RINGSPAN_BIN_DIR", &*programs);
         tally.run("end-to-end tests", &mut whole)?;
     }
     if !options.no_debian13 {
         match Debian13::prepare() {
-            Ok(tree) => tree.test(&mut tally)?,
+            Ok(tree) => {
+                tree.test(&mut tally)?;
+                if let Some(programs) = &programs {
+                    tally.note("lab", lab::check(programs, tree.qemu(), ""))?;
+                }
+            }
             Err(error) => {
                 println!("skipped: Debian 13: {error:#}");
                 tally.skipped += 1;

@@ -8,11 +8,11 @@ use ringspan_protocol::{LaneEventKind, PortPhase};
 use ringspan_testkit::guest::crossing::{self, End};
 use ringspan_testkit::guest::loopback::{Lengths, Plan};
 use ringspan_testkit::guest::{Guest, Kind, Layout, Memory, Options, feature};
-use ringspan_testkit::pci::Window;
 use ringspan_testkit::wait;
 
 use super::flow::{Flow, all_back};
 use super::inside::{FROM, Host, MTU};
+use super::registers::Registers;
 
 /// A check: what it promises, and how that is seen.
 pub type Check = (&'static str, fn(&mut Host) -> Result<()>);
@@ -389,47 +389,5 @@ fn goes_on(host: &mut Host, guest: &mut Guest) -> Result<()> {
     crossing::run(&mut End::Guest(guest), &mut End::Far(&host.far), host.ways(), plan)?;
     all_back(guest)?;
     host.say(&format!("    {late} frames came late; then {} crossed", plan.frames));
-    Ok(())
-}
-
-/// Transmit registers of an 82576 (Intel: *82576EB Gigabit Ethernet Controller Datasheet*, 8.12): those of the whole NIC, and those
-/// of the function's first queue.
-struct Registers {
-    nic: Window,
-    queue: Window,
-}
-
-impl Registers {
-    const TCTL: usize = 0x400;
-    const TCTL_EN: u32 = 1 << 1;
-    /// Of queue 0, where virtual functions have them too: base, head, tail.
-    const TDBAL: usize = 0x3800;
-    const TDBAH: usize = 0x3804;
-    const TDH: usize = 0x3810;
-    const TDT: usize = 0x3818;
-
-    fn of(host: &Host) -> Result<Self> {
-        let whole = if host.is_virtual() { &host.far_nic } else { &host.nic };
-        Ok(Self { nic: whole.window()?, queue: host.nic.window()? })
-    }
-
-    /// From here on the NIC takes descriptors and does nothing with them.
-    fn freeze(&self) {
-        self.nic.write(Self::TCTL, self.nic.read(Self::TCTL) & !Self::TCTL_EN);
-    }
-
-    /// It goes on, with what it has.
-    fn thaw(&self) {
-        self.nic.write(Self::TCTL, self.nic.read(Self::TCTL) | Self::TCTL_EN);
-        self.queue.write(Self::TDT, self.queue.read(Self::TDT));
-    }
-}
-
-/// Sends the NIC for its descriptors to an address that is nobody's.
-pub fn provoke_fault(host: &mut Host) -> Result<()> {
-    let registers = Registers::of(host)?.queue;
-    registers.write(Registers::TDBAH, 0x7f);
-    registers.write(Registers::TDBAL, 0);
-    registers.write(Registers::TDT, (registers.read(Registers::TDH) + 1) % 64);
     Ok(())
 }

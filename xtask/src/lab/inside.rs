@@ -17,6 +17,7 @@ use ringspan_testkit::pci::Function;
 use ringspan_testkit::{paths, wait};
 
 use super::kernel_log::KernelLog;
+use super::registers::Registers;
 use super::{FIRST, SECOND, checks, story_port};
 
 /// Longest frame without its Ethernet header.
@@ -63,13 +64,14 @@ pub fn run(only: &str) -> Result<()> {
         }
         // Last, because the function is of no use afterwards.
         host.say("--> a fault would have been seen: the NIC is sent to memory that is not mapped");
-        checks::provoke_fault(&mut host)?;
+        Registers::of(&host)?.mislead();
         wait::until(Duration::from_secs(10), "the DMA fault that was provoked", || {
             Ok(log.faults()?.first().map(|fault| host.say(&format!("    {fault}"))))
         })?;
     }
     ensure!(host.lane.is_alive(), "the lane ended");
-    host.say(&format!("{done} checks passed"));
+    // For who counts.
+    println!("{done}");
     Ok(())
 }
 
