@@ -117,7 +117,7 @@ impl Ovs {
             Ok(ready.then_some(()))
         })?;
         // Returns when the switch says that it did.
-        self.vsctl(&["set", "Open_vSwitch", ".", "external_ids:ready=yes"]).map(drop)
+        self.vsctl(&["set", "Open_vSwitch", ".", &format!("external_ids:ready={pid}")]).map(drop)
     }
 
     /// Kills the switch: its sockets and its pid file stay behind, as after a crash.

@@ -1,0 +1,152 @@
+//! Two guests on VFs of a software NIC, and Open vSwitch on its representors: what OVS decides is done in the NIC, and follows
+//! OVS in everything that it decides next.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use ringspan_testkit::daemon::Daemon;
+use ringspan_testkit::guest::crossing::{self, End, Ways};
+use ringspan_testkit::guest::loopback::Plan;
+use ringspan_testkit::guest::{Guest, Options};
+use ringspan_testkit::netns::Netns;
+use ringspan_testkit::ovs::Ovs;
+use ringspan_testkit::{needs, wait};
+use serde_json::{Value, json};
+
+const SOON: Duration = Duration::from_secs(20);
+/// From each VF to the other.
+const FLOWS: [&str; 2] = ["in_port=nic0_vf0,actions=output:nic0_vf1", "in_port=nic0_vf1,actions=output:nic0_vf0"];
+
+/// The parts end in the order of the fields.
+struct Scene {
+    guests: Vec<Guest>,
+    daemon: Daemon,
+    ovs: Ovs,
+    _net: Netns,
+}
+
+impl Scene {
+    /// A NIC `nic0` with a guest on each of its two VFs, whose frames a bridge takes from one to the other.
+    fn new(label: &str) -> Result<Self> {
+        let net = Netns::new(label)?;
+        net.sysctl("net.ipv6.conf.default.disable_ipv6=1")?;
+        let ovs = Ovs::start_in(Some(&net))?;
+        let config = format!(
+            "[ovs]\nrun_dir = \"{}\"\ngrace_ms = 500\n[dataplane]\nmemory_mib = 256\n[[nic]]\nname = \"nic0\"\nvfs = 2\n",
+            ovs.run_dir().display()
+        );
+        let daemon = Daemon::start(&config, Some(&net))?;
+        let mut guests = Vec::new();
+        for vf in 0..2 {
+            daemon.add_port(&format!("vm{vf}"), &format!("soft:nic0/vf{vf}"), &[])?;
+            guests.push(Guest::start(Options::new(daemon.path(&format!("vm{vf}.sock"))))?);
+        }
+        let scene = Self { guests, daemon, ovs, _net: net };
+        for port in ["nic0_vf0", "nic0_vf1", "nic0"] {
+            let words = ["ovs", "configure", "--bridge", "br0", "--datapath-type", "netdev", "--port", port];
+            scene.daemon.ok(&words)?;
+        }
+        scene.flows(&FLOWS)?;
+        Ok(scene)
+    }
+
+    /// Gives the bridge these OpenFlow rules, and no others.
+    fn flows(&self, flows: &[&str]) -> Result<()> {
+        self.ovs.ofctl("br0", "del-flows", &[])?;
+        flows.iter().try_for_each(|flow| self.ovs.ofctl("br0", "add-flow", &[flow]).map(drop))
+    }
+
+    fn cross(&mut self, frames: u64) -> Result<()> {
+        let [first, second] = &mut self.guests[..] else { unreachable!() };
+        crossing::run(&mut End::Guest(first), &mut End::Guest(second), Ways::Both, Plan::new(frames, 64))?;
+        Ok(())
+    }
+
+    fn list(&self, filter: Value) -> Result<Vec<Value>> {
+        let flows = self.daemon.call("flow.list", filter)?;
+        Ok(flows["flows"].as_array().context("flows")?.clone())
+    }
+
+    /// Waits until this many flows are in the NIC.
+    fn offloaded(&self, count: usize) -> Result<Vec<Value>> {
+        let seen = wait::until(SOON, &format!("{count} flows in the NIC"), || {
+            let flows = self.list(json!({ "state": "offloaded" }))?;
+            Ok((flows.len() == count).then_some(flows))
+        });
+        seen.with_context(|| format!("{:#}", self.daemon.call("flow.list", json!({})).unwrap_or_default()))
+    }
+
+    /// Waits until no flow from the first VF goes out there any more.
+    fn gone(&self, output: &str) -> Result<()> {
+        wait::until(SOON, &format!("no flow to {output}"), || {
+            let flows = self.list(json!({ "port": "nic0_vf0" }))?;
+            let by = |flow: &Value| flow["match"].as_str().is_some_and(|keys| keys.contains("in_port(nic0_vf0)"));
+            Ok((!flows.iter().any(|flow| by(flow) && flow["actions"] == output)).then_some(()))
+        })
+    }
+}
+
+/// Packets that OVS saw.
+fn slow(flows: &[Value]) -> u64 {
+    flows.iter().filter_map(|flow| flow["ovs"]["packets"].as_u64()).sum()
+}
+
+#[test]
+fn the_first_packets_go_through_ovs_and_then_nearly_none() -> Result<()> {
+    needs!(Root, Ringspan, Ovs);
+    let mut scene = Scene::new("ovs-offload")?;
+    scene.cross(50)?;
+    let before = slow(&scene.offloaded(2)?);
+    scene.cross(20_000)?;
+    let flows = scene.offloaded(2)?;
+    let (after, fast) = (slow(&flows), flows.iter().filter_map(|flow| flow["rule"]["packets"].as_u64()).sum::<u64>());
+    ensure!(after - before < 400, "of 40,000 frames {} went through OVS", after - before);
+    ensure!(fast >= 39_600, "{fast} frames were forwarded by rules: {flows:#?}");
+    let table = scene.daemon.ok(&["flow", "list", "--why", "--port", "nic0_vf0", "--sort", "packets"])?;
+    ensure!(table.contains("offloaded") && table.contains("in_port(nic0_vf0)"), "{table}");
+    let verified = scene.daemon.ok(&["ovs", "verify"])?;
+    ensure!(
+        verified.contains("2 rules by ringspan") && verified.contains("all 2 VF representors are on bridges"),
+        "{verified}"
+    );
+
+    // OVS changes its mind, and the NIC follows: first to where nobody is, then back.
+    scene.flows(&["in_port=nic0_vf0,actions=output:nic0", "in_port=nic0_vf1,actions=output:nic0_vf0"])?;
+    scene.gone("nic0_vf1")?;
+    scene.flows(&FLOWS)?;
+    scene.gone("nic0")?;
+    scene.cross(1000)
+}
+
+#[test]
+fn rules_outlive_the_daemon_and_not_what_ovs_wants() -> Result<()> {
+    needs!(Root, Ringspan, Ovs);
+    let mut scene = Scene::new("ovs-restart")?;
+    scene.cross(50)?;
+    scene.offloaded(2)?;
+    scene.daemon.kill()?;
+    scene.cross(1000)?;
+    scene.daemon.start_again()?;
+    scene.offloaded(2)?;
+    scene.cross(1000)?;
+    // A lane that dies loses its rules, and gets them again.
+    ringspan_testkit::process::kill_hard(scene.daemon.lane_pid("main")?)?;
+    for vf in 0..2 {
+        scene.daemon.wait_port(&format!("vm{vf}"), "listening", SOON)?;
+        scene.guests[vf].reconnect()?;
+    }
+    scene.cross(50)?;
+    scene.offloaded(2)?;
+    scene.cross(1000)?;
+    // OVS goes: after the grace period nothing is forwarded any more. It comes back, and all is as it was.
+    scene.ovs.stop_switch();
+    wait::until(SOON, "no flow in the NIC", || {
+        let stats = scene.daemon.call("flow.stats", json!({}))?;
+        Ok((stats["flows"] == 0 && stats["rules"]["packets"] == 0 && stats["trouble"].is_string()).then_some(()))
+    })?;
+    scene.ovs.start_switch()?;
+    scene.flows(&FLOWS)?;
+    scene.cross(50)?;
+    scene.offloaded(2)?;
+    scene.cross(1000)
+}
