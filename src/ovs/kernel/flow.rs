@@ -26,6 +26,16 @@ pub enum Told {
     Unreadable(Unreadable),
 }
 
+impl Told {
+    /// OVS's name of it.
+    pub fn ufid(&self) -> Option<Ufid> {
+        match self {
+            Self::Flow(flow) => flow.ufid,
+            Self::Unreadable(unreadable) => unreadable.ufid,
+        }
+    }
+}
+
 /// A flow of which a part is not understood: it is there, and nothing may be concluded from it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unreadable {

@@ -14,6 +14,7 @@ mod key;
 mod socket;
 mod tunnel;
 
+use std::collections::HashSet;
 use std::io;
 use std::time::Duration;
 
@@ -165,10 +166,12 @@ impl Datapath {
         Ok(ports)
     }
 
-    /// All flows, as they are at one moment: where they changed meanwhile they are asked for again.
+    /// All flows, each once. The kernel reads its table piece by piece: a flow that comes or goes meanwhile may be there or not, and where
+    /// it says that the table itself changed (NLM_F_DUMP_INTR; kernels that are read here do not) all are asked for again. Whoever needs
+    /// all of them at all times listens first ([`Datapath::watch`]).
     ///
     /// # Errors
-    /// [`KernelError::Changed`] where they never stood still; the datapath is gone ([`KernelError::Refused`]).
+    /// [`KernelError::Changed`] where it never stood still; the datapath is gone ([`KernelError::Refused`]).
     pub fn dump(&mut self) -> Result<Vec<Told>, KernelError> {
         let (family, payload) = (self.flow.id, self.index.to_ne_bytes());
         for _ in 0..TRIES {
@@ -178,7 +181,7 @@ impl Datapath {
                 Ok(())
             });
             match asked {
-                Ok(()) => return Ok(flows),
+                Ok(()) => return Ok(once(flows)),
                 Err(KernelError::Changed) => {}
                 Err(error) => return Err(error),
             }
@@ -197,6 +200,13 @@ impl Datapath {
     }
 }
 
+/// Without repetitions: a table that grew during a dump has flows told twice.
+fn once(mut flows: Vec<Told>) -> Vec<Told> {
+    let mut seen = HashSet::new();
+    flows.retain(|told| told.ufid().is_none_or(|ufid| seen.insert(ufid)));
+    flows
+}
+
 /// What is told of a datapath's flows.
 pub struct Watch {
     channel: Channel,
@@ -205,7 +215,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Waits for changes, `limit` at most, and puts all that were told behind those in `changes`, in their order.
+    /// Waits for changes, `limit` at most, and puts those that were told, some thousand at most, behind those in `changes`, in their order.
     ///
     /// # Errors
     /// [`KernelError::Overrun`] and whatever is not understood: the changes from here on are not all known, and a new dump is needed.

@@ -24,6 +24,9 @@ const LARGEST: usize = 64 << 10;
 /// What may wait for a listener, in bytes; a flow has some hundred.
 const BACKLOG: usize = 8 << 20;
 
+/// Datagrams of a group, of one change each, that are read in one go: whoever is told can keep up, and has not to hold more.
+const AT_ONCE: usize = 4096;
+
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const NLM_F_REQUEST: u16 = 0x01;
@@ -190,7 +193,7 @@ impl Channel {
         join().map_err(|source| KernelError::Socket { doing: "joining a group", source })
     }
 
-    /// Waits for what is told, `limit` at most, and gives all of it that is there to `each`. False when nothing was.
+    /// Waits for what is told, `limit` at most, and gives what is there to `each`, [`AT_ONCE`] datagrams at most. False when nothing was.
     ///
     /// # Errors
     /// [`KernelError::Overrun`]: messages were lost. An error of `each`, after the rest of what was there.
@@ -207,7 +210,7 @@ impl Channel {
             Err(error) => return Err(KernelError::Socket { doing: "waiting", source: error.into() }),
         }
         let mut failed = None;
-        loop {
+        for _ in 0..AT_ONCE {
             let length = match receive(&self.socket, &mut self.buffer, libc::MSG_DONTWAIT) {
                 Ok(length) => length,
                 Err(KernelError::Socket { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => break,
