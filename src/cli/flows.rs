@@ -5,10 +5,10 @@ use std::io::Write;
 use serde_json::{Value, json};
 
 use super::client::Client;
-use super::options::{FlowList, api_word};
+use super::options::{FlowList, FlowTypeWord, api_word};
 use super::table::Table;
 use super::{Failure, print_json, word};
-use crate::ovs::mirror::{FlowStats, FlowView, Flows};
+use crate::ovs::mirror::{FlowState, FlowStats, FlowView, Flows};
 
 pub(super) fn list(mut client: Client, wish: &FlowList) -> Result<(), Failure> {
     let mut params = json!({ "limit": wish.limit });
@@ -26,6 +26,13 @@ pub(super) fn list(mut client: Client, wish: &FlowList) -> Result<(), Failure> {
         return print_json(&answer);
     }
     let flows: Flows = serde_json::from_value(answer)?;
+    if let Some(kind) = wish.kind {
+        let mut out = std::io::stdout().lock();
+        for flow in flows.flows.iter().filter(|flow| is_of(flow, kind)) {
+            writeln!(out, "{}", dumped(flow))?;
+        }
+        return Ok(());
+    }
     let mut headings = vec!["STATE", "NIC", "OVS-PACKETS", "NIC-PACKETS", "MATCH", "ACTIONS"];
     if wish.why {
         headings.insert(1, "WHY");
@@ -43,6 +50,30 @@ pub(super) fn list(mut client: Client, wish: &FlowList) -> Result<(), Failure> {
         writeln!(err, "as it was: {trouble}")?;
     }
     Ok(())
+}
+
+fn is_of(flow: &FlowView, kind: FlowTypeWord) -> bool {
+    let offloaded = flow.state == FlowState::Offloaded;
+    match kind {
+        FlowTypeWord::Offloaded => offloaded,
+        FlowTypeWord::NonOffloaded => !offloaded,
+        FlowTypeWord::All => true,
+    }
+}
+
+/// As `dpctl/dump-flows -m` prints a flow (format_dpif_flow in OVS's lib/dpctl.c).
+fn dumped(flow: &FlowView) -> String {
+    let counters = flow.rule.unwrap_or(flow.ovs);
+    let used = counters.idle_ms.map_or_else(|| "never".into(), |ms| format!("{}.{:03}s", ms / 1000, ms % 1000));
+    let (offloaded, layer) = match flow.state {
+        FlowState::Offloaded => (", offloaded:yes", "ringspan"),
+        _ => ("", "ovs"),
+    };
+    let (ufid, keys, actions) = (&flow.ufid, &flow.matches, &flow.actions);
+    let (packets, bytes) = (counters.packets, counters.bytes);
+    format!(
+        "ufid:{ufid}, {keys}, packets:{packets}, bytes:{bytes}, used:{used}{offloaded}, dp:{layer}, actions:{actions}"
+    )
 }
 
 fn row(flow: &FlowView, why: bool) -> Vec<String> {
@@ -112,7 +143,21 @@ pub(super) fn stats(mut client: Client, as_json: bool) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
-    use super::short;
+    use super::{dumped, short};
+    use crate::ovs::flow::{Names, parse};
+    use crate::ovs::mirror::FlowView;
+
+    #[test]
+    fn a_dumped_flow_is_read_as_one_and_printed_back() {
+        let flow: FlowView = serde_json::from_value(serde_json::json!({
+            "ufid": "0d7c5e2a-0000-0000-0000-000000000007", "match": "recirc_id(0),in_port(a),eth_type(0x1234)", "actions": "b",
+            "state": "offloaded", "ovs": { "packets": 1, "bytes": 60 }, "rule": { "packets": 9, "bytes": 540, "idle_ms": 1002 },
+        }))
+        .unwrap();
+        let text = dumped(&flow);
+        assert!(text.contains("packets:9, bytes:540, used:1.002s, offloaded:yes, dp:ringspan, actions:b"), "{text}");
+        assert_eq!(parse::flow(&text, 1, Names::Allowed).unwrap().to_string(), text);
+    }
 
     #[test]
     fn what_says_nothing_is_left_out_of_the_table() {

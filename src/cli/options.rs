@@ -341,6 +341,9 @@ pub(super) struct FlowList {
     /// The order: by ufid when not given.
     #[arg(long)]
     pub sort: Option<FlowSortWord>,
+    /// Print them as ovs-appctl dpctl/dump-flows does, those of this type; counters are those of the path that has the flow.
+    #[arg(long = "type", value_name = "TYPE", conflicts_with_all = ["why", "json"])]
+    pub kind: Option<FlowTypeWord>,
     /// At most so many, and at most 10000.
     #[arg(long, default_value_t = 1000, value_name = "N")]
     pub limit: usize,
@@ -355,6 +358,17 @@ pub(super) enum FlowStateWord {
     Partial,
     Not,
     Pending,
+}
+
+/// The words of dpctl/dump-flows for who has a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum FlowTypeWord {
+    /// A NIC has its rule.
+    Offloaded,
+    /// It stays with OVS.
+    NonOffloaded,
+    /// All flows.
+    All,
 }
 
 /// The words of an order of flows.

@@ -125,6 +125,21 @@ impl Ovs {
         end(&mut self.switch);
     }
 
+    /// Writes a program that replaces the switch by another one, as a service manager would.
+    pub fn restart_program(&self) -> Result<PathBuf> {
+        let (folder, path) = (self.folder.path().display(), self.path("restart"));
+        let program = paths::on_path("ovs-vswitchd").context("ovs-vswitchd is missing: install openvswitch-switch")?;
+        let text = format!(
+            "#!/bin/sh\nset -e\nkill -9 $(cat {folder}/ovs-vswitchd.pid)\nexport OVS_RUNDIR={folder} OVS_DBDIR={folder} OVS_LOGDIR={folder}\n\
+             exec {} --enable-dummy --disable-system --no-chdir --detach --pidfile={folder}/ovs-vswitchd.pid unix:{folder}/db.sock \
+             >{folder}/restarted.out 2>&1\n",
+            program.display()
+        );
+        fs::write(&path, text)?;
+        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+        Ok(path)
+    }
+
     /// Adds a bridge without any OpenFlow rule.
     pub fn add_bridge(&self, bridge: &str) -> Result<()> {
         let words = format!("add-br {bridge} -- set Bridge {bridge} datapath_type=dummy fail_mode=secure");
@@ -206,8 +221,16 @@ impl Drop for Ovs {
         if std::thread::panicking() {
             eprintln!("ovs-vswitchd said:\n{}", self.log());
         }
+        let ours = self.pid();
         end(&mut self.switch);
         end(&mut self.database);
+        // One of `restart_program`.
+        let pid = fs::read_to_string(self.path("ovs-vswitchd.pid")).ok().and_then(|text| text.trim().parse().ok());
+        if let Some(pid) =
+            pid.filter(|pid| *pid != ours && process::name(*pid).is_some_and(|name| name.starts_with("ovs-vswitchd")))
+        {
+            let _ = process::kill_hard(pid);
+        }
     }
 }
 

@@ -111,6 +111,23 @@ fn a_restart_is_said_to_be_needed_until_it_happened_and_is_done_only_when_asked(
 }
 
 #[test]
+fn a_restart_that_is_asked_for_ends_when_the_new_process_answers() -> Result<()> {
+    needs!(Ovs);
+    let ovs = Ovs::start()?;
+    let (run_dir, program) = (ovs.run_dir().display().to_string(), ovs.restart_program()?);
+    let bench = Bench::start(&format!("[ovs]\nrun_dir = {run_dir:?}\nrestart_command = [{program:?}]\n"));
+    let wanted = json!({ "hw_offload": true, "restart": true });
+    let first = bench.call("ovs.configure", wanted.clone()).unwrap();
+    assert_eq!((&first["restarted"], &first["restart_needed"]), (&json!(true), &Value::Null), "{first:#}");
+    let pid = bench.call("ovs.show", json!({})).unwrap()["pid"].clone();
+    assert!(pid.is_u64() && pid != ovs.pid(), "{pid}");
+    // Nothing waits for a restart any more, so there is none.
+    assert_eq!(bench.call("ovs.configure", wanted).unwrap()["restarted"], false);
+    assert_eq!(bench.call("ovs.show", json!({})).unwrap()["pid"], pid);
+    Ok(())
+}
+
+#[test]
 fn verify_tells_no_traffic_from_traffic_that_is_not_offloaded() -> Result<()> {
     needs!(Ovs);
     let ovs = Ovs::start()?;

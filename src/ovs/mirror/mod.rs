@@ -15,5 +15,5 @@ mod tests;
 mod work;
 
 pub(crate) use engine::{Engine, Nic};
-pub(crate) use report::{FlowFilter, FlowStats, FlowView, Flows};
+pub(crate) use report::{FlowFilter, FlowState, FlowStats, FlowView, Flows};
 pub(crate) use run::{Mirror, Settings};

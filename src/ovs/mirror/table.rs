@@ -118,6 +118,9 @@ impl Table {
         self.misses = Misses::default();
         let mut changes = Changes::default();
         for line in dumps.iter().flat_map(|dump| Lines(dump)) {
+            if self.is_as_before(line) {
+                continue;
+            }
             match take_apart(line) {
                 Some(line) => self.take(&line, limit, &mut changes),
                 None if line.is_empty() || line.starts_with("flow-dump from ") => {}
@@ -135,6 +138,26 @@ impl Table {
             entry.seen == dump
         });
         changes
+    }
+
+    /// Whether the line is a flow of the dump before with nothing but its counters changed, which are taken then. Nothing is searched
+    /// for: what should be there is compared with what is.
+    fn is_as_before(&mut self, line: &str) -> bool {
+        let Some((ufid, rest)) = line.strip_prefix("ufid:").and_then(|rest| rest.split_at_checked(36)) else {
+            return false;
+        };
+        let Some(entry) = read_ufid(ufid).and_then(|ufid| self.flows.get_mut(&ufid)) else { return false };
+        if entry.seen == self.dump || entry.torn {
+            return false;
+        }
+        let Some(rest) = rest.strip_prefix(", ").and_then(|rest| rest.strip_prefix(entry.keys())) else { return false };
+        let Some((stats, actions)) = rest.strip_prefix(", packets:").and_then(counters) else { return false };
+        let rest = actions.strip_prefix(entry.actions());
+        if !rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(EXTRA)) {
+            return false;
+        }
+        (entry.seen, entry.stats) = (self.dump, stats);
+        true
     }
 
     fn take(&mut self, line: &Line<'_>, limit: usize, changes: &mut Changes) {
@@ -204,6 +227,9 @@ impl<'a> Iterator for Lines<'a> {
     }
 }
 
+/// What may stand behind the actions; nothing that a flow does.
+const EXTRA: &str = ", dp-extra-info:";
+
 /// `ufid:U, KEYS, packets:N, bytes:N, used:T[, flags:F][, offloaded:..], dp:D, actions:A[, dp-extra-info:..]`. The keys have no
 /// ", " in them, and what stands between them and the actions begins with the counters.
 fn take_apart(line: &str) -> Option<Line<'_>> {
@@ -211,13 +237,18 @@ fn take_apart(line: &str) -> Option<Line<'_>> {
     let (ufid, rest) = rest.split_at_checked(36)?;
     let rest = rest.strip_prefix(", ")?;
     let (keys, rest) = split(rest, ", packets:")?;
-    let (middle, actions) = split(rest, "actions:")?;
-    let actions = split(actions, ", dp-extra-info:").map_or(actions, |(actions, _)| actions);
-    let (packets, middle) = number(middle)?;
-    let (bytes, middle) = number(middle.strip_prefix(", bytes:")?)?;
-    let used = middle.strip_prefix(", used:").and_then(used_ms);
-    let stats = Stats { packets, bytes, used, ..Stats::default() };
+    let (stats, actions) = counters(rest)?;
+    let actions = split(actions, EXTRA).map_or(actions, |(actions, _)| actions);
     Some(Line { ufid: read_ufid(ufid)?, keys, stats, actions })
+}
+
+/// From behind `packets:` to the actions.
+fn counters(text: &str) -> Option<(Stats, &str)> {
+    let (packets, rest) = number(text)?;
+    let (bytes, rest) = number(rest.strip_prefix(", bytes:")?)?;
+    let (middle, actions) = split(rest, "actions:")?;
+    let used = middle.strip_prefix(", used:").and_then(used_ms);
+    Some((Stats { packets, bytes, used, ..Stats::default() }, actions))
 }
 
 fn split<'a>(text: &'a str, at: &str) -> Option<(&'a str, &'a str)> {
@@ -232,9 +263,10 @@ fn number(text: &str) -> Option<(u64, &str)> {
 
 /// `1.234s`; nothing for `never`.
 fn used_ms(text: &str) -> Option<i64> {
-    let seconds = text.split('s').next()?;
-    let seconds: f64 = seconds.parse().ok()?;
-    Some((seconds * 1000.0) as i64)
+    let (whole, rest) = number(text)?;
+    let mut digits = rest.strip_prefix('.').unwrap_or_default().bytes().take_while(u8::is_ascii_digit);
+    let part = (0..3).fold(0, |part, _| part * 10 + u64::from(digits.next().map_or(0, |digit| digit - b'0')));
+    i64::try_from(whole.checked_mul(1000)?.checked_add(part)?).ok()
 }
 
 /// 32 digits in groups of 8, 4, 4, 4 and 12.
@@ -244,10 +276,18 @@ fn read_ufid(text: &str) -> Option<u128> {
         match (byte, at) {
             (b'-', 8 | 13 | 18 | 23) => {}
             (_, 8 | 13 | 18 | 23) => return None,
-            _ => ufid = ufid << 4 | u128::from(char::from(byte).to_digit(16)?),
+            _ => ufid = ufid << 4 | u128::from(digit(byte)?),
         }
     }
     Some(ufid)
+}
+
+fn digit(byte: u8) -> Option<u8> {
+    match byte {
+        b'0'..=b'9' => Some(byte - b'0'),
+        b'a'..=b'f' => Some(byte - b'a' + 10),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -279,6 +319,14 @@ mod tests {
         assert_eq!((entry.keys(), entry.actions()), ("recirc_id(0),in_port(a)", "b"));
         assert_eq!(update(&mut table, &[line(1, 7, "in_port(a)", "c")]), (vec![1], vec![u128::MAX]));
         assert_eq!(update(&mut table, &[]), (vec![], vec![1]));
+    }
+
+    #[test]
+    fn times_are_read_to_the_millisecond() {
+        for (text, ms) in [("0.001s", 1), ("1.5s", 1500), ("12s", 12_000), ("3.1234s", 3123), ("0.s", 0)] {
+            assert_eq!(used_ms(text), Some(ms), "{text}");
+        }
+        assert_eq!((used_ms("never"), used_ms("99999999999999999999s"), used_ms("")), (None, None, None));
     }
 
     #[test]
