@@ -6,6 +6,7 @@
 pub mod actions;
 pub mod checksum;
 pub mod classifier;
+mod frame;
 pub mod key;
 pub mod nic;
 pub mod slow;

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use ringspan_protocol::{Field, NicPortCounters};
 
-use super::actions::{Edit, Program};
+use super::actions::Program;
 use super::classifier::{Classifier, NONE};
-use super::key::{Key, Network, Places};
+use super::frame::{checksum_is_right, copy, finish};
+use super::key::{Key, Places};
 use crate::BURST;
-use crate::nic::{Bell, Burst, Deal, Frame, FrameMut, Pool, QueuePair, SoftNic, VfLink, WayIn, WayOut};
-use crate::offload::{Offloads, Request, Segmenter, Sum};
+use crate::nic::{Bell, Burst, Deal, Frame, Pool, QueuePair, SoftNic, VfLink, WayIn, WayOut};
+use crate::offload::Segmenter;
 use crate::worker::{Watch, ticks, ticks_in};
 
 /// How often a rule in use sends a frame to the representor. OVS looks at its flows at least that often before it forgets them
@@ -347,18 +348,22 @@ impl Switch {
 
     /// Makes ready what a guest left undone, so that the representor gets it as it would be on a wire.
     fn leave_to_slow_path(&mut self, from: usize, at: usize, marked: bool) -> u16 {
-        let mut segments = None;
-        let Work { burst, .. } = &mut *self.work;
-        if marked && !finish(burst.frame_mut(at), &mut segments) || burst.frame(at).data().len() < 14 {
-            self.ports[from].counters.drop_malformed += 1;
+        let Self { ports, outside, work, .. } = self;
+        let Work { burst, keys, segments, .. } = &mut **work;
+        let cut = match finish(burst.frame_mut(at), marked) {
+            Ok(cut) if burst.frame(at).data().len() >= 14 => cut,
+            _ => {
+                ports[from].counters.drop_malformed += 1;
+                return NOWHERE;
+            }
+        };
+        if let Some(segmenter) = cut {
+            let whole = Whole { frame: burst.frame(at), key: &keys[at], from };
+            cut_up(ports, outside, whole, segmenter, segments, |_, _, _| REPRESENTOR);
             return NOWHERE;
         }
-        if let Some(cut) = segments {
-            self.cut(from, at, cut, |_, _, _| REPRESENTOR);
-            return NOWHERE;
-        }
-        if burst.frame(at).len() > self.outside.max_frame {
-            self.ports[from].counters.drop_malformed += 1;
+        if burst.frame(at).len() > outside.max_frame {
+            ports[from].counters.drop_malformed += 1;
             return NOWHERE;
         }
         REPRESENTOR
@@ -367,9 +372,10 @@ impl Switch {
     /// Does what a rule wants that is more than to send a frame on.
     #[cold]
     fn act(&mut self, from: usize, at: usize, marked: bool) -> u16 {
-        let Some(rule) = self.rules.body_mut(self.work.found[at]) else { return NOWHERE };
-        let Work { burst, keys, places, inner, .. } = &mut *self.work;
-        let counters = &mut self.ports[from].counters;
+        let Self { ports, outside, rules, work, .. } = self;
+        let Work { burst, keys, places, found, inner, segments, .. } = &mut **work;
+        let Some(rule) = rules.body_mut(found[at]) else { return NOWHERE };
+        let counters = &mut ports[from].counters;
         if rule.program.drops() {
             counters.drop_rule += 1;
             return NOWHERE;
@@ -378,102 +384,34 @@ impl Switch {
         if let Some(port) = rule.program.forward().filter(|port| *port != 0) {
             return port;
         }
-        let mut segments = None;
-        if marked && !finish(burst.frame_mut(at), &mut segments) {
+        let Ok(cut) = finish(burst.frame_mut(at), marked) else {
             counters.drop_malformed += 1;
             return NOWHERE;
+        };
+        let doing = Doing { program: &rule.program, key: &keys[at], places: places[at], inner: inner[at], from };
+        if !doing.program.fits(doing.key, &doing.places, burst.frame(at).segment_count() == 1 || cut.is_some()) {
+            return self.leave_cut_or_whole(from, at, cut);
         }
-        let frame = burst.frame(at);
-        if !rule.program.fits(&keys[at], &places[at], frame.segment_count() == 1 || segments.is_some()) {
-            return self.leave_to_slow_path(from, at, false);
-        }
-        // What is needed while the switch is borrowed by others.
-        let (program, key, place, inner) = (rule.program.clone(), keys[at], places[at], inner[at]);
-        match segments {
-            None => {
-                let mut burst = std::mem::take(&mut self.work.burst);
-                let to = self.apply(from, &mut burst, at, &program, &key, place, inner);
-                self.work.burst = burst;
-                to
-            }
-            Some(cut) => {
-                self.cut(from, at, cut, |switch, segments, at| {
-                    switch.apply(from, segments, at, &program, &key, place, inner)
+        match cut {
+            None => doing.apply(ports, outside, burst, at),
+            Some(segmenter) => {
+                let whole = Whole { frame: burst.frame(at), key: &keys[at], from };
+                cut_up(ports, outside, whole, segmenter, segments, |ports, segments, place| {
+                    doing.apply(ports, outside, segments, place)
                 });
                 NOWHERE
             }
         }
     }
 
-    /// Runs a program on a frame. Returns where it goes in the end.
-    #[allow(clippy::too_many_arguments, reason = "a frame, and what is known of it")]
-    fn apply(
-        &mut self,
-        from: usize,
-        burst: &mut Burst,
-        at: usize,
-        program: &Program,
-        key: &Key,
-        places: Places,
-        inner: u16,
-    ) -> u16 {
-        let Self { ports, outside, .. } = self;
-        let mut to = NOWHERE;
-        let mut frame = burst.frame_mut(at);
-        let done = program.run(&mut frame, key, places, inner, |frame, port, last| {
-            let long = port == 0 && frame.as_frame().len() > outside.max_frame;
-            match (long, last) {
-                (true, true) => ports[from].counters.drop_malformed += 1,
-                (true, false) => {
-                    ports[from].counters.copies += 1;
-                    ports[from].counters.drop_malformed += 1;
-                }
-                (false, true) => to = port,
-                (false, false) => {
-                    let copied = copy(frame.as_frame(), &outside.pool, ports[usize::from(port)].out(key));
-                    let counters = &mut ports[from].counters;
-                    counters.copies += 1;
-                    counters.drop_no_buffer += u64::from(!copied);
-                }
-            }
-        });
-        if !done {
-            ports[from].counters.drop_malformed += 1;
-        }
-        to
-    }
-
-    /// Cuts a frame into segments, and sends each where `each` says.
-    fn cut(
-        &mut self,
-        from: usize,
-        at: usize,
-        mut cut: Box<Segmenter>,
-        mut each: impl FnMut(&mut Self, &mut Burst, usize) -> u16,
-    ) {
-        let mut segments = std::mem::take(&mut self.work.segments);
-        let keys = [self.work.keys[at]; BURST];
-        while cut.left() > 0 {
-            if !segments.cut(self.work.burst.frame(at), &mut cut, &self.outside.pool) {
-                // The frame as a whole counts once.
-                self.ports[from].counters.drop_no_buffer += 1;
-                self.ports[from].counters.segments += 1;
-                break;
-            }
-            self.ports[from].counters.segments += segments.len() as u64;
-            let mut to = [NOWHERE; BURST];
-            for (place, to) in to.iter_mut().enumerate().take(segments.len()) {
-                *to = if segments.frame(place).len() > self.outside.max_frame {
-                    self.ports[from].counters.drop_malformed += 1;
-                    NOWHERE
-                } else {
-                    each(self, &mut segments, place)
-                };
-            }
-            segments.deal(&mut To { ports: &mut self.ports, to: &to, keys: &keys, from, bell: &self.outside.bell });
-        }
-        self.ports[from].counters.segments -= 1;
-        self.work.segments = segments;
+    /// As [`Switch::leave_to_slow_path`], for a frame that was looked at already.
+    fn leave_cut_or_whole(&mut self, from: usize, at: usize, cut: Option<Segmenter>) -> u16 {
+        let Some(segmenter) = cut else { return self.leave_to_slow_path(from, at, false) };
+        let Self { ports, outside, work, .. } = self;
+        let Work { burst, keys, segments, .. } = &mut **work;
+        let whole = Whole { frame: burst.frame(at), key: &keys[at], from };
+        cut_up(ports, outside, whole, segmenter, segments, |_, _, _| REPRESENTOR);
+        NOWHERE
     }
 
     /// Its worker is woken by what it watches.
@@ -536,66 +474,74 @@ impl Switch {
     }
 }
 
-/// Does what a guest left undone in a frame; what it is to be cut into comes back in `segments`. False when it makes no sense.
-fn finish(mut frame: FrameMut<'_>, segments: &mut Option<Box<Segmenter>>) -> bool {
-    let header = frame.unmark();
-    let (len, buffers) = (frame.as_frame().len(), frame.as_frame().segment_count());
-    match Request::parse(&header, frame.as_frame().data(), len, Offloads::ALL) {
-        Ok(None) => true,
-        Ok(Some(Request::Checksum(checksum))) if buffers == 1 => {
-            checksum.fill(frame.bytes_mut());
-            true
+/// A rule's program, for one frame.
+struct Doing<'a> {
+    program: &'a Program,
+    key: &'a Key,
+    places: Places,
+    inner: u16,
+    from: usize,
+}
+
+impl Doing<'_> {
+    /// Runs the program. Returns where the frame goes in the end.
+    fn apply(&self, ports: &mut [SwitchPort], outside: &Outside, burst: &mut Burst, at: usize) -> u16 {
+        let mut to = NOWHERE;
+        let mut frame = burst.frame_mut(at);
+        let done = self.program.run(&mut frame, self.key, self.places, self.inner, |frame, port, last| {
+            let long = port == 0 && frame.as_frame().len() > outside.max_frame;
+            let copied =
+                !last && !long && copy(frame.as_frame(), &outside.pool, ports[usize::from(port)].out(self.key));
+            let counters = &mut ports[self.from].counters;
+            counters.copies += u64::from(!last);
+            counters.drop_malformed += u64::from(long);
+            counters.drop_no_buffer += u64::from(!last && !long && !copied);
+            if last && !long {
+                to = port;
+            }
+        });
+        ports[self.from].counters.drop_malformed += u64::from(!done);
+        to
+    }
+}
+
+/// A frame that is to be cut.
+struct Whole<'a> {
+    frame: Frame<'a>,
+    key: &'a Key,
+    from: usize,
+}
+
+/// Cuts a frame into segments, and sends each where `each` says.
+fn cut_up(
+    ports: &mut [SwitchPort],
+    outside: &Outside,
+    Whole { frame, key, from }: Whole<'_>,
+    mut cut: Segmenter,
+    segments: &mut Burst,
+    mut each: impl FnMut(&mut [SwitchPort], &mut Burst, usize) -> u16,
+) {
+    let keys = [*key; BURST];
+    let mut made = 0;
+    while cut.left() > 0 {
+        if !segments.cut(frame, &mut cut, &outside.pool) {
+            // What is left of the frame counts once.
+            ports[from].counters.drop_no_buffer += 1;
+            made += 1;
+            break;
         }
-        Ok(Some(Request::Segment(segment))) => {
-            *segments = Some(Box::new(Segmenter::new(&segment, frame.as_frame().data(), len)));
-            true
+        made += segments.len() as u64;
+        let mut to = [NOWHERE; BURST];
+        for (place, to) in to.iter_mut().enumerate().take(segments.len()) {
+            if segments.frame(place).len() > outside.max_frame {
+                ports[from].counters.drop_malformed += 1;
+            } else {
+                *to = each(ports, segments, place);
+            }
         }
-        _ => false,
+        segments.deal(&mut To { ports, to: &to, keys: &keys, from, bell: &outside.bell });
     }
-}
-
-/// Copies a frame behind those of a burst, into one buffer. False when there is none, or it is too long.
-fn copy(frame: Frame<'_>, pool: &Pool, to: &mut Burst) -> bool {
-    if frame.len() > usize::from(pool.room()) || !to.allocate(pool, 1) {
-        return false;
-    }
-    let place = to.len() - 1;
-    let mut new = to.frame_mut(place);
-    new.set_len(frame.len());
-    frame.copy_out(0, new.bytes_mut())
-}
-
-/// Whether the UDP checksum around a tunnel is right, if there is one. One over several buffers is left to others.
-fn checksum_is_right(frame: Frame<'_>, places: &Places) -> bool {
-    let (head, l3, l4) = (frame.data(), usize::from(places.l3), usize::from(places.l4));
-    let Some(udp) = head.get(l4..) else { return false };
-    let Some([_, _, _, _, a, b, c, d]) = udp.first_chunk::<8>() else { return false };
-    if [*c, *d] == [0, 0] {
-        return true;
-    }
-    let len = u16::from_be_bytes([*a, *b]);
-    let addresses = if places.network == Network::Ipv6 { l3 + 8..l3 + 40 } else { l3 + 12..l3 + 20 };
-    let (Some(addresses), Some(udp)) = (head.get(addresses), udp.get(..usize::from(len))) else { return false };
-    let sum = Sum::new().over(addresses).add_number(super::key::UDP.into()).add_number(len).over(udp);
-    sum.checksum() == [0, 0]
-}
-
-impl Edit for FrameMut<'_> {
-    fn head(&mut self) -> &mut [u8] {
-        self.bytes_mut()
-    }
-
-    fn length(&self) -> usize {
-        self.as_frame().len()
-    }
-
-    fn grow(&mut self, bytes: usize) -> bool {
-        self.prepend(bytes)
-    }
-
-    fn shrink(&mut self, bytes: usize) -> bool {
-        self.strip(bytes)
-    }
+    ports[from].counters.segments += made - 1;
 }
 
 /// Frames that a rule with this field sees are inside a tunnel.
