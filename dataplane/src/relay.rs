@@ -27,7 +27,7 @@ use ringspan_protocol::Drops;
 use crate::BURST;
 use crate::journal::Journal;
 use crate::memory::GuestMap;
-use crate::nic::{Burst, Pool, QueuePair};
+use crate::nic::{Burst, Pool, QueuePair, some_loans_left};
 use crate::offload::Offloads;
 use crate::ring::{Ring, RingError};
 use crate::worker::Watch;
@@ -230,7 +230,7 @@ impl Relay {
         moved
     }
 
-    /// Has the queues let go of what they have sent, while guests of the port wait for it.
+    /// Has the queues let go of what they have sent, while guests of the port wait for it, or the memory of one that is gone.
     #[inline]
     fn clean(&mut self) {
         let now = ticks();
@@ -239,7 +239,9 @@ impl Relay {
         }
         if self.from_guest.iter().any(|side| side.ring.owed() > 0) {
             self.common.waited.store(now, Ordering::Relaxed);
-        } else if now.wrapping_sub(self.common.waited.load(Ordering::Relaxed)) > ticks_in(CLEAN_ON) {
+        } else if !some_loans_left()
+            && now.wrapping_sub(self.common.waited.load(Ordering::Relaxed)) > ticks_in(CLEAN_ON)
+        {
             return;
         }
         self.cleaned = now;

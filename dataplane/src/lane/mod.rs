@@ -18,7 +18,7 @@ use ringspan_protocol::{
 
 use crate::events::EventLog;
 use crate::journal::Journal;
-use crate::nic::sweep_pools;
+use crate::nic::{sweep_loans, sweep_pools};
 use crate::port::{Port, Surroundings};
 use crate::relay::Fault;
 use crate::worker::{Watchdog, Worker};
@@ -235,9 +235,11 @@ impl Lane {
         Watchdog::new(self.workers.iter().map(|worker| Arc::clone(worker.pulse())))
     }
 
-    /// Looks at every device once and says what changed since the last look. Frees what devices that are gone have left.
+    /// Looks at every device once and says what changed since the last look. Frees what devices that are gone have left, and
+    /// memory of guests that are gone which devices have let go of.
     pub fn monitor(&self, links: &mut Links) {
         sweep_pools();
+        sweep_loans();
         let ports = self.lock();
         links.retain(|id, _| ports.by_name.values().any(|port| port.id() == *id));
         for port in ports.by_name.values() {

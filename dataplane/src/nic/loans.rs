@@ -7,7 +7,7 @@
 use std::cell::UnsafeCell;
 use std::fmt;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use dpdk_sys as sys;
@@ -104,11 +104,20 @@ fn is_away(record: &UnsafeCell<sys::shim_loan>) -> bool {
 
 /// Loans whose ring is gone, of which a device still holds some.
 static LEFT: Mutex<Vec<Loans>> = Mutex::new(Vec::new());
+/// Whether there are such. Written under the lock.
+static ANY_LEFT: AtomicBool = AtomicBool::new(false);
+
+/// Whether a device may still have frames of a ring that is gone, whose memory waits for them.
+#[inline]
+pub fn some_left() -> bool {
+    ANY_LEFT.load(Ordering::Relaxed)
+}
 
 /// Lets go of the memory of which nothing is away any more. Unmapping takes long: not for workers.
 pub fn sweep() {
     let mut left = LEFT.lock().unwrap_or_else(PoisonError::into_inner);
     let done: Vec<_> = left.extract_if(.., |loans| !loans.records.iter().any(is_away)).collect();
+    ANY_LEFT.store(!left.is_empty(), Ordering::Relaxed);
     drop(left);
     drop(done);
 }
@@ -118,7 +127,9 @@ impl Drop for Loans {
         if self.records.iter().any(is_away) {
             let memory = Arc::clone(&self.memory);
             let (records, free) = (std::mem::take(&mut self.records), std::mem::take(&mut self.free));
-            LEFT.lock().unwrap_or_else(PoisonError::into_inner).push(Self { records, free, memory });
+            let mut left = LEFT.lock().unwrap_or_else(PoisonError::into_inner);
+            left.push(Self { records, free, memory });
+            ANY_LEFT.store(true, Ordering::Relaxed);
         }
     }
 }

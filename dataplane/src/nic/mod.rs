@@ -47,7 +47,7 @@ pub use error::{DeviceError, EalError};
 #[cfg(test)]
 pub(crate) use handmade::Handmade;
 pub use lending::Lending;
-pub use loans::{LentMemory, Loans, sweep as sweep_loans};
+pub use loans::{LentMemory, Loans, some_left as some_loans_left, sweep as sweep_loans};
 pub use offload::TxAbilities;
 pub use pool::{Pool, sweep as sweep_pools};
 pub use queue::{QueuePair, RxQueue, TxQueue};
