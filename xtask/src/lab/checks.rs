@@ -265,6 +265,8 @@ fn kill_guest_while_frozen(host: &mut Host) -> Result<()> {
             host.say(&format!("    {kind:?}: the guest is gone, {} KiB stay pinned", pinned - host.pinned));
             Ok(None)
         })?;
+        // Nobody sends any more, and still what the NIC has sent is noticed.
+        host.nothing_left()?;
         let mut guest = Guest::start(options(host, kind))?;
         goes_on(host, &mut guest)?;
         host.gone(guest)?;

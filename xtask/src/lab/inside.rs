@@ -190,9 +190,14 @@ impl Host {
     pub fn gone(&mut self, guest: Guest) -> Result<()> {
         drop(guest);
         self.lane.wait_port("vm", Duration::from_secs(20), |port| port.phase == PortPhase::Listening)?;
+        self.nothing_left()
+    }
+
+    /// Guests are gone, and nothing of their memory is mapped or pinned.
+    pub fn nothing_left(&self) -> Result<()> {
         self.nothing_mapped()?;
-        let wanted = self.pinned;
-        ensure!(self.pinned_now()? == wanted, "pinned are {} KiB, {wanted} KiB without guests", self.pinned_now()?);
+        let (now, wanted) = (self.pinned_now()?, self.pinned);
+        ensure!(now == wanted, "pinned are {now} KiB, {wanted} KiB without guests");
         Ok(())
     }
 

@@ -32,8 +32,9 @@ const MACHINE: &str = "-machine kernel-irqchip=split -device intel-iommu,intrema
 /// The functions by their addresses inside.
 const FIRST: &str = "0000:01:00.0";
 const SECOND: &str = "0000:02:00.0";
-/// iomem: the lab reaches into registers of a NIC that DPDK drives.
-const KERNEL: &str = "intel_iommu=on iommu=pt iomem=relaxed";
+/// iomem: the lab reaches into registers of a NIC that DPDK drives. no_timer_check: where the processor is shared, the kernel may see too few
+/// ticks of its timer while it starts, and would give up.
+const KERNEL: &str = "intel_iommu=on iommu=pt iomem=relaxed no_timer_check";
 
 #[derive(clap::Args)]
 pub struct Options {
