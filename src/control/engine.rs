@@ -46,6 +46,7 @@ impl Lanes {
             if let Ok(Reply::Nics(found)) = lane.ask(Request::NicList) {
                 let nic = |status: ringspan_protocol::NicStatus| Nic {
                     ports: status.ports.iter().map(|port| port.port).collect(),
+                    empty: status.rules == 0,
                     name: status.spec.name,
                     life,
                 };

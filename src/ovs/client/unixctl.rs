@@ -41,7 +41,7 @@ impl Switch {
     /// Its flows on one datapath, as `dpctl/dump-flows -m --names` prints them.
     pub(crate) fn dump_flows(&mut self, datapath: &str, more: &[&str]) -> Result<String, OvsError> {
         const BOUNDS: Bounds = Bounds {
-            time: Duration::from_secs(60),
+            time: Duration::from_secs(20),
             bytes: 128 << 20,
             remedy: "it has more flows than can be mirrored: lower other_config:flow-limit",
         };

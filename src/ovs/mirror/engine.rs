@@ -14,6 +14,8 @@ pub(crate) struct Nic {
     pub ports: Vec<NicPort>,
     /// Changes whenever its rules may have been lost: it was restarted, or made anew.
     pub life: u64,
+    /// Whether it had no rule when it was last looked at, a second ago at most: it may have been made anew.
+    pub empty: bool,
 }
 
 /// What can be done with the rules of NICs.

@@ -14,7 +14,8 @@ const AT_ONCE: Duration = Duration::from_millis(20);
 /// What dumps cost, and when the next may be.
 #[derive(Debug)]
 pub(super) struct Pace {
-    last: Instant,
+    /// When the last one was there.
+    pub last: Instant,
     /// Until then the share is used up.
     paid: Instant,
     /// What the last one took.

@@ -125,7 +125,8 @@ fn gone(shared: &mut Shared, error: OvsError, settings: &Settings, engine: &dyn 
         Some((_, since)) => since,
         None => {
             tracing::warn!("Open vSwitch cannot be asked for its flows; rules go in {:?}: {error}", settings.grace);
-            Instant::now()
+            // What is known is as old as the last dump: a switch that hangs takes its time to be seen.
+            shared.pace.last
         }
     };
     if since.elapsed() >= settings.grace {

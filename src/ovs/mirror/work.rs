@@ -1,6 +1,7 @@
 //! One round of the mirror: from what a dump changed to what the engines are told.
 
 use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
 
 use ringspan_protocol::NicName;
 use ringspan_protocol::rule::{Rule, RuleId};
@@ -11,6 +12,8 @@ use crate::error::Error;
 use crate::ovs::compile::{Cause, Ports, TunnelIn, compile, tunnel_in};
 use crate::ovs::flow::{Flow, Names, PortRef, parse};
 
+/// How long after an install an engine that says that it has none has lost them.
+const SETTLED: Duration = Duration::from_secs(2);
 /// Rules in one request to an engine: a lane takes as many.
 const BATCH: usize = ringspan_protocol::message::MAX_RULES;
 
@@ -25,6 +28,8 @@ pub(super) struct Work {
     nics: HashMap<NicName, u64>,
     /// Flows that take packets out of tunnels.
     pops: HashMap<u128, (PortRef, TunnelIn)>,
+    /// When something was last installed: an engine's word of what it has may be older.
+    told: Option<Instant>,
     /// Why an engine could not be told, the last time.
     pub trouble: Option<Error>,
 }
@@ -79,8 +84,11 @@ impl Work {
         for nic in present {
             ports.add_nic(&nic.name, nic.ports.iter().copied());
         }
-        let unknown: Vec<Nic> =
-            present.iter().filter(|nic| self.nics.get(&nic.name) != Some(&nic.life)).cloned().collect();
+        let lost = |nic: &Nic| {
+            nic.empty && self.told.is_some_and(|told| told.elapsed() > SETTLED) && self.has_rules(&nic.name)
+        };
+        let is_unknown = |nic: &&Nic| self.nics.get(&nic.name) != Some(&nic.life) || lost(nic);
+        let unknown: Vec<Nic> = present.iter().filter(is_unknown).cloned().collect();
         self.nics.retain(|name, _| present.iter().any(|nic| nic.name == *name));
         if !unknown.is_empty() || ports != self.ports.without_tunnels() {
             self.ports = ports;
@@ -181,7 +189,12 @@ impl Work {
         }
     }
 
+    fn has_rules(&self, nic: &NicName) -> bool {
+        self.table.flows.values().any(|entry| entry.state.nic() == Some(nic))
+    }
+
     fn install(&mut self, nic: &NicName, rules: &[Rule], engine: &dyn Engine) {
+        self.told = Some(Instant::now());
         for rules in rules.chunks(BATCH) {
             let results = match engine.install(nic, rules) {
                 Ok(results) => results,
