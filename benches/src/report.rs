@@ -496,6 +496,7 @@ mod tests {
             measured: Some(Measured { sent_pps, waiting: 0.5, ..Measured::default() }),
             features: None,
             zero_copied: None,
+            again: None,
             fault: None,
         };
         let mut samples = vec![

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::cell::{Cell, Direction, Setup};
 use crate::distance;
 use crate::driver::stamp::Frames;
-use crate::driver::{self, Guest, PackedRing, Pair, Ring, SplitRing};
+use crate::driver::{self, Guest, OutOfOrder, PackedRing, Pair, Ring, SplitRing};
 use crate::handback::{self, Work};
 use crate::load::{self, Load, Measured, Queues};
 use crate::peer::{Backend, Peer, Place};
@@ -32,6 +32,8 @@ pub struct Sample {
     pub features: Option<String>,
     /// Share of the frames from the guest that ringspan says it did not copy.
     pub zero_copied: Option<f64>,
+    /// Why it was measured once more: what came of it is that of the second time.
+    pub again: Option<String>,
     /// Why nothing did.
     pub fault: Option<String>,
 }
@@ -103,21 +105,24 @@ impl Plan {
                             continue;
                         }
                         let apart = distance::nanoseconds(self.guest_core, self.place.core)?;
-                        let backend = backends.entry(peer).or_insert_with(|| self.start(peer, setup));
-                        let result = match backend {
-                            Ok(backend) => match self.measure(backend, &cell) {
-                                // A switch whose other threads did not get to run has not seen its guest in time: once more, whoever it is.
-                                Ok(found) if packets(&found.measured, &cell) == 0.0 => self.measure(backend, &cell),
-                                result => result,
-                            },
+                        let mut try_once = || match backends.entry(peer).or_insert_with(|| self.start(peer, setup)) {
+                            Ok(backend) => {
+                                let result = self.measure(backend, &cell);
+                                if result.is_err() {
+                                    // It may be in any state; one that cannot be started is not tried again.
+                                    backends.remove(&peer);
+                                }
+                                result
+                            }
                             Err(error) => Err(anyhow::anyhow!("{error:#}")),
                         };
+                        let mut result = try_once();
+                        let again = again(&result, peer, &cell);
+                        if again.is_some() {
+                            result = try_once();
+                        }
                         if result.is_err() {
                             failed.push(peer);
-                            // It may be in any state; one that cannot be started is not tried again.
-                            if backend.is_ok() {
-                                backends.remove(&peer);
-                            }
                         }
                         let fault = result.as_ref().err().map(|error| format!("{error:#}"));
                         let found = result.ok();
@@ -125,7 +130,7 @@ impl Plan {
                         let features = features.map(|features| format!("{features:#x}"));
                         let zero_copied = found.and_then(|found| found.zero_copied);
                         let cell = cell.name();
-                        let sample = Sample { cell, peer, round, apart, measured, features, zero_copied, fault };
+                        let sample = Sample { cell, peer, round, apart, measured, features, zero_copied, again, fault };
                         progress(&sample);
                         samples.push(sample);
                     }
@@ -184,6 +189,17 @@ impl Plan {
             handback::run::<SplitRing>(&options, work, load, core, device_core)
         };
         measured.map(Some)
+    }
+}
+
+/// Why a measurement is to be taken once more: nothing moved at all, as of a switch whose other threads did not get to run before
+/// the guest gave up; or more came back than was sent, as librte_vhost does now and then on a busy machine when a ring was full at first. Whoever
+/// dies does not get a second chance, nor does ringspan for buffers that it should not have returned.
+fn again(result: &anyhow::Result<Found>, peer: Peer, cell: &Cell) -> Option<String> {
+    match result {
+        Ok(found) if packets(&found.measured, cell) == 0.0 => Some("nothing moved".into()),
+        Err(error) if error.is::<OutOfOrder>() && peer != Peer::Ringspan => Some(error.to_string()),
+        _ => None,
     }
 }
 

@@ -169,6 +169,7 @@ mod tests {
             measured: Some(Measured { received_pps: pps, ..Measured::default() }),
             features: None,
             zero_copied,
+            again: None,
             fault: None,
         };
         let reached = |share| {
@@ -190,6 +191,7 @@ mod tests {
             measured: pps.map(|pps| Measured { sent_pps: pps, received_pps: pps, ..Measured::default() }),
             features: None,
             zero_copied: None,
+            again: None,
             fault: pps.is_none().then(|| "the lane died\nmore".to_string()),
         };
         let rows: Vec<Row> = (cells.iter())

@@ -86,9 +86,11 @@ pub trait Ring: Sized + Send {
     fn first_pending(&self) -> u16;
 }
 
-/// The back-end returned a buffer that it was not its turn to return.
+/// The back-end returned a buffer that it was not its turn to return, or more than it had.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
-#[error("the back-end returned buffers in another order than it got them, which this generator does not serve")]
+#[error(
+    "the back-end returned buffers in another order than it got them, or more than it got, which this generator does not serve"
+)]
 pub struct OutOfOrder;
 
 /// Asks for a cache line that will be written.
