@@ -101,6 +101,11 @@ unsigned int shim_ring_give(struct rte_ring *ring, struct rte_mbuf **packets, un
 	return rte_ring_enqueue_burst(ring, (void **)packets, n, NULL);
 }
 
+unsigned int shim_ring_room(const struct rte_ring *ring)
+{
+	return rte_ring_free_count(ring);
+}
+
 int shim_matching_ports(const char *devargs, uint16_t *ports, int room)
 {
 	struct rte_dev_iterator iterator;

@@ -83,6 +83,8 @@ static const uint64_t SHIM_TX_OFFLOAD_TCP_TSO = RTE_ETH_TX_OFFLOAD_TCP_TSO;
 /* Flags of rte_mbuf.ol_flags. */
 static const uint64_t SHIM_MBUF_RX_L4_CKSUM_MASK = RTE_MBUF_F_RX_L4_CKSUM_MASK;
 static const uint64_t SHIM_MBUF_RX_L4_CKSUM_GOOD = RTE_MBUF_F_RX_L4_CKSUM_GOOD;
+/* The bytes are in memory that is not the pool's. */
+static const uint64_t SHIM_MBUF_EXTERNAL = RTE_MBUF_F_EXTERNAL;
 static const uint64_t SHIM_MBUF_TX_TCP_SEG = RTE_MBUF_F_TX_TCP_SEG;
 static const uint64_t SHIM_MBUF_TX_UDP_SEG = RTE_MBUF_F_TX_UDP_SEG;
 static const uint64_t SHIM_MBUF_TX_IP_CKSUM = RTE_MBUF_F_TX_IP_CKSUM;
@@ -132,6 +134,8 @@ int shim_tx_done(uint16_t port, uint16_t queue);
 unsigned int shim_ring_take(struct rte_ring *ring, struct rte_mbuf **packets, unsigned int n);
 /* rte_ring_enqueue_burst(): gives away the first of the packets, and says how many. */
 unsigned int shim_ring_give(struct rte_ring *ring, struct rte_mbuf **packets, unsigned int n);
+/* rte_ring_free_count(): how many packets a software ring has room for. */
+unsigned int shim_ring_room(const struct rte_ring *ring);
 
 /*
  * Ports whose device arguments match (RTE_ETH_FOREACH_MATCHING_DEV), in DPDK's order: at most `room` ids are written to

@@ -1,30 +1,9 @@
-//! What the switch does to a single frame: finishes, copies, checks and changes it.
+//! What the switch does to a single frame: copies, checks and changes it.
 
 use super::actions::Edit;
 use super::key::{Network, Places, UDP};
 use crate::nic::{Burst, Frame, FrameMut, Pool};
-use crate::offload::{BadOffload, Offloads, Request, Segmenter, Sum};
-
-/// Does what a guest left undone in a frame; returns how it is to be cut, if it is.
-///
-/// # Errors
-/// What it asks for makes no sense.
-pub(super) fn finish(mut frame: FrameMut<'_>, marked: bool) -> Result<Option<Segmenter>, BadOffload> {
-    if !marked {
-        return Ok(None);
-    }
-    let header = frame.unmark();
-    let (len, buffers) = (frame.as_frame().len(), frame.as_frame().segment_count());
-    match Request::parse(&header, frame.as_frame().data(), len, Offloads::ALL)? {
-        None => Ok(None),
-        Some(Request::Checksum(checksum)) if buffers == 1 => {
-            checksum.fill(frame.bytes_mut());
-            Ok(None)
-        }
-        Some(Request::Segment(segment)) => Ok(Some(Segmenter::new(&segment, frame.as_frame().data(), len))),
-        Some(Request::Checksum(_)) => Err(BadOffload),
-    }
-}
+use crate::offload::Sum;
 
 /// Copies a frame behind those of a burst, into one buffer. False when there is none, or it is too long.
 pub(super) fn copy(frame: Frame<'_>, pool: &Pool, to: &mut Burst) -> bool {

@@ -14,3 +14,4 @@ pub mod switch;
 pub mod tap;
 #[cfg(test)]
 mod tests;
+mod turn;

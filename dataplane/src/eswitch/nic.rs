@@ -18,6 +18,7 @@ use super::slow::{SlowCounters, SlowPath, SlowPort};
 use super::switch::{Installed, Side, Switch, SwitchPort, is_tunnel};
 use super::tap::Tap;
 use crate::nic::{Bell, Device, DeviceConfig, SoftNic, soft_pool, way};
+use crate::relay::Load;
 use crate::worker::{Worker, ticks, ticks_in};
 
 /// Rules that the switch takes or gives up between two bursts.
@@ -33,6 +34,7 @@ pub struct Nic {
     id: u64,
     shared: Arc<SoftNic>,
     worker: Arc<Worker>,
+    load: Arc<Load>,
     uplink: Option<Device>,
     /// Ends before the devices do.
     slow: Option<SlowPath>,
@@ -93,15 +95,21 @@ impl Nic {
                 .map_err(|error| io_failed("the thread of its representors", error))?;
         let max_frame = usize::from(spec.mtu) + AROUND;
         let switch = Switch::new(id, Arc::clone(&shared), switch_ports, (pool, max_frame), bell);
+        let load = Arc::clone(switch.load());
         let attached = worker.call(move |running| running.attach_switch(switch));
         attached.map_err(|error| failed(FailureKind::Failed, error.to_string()))?;
         worker.got_share();
-        Ok(Self { spec, id, shared, worker, uplink, slow: Some(slow), slow_counters, rules: BTreeMap::new() })
+        Ok(Self { spec, id, shared, worker, load, uplink, slow: Some(slow), slow_counters, rules: BTreeMap::new() })
     }
 
     /// What was asked for.
     pub fn spec(&self) -> &NicSpec {
         &self.spec
+    }
+
+    /// Its number in this lane, the core of its worker, and what it made that worker do.
+    pub fn load(&self) -> (u64, u16, &Load) {
+        (self.id, self.worker.core(), &self.load)
     }
 
     /// A VF that a port has.

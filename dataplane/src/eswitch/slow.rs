@@ -154,7 +154,7 @@ impl SlowPort {
                 count += 1;
             }
             burst.truncate(count);
-            self.from_tap.send(burst);
+            self.from_tap.send(burst, TURN);
             missed = burst.len();
             burst.clear();
         } else if self.tap.read(&mut [0; 64]).is_some() {

@@ -6,21 +6,21 @@ use std::time::Duration;
 use ringspan_protocol::{Field, NicPortCounters};
 
 use super::actions::Program;
-use super::classifier::{Classifier, NONE};
-use super::frame::{checksum_is_right, copy, finish};
-use super::key::{Key, Places};
+use super::classifier::Classifier;
+use super::key::Key;
+use super::turn::{Turn, Work};
 use crate::BURST;
-use crate::nic::{Bell, Burst, Deal, Frame, Pool, QueuePair, SoftNic, VfLink, WayIn, WayOut};
-use crate::offload::Segmenter;
+use crate::nic::{Bell, Burst, Pool, QueuePair, SoftNic, VfLink, WayIn, WayOut};
+use crate::relay::Load;
 use crate::worker::{Watch, ticks, ticks_in};
 
 /// How often a rule in use sends a frame to the representor. OVS looks at its flows at least that often before it forgets them
 /// (`max-idle`, 10 s), and is told to within 5 s.
 const REFRESH: Duration = Duration::from_secs(4);
-
-/// Where a frame goes, if not to a port.
-const REPRESENTOR: u16 = 0xfffe;
-const NOWHERE: u16 = 0xffff;
+/// Room in the ring to a representor that is kept for those frames: misses do not take it.
+const KEPT_FOR_REFRESH: usize = 64;
+/// How often the uplink's driver is called at least, if it wants to be: bonding asks for 100 ms (Poll Mode Driver guide, "Link Bonding").
+const CALL: Duration = Duration::from_millis(40);
 
 /// What is done by a rule, and what it counted.
 #[derive(Debug)]
@@ -51,7 +51,28 @@ impl Installed {
     /// Goes on counting where another one stood.
     pub fn go_on(&mut self, old: &Self) {
         (self.packets, self.bytes, self.last) = (old.packets, old.bytes, old.last);
-        self.refresh_at = self.refresh_at.min(old.refresh_at.max(ticks()));
+        if self.refresh_at != u64::MAX {
+            self.refresh_at = self.refresh_at.min(old.refresh_at.max(ticks()));
+        }
+    }
+
+    /// Counts a frame that it is applied to, from a port with these counters.
+    #[inline]
+    pub(super) fn count(&mut self, len: usize, counters: &mut NicPortCounters) {
+        self.packets += 1;
+        self.bytes += len as u64;
+        counters.hits += 1;
+    }
+
+    /// Whether the representor is to get a frame by now.
+    #[inline]
+    pub(super) fn is_due(&self, now: u64) -> bool {
+        now >= self.refresh_at
+    }
+
+    /// It gets one.
+    pub(super) fn refreshed(&mut self, now: u64) {
+        self.refresh_at = now + ticks_in(REFRESH);
     }
 }
 
@@ -68,11 +89,16 @@ pub struct SwitchPort {
     side: Side,
     /// What goes out, by the queue of the VF.
     outs: Vec<Burst>,
-    /// What goes to the representor.
+    /// What came in and was too much for one turn.
+    pub(super) kept: Burst,
+    /// What goes to the representor because there is no rule, ...
     slow: Burst,
+    /// ... and what keeps OVS informed of rules, of which so many frames were sent in this round.
+    fresh: Burst,
+    refreshes: usize,
     to_tap: WayIn,
     from_tap: WayOut,
-    counters: NicPortCounters,
+    pub(super) counters: NicPortCounters,
 }
 
 /// The switch.
@@ -88,39 +114,37 @@ pub struct Switch {
     ports: Vec<SwitchPort>,
     outside: Outside,
     work: Box<Work>,
+    /// Of a frame that is being cut.
+    segments: Burst,
+    /// When the uplink's driver is to be called at the latest, if it wants to be.
+    call_at: Option<u64>,
+    load: Arc<Load>,
 }
 
 /// What bounds the frames that leave to where nobody does what a guest left undone.
-struct Outside {
+pub(super) struct Outside {
     /// Longest frame in bytes for an uplink or a representor.
-    max_frame: usize,
+    pub max_frame: usize,
     /// For segments and copies.
-    pool: Pool,
+    pub pool: Pool,
     /// Wakes the thread of the representors.
-    bell: Arc<Bell>,
-}
-
-/// A burst being looked at.
-struct Work {
-    burst: Burst,
-    keys: [Key; BURST],
-    places: [Places; BURST],
-    found: [u32; BURST],
-    /// Where the frame inside a tunnel begins, where the rule is for that one.
-    inner: [u16; BURST],
-    to: [u16; BURST],
-    segments: Burst,
+    pub bell: Arc<Bell>,
 }
 
 impl SwitchPort {
     /// A port with nothing on its way.
     pub fn new(side: Side, to_tap: WayIn, from_tap: WayOut) -> Self {
         let counters = NicPortCounters::default();
-        Self { side, outs: vec![Burst::new()], slow: Burst::new(), to_tap, from_tap, counters }
+        let [kept, slow, fresh] = [const { Burst::new() }; 3];
+        Self { side, outs: vec![Burst::new()], kept, slow, fresh, refreshes: 0, to_tap, from_tap, counters }
     }
 
     #[inline]
     fn receive(&mut self, burst: &mut Burst) -> usize {
+        if !self.kept.is_empty() {
+            self.kept.move_front(BURST, burst);
+            return burst.len();
+        }
         let received = match &mut self.side {
             Side::Uplink(Some(queue)) => queue.rx.receive(burst),
             Side::Vf(Some(link)) => link.receive(burst),
@@ -132,7 +156,7 @@ impl SwitchPort {
 
     /// The burst in which a frame of this flow leaves, with room for it.
     #[inline]
-    fn out(&mut self, key: &Key) -> &mut Burst {
+    pub(super) fn out(&mut self, key: &Key) -> &mut Burst {
         let queue = if self.outs.len() > 1 { key.flow() as usize % self.outs.len() } else { 0 };
         if self.outs[queue].room() == 0 {
             self.send(queue);
@@ -141,11 +165,27 @@ impl SwitchPort {
     }
 
     /// The burst that goes to the representor, with room for a frame.
-    fn slow(&mut self, bell: &Bell) -> &mut Burst {
+    pub(super) fn slow(&mut self, bell: &Bell) -> &mut Burst {
         if self.slow.room() == 0 {
             self.send_slow(bell);
         }
         &mut self.slow
+    }
+
+    /// The same for a frame that keeps OVS informed.
+    pub(super) fn fresh(&mut self, bell: &Bell) -> &mut Burst {
+        if self.fresh.room() == 0 {
+            self.send_slow(bell);
+        }
+        &mut self.fresh
+    }
+
+    /// Whether the representor will take a frame that keeps OVS informed. If not, the rule's next frame asks again.
+    #[cold]
+    pub(super) fn may_refresh(&mut self) -> bool {
+        let may = self.refreshes < KEPT_FOR_REFRESH.min(self.to_tap.room());
+        self.refreshes += usize::from(may);
+        may
     }
 
     /// Sends what waits for a queue. What is not taken is dropped, as a switch drops what a full queue does not take.
@@ -165,34 +205,18 @@ impl SwitchPort {
     }
 
     fn send_slow(&mut self, bell: &Bell) {
-        if self.slow.is_empty() {
+        if self.slow.is_empty() && self.fresh.is_empty() {
             return;
         }
-        if self.to_tap.send(&mut self.slow) > 0 {
+        let mut sent = self.to_tap.send(&mut self.fresh, BURST);
+        let room = self.to_tap.room().saturating_sub(KEPT_FOR_REFRESH);
+        sent += self.to_tap.send(&mut self.slow, room);
+        if sent > 0 {
             bell.ring();
         }
-        self.counters.drop_representor += self.slow.len() as u64;
+        self.counters.drop_representor += (self.slow.len() + self.fresh.len()) as u64;
         self.slow.clear();
-    }
-}
-
-/// Gives the frames of a burst to where they go.
-struct To<'a> {
-    ports: &'a mut [SwitchPort],
-    to: &'a [u16; BURST],
-    keys: &'a [Key; BURST],
-    from: usize,
-    bell: &'a Bell,
-}
-
-impl Deal for To<'_> {
-    #[inline]
-    fn to(&mut self, place: usize) -> Option<&mut Burst> {
-        match self.to[place] {
-            NOWHERE => None,
-            REPRESENTOR => Some(self.ports[self.from].slow(self.bell)),
-            port => Some(self.ports[usize::from(port)].out(&self.keys[place])),
-        }
+        self.fresh.clear();
     }
 }
 
@@ -205,22 +229,21 @@ impl Switch {
         (pool, max_frame): (Pool, usize),
         bell: Arc<Bell>,
     ) -> Self {
-        let work = Work {
-            burst: Burst::new(),
-            keys: [Key::EMPTY; BURST],
-            places: [Places::default(); BURST],
-            found: [NONE; BURST],
-            inner: [0; BURST],
-            to: [NOWHERE; BURST],
-            segments: Burst::new(),
-        };
-        let outside = Outside { max_frame, pool, bell };
-        Self { id, nic, seen: 0, rules: Classifier::default(), tunnels: 0, ports, outside, work: Box::new(work) }
+        let (outside, work) = (Outside { max_frame, pool, bell }, Box::new(Work::new()));
+        let wants_calls = |side: &Side| matches!(side, Side::Uplink(Some(queue)) if queue.tx.wants_calls());
+        let call_at = ports.first().filter(|port| wants_calls(&port.side)).map(|_| 0);
+        let (rules, segments, load) = (Classifier::default(), Burst::new(), Arc::default());
+        Self { id, nic, seen: 0, rules, tunnels: 0, ports, outside, work, segments, call_at, load }
     }
 
     /// Its number in this lane.
     pub fn id(&self) -> u64 {
         self.id
+    }
+
+    /// What it made its worker do.
+    pub fn load(&self) -> &Arc<Load> {
+        &self.load
     }
 
     /// What its ports counted, the uplink first.
@@ -242,16 +265,33 @@ impl Switch {
             for port in &mut self.ports {
                 (0..port.outs.len()).for_each(|queue| port.send(queue));
                 port.send_slow(&self.outside.bell);
+                port.refreshes = 0;
             }
+        }
+        if self.call_at.is_some() {
+            self.call_uplink();
         }
         moved
     }
 
-    /// A burst from a port: keys, rules, and where each frame goes.
+    /// Lets the uplink's driver do what it does by itself, when it is time.
+    #[cold]
+    fn call_uplink(&mut self) {
+        let now = ticks();
+        if self.call_at.is_some_and(|at| now >= at)
+            && let Some(queue) = self.uplink()
+        {
+            queue.tx.call();
+            self.call_at = Some(now + ticks_in(CALL));
+        }
+    }
+
+    /// A burst from a port: keys, rules, and where each frame goes. What would be too much for one turn waits for the next.
     #[inline]
     fn forward(&mut self, from: usize) -> usize {
-        let Work { burst, keys, places, found, inner, .. } = &mut *self.work;
-        let count = self.ports[from].receive(burst);
+        let Self { ports, rules, work, outside, segments, .. } = self;
+        let Work { burst, keys, places, found, inner, .. } = &mut **work;
+        let count = ports[from].receive(burst);
         if count == 0 {
             return 0;
         }
@@ -259,61 +299,23 @@ impl Switch {
         for (at, frame) in burst.iter().enumerate() {
             (keys[at], places[at]) = Key::parse(frame.data(), frame.len(), from as u16);
         }
-        self.rules.look_up(&keys[..count], found);
+        rules.look_up(&keys[..count], found);
         inner[..count].fill(0);
+        let marked = burst.is_marked(false);
         if self.tunnels > 0 {
-            self.look_into_tunnels(count);
+            work.look_into_tunnels(rules, count);
         }
-        let now = ticks();
-        let marked = self.work.burst.is_marked(false);
-        for at in 0..count {
-            self.work.to[at] = self.decide(from, at, now, marked);
+        let mut turn = Turn::new(ports, work, outside, from, marked);
+        let mut done = 0;
+        while done < count && turn.goes_on() {
+            turn.decide(rules, segments, done);
+            done += 1;
         }
-        let Work { burst, keys, to, .. } = &mut *self.work;
-        burst.deal(&mut To { ports: &mut self.ports, to, keys, from, bell: &self.outside.bell });
-        count
-    }
-
-    /// Where a frame goes, when all is done to it that its rule wants.
-    #[inline]
-    fn decide(&mut self, from: usize, at: usize, now: u64, marked: bool) -> u16 {
-        let (counters, len) = (&mut self.ports[from].counters, self.work.burst.frame(at).len());
-        let Some(rule) = self.rules.body_mut(self.work.found[at]) else {
-            counters.misses += 1;
-            return self.leave_to_slow_path(from, at, marked);
-        };
-        rule.last = now;
-        if now >= rule.refresh_at {
-            rule.refresh_at = now + ticks_in(REFRESH);
-            return self.leave_to_slow_path(from, at, marked);
+        turn.deal(done);
+        if done < count {
+            self.work.burst.move_front(BURST, &mut self.ports[from].kept);
         }
-        rule.packets += 1;
-        rule.bytes += len as u64;
-        counters.hits += 1;
-        match rule.program.forward() {
-            Some(port) if !marked && (port != 0 || len <= self.outside.max_frame) => port,
-            _ => self.act(from, at, marked),
-        }
-    }
-
-    /// Frames in tunnels for which there is a rule: those get it, unless the one for the packet around them is more important.
-    fn look_into_tunnels(&mut self, count: usize) {
-        let Work { burst, keys, places, found, inner, .. } = &mut *self.work;
-        for at in 0..count {
-            let frame = burst.frame(at);
-            let start = places[at].inner;
-            let Some((key, inside)) = Key::parse_inner(frame.data(), frame.len(), &keys[at], &places[at]) else {
-                continue;
-            };
-            let mut one = [NONE; BURST];
-            self.rules.look_up(&[key], &mut one);
-            if one[0] != NONE
-                && self.rules.priority(one[0]) >= self.rules.priority(found[at])
-                && checksum_is_right(frame, &places[at])
-            {
-                (keys[at], places[at], found[at], inner[at]) = (key, inside, one[0], start);
-            }
-        }
+        done
     }
 
     /// Follows VFs that were taken or left.
@@ -344,74 +346,6 @@ impl Switch {
             burst.move_front(run, out);
         }
         count
-    }
-
-    /// Makes ready what a guest left undone, so that the representor gets it as it would be on a wire.
-    fn leave_to_slow_path(&mut self, from: usize, at: usize, marked: bool) -> u16 {
-        let Self { ports, outside, work, .. } = self;
-        let Work { burst, keys, segments, .. } = &mut **work;
-        let cut = match finish(burst.frame_mut(at), marked) {
-            Ok(cut) if burst.frame(at).data().len() >= 14 => cut,
-            _ => {
-                ports[from].counters.drop_malformed += 1;
-                return NOWHERE;
-            }
-        };
-        if let Some(segmenter) = cut {
-            let whole = Whole { frame: burst.frame(at), key: &keys[at], from };
-            cut_up(ports, outside, whole, segmenter, segments, |_, _, _| REPRESENTOR);
-            return NOWHERE;
-        }
-        if burst.frame(at).len() > outside.max_frame {
-            ports[from].counters.drop_malformed += 1;
-            return NOWHERE;
-        }
-        REPRESENTOR
-    }
-
-    /// Does what a rule wants that is more than to send a frame on.
-    #[cold]
-    fn act(&mut self, from: usize, at: usize, marked: bool) -> u16 {
-        let Self { ports, outside, rules, work, .. } = self;
-        let Work { burst, keys, places, found, inner, segments, .. } = &mut **work;
-        let Some(rule) = rules.body_mut(found[at]) else { return NOWHERE };
-        let counters = &mut ports[from].counters;
-        if rule.program.drops() {
-            counters.drop_rule += 1;
-            return NOWHERE;
-        }
-        // Who gets it from a VF does what is left, or has it done.
-        if let Some(port) = rule.program.forward().filter(|port| *port != 0) {
-            return port;
-        }
-        let Ok(cut) = finish(burst.frame_mut(at), marked) else {
-            counters.drop_malformed += 1;
-            return NOWHERE;
-        };
-        let doing = Doing { program: &rule.program, key: &keys[at], places: places[at], inner: inner[at], from };
-        if !doing.program.fits(doing.key, &doing.places, burst.frame(at).segment_count() == 1 || cut.is_some()) {
-            return self.leave_cut_or_whole(from, at, cut);
-        }
-        match cut {
-            None => doing.apply(ports, outside, burst, at),
-            Some(segmenter) => {
-                let whole = Whole { frame: burst.frame(at), key: &keys[at], from };
-                cut_up(ports, outside, whole, segmenter, segments, |ports, segments, place| {
-                    doing.apply(ports, outside, segments, place)
-                });
-                NOWHERE
-            }
-        }
-    }
-
-    /// As [`Switch::leave_to_slow_path`], for a frame that was looked at already.
-    fn leave_cut_or_whole(&mut self, from: usize, at: usize, cut: Option<Segmenter>) -> u16 {
-        let Some(segmenter) = cut else { return self.leave_to_slow_path(from, at, false) };
-        let Self { ports, outside, work, .. } = self;
-        let Work { burst, keys, segments, .. } = &mut **work;
-        let whole = Whole { frame: burst.frame(at), key: &keys[at], from };
-        cut_up(ports, outside, whole, segmenter, segments, |_, _, _| REPRESENTOR);
-        NOWHERE
     }
 
     /// Its worker is woken by what it watches.
@@ -472,76 +406,6 @@ impl Switch {
             Side::Vf(_) => None,
         }
     }
-}
-
-/// A rule's program, for one frame.
-struct Doing<'a> {
-    program: &'a Program,
-    key: &'a Key,
-    places: Places,
-    inner: u16,
-    from: usize,
-}
-
-impl Doing<'_> {
-    /// Runs the program. Returns where the frame goes in the end.
-    fn apply(&self, ports: &mut [SwitchPort], outside: &Outside, burst: &mut Burst, at: usize) -> u16 {
-        let mut to = NOWHERE;
-        let mut frame = burst.frame_mut(at);
-        let done = self.program.run(&mut frame, self.key, self.places, self.inner, |frame, port, last| {
-            let long = port == 0 && frame.as_frame().len() > outside.max_frame;
-            let copied =
-                !last && !long && copy(frame.as_frame(), &outside.pool, ports[usize::from(port)].out(self.key));
-            let counters = &mut ports[self.from].counters;
-            counters.copies += u64::from(!last);
-            counters.drop_malformed += u64::from(long);
-            counters.drop_no_buffer += u64::from(!last && !long && !copied);
-            if last && !long {
-                to = port;
-            }
-        });
-        ports[self.from].counters.drop_malformed += u64::from(!done);
-        to
-    }
-}
-
-/// A frame that is to be cut.
-struct Whole<'a> {
-    frame: Frame<'a>,
-    key: &'a Key,
-    from: usize,
-}
-
-/// Cuts a frame into segments, and sends each where `each` says.
-fn cut_up(
-    ports: &mut [SwitchPort],
-    outside: &Outside,
-    Whole { frame, key, from }: Whole<'_>,
-    mut cut: Segmenter,
-    segments: &mut Burst,
-    mut each: impl FnMut(&mut [SwitchPort], &mut Burst, usize) -> u16,
-) {
-    let keys = [*key; BURST];
-    let mut made = 0;
-    while cut.left() > 0 {
-        if !segments.cut(frame, &mut cut, &outside.pool) {
-            // What is left of the frame counts once.
-            ports[from].counters.drop_no_buffer += 1;
-            made += 1;
-            break;
-        }
-        made += segments.len() as u64;
-        let mut to = [NOWHERE; BURST];
-        for (place, to) in to.iter_mut().enumerate().take(segments.len()) {
-            if segments.frame(place).len() > outside.max_frame {
-                ports[from].counters.drop_malformed += 1;
-            } else {
-                *to = each(ports, segments, place);
-            }
-        }
-        segments.deal(&mut To { ports, to: &to, keys: &keys, from, bell: &outside.bell });
-    }
-    ports[from].counters.segments += made - 1;
 }
 
 /// Frames that a rule with this field sees are inside a tunnel.

@@ -10,11 +10,15 @@ use super::Lane;
 use crate::port::{PortState, Shares};
 use crate::worker::{Balance, Move, Part, ticks_in};
 
+/// Among the shares, what stands for the switch of a software NIC.
+const A_SWITCH: usize = usize::MAX;
+
 /// Looks at the workers again and again.
 pub struct Balancer {
     /// By NUMA node.
     balance: BTreeMap<Option<u16>, Balance>,
-    /// What each share had done by then: the port and the share, and the ticks. A share that is made anew starts at 0.
+    /// What each share had done by then: the port and the share, and the ticks; or the software NIC, and
+    /// [`A_SWITCH`]. What is made anew starts at 0.
     before: BTreeMap<(u64, usize), u64>,
     looked: Instant,
 }
@@ -38,15 +42,22 @@ impl Balancer {
         self.looked = Instant::now();
         let (mut known, mut parts) = (Vec::new(), Vec::new());
         let mut now = BTreeMap::new();
+        let before = &self.before;
+        let mut part = |key: (u64, usize), worker, ticks, fixed| {
+            let before = before.get(&key).copied().filter(|before| *before <= ticks).unwrap_or(ticks);
+            now.insert(key, ticks);
+            Part { worker, busy: ((ticks - before) as f64 / elapsed).min(1.0), fixed }
+        };
         for (state, shares) in lane.all_shares() {
             for (share, (worker, load)) in shares.loads().into_iter().enumerate() {
-                let (key, ticks) = ((shares.port(), share), load.ticks());
-                let before = self.before.get(&key).copied().filter(|before| *before <= ticks).unwrap_or(ticks);
-                now.insert(key, ticks);
-                parts.push(Part { worker, busy: ((ticks - before) as f64 / elapsed).min(1.0) });
+                parts.push(part((shares.port(), share), worker, load.ticks(), false));
                 known.push(Known { state: Arc::clone(&state), shares: Arc::clone(&shares), share });
             }
         }
+        // Behind the shares, which are known by their places.
+        parts.extend(
+            lane.switch_loads().into_iter().map(|(nic, worker, ticks)| part((nic, A_SWITCH), worker, ticks, true)),
+        );
         self.before = now;
         let mut moves = 0;
         if lane.info.rebalance_ms > 0 {

@@ -80,6 +80,16 @@ impl Lane {
         Ok(())
     }
 
+    /// What each NIC's switch did: its number, its worker's place, and ticks.
+    pub(super) fn switch_loads(&self) -> Vec<(u64, usize, u64)> {
+        let load = |nic: &Nic| {
+            let (id, core, load) = nic.load();
+            let worker = self.workers.iter().position(|worker| worker.core() == core)?;
+            Some((id, worker, load.ticks()))
+        };
+        self.nics().by_name.values().filter_map(load).collect()
+    }
+
     /// Ends all NICs, whose VFs no port has any more.
     pub(super) fn close_nics(&self) {
         let all = std::mem::take(&mut self.nics().by_name);

@@ -202,11 +202,12 @@ pub trait Deal {
 }
 
 impl Burst {
-    /// Gives every frame away, in order.
+    /// Gives the first `n` frames away, in order (all, when there are fewer); the others move up.
     #[inline]
-    pub fn deal(&mut self, to: &mut impl Deal) {
+    pub fn deal(&mut self, n: usize, to: &mut impl Deal) {
+        let n = n.min(self.len);
         let mut dropped = 0;
-        for place in 0..self.len {
+        for place in 0..n {
             let frame = self.frames[place];
             match to.to(place) {
                 Some(burst) if burst.len < BURST => {
@@ -221,7 +222,35 @@ impl Burst {
         }
         // SAFETY: the first `dropped` places are frames of this burst that were not given away, and are out of reach afterwards.
         unsafe { sys::shim_free_bulk(self.frames.as_mut_ptr(), dropped as u32) };
-        self.len = 0;
+        self.forget_front(n);
+    }
+
+    /// Sees to it that the frame at `index` lies in a buffer of a pool, and is not in memory of somebody else's that was lent: such a
+    /// one is copied into one buffer of `pool`. False when there is none, or it is too long for one.
+    ///
+    /// # Panics
+    /// When there is no frame at `index`.
+    #[inline]
+    pub fn own(&mut self, index: usize, pool: &Pool) -> bool {
+        !self.frame(index).is_lent() || self.own_lent(index, pool)
+    }
+
+    #[cold]
+    fn own_lent(&mut self, index: usize, pool: &Pool) -> bool {
+        let mut copy = Self::new();
+        let frame = self.frame(index);
+        if frame.len() > usize::from(pool.room()) || !copy.allocate(pool, 1) {
+            return false;
+        }
+        let mut new = copy.frame_mut(0);
+        new.set_len(frame.len());
+        let whole = frame.copy_out(0, new.bytes_mut());
+        debug_assert!(whole, "a frame is as long as it says");
+        new.keep_marks(frame);
+        self.hold(pool);
+        // Both stay whole frames of somebody's: what was lent is freed with `copy`.
+        std::mem::swap(&mut self.frames[index], &mut copy.frames[0]);
+        true
     }
 }
 
@@ -315,6 +344,15 @@ impl<'a> Frame<'a> {
 
     pub(super) fn head(&self) -> *const sys::rte_mbuf {
         self.head
+    }
+
+    /// Each of its buffers, as a frame that begins there.
+    pub(super) fn buffers(&self) -> impl Iterator<Item = Self> {
+        std::iter::successors(Some(*self), |buffer| {
+            // SAFETY: `next` of a valid segment is another valid one, or null at the end.
+            let head: *mut sys::rte_mbuf = unsafe { field(buffer.head, sys::SHIM_MBUF_NEXT) };
+            (!head.is_null()).then_some(Self { head, of_burst: PhantomData })
+        })
     }
 
     /// The whole frame, copied. For tests and for what is rare.

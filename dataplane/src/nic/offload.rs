@@ -207,10 +207,22 @@ impl FrameMut<'_> {
         let head = self.head();
         // SAFETY: the fields of a valid frame that is ours.
         unsafe {
-            set_field(head, sys::SHIM_MBUF_OL_FLAGS, 0u64);
+            // Where its memory is from stays known.
+            let flags: u64 = field(head, sys::SHIM_MBUF_OL_FLAGS);
+            set_field(head, sys::SHIM_MBUF_OL_FLAGS, flags & sys::SHIM_MBUF_EXTERNAL);
             set_field(head, sys::SHIM_MBUF_TX_OFFLOAD, 0u64);
         }
         header
+    }
+
+    /// Marks it as `other` is marked.
+    pub(super) fn keep_marks(&mut self, other: Frame<'_>) {
+        let head = self.head();
+        // SAFETY: the fields of valid frames, of which this one is ours.
+        unsafe {
+            set_field(head, sys::SHIM_MBUF_OL_FLAGS, other.flags() & !sys::SHIM_MBUF_EXTERNAL);
+            set_field(head, sys::SHIM_MBUF_TX_OFFLOAD, field::<u64>(other.head(), sys::SHIM_MBUF_TX_OFFLOAD));
+        }
     }
 
     /// The first buffer's part of the frame, to be changed.
@@ -226,6 +238,17 @@ impl Frame<'_> {
     fn flags(&self) -> u64 {
         // SAFETY: a field of a frame that is valid while its burst is borrowed.
         unsafe { field(self.head(), sys::SHIM_MBUF_OL_FLAGS) }
+    }
+
+    /// Whether any of it lies in memory that is only lent: a guest's.
+    #[inline]
+    pub(super) fn is_lent(&self) -> bool {
+        self.flags() & sys::SHIM_MBUF_EXTERNAL != 0 || self.segment_count() > 1 && self.any_lent()
+    }
+
+    #[cold]
+    fn any_lent(&self) -> bool {
+        self.buffers().any(|part| part.flags() & sys::SHIM_MBUF_EXTERNAL != 0)
     }
 
     /// What a received frame's marks say, as a virtio-net header: a checksum that the device found to be good, or what is

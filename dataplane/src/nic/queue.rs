@@ -117,6 +117,17 @@ impl TxQueue {
         usize::from(n)
     }
 
+    /// Whether the driver does things by itself when it is called: bonding sends LACP so (IEEE 802.1AX), every 100 ms at least.
+    pub fn wants_calls(&self) -> bool {
+        self.port.driver() == "net_bonding"
+    }
+
+    /// Calls the driver without a frame.
+    pub fn call(&mut self) {
+        // SAFETY: the queue exists and is used here alone (`&mut self`); no pointer is read.
+        unsafe { sys::shim_tx_burst(self.port.id(), self.index, std::ptr::NonNull::dangling().as_ptr(), 0) };
+    }
+
     /// Whether [`TxQueue::clean`] does anything.
     pub fn cleans(&self) -> bool {
         self.cleans

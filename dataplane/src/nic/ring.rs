@@ -41,13 +41,21 @@ impl Ring {
         self.ring.as_ptr()
     }
 
-    /// Gives away frames from the front of the burst, as many as there is room for. Returns how many.
+    /// How many frames it has room for. It has more when the receiver goes on meanwhile.
+    #[inline]
+    pub fn room(&self) -> usize {
+        // SAFETY: the ring lives; its indices are read atomically.
+        unsafe { sys::shim_ring_room(self.raw()) as usize }
+    }
+
+    /// Gives away frames from the front of the burst, as many as there is room for, and `most` at most. Returns how many.
     ///
     /// # Safety
     /// Nobody else sends to this ring meanwhile.
     #[inline]
-    pub unsafe fn send(&self, burst: &mut Burst) -> usize {
-        let frames = burst.filled_places();
+    pub unsafe fn send(&self, burst: &mut Burst, most: usize) -> usize {
+        let count = most.min(burst.len());
+        let frames = &mut burst.filled_places()[..count];
         // SAFETY: the ring lives and the caller is its only sender; the frames are valid and ours to give.
         let n = unsafe { sys::shim_ring_give(self.raw(), frames.as_mut_ptr(), frames.len() as u32) } as usize;
         burst.forget_front(n);

@@ -15,6 +15,7 @@ use super::error::{DeviceError, describe, rte_errno};
 use super::pool::{self, Pool};
 use super::ring::Ring;
 use super::wake::Bell;
+use crate::BURST;
 
 /// Frames that a VF's ring holds, less one.
 const RING: u32 = 1024;
@@ -138,7 +139,7 @@ impl VfLink {
     pub fn send(&mut self, queue: usize, burst: &mut Burst) -> usize {
         let queue = queue % self.queues();
         // SAFETY: as above, for sending.
-        let sent = unsafe { self.cable.to_vf[queue].send(burst) };
+        let sent = unsafe { self.cable.to_vf[queue].send(burst, BURST) };
         self.cable.bells[queue].ring();
         sent
     }
@@ -233,11 +234,17 @@ pub fn way() -> Result<(WayIn, WayOut), i32> {
 }
 
 impl WayIn {
-    /// Gives frames from the front of the burst away. Returns how many.
+    /// Gives frames from the front of the burst away, `most` at most. Returns how many.
     #[inline]
-    pub fn send(&mut self, burst: &mut Burst) -> usize {
+    pub fn send(&mut self, burst: &mut Burst, most: usize) -> usize {
         // SAFETY: there is one of these for a ring, and one thread has it (`&mut self`).
-        unsafe { self.0.send(burst) }
+        unsafe { self.0.send(burst, most) }
+    }
+
+    /// How many frames it has room for.
+    #[inline]
+    pub fn room(&self) -> usize {
+        self.0.room()
     }
 }
 

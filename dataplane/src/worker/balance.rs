@@ -21,6 +21,8 @@ pub struct Part {
     pub worker: usize,
     /// The part of the worker's time that it took, 0 to 1.
     pub busy: f64,
+    /// It stays where it is: the switch of a software NIC.
+    pub fixed: bool,
 }
 
 /// A share is to be moved.
@@ -66,7 +68,7 @@ impl Balance {
         }
         // How much less the busier of the two has to do after the move.
         let gain = |part: &Part| part.busy.min(difference - part.busy);
-        let candidates = parts.iter().enumerate().filter(|(_, part)| part.worker == most);
+        let candidates = parts.iter().enumerate().filter(|(_, part)| part.worker == most && !part.fixed);
         let (part, best) = candidates.max_by(|(_, a), (_, b)| gain(a).total_cmp(&gain(b)))?;
         if gain(best) < GAIN {
             return None;
@@ -85,7 +87,8 @@ mod tests {
     fn measure(workers: usize, wanted: &[f64], homes: &[usize]) -> Vec<Part> {
         let sum = |worker| wanted.iter().zip(homes).filter(|(_, home)| **home == worker).map(|(part, _)| part).sum();
         let sums: Vec<f64> = (0..workers).map(sum).collect();
-        let part = |(wanted, home): (&f64, &usize)| Part { worker: *home, busy: wanted / sums[*home].max(1.0) };
+        let part =
+            |(wanted, home): (&f64, &usize)| Part { worker: *home, busy: wanted / sums[*home].max(1.0), fixed: false };
         wanted.iter().zip(homes).map(part).collect()
     }
 
@@ -130,6 +133,19 @@ mod tests {
             if interval.is_multiple_of(2) { vec![0.4, 0.4, 0.0, 0.0] } else { vec![0.0, 0.0, 0.4, 0.4] }
         };
         assert_eq!(play(2, &mut [0, 0, 1, 1], 200, jumps), []);
+    }
+
+    #[test]
+    fn what_is_fixed_counts_and_stays() {
+        let part = |busy, fixed| Part { worker: 0, busy, fixed };
+        let decide = |parts: &[Part]| {
+            (0..PATIENCE).find_map({
+                let mut balance = Balance::default();
+                move |_| balance.decide(2, parts)
+            })
+        };
+        assert_eq!(decide(&[part(0.5, true), part(0.5, true)]), None);
+        assert_eq!(decide(&[part(0.5, true), part(0.3, false)]), Some(Move { part: 1, to: 1 }));
     }
 
     #[test]

@@ -261,8 +261,9 @@ impl Members for Running {
 
     #[inline]
     fn took(&mut self, place: usize, ticks: u64) {
-        if let Some(relay) = self.relays.get_mut(place) {
-            relay.took(ticks);
+        match self.relays.get_mut(place) {
+            Some(relay) => relay.took(ticks),
+            None => self.switches[place - self.relays.len()].load().add(ticks),
         }
     }
 }

@@ -53,6 +53,9 @@ pub enum RuleError {
     /// Something behind a tunnel's header was put in front.
     #[error("only outputs may follow tunnel-push")]
     AfterPush,
+    /// Of the kind of a tunnel only some bits are matched.
+    #[error("tunnel_kind is matched in part: match all of it, 0, 1 or 2")]
+    TunnelInPart,
     /// The tunnel's headers are wrong.
     #[error("tunnel-push: {0}")]
     Push(&'static str),
@@ -76,6 +79,9 @@ impl Rule {
     pub fn check(&self) -> Result<(), RuleError> {
         let mut known = Known::of(&self.matches);
         for field in self.matches.fields() {
+            if field.field() == Field::TunnelKind && !field.is_exact() {
+                return Err(RuleError::TunnelInPart);
+            }
             known.has(field.field()).map_err(|needs| RuleError::Unfounded(field.field(), needs))?;
         }
         known.check_actions(&self.actions)
@@ -258,6 +264,17 @@ mod tests {
             (&["tunnel_id=0x5"], false),
         ] {
             assert_eq!(rule(matches, vec![out()]).check().is_ok(), good, "{matches:?}");
+        }
+    }
+
+    #[test]
+    fn a_tunnel_is_matched_as_a_whole() {
+        for (kind, wrong) in [
+            ("tunnel_kind=0", None),
+            ("tunnel_kind=1/1", Some(RuleError::TunnelInPart)),
+            ("tunnel_kind=0/3", Some(RuleError::TunnelInPart)),
+        ] {
+            assert_eq!(rule(&[kind], vec![out()]).check().err(), wrong, "{kind}");
         }
     }
 
