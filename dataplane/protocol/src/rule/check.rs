@@ -272,7 +272,7 @@ mod tests {
         for (kind, wrong) in [
             ("tunnel_kind=0", None),
             ("tunnel_kind=1/1", Some(RuleError::TunnelInPart)),
-            ("tunnel_kind=0/3", Some(RuleError::TunnelInPart)),
+            ("tunnel_kind=0/2", Some(RuleError::TunnelInPart)),
         ] {
             assert_eq!(rule(&[kind], vec![out()]).check().err(), wrong, "{kind}");
         }
