@@ -4,6 +4,10 @@
 //! most important rule, until no table that is left can have a better one. Looking up is done by the burst, a table at a time:
 //! first all hashes, then all slots, then all rules, each fetched into the cache while others are worked on. That is why the tables
 //! are made here: a map that is asked key by key cannot do it.
+//!
+//! Before the tables there is a cache of what was found: by the hash of all bits that any rule looks at. Keys with the same bits have the same rule.
+//! What the cache says is checked against the rule, so a collision of hashes never applies a rule that does not match. Any change of the
+//! rules empties it.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -13,6 +17,7 @@ use std::sync::Arc;
 
 use ringspan_protocol::RuleId;
 
+use super::cache::Cache;
 use super::key::{Key, WORDS};
 use crate::BURST;
 
@@ -39,6 +44,10 @@ pub struct Classifier<T> {
     by_id: BTreeMap<RuleId, u32>,
     /// So that no guest knows which keys collide.
     secret: u64,
+    /// All bits that any table looks at, and their words.
+    looked_at: Key,
+    words: Vec<u8>,
+    cache: Cache,
 }
 
 /// The rules of one mask.
@@ -63,6 +72,7 @@ struct Table {
 #[repr(C)]
 struct Entry<T> {
     value: Key,
+    mask: Arc<Key>,
     body: T,
     /// The next less important rule of the same value and mask.
     next: u32,
@@ -70,10 +80,18 @@ struct Entry<T> {
     bits: u32,
     id: RuleId,
     hash: u64,
-    mask: Arc<Key>,
 }
 
 impl<T> Entry<T> {
+    #[inline]
+    fn matches(&self, key: &Key) -> bool {
+        let mut differ = 0;
+        for word in 0..WORDS {
+            differ |= (key.0[word] & self.mask.0[word]) ^ self.value.0[word];
+        }
+        differ == 0
+    }
+
     fn rank(&self) -> Rank {
         (self.priority, self.bits, Reverse(self.id))
     }
@@ -82,7 +100,8 @@ impl<T> Entry<T> {
 impl<T> Default for Classifier<T> {
     fn default() -> Self {
         let secret = RandomState::new().hash_one(0x7269_6e67_u32);
-        Self { tables: Vec::new(), entries: Vec::new(), free: Vec::new(), by_id: BTreeMap::new(), secret }
+        let (tables, entries, free, by_id) = (Vec::new(), Vec::new(), Vec::new(), BTreeMap::new());
+        Self { tables, entries, free, by_id, secret, looked_at: Key::EMPTY, words: Vec::new(), cache: Cache::default() }
     }
 }
 
@@ -108,7 +127,7 @@ impl<T> Classifier<T> {
         let at = self.table(mask);
         let table = &mut self.tables[at];
         let (hash, bits) = (table.hash(value, self.secret), table.bits);
-        let entry = Entry { value: *value, body, next: NONE, priority, bits, id, hash, mask: Arc::clone(&table.mask) };
+        let entry = Entry { value: *value, mask: Arc::clone(&table.mask), body, next: NONE, priority, bits, id, hash };
         let place = self.free.pop().unwrap_or(self.entries.len() as u32);
         if place as usize == self.entries.len() {
             self.entries.push(Some(entry));
@@ -150,6 +169,7 @@ impl<T> Classifier<T> {
         self.tables[at].lower(entry.priority);
         if self.tables[at].priorities.is_empty() {
             self.tables.remove(at);
+            self.look_at_masks();
         }
         self.sort();
         Some(entry.body)
@@ -157,10 +177,47 @@ impl<T> Classifier<T> {
 
     /// The rules of the keys, by their places; [`NONE`] where there is none. At most [`BURST`] keys.
     #[inline]
-    pub fn look_up(&self, keys: &[Key], found: &mut [u32; BURST]) {
+    pub fn look_up(&mut self, keys: &[Key], found: &mut [u32; BURST]) {
         let count = keys.len().min(BURST);
         found[..count].fill(NONE);
-        let mut open = if count == BURST { u64::MAX } else { (1 << count) - 1 };
+        let all = if count == BURST { u64::MAX } else { (1 << count) - 1 };
+        if self.tables.len() < 2 {
+            return self.search(keys, found, all);
+        }
+        let (mut hashes, mut known) = ([0; BURST], 0u64);
+        for_each(all, |at| {
+            hashes[at] = hash(&self.words, &self.looked_at, &keys[at], self.secret);
+            self.cache.prefetch(hashes[at]);
+        });
+        for_each(all, |at| {
+            if let Some(place) = self.cache.get(hashes[at]) {
+                (found[at], known) = (place, known | 1 << at);
+                self.fetch(place);
+            }
+        });
+        let mut open = all & !known;
+        for_each(known, |at| {
+            if found[at] != NONE && !self.entry(found[at]).is_some_and(|entry| entry.matches(&keys[at])) {
+                (found[at], open) = (NONE, open | 1 << at);
+            }
+        });
+        if open != 0 {
+            self.search(keys, found, open);
+            for_each(open, |at| self.cache.put(hashes[at], found[at]));
+        }
+    }
+
+    /// Fetches a rule into the processor's cache: its value, its mask's address, and what is done by it.
+    #[inline]
+    fn fetch(&self, place: u32) {
+        if let Some(entry) = self.entries.get(place as usize) {
+            let entry = &raw const *entry;
+            (0..3).for_each(|line| prefetch(entry.wrapping_byte_add(64 * line)));
+        }
+    }
+
+    /// Asks the tables for the keys whose bits are set.
+    fn search(&self, keys: &[Key], found: &mut [u32; BURST], mut open: u64) {
         let mut ranks = [(0, 0); BURST];
         for (order, table) in self.tables.iter().enumerate() {
             let (mut hashes, mut candidates) = ([0; BURST], [(0, NONE); BURST]);
@@ -170,10 +227,7 @@ impl<T> Classifier<T> {
             });
             for_each(open, |at| {
                 candidates[at] = table.first(hashes[at]);
-                if let Some(entry) = self.entries.get(candidates[at].1 as usize) {
-                    prefetch(&raw const *entry);
-                    prefetch((&raw const *entry).wrapping_byte_add(64));
-                }
+                self.fetch(candidates[at].1);
             });
             for_each(open, |at| {
                 if let Some((place, entry)) = self.confirm(table, &keys[at], hashes[at], candidates[at])
@@ -244,6 +298,7 @@ impl<T> Classifier<T> {
             return at;
         }
         self.tables.push(Table::new(mask));
+        self.look_at_masks();
         self.tables.len() - 1
     }
 
@@ -256,6 +311,15 @@ impl<T> Classifier<T> {
             }
             (slot, place) = self.tables[at].candidate(hash, slot + 1);
         }
+    }
+
+    /// Which bits any table looks at.
+    fn look_at_masks(&mut self) {
+        self.looked_at = Key::EMPTY;
+        for table in &self.tables {
+            (0..WORDS).for_each(|word| self.looked_at.0[word] |= table.mask.0[word]);
+        }
+        self.words = words_of(&self.looked_at);
     }
 
     fn add_slot(&mut self, at: usize, hash: u64, place: u32) {
@@ -308,7 +372,9 @@ impl<T> Classifier<T> {
         }
     }
 
+    /// After a change: the tables are in order, and nothing of before is in the cache.
     fn sort(&mut self) {
+        self.cache.clear();
         let in_order = self.tables.windows(2).all(|pair| pair[0].importance() >= pair[1].importance());
         if !in_order {
             self.tables.sort_by_key(|table| Reverse(table.importance()));
@@ -318,7 +384,7 @@ impl<T> Classifier<T> {
 
 impl Table {
     fn new(mask: &Key) -> Self {
-        let words = (0..WORDS as u8).filter(|word| mask.0[usize::from(*word)] != 0).collect();
+        let words = words_of(mask);
         let bits = mask.0.iter().map(|word| word.count_ones()).sum();
         let (slots, priorities) = (vec![FREE; LEAST], BTreeMap::new());
         Self { mask: Arc::new(*mask), words, bits, slots, used: 0, priorities, highest: 0 }
@@ -330,12 +396,7 @@ impl Table {
 
     #[inline]
     fn hash(&self, key: &Key, secret: u64) -> u64 {
-        let mut hash = secret;
-        for word in &self.words {
-            let word = usize::from(*word) % WORDS;
-            hash = mix(hash ^ (key.0[word] & self.mask.0[word]));
-        }
-        mix(hash)
+        hash(&self.words, &self.mask, key, secret)
     }
 
     #[inline]
@@ -400,6 +461,21 @@ impl Table {
     }
 }
 
+/// The hash of the bits of a mask, which are in these words.
+#[inline]
+fn hash(words: &[u8], mask: &Key, key: &Key, secret: u64) -> u64 {
+    let mut hash = secret;
+    for word in words {
+        let word = usize::from(*word) % WORDS;
+        hash = mix(hash ^ (key.0[word] & mask.0[word]));
+    }
+    mix(hash)
+}
+
+fn words_of(mask: &Key) -> Vec<u8> {
+    (0..WORDS as u8).filter(|word| mask.0[usize::from(*word)] != 0).collect()
+}
+
 fn is_live(slot: u64) -> bool {
     slot != FREE && slot as u32 != GONE as u32
 }
@@ -425,7 +501,7 @@ fn for_each(mut bits: u64, mut visit: impl FnMut(usize)) {
 }
 
 #[inline(always)]
-fn prefetch<T>(at: *const T) {
+pub(super) fn prefetch<T>(at: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch has no effect but on the cache, whatever the address.
     unsafe {
@@ -435,116 +511,4 @@ fn prefetch<T>(at: *const T) {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    /// What the classifier must give, by looking at every rule.
-    fn reference(rules: &[(RuleId, u32, Key, Key)], key: &Key) -> Option<RuleId> {
-        let bits = |mask: &Key| mask.0.iter().map(|word| word.count_ones()).sum::<u32>();
-        let matches = |value: &Key, mask: &Key| (0..WORDS).all(|word| key.0[word] & mask.0[word] == value.0[word]);
-        let fits = rules.iter().filter(|(_, _, value, mask)| matches(value, mask));
-        fits.max_by_key(|(id, priority, _, mask)| (*priority, bits(mask), Reverse(*id))).map(|(id, ..)| *id)
-    }
-
-    fn found(classifier: &Classifier<RuleId>, keys: &[Key]) -> Vec<Option<RuleId>> {
-        let mut places = [0; BURST];
-        classifier.look_up(keys, &mut places);
-        places[..keys.len()].iter().map(|place| classifier.entry(*place).map(|entry| entry.body)).collect()
-    }
-
-    /// Few values and masks, so that rules overlap, and are equal.
-    fn word() -> impl Strategy<Value = u64> {
-        prop_oneof![Just(0u64), Just(1), Just(3), Just(0xff00), Just(u64::MAX)]
-    }
-
-    fn key() -> impl Strategy<Value = Key> {
-        (word(), word(), word()).prop_map(|(a, b, c)| {
-            let mut key = Key::EMPTY;
-            (key.0[0], key.0[3], key.0[15]) = (a, b, c);
-            key
-        })
-    }
-
-    #[derive(Debug, Clone)]
-    enum Change {
-        Insert(u128, u32, Box<(Key, Key)>),
-        Remove(u128),
-        LookUp(Vec<Key>),
-    }
-
-    fn change() -> impl Strategy<Value = Change> {
-        prop_oneof![
-            5 => (0..40u128, 0..3u32, key(), key()).prop_map(|(id, priority, value, mask)| {
-                let mut masked = value;
-                (0..WORDS).for_each(|word| masked.0[word] &= mask.0[word]);
-                Change::Insert(id, priority, Box::new((masked, mask)))
-            }),
-            2 => (0..40u128).prop_map(Change::Remove),
-            3 => prop::collection::vec(key(), 0..=BURST).prop_map(Change::LookUp),
-        ]
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
-
-        #[test]
-        fn a_frame_gets_the_rule_that_a_look_at_all_rules_finds(changes in prop::collection::vec(change(), 1..120)) {
-            let mut classifier = Classifier::default();
-            let mut rules: Vec<(RuleId, u32, Key, Key)> = Vec::new();
-            for change in changes {
-                match change {
-                    Change::Insert(id, priority, pair) => {
-                        let (value, mask) = *pair;
-                        let known = rules.iter().any(|rule| rule.0 == RuleId(id));
-                        rules.retain(|rule| rule.0 != RuleId(id));
-                        rules.push((RuleId(id), priority, value, mask));
-                        let old = classifier.insert(RuleId(id), priority, &value, &mask, RuleId(id));
-                        prop_assert_eq!(old.is_some(), known);
-                    }
-                    Change::Remove(id) => {
-                        let known = rules.iter().any(|rule| rule.0 == RuleId(id));
-                        rules.retain(|rule| rule.0 != RuleId(id));
-                        prop_assert_eq!(classifier.remove(RuleId(id)).is_some(), known);
-                    }
-                    Change::LookUp(keys) => {
-                        let wanted: Vec<_> = keys.iter().map(|key| reference(&rules, key)).collect();
-                        prop_assert_eq!(found(&classifier, &keys), wanted);
-                    }
-                }
-                prop_assert_eq!(classifier.len(), rules.len());
-                let listed: Vec<_> = classifier.after(None).map(|(id, _)| id).collect();
-                let mut ids: Vec<_> = rules.iter().map(|rule| rule.0).collect();
-                ids.sort_unstable();
-                prop_assert_eq!(listed, ids);
-            }
-        }
-    }
-
-    #[test]
-    fn many_rules_come_and_go_and_tables_of_no_rule_cost_nothing() {
-        let mut classifier = Classifier::default();
-        let mask = Key([u64::MAX; WORDS]);
-        let value = |number: u64| Key([number; WORDS]);
-        for round in 0..3 {
-            for number in 0..20_000 {
-                let id = RuleId(number.into());
-                assert_eq!(
-                    classifier.insert(id, round, &value(number), &mask, id).is_some(),
-                    round > 0 && number < 10_000
-                );
-            }
-            for number in 10_000..20_000u64 {
-                assert!(classifier.remove(RuleId(number.into())).is_some());
-            }
-            let keys: Vec<_> = (9_990..10_010).map(value).collect();
-            let wanted: Vec<_> =
-                (9_990..10_010u128).map(|number| (number < 10_000).then_some(RuleId(number))).collect();
-            assert_eq!(found(&classifier, &keys), wanted);
-        }
-        assert_eq!((classifier.len(), classifier.masks()), (10_000, 1));
-        assert!((0..10_000u128).all(|number| classifier.remove(RuleId(number)).is_some()));
-        assert_eq!((classifier.len(), classifier.masks()), (0, 0));
-    }
-}
+mod tests;

@@ -4,6 +4,7 @@
 //! without a rule goes to the representor of the port it came from, where whoever makes the rules takes care of it.
 
 pub mod actions;
+mod cache;
 pub mod checksum;
 pub mod classifier;
 mod frame;

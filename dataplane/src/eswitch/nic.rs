@@ -312,8 +312,7 @@ fn check(spec: &NicSpec, max_ports: u16) -> Result<(), Failure> {
         return failed(FailureKind::NoRoom, what);
     }
     if spec.uplinks.len() > 1 {
-        let what = "two uplinks: make one bond of them, vdev:net_bonding0,mode=1,slave=... (member= with DPDK 24.11)";
-        return failed(FailureKind::Unsupported, what.into());
+        return failed(FailureKind::Unsupported, "two uplinks: bonds are not there in this version, name one".into());
     }
     if spec.mode == NicMode::Legacy {
         return failed(FailureKind::Unsupported, "legacy mode is not there in this version: use switchdev".into());
