@@ -51,7 +51,7 @@ impl Work {
     }
 
     /// Frames in tunnels for which there is a rule: those get it, unless the one for the packet around them is more important.
-    pub fn look_into_tunnels<T>(&mut self, rules: &Classifier<T>, count: usize) {
+    pub fn look_into_tunnels<T>(&mut self, rules: &mut Classifier<T>, count: usize) {
         let Self { burst, keys, places, found, inner, inside, .. } = self;
         let mut tunnels = 0;
         for at in 0..count {
