@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ringspan_protocol::{
-    Failure, FailureKind, MTU_RANGE, NicMode, NicPort, NicPortCounters, NicPortStatus, NicSpec, NicStatus, Policy,
-    Rule, RuleCounters, RuleId, RuleResult, ZeroCopy,
+    DeviceSpec, Failure, FailureKind, MTU_RANGE, NicMode, NicPort, NicPortCounters, NicPortStatus, NicSpec, NicStatus,
+    Policy, Rule, RuleCounters, RuleId, RuleResult, ZeroCopy,
 };
 
 use super::actions::{Program, number};
@@ -59,6 +59,7 @@ impl Nic {
             return Err(failed(FailureKind::NoRoom, "the lane has no worker: give it a core".into()));
         };
         let ports = spec.vfs + 1;
+        let max_frame = usize::from(spec.mtu) + AROUND;
         let pool = soft_pool(ports, spec.mtu).map_err(|error| failed(FailureKind::NoRoom, error))?;
         let shared = SoftNic::new(spec.name.as_str(), spec.vfs).map_err(|errno| io_failed("its bell", errno.into()))?;
         let (uplink, mut queues) = match spec.uplinks.first() {
@@ -87,13 +88,12 @@ impl Nic {
                 NicPort::Vf(_) => Side::Vf(None),
             };
             switch_ports.push(SwitchPort::new(side, to_tap, from_tap));
-            slow_ports.push(SlowPort { tap, to_tap: tap_out, from_tap: tap_in, counters: Arc::clone(&counters) });
+            slow_ports.push(SlowPort::new(tap, (spec.mtu, max_frame), (tap_out, tap_in), Arc::clone(&counters)));
             slow_counters.push(counters);
         }
         let slow =
             SlowPath::start(spec.name.as_str(), slow_ports, pool.clone(), Arc::clone(&bell), Arc::clone(shared.bell()))
                 .map_err(|error| io_failed("the thread of its representors", error))?;
-        let max_frame = usize::from(spec.mtu) + AROUND;
         let switch = Switch::new(id, Arc::clone(&shared), switch_ports, (pool, max_frame), bell);
         let load = Arc::clone(switch.load());
         let attached = worker.call(move |running| running.attach_switch(switch));
@@ -311,6 +311,11 @@ fn check(spec: &NicSpec, max_ports: u16) -> Result<(), Failure> {
         );
         return failed(FailureKind::NoRoom, what);
     }
+    let own = |uplink: &&DeviceSpec| matches!(uplink, DeviceSpec::Soft { nic, .. } if nic == spec.name.as_str());
+    if let Some(uplink) = spec.uplinks.iter().find(own) {
+        let what = format!("its uplink {uplink} is a VF of its own: take a device, or a VF of another NIC");
+        return failed(FailureKind::Invalid, what);
+    }
     if spec.uplinks.len() > 1 {
         return failed(FailureKind::Unsupported, "two uplinks: bonds are not there in this version, name one".into());
     }
@@ -347,12 +352,13 @@ fn remedy(error: &io::Error) -> &'static str {
 /// What the switch and the thread of the representors counted.
 fn together(counters: NicPortCounters, slow: &SlowCounters) -> NicPortCounters {
     let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    let missed = read(&slow.missed);
+    let (missed, too_long) = (read(&slow.missed), read(&slow.too_long));
     NicPortCounters {
         representor_sent: read(&slow.sent),
-        representor_received: counters.representor_received + missed,
+        representor_received: counters.representor_received + missed + too_long,
         drop_representor: counters.drop_representor + read(&slow.refused),
         drop_no_buffer: counters.drop_no_buffer + missed,
+        drop_malformed: counters.drop_malformed + too_long,
         ..counters
     }
 }

@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -17,6 +18,8 @@ use crate::nic::{Bell, Burst, Eal, Pool, WayIn, WayOut};
 const TURN: usize = 32;
 /// Longest sleep, in milliseconds: it is ended when there is something to do.
 const SLEEP: u16 = 1000;
+/// How often a representor that was removed is made anew, until that succeeds.
+const ANEW: Duration = Duration::from_secs(1);
 /// Most buffers of a frame that is written; more is a frame that no TAP takes.
 const MOST_PIECES: usize = 64;
 
@@ -29,18 +32,27 @@ pub struct SlowCounters {
     pub refused: AtomicU64,
     /// Frames from the representor that the switch had no room or no buffer for.
     pub missed: AtomicU64,
+    /// Frames from the representor that are longer than the NIC's MTU allows.
+    pub too_long: AtomicU64,
 }
 
 /// A port, as the thread sees it.
 pub struct SlowPort {
-    /// The representor.
-    pub tap: Tap,
+    /// The representor; `None` while somebody has removed it.
+    tap: Option<Tap>,
+    /// Its name, ...
+    name: String,
+    /// ... and its MTU.
+    mtu: u16,
+    /// Longest frame in bytes that the switch takes.
+    max_frame: usize,
     /// What the switch gives to it.
-    pub to_tap: WayOut,
+    to_tap: WayOut,
     /// What comes out of it.
-    pub from_tap: WayIn,
-    /// What is counted.
-    pub counters: Arc<SlowCounters>,
+    from_tap: WayIn,
+    counters: Arc<SlowCounters>,
+    /// It was said that it cannot be made anew.
+    told: bool,
 }
 
 /// The running thread. It ends when this is dropped.
@@ -88,6 +100,7 @@ impl Drop for SlowPath {
 fn run(mut ports: Vec<SlowPort>, pool: &Pool, bell: &Bell, switch: &Bell, stop: &AtomicBool) {
     let mut burst = Burst::new();
     let mut readable = vec![true; ports.len()];
+    let mut anew_at = Instant::now();
     while !stop.load(Ordering::Acquire) {
         let mut moved = 0;
         for (port, readable) in ports.iter_mut().zip(&readable) {
@@ -106,35 +119,58 @@ fn run(mut ports: Vec<SlowPort>, pool: &Pool, bell: &Bell, switch: &Bell, stop: 
                 continue;
             }
         }
-        wait(&ports, &mut readable, bell, if moved > 0 { PollTimeout::ZERO } else { PollTimeout::from(SLEEP) });
+        if ports.iter().any(|port| port.tap.is_none()) && Instant::now() >= anew_at {
+            ports.iter_mut().for_each(SlowPort::make_anew);
+            anew_at = Instant::now() + ANEW;
+        }
+        wait(&mut ports, &mut readable, bell, if moved > 0 { PollTimeout::ZERO } else { PollTimeout::from(SLEEP) });
         bell.ignore();
     }
 }
 
-/// Waits until there is something to do, and says which TAPs have a frame.
-fn wait(ports: &[SlowPort], readable: &mut [bool], bell: &Bell, timeout: PollTimeout) {
-    let taps = ports.iter().map(|port| port.tap.as_fd());
-    let mut set: Vec<_> = taps.chain([bell.fd()]).map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
-    let polled = poll(&mut set, timeout);
-    for (readable, fd) in readable.iter_mut().zip(&set) {
-        *readable = polled.is_ok() && fd.any().unwrap_or(false);
-    }
+/// Waits until there is something to do, and says which TAPs have a frame. One that is no more is let go of.
+fn wait(ports: &mut [SlowPort], readable: &mut [bool], bell: &Bell, timeout: PollTimeout) {
+    let taps = ports.iter().enumerate().filter_map(|(place, port)| Some((place, port.tap.as_ref()?.as_fd())));
+    let (places, fds): (Vec<_>, Vec<_>) = taps.unzip();
+    let mut set: Vec<_> = fds.into_iter().chain([bell.fd()]).map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+    let polled = poll(&mut set, timeout).is_ok();
     if set.last().is_some_and(|fd| fd.any().unwrap_or(false)) {
         bell.hush();
+    }
+    let gone = PollFlags::POLLERR | PollFlags::POLLHUP | PollFlags::POLLNVAL;
+    let events: Vec<_> = set.iter().map(|fd| fd.revents().filter(|_| polled).unwrap_or(PollFlags::empty())).collect();
+    readable.fill(false);
+    for (place, events) in places.into_iter().zip(events) {
+        readable[place] = events.contains(PollFlags::POLLIN);
+        if events.intersects(gone) {
+            ports[place].let_go();
+        }
     }
 }
 
 impl SlowPort {
+    /// A port with this representor and this MTU, that moves frames of `max_frame` bytes at most.
+    pub fn new(
+        tap: Tap,
+        (mtu, max_frame): (u16, usize),
+        (to_tap, from_tap): (WayOut, WayIn),
+        counters: Arc<SlowCounters>,
+    ) -> Self {
+        let name = tap.name().to_string();
+        Self { tap: Some(tap), name, mtu, max_frame, to_tap, from_tap, counters, told: false }
+    }
+
     /// Gives the representor what the switch has for it. Returns how many frames those were.
     fn write(&mut self, burst: &mut Burst) -> usize {
         let count = self.to_tap.receive(burst);
         let mut sent = 0;
         for frame in burst.iter() {
+            let Some(tap) = &self.tap else { break };
             let mut pieces = [IoSlice::new(&[]); MOST_PIECES];
             let segments = frame.segment_count();
             let fits = segments <= MOST_PIECES;
             pieces.iter_mut().zip(frame.segments()).for_each(|(piece, bytes)| *piece = IoSlice::new(bytes));
-            sent += u64::from(fits && self.tap.write(&pieces[..segments.min(MOST_PIECES)]));
+            sent += u64::from(fits && tap.write(&pieces[..segments.min(MOST_PIECES)]));
         }
         burst.clear();
         self.counters.sent.fetch_add(sent, Ordering::Relaxed);
@@ -144,12 +180,17 @@ impl SlowPort {
 
     /// Gives the switch what came out of the representor. Returns how many frames those were.
     fn read(&mut self, burst: &mut Burst, pool: &Pool) -> usize {
-        let mut count = 0;
-        let mut missed = 0;
+        let Some(tap) = &self.tap else { return 0 };
+        let (mut count, mut missed, mut too_long) = (0, 0, 0);
         if burst.allocate(pool, TURN) {
-            while count < TURN {
+            while count + too_long < TURN {
                 let mut frame = burst.frame_mut(count);
-                let Some(len) = self.tap.read(frame.buffer()) else { break };
+                let Some(len) = tap.read(frame.buffer()) else { break };
+                // One that fills the buffer may have been longer.
+                if len > self.max_frame || len == frame.room() {
+                    too_long += 1;
+                    continue;
+                }
                 frame.set_len(len);
                 count += 1;
             }
@@ -157,11 +198,36 @@ impl SlowPort {
             self.from_tap.send(burst, TURN);
             missed = burst.len();
             burst.clear();
-        } else if self.tap.read(&mut [0; 64]).is_some() {
+        } else if tap.read(&mut [0; 64]).is_some() {
             // Taken out, or the TAP would be readable again at once.
             (count, missed) = (1, 1);
         }
         self.counters.missed.fetch_add(missed as u64, Ordering::Relaxed);
-        count
+        self.counters.too_long.fetch_add(too_long as u64, Ordering::Relaxed);
+        count + too_long
+    }
+
+    /// Lets go of a TAP that somebody has removed: it would be readable for ever.
+    fn let_go(&mut self) {
+        tracing::warn!("representor {} was removed by somebody: it is made anew", self.name);
+        (self.tap, self.told) = (None, false);
+    }
+
+    /// Makes a TAP anew that was removed. What somebody had configured on it is lost.
+    fn make_anew(&mut self) {
+        if self.tap.is_some() {
+            return;
+        }
+        match Tap::open(&self.name, self.mtu) {
+            Ok(tap) => {
+                tracing::info!("representor {} is there again", self.name);
+                self.tap = Some(tap);
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.told, true) {
+                    tracing::error!("representor {} cannot be made anew, which is tried again: {error}", self.name);
+                }
+            }
+        }
     }
 }

@@ -262,8 +262,8 @@ impl WayOut {
 /// # Errors
 /// In words.
 pub fn pool(ports: u16, mtu: u16) -> Result<Pool, String> {
-    // Ethernet, two VLAN tags, and more than TAPs give.
-    let room = (u32::from(mtu) + 22).max(2048).next_multiple_of(1024) as u16;
+    // Ethernet, two VLAN tags, and a byte by which a frame that was cut is known.
+    let room = (u32::from(mtu) + 22 + 1).max(2048).next_multiple_of(1024) as u16;
     Pool::new(2048 + u32::from(ports) * 128, room, sys::SHIM_SOCKET_ID_ANY)
         .map_err(|error| format!("{} KiB for packet buffers: {}", error.need_bytes >> 10, describe(error.errno)))
 }

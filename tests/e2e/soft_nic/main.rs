@@ -4,6 +4,7 @@
 mod kit;
 mod order;
 mod ovs;
+mod representor;
 
 use std::time::{Duration, Instant};
 
@@ -297,6 +298,8 @@ fn what_cannot_be_is_refused_with_the_reason_and_changes_nothing() -> Result<()>
     let other = |vfs| ringspan_protocol::NicSpec { name: "nic1".parse().expect("a name"), ..nic(vfs, &[]) };
     ensure!(kind(ask(add(nic(3, &[])))) == Some(FailureKind::Exists));
     ensure!(kind(ask(add(other(33)))) == Some(FailureKind::NoRoom));
+    let own = ringspan_protocol::NicSpec { uplinks: vec!["soft:nic1/vf0".parse()?], ..other(1) };
+    ensure!(kind(ask(add(own))) == Some(FailureKind::Invalid));
     let gone = ringspan_protocol::Request::NicRemove { name: "nic0".parse()?, representors: true };
     ensure!(kind(ask(gone.clone())) == Some(FailureKind::Busy), "a port has a VF");
     scene.guests.clear();
