@@ -19,6 +19,10 @@ use crate::worker::{Watch, ticks, ticks_in};
 const REFRESH: Duration = Duration::from_secs(4);
 /// Room in the ring to a representor that is kept for those frames: misses do not take it.
 const KEPT_FOR_REFRESH: usize = 64;
+/// Frames that wait for all VFs together, but for what one round adds: a half of the smallest pool of an uplink or of a port, so that those which are slow
+/// never have all buffers of one that is not. Each may have as many as are left by then, so one alone has half of them (Choudhury and
+/// Hahne, "Dynamic queue length thresholds for shared-memory packet switches", 1998).
+const MOST_WAITING: usize = 768;
 /// How often the uplink's driver is called at least, if it wants to be: bonding asks for 100 ms (Poll Mode Driver guide, "Link Bonding").
 const CALL: Duration = Duration::from_millis(40);
 
@@ -96,6 +100,8 @@ pub struct SwitchPort {
     /// ... and what keeps OVS informed of rules, of which so many frames were sent in this round.
     fresh: Burst,
     refreshes: usize,
+    /// Frames that a VF may be given before it is asked again how many wait for it.
+    room: usize,
     to_tap: WayIn,
     from_tap: WayOut,
     pub(super) counters: NicPortCounters,
@@ -136,7 +142,18 @@ impl SwitchPort {
     pub fn new(side: Side, to_tap: WayIn, from_tap: WayOut) -> Self {
         let counters = NicPortCounters::default();
         let [kept, slow, fresh] = [const { Burst::new() }; 3];
-        Self { side, outs: vec![Burst::new()], kept, slow, fresh, refreshes: 0, to_tap, from_tap, counters }
+        Self {
+            side,
+            outs: vec![Burst::new()],
+            kept,
+            slow,
+            fresh,
+            refreshes: 0,
+            room: MOST_WAITING,
+            to_tap,
+            from_tap,
+            counters,
+        }
     }
 
     #[inline]
@@ -196,12 +213,25 @@ impl SwitchPort {
         }
         let sent = match &mut self.side {
             Side::Uplink(Some(wire)) => wire.tx.send(burst),
-            Side::Vf(Some(link)) => link.send(queue, burst),
+            Side::Vf(Some(link)) => {
+                let sent = link.send(queue, burst, self.room);
+                self.room -= sent;
+                sent
+            }
             Side::Uplink(None) | Side::Vf(None) => 0,
         };
         self.counters.sent += sent as u64;
         self.counters.drop_full += burst.len() as u64;
         burst.clear();
+    }
+
+    /// Frames that wait for a VF.
+    #[inline]
+    fn waiting(&self) -> usize {
+        match &self.side {
+            Side::Vf(Some(link)) => link.waiting(),
+            _ => 0,
+        }
     }
 
     fn send_slow(&mut self, bell: &Bell) {
@@ -262,7 +292,9 @@ impl Switch {
             moved += self.forward(from) + self.serve_representor(from);
         }
         if moved > 0 {
+            let left = MOST_WAITING.saturating_sub(self.ports.iter().map(SwitchPort::waiting).sum());
             for port in &mut self.ports {
+                port.room = left.saturating_sub(port.waiting());
                 (0..port.outs.len()).for_each(|queue| port.send(queue));
                 port.send_slow(&self.outside.bell);
                 port.refreshes = 0;

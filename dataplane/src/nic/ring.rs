@@ -48,6 +48,12 @@ impl Ring {
         unsafe { sys::shim_ring_room(self.raw()) as usize }
     }
 
+    /// How many frames are in it. It has fewer when the receiver goes on meanwhile.
+    #[inline]
+    pub fn waiting(&self) -> usize {
+        (self.size as usize - 1).saturating_sub(self.room())
+    }
+
     /// Gives away frames from the front of the burst, as many as there is room for, and `most` at most. Returns how many.
     ///
     /// # Safety

@@ -15,7 +15,6 @@ use super::error::{DeviceError, describe, rte_errno};
 use super::pool::{self, Pool};
 use super::ring::Ring;
 use super::wake::Bell;
-use crate::BURST;
 
 /// Frames that a VF's ring holds, less one.
 const RING: u32 = 1024;
@@ -134,12 +133,19 @@ impl VfLink {
         self.cable.to_vf.len()
     }
 
-    /// Gives frames from the front of the burst to a queue of the guest's port, and wakes its worker. Returns how many it took.
+    /// Frames that the guest's port has not yet received.
     #[inline]
-    pub fn send(&mut self, queue: usize, burst: &mut Burst) -> usize {
+    pub fn waiting(&self) -> usize {
+        self.cable.to_vf.iter().map(Ring::waiting).sum()
+    }
+
+    /// Gives frames from the front of the burst, `most` at most, to a queue of the guest's port, and wakes its worker. Returns how many
+    /// it took.
+    #[inline]
+    pub fn send(&mut self, queue: usize, burst: &mut Burst, most: usize) -> usize {
         let queue = queue % self.queues();
         // SAFETY: as above, for sending.
-        let sent = unsafe { self.cable.to_vf[queue].send(burst, BURST) };
+        let sent = unsafe { self.cable.to_vf[queue].send(burst, most) };
         self.cable.bells[queue].ring();
         sent
     }
