@@ -65,6 +65,10 @@ struct Table {
     /// How many rules have which priority.
     priorities: BTreeMap<u32, usize>,
     highest: u32,
+    /// Ports that its rules are for, as bits by [`port_bit`], ...
+    ports: u64,
+    /// ... and how many rules have each of them; nothing where the mask leaves the port open.
+    by_port: BTreeMap<u64, usize>,
 }
 
 /// One rule. What a look-up needs is in its first cache lines.
@@ -139,7 +143,7 @@ impl<T> Classifier<T> {
             None => self.add_slot(at, hash, place),
             Some((slot, head)) => self.chain(at, slot, head, place),
         }
-        self.tables[at].raise(priority);
+        self.tables[at].raise(priority, value);
         self.sort();
         old
     }
@@ -166,7 +170,7 @@ impl<T> Classifier<T> {
                 Some(_) => (slot, found) = self.tables[at].candidate(entry.hash, slot + 1),
             }
         }
-        self.tables[at].lower(entry.priority);
+        self.tables[at].lower(entry.priority, &entry.value);
         if self.tables[at].priorities.is_empty() {
             self.tables.remove(at);
             self.look_at_masks();
@@ -219,7 +223,13 @@ impl<T> Classifier<T> {
     /// Asks the tables for the keys whose bits are set.
     fn search(&self, keys: &[Key], found: &mut [u32; BURST], mut open: u64) {
         let mut ranks = [(0, 0); BURST];
+        let mut ports = 0;
+        for_each(open, |at| ports |= port_bit(&keys[at]));
         for (order, table) in self.tables.iter().enumerate() {
+            // One guest's masks do not cost the others.
+            if table.ports & ports == 0 {
+                continue;
+            }
             let (mut hashes, mut candidates) = ([0; BURST], [(0, NONE); BURST]);
             for_each(open, |at| {
                 hashes[at] = table.hash(&keys[at], self.secret);
@@ -386,8 +396,13 @@ impl Table {
     fn new(mask: &Key) -> Self {
         let words = words_of(mask);
         let bits = mask.0.iter().map(|word| word.count_ones()).sum();
-        let (slots, priorities) = (vec![FREE; LEAST], BTreeMap::new());
-        Self { mask: Arc::new(*mask), words, bits, slots, used: 0, priorities, highest: 0 }
+        let (slots, priorities, by_port) = (vec![FREE; LEAST], BTreeMap::new(), BTreeMap::new());
+        Self { mask: Arc::new(*mask), words, bits, slots, used: 0, priorities, highest: 0, ports: 0, by_port }
+    }
+
+    /// Whether each of its rules is for one port.
+    fn is_of_port(&self) -> bool {
+        self.mask.0[0] & PORT == PORT
     }
 
     fn importance(&self) -> (u32, u32) {
@@ -445,12 +460,25 @@ impl Table {
         self.slots[at] = slot_of(hash, place);
     }
 
-    fn raise(&mut self, priority: u32) {
+    fn raise(&mut self, priority: u32, value: &Key) {
+        if self.is_of_port() {
+            *self.by_port.entry(port_bit(value)).or_default() += 1;
+            self.ports |= port_bit(value);
+        } else {
+            self.ports = u64::MAX;
+        }
         *self.priorities.entry(priority).or_default() += 1;
         self.highest = self.highest.max(priority);
     }
 
-    fn lower(&mut self, priority: u32) {
+    fn lower(&mut self, priority: u32, value: &Key) {
+        if let Some(count) = self.by_port.get_mut(&port_bit(value)) {
+            *count -= 1;
+            if *count == 0 {
+                self.by_port.remove(&port_bit(value));
+                self.ports &= !port_bit(value);
+            }
+        }
         if let Some(count) = self.priorities.get_mut(&priority) {
             *count -= 1;
             if *count == 0 {
@@ -474,6 +502,15 @@ fn hash(words: &[u8], mask: &Key, key: &Key, secret: u64) -> u64 {
 
 fn words_of(mask: &Key) -> Vec<u8> {
     (0..WORDS as u8).filter(|word| mask.0[usize::from(*word)] != 0).collect()
+}
+
+/// Bits of the first word that are the port.
+const PORT: u64 = 0xffff << 48;
+
+/// The bit of a key's port. Some ports share one.
+#[inline]
+fn port_bit(key: &Key) -> u64 {
+    1 << (key.0[0] >> 48 & 63)
 }
 
 fn is_live(slot: u64) -> bool {

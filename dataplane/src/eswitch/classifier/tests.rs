@@ -107,3 +107,26 @@ fn many_rules_come_and_go_and_tables_of_no_rule_cost_nothing() {
     assert!((0..10_000u128).all(|number| classifier.remove(RuleId(number)).is_some()));
     assert_eq!((classifier.len(), classifier.masks()), (0, 0));
 }
+
+#[test]
+fn a_table_is_asked_for_the_ports_of_its_rules_only() {
+    let of_port = |port: u16| {
+        let mut key = Key::EMPTY;
+        key.set_port(port);
+        key
+    };
+    let mut mask = Key::EMPTY;
+    mask.0[0] |= PORT;
+    let mut rules = Classifier::default();
+    for (id, port) in [(1, 1), (2, 2), (3, 2 + 64)] {
+        rules.insert(RuleId(id), 0, &of_port(port), &mask, RuleId(id));
+    }
+    assert_eq!(rules.tables[0].ports, 1 << 1 | 1 << 2);
+    rules.remove(RuleId(1));
+    rules.remove(RuleId(2));
+    assert_eq!(rules.tables[0].ports, 1 << 2, "another port that shares the bit is still there");
+    rules.insert(RuleId(4), 0, &Key::EMPTY, &Key::EMPTY, RuleId(4));
+    assert_eq!(rules.tables.iter().find(|table| table.words.is_empty()).map(|table| table.ports), Some(u64::MAX));
+    let keys = [of_port(1), of_port(2), of_port(2 + 64)];
+    assert_eq!(found(&mut rules, &keys), [Some(RuleId(4)), Some(RuleId(4)), Some(RuleId(3))]);
+}
