@@ -83,7 +83,9 @@ pub enum Unsupported {
     #[error("the software NIC has no meter {0}: it has none at all in this version")]
     Meter(u32),
     /// A tunnel's headers are too long.
-    #[error("a tunnel header of {0} bytes does not fit before a frame: at most {MOST_HEADERS} do")]
+    #[error(
+        "a tunnel header of {0} bytes, with VLAN tags that are pushed before it, does not fit before a frame: at most {MOST_HEADERS} do"
+    )]
     Tunnel(usize),
     /// The NIC has no such port.
     #[error("the NIC has no port {0}")]
@@ -99,13 +101,21 @@ impl Program {
         let mut needs = Needs::default();
         let mut ttl_set = false;
         let mut steps = Vec::with_capacity(rule.actions.len());
+        // VLAN tags in front of a frame, more than it came with.
+        let mut tags = 0usize;
         for action in &rule.actions {
             steps.push(match action {
                 Action::Drop => continue,
                 Action::Output(port) if number(*port) < ports => Step::Output(number(*port)),
                 Action::Output(port) => return Err(Unsupported::NoPort(*port)),
-                Action::PushVlan { tpid, tci } => Step::PushVlan { tpid: *tpid, tci: *tci },
-                Action::PopVlan => Step::PopVlan,
+                Action::PushVlan { tpid, tci } => {
+                    tags += 1;
+                    Step::PushVlan { tpid: *tpid, tci: *tci }
+                }
+                Action::PopVlan => {
+                    tags = tags.saturating_sub(1);
+                    Step::PopVlan
+                }
                 Action::Set(field) => {
                     needs.set(field);
                     ttl_set |= field.field() == Field::IpTtl;
@@ -120,8 +130,9 @@ impl Program {
                 }
                 Action::TunnelPush(push) => {
                     let tunnel = Tunnel::new(push);
-                    if tunnel.headers.len() > MOST_HEADERS {
-                        return Err(Unsupported::Tunnel(tunnel.headers.len()));
+                    let len = tunnel.headers.len() + 4 * tags;
+                    if len > MOST_HEADERS {
+                        return Err(Unsupported::Tunnel(len));
                     }
                     needs.whole |= tunnel.checksum;
                     Step::TunnelPush(Box::new(tunnel))
@@ -305,6 +316,8 @@ fn number_at(head: &[u8], at: usize, len: usize) -> Option<u128> {
 fn write(frame: &mut impl Edit, places: &Places, at: usize, len: usize, value: u128, field: Field) -> Option<()> {
     let bytes = value.to_be_bytes();
     let new = &bytes[16 - len..];
+    let of_sctp = is_port(field) && places.proto == SCTP && places.l4 != 0;
+    let before = if of_sctp { sctp_sum(frame, places)? } else { [0; 4] };
     let head = frame.head();
     let old = head.get_mut(at..at + len)?;
     let change = Change::from(old, new);
@@ -321,7 +334,13 @@ fn write(frame: &mut impl Edit, places: &Places, at: usize, len: usize, value: u
         let at = usize::from(places.l3) + 10;
         change.apply(head.get_mut(at..)?.first_chunk_mut()?);
     }
-    if transport && places.l4 != 0 {
+    if of_sctp {
+        // A sum that was wrong stays as wrong, so that the receiver notices what happened on the way (as OVS has it, lib/packets.c).
+        let after = sctp_sum(frame, places)?;
+        let place = usize::from(places.l4) + 8;
+        let sum: &mut [u8; 4] = frame.head().get_mut(place..)?.first_chunk_mut()?;
+        sum.iter_mut().zip(before.iter().zip(after)).for_each(|(byte, (before, after))| *byte ^= before ^ after);
+    } else if transport && places.l4 != 0 {
         fix_transport(frame, places, change, field)?;
     }
     Some(())
@@ -335,14 +354,6 @@ fn fix_transport(frame: &mut impl Edit, places: &Places, change: Change, field: 
         UDP => 6,
         ICMPV6 => 2,
         ICMP if !of_address => 2,
-        SCTP if !of_address => {
-            // What follows the packet, if the frame was filled up to its least length, is not summed.
-            let end = packet_end(frame.head(), places)?;
-            let packet = frame.head().get_mut(start..end)?;
-            let sum = sctp(packet);
-            packet.get_mut(8..12)?.copy_from_slice(&sum);
-            return Some(());
-        }
         _ => return Some(()),
     };
     let checksum: &mut [u8; 2] = frame.head().get_mut(start + offset..)?.first_chunk_mut()?;
@@ -356,6 +367,12 @@ fn fix_transport(frame: &mut impl Edit, places: &Places, change: Change, field: 
         }
     }
     Some(())
+}
+
+/// The checksum that belongs to an SCTP packet. What follows it, if the frame was filled up to its least length, is not summed.
+fn sctp_sum(frame: &mut impl Edit, places: &Places) -> Option<[u8; 4]> {
+    let end = packet_end(frame.head(), places)?;
+    frame.head().get(usize::from(places.l4)..end).map(sctp)
 }
 
 /// Where the IP packet ends, by its own length.

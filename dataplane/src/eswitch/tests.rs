@@ -1,11 +1,16 @@
 //! Keys and actions over frames that are right, and over frames that are not. What comes out is checked by the test kit's own arithmetic.
 
+use std::time::Duration;
+
 use proptest::prelude::*;
 use ringspan_protocol::{Action, Field, FieldMatch, Match, NicPort, Rule, RuleId, TunnelKind, TunnelPush};
 use ringspan_testkit::packet::{Packet, sum};
 
 use super::actions::{Edit, MOST_HEADERS, Program};
+use super::checksum::sctp;
 use super::key::{Key, Network, Places};
+use super::switch::Installed;
+use crate::worker::{ticks, ticks_in};
 
 /// A frame with room before it.
 #[derive(Debug, Clone, PartialEq)]
@@ -427,5 +432,62 @@ proptest! {
                 prop_assert!(sent <= 2);
             }
         }
+    }
+}
+
+#[test]
+fn an_sctp_checksum_that_is_wrong_stays_wrong() {
+    let mut frame = Packet::new(0).frame();
+    frame.truncate(34);
+    frame[17] = 20 + 12 + 8;
+    frame[23] = 132;
+    frame.extend([0, 80, 0, 81, 1, 2, 3, 4, 0, 0, 0, 0, 0, 3, 0, 8, 5, 6, 7, 8]);
+    // Behind the packet, to the least length of a frame.
+    frame.extend([0; 6]);
+    let sum = sctp(&frame[34..54]);
+    frame[42..46].copy_from_slice(&sum);
+    let rule = rule(&["eth_type=0x800", "ip_proto=132"], vec![set("tp_dst=1000"), set("tp_src=7"), out()]);
+    let changed = one(&rule, &frame);
+    assert_eq!(changed[34..38], [0, 7, 3, 0xe8]);
+    assert_eq!(changed[42..46], sctp(&changed[34..54]));
+    frame[50] ^= 1;
+    let changed = one(&rule, &frame);
+    assert_ne!(changed[42..46], sctp(&changed[34..54]));
+}
+
+#[test]
+fn headers_that_do_not_fit_before_a_frame_are_refused_when_the_rule_is_made() {
+    let push = |options: usize| TunnelPush {
+        kind: TunnelKind::Geneve,
+        id: 42,
+        eth_src: "52:54:00:00:00:01".parse().unwrap(),
+        eth_dst: "52:54:00:00:00:02".parse().unwrap(),
+        src: "10.0.0.1".parse().unwrap(),
+        dst: "10.0.0.2".parse().unwrap(),
+        tos: 0,
+        ttl: 64,
+        dont_fragment: true,
+        src_port: None,
+        dst_port: 6081,
+        checksum: false,
+        options: "01020304".repeat(options / 4),
+    };
+    let tag = Action::PushVlan { tpid: 0x8100, tci: 5 };
+    let makes = |actions: Vec<Action>| Program::new(&rule(&[], actions), 8).is_ok();
+    let into = |options| Action::TunnelPush(Box::new(push(options)));
+    assert!(makes(vec![into(76), out()]) && !makes(vec![into(80), out()]));
+    assert!(makes(vec![tag.clone(), into(72), out()]) && !makes(vec![tag, into(76), out()]));
+}
+
+#[test]
+fn a_rule_that_is_installed_again_goes_on_and_begins_to_refresh_only_if_it_says_so() {
+    let program = || Program::new(&rule(&[], vec![out()]), 8).unwrap();
+    let mut old = Installed::new(program(), false, true, 0);
+    old.packets = 7;
+    let later = ticks() + ticks_in(Duration::from_secs(60));
+    for refresh in [true, false] {
+        let mut new = Installed::new(program(), false, refresh, 0);
+        new.go_on(&old);
+        assert_eq!((new.packets, new.is_due(later)), (7, refresh));
     }
 }

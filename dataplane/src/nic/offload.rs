@@ -481,6 +481,15 @@ mod tests {
     }
 
     #[test]
+    fn a_frame_in_lent_memory_is_known_as_such_also_when_its_marks_are_gone() {
+        let mut frames = Handmade::new([&[0u8; 64][..]], sys::SHIM_MBUF_EXTERNAL | sys::SHIM_MBUF_TX_TCP_CKSUM);
+        assert!(frames.frame(0).is_lent() && frames.is_marked(false));
+        frames.frame_mut(0).unmark();
+        assert!(frames.frame(0).is_lent() && !frames.is_marked(false));
+        assert!(!Handmade::new([&[0u8; 64][..]], 0).frame(0).is_lent());
+    }
+
+    #[test]
     fn a_checksum_is_valid_only_where_there_is_one_that_a_device_can_have_seen() {
         let tcp = Packet::new(100).frame();
         let with = |at: usize, bytes: &[u8]| {
