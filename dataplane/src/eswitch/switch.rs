@@ -355,9 +355,18 @@ impl Switch {
     fn follow(&mut self) {
         self.seen = self.nic.changes();
         for (vf, port) in self.ports.iter_mut().skip(1).enumerate() {
-            port.side = Side::Vf(None);
-            // SAFETY: what was had of this VF is dropped.
+            let old = std::mem::replace(&mut port.side, Side::Vf(None));
+            // SAFETY: what was had of this VF is not used any more.
             let link = unsafe { self.nic.link(vf as u16) };
+            if let Side::Vf(Some(old)) = old
+                && !link.as_ref().is_some_and(|link| link.is_same(&old))
+            {
+                // Nobody takes what is in the rings of a port that is gone: it goes with them.
+                let (to_vf, from_vf) = (old.waiting() as u64, old.not_received() as u64);
+                port.counters.sent -= to_vf.min(port.counters.sent);
+                port.counters.received += from_vf;
+                port.counters.drop_full += to_vf + from_vf;
+            }
             let queues = link.as_ref().map_or(1, VfLink::queues);
             port.outs.resize_with(queues, Burst::new);
             port.side = Side::Vf(link);

@@ -139,6 +139,16 @@ impl VfLink {
         self.cable.to_vf.iter().map(Ring::waiting).sum()
     }
 
+    /// Frames of the guest's port that were not yet taken here.
+    pub fn not_received(&self) -> usize {
+        self.cable.from_vf.iter().map(Ring::waiting).sum()
+    }
+
+    /// Whether both are of the same port.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.cable, &other.cable)
+    }
+
     /// Gives frames from the front of the burst, `most` at most, to a queue of the guest's port, and wakes its worker. Returns how many
     /// it took.
     #[inline]
