@@ -19,6 +19,9 @@ pub const TAGGED: u16 = 0x1000;
 /// Fragments, as [`Field::IpFrag`] has them.
 const FRAGMENT: u8 = 1;
 const LATER: u8 = 2;
+/// IPv6 packets with a fragment header that says that there is nothing more of them (RFC 6946). OVS's datapaths disagree on what they
+/// are: to the userspace one they are whole unless a reserved bit is set, to the kernel's they are first fragments.
+const ATOMIC: u8 = 2;
 
 /// ICMP, as IP headers number it.
 pub const ICMP: u8 = 1;
@@ -62,7 +65,8 @@ pub struct Places {
     pub proto: u8,
     /// There is an IPv6 routing header: the checksum is about another destination (RFC 8200 section 8.1).
     pub routed: bool,
-    /// Where the frame inside a VXLAN or GENEVE packet begins; 0 when it is none.
+    /// Where the frame inside a VXLAN or GENEVE packet begins; 0 when it is none, and with VLAN tags around it: OVS takes nothing out
+    /// of a tunnel before it has taken those off.
     pub inner: u16,
 }
 
@@ -115,6 +119,9 @@ fn slot(field: Field) -> Slot {
         Field::TunnelTtl => (10, 0),
         Field::TunnelIpv4Src | Field::TunnelIpv6Src => (12, 0),
         Field::TunnelIpv4Dst | Field::TunnelIpv6Dst => (14, 0),
+        // Where addresses of IPv6 have their upper half: a rule over IPv6 cannot ask for these.
+        Field::TunnelEthSrc => (11, 0),
+        Field::TunnelEthDst => (13, 0),
         Field::TunnelSrcPort => (15, 16),
         Field::TunnelDstPort => (15, 0),
     };
@@ -209,6 +216,8 @@ impl Key {
             self.0[11..15].copy_from_slice(&outer.0[4..8]);
         } else {
             (self.0[12], self.0[14]) = (outer.0[3] >> 32, outer.0[3] & 0xffff_ffff);
+            self.put(Field::TunnelEthSrc, outer.get(Field::EthSrc));
+            self.put(Field::TunnelEthDst, outer.get(Field::EthDst));
         }
         self.put(Field::TunnelSrcPort, outer.get(Field::SrcPort));
         self.put(Field::TunnelDstPort, outer.get(Field::DstPort));
@@ -293,8 +302,9 @@ impl Key {
             }
             routed |= next == ROUTING;
             let offset = u16::from_be_bytes([start[2], start[3]]);
-            if next == FRAGMENT_HEADER && offset & !6 != 0 {
-                frag = FRAGMENT;
+            if next == FRAGMENT_HEADER {
+                // One that says it twice is nothing that a rule should be about either.
+                frag = if frag == 0 && offset & !6 != 0 { FRAGMENT } else { ATOMIC };
                 if offset & !7 != 0 {
                     // As OVS has it: what protocol it is, is told by the first fragment only.
                     frag |= LATER;
@@ -311,7 +321,7 @@ impl Key {
         }
         self.0[8] |= u64::from(header[7]) << 8 | u64::from(first >> 20 & 0xff);
         self.0[9] |= u64::from(first & 0xf_ffff);
-        if frag & LATER == 0 {
+        if frag != FRAGMENT | LATER {
             self.read_transport(packet, (at, total), next, frag == 0, places);
         }
     }
@@ -348,7 +358,7 @@ impl Key {
         if proto == TCP {
             self.0[8] |= u64::from(u16::from_be_bytes([header[12] & 0xf, header[13]])) << 16;
         }
-        if proto == UDP && whole {
+        if proto == UDP && whole && places.tags == 0 {
             places.inner = inner_start(header, [c, d]).map_or(0, |start| places.l4 + start);
         }
     }

@@ -177,7 +177,8 @@ fn fragments_are_told_apart_and_later_ones_have_no_ports() {
     }
     let mut frame = Packet { ipv6: true, udp: true, options: 1, ..Packet::new(100) }.frame();
     frame[20] = 44;
-    for (bytes, frag, proto) in [([0, 0], 0, 17), ([0, 1], 1, 17), ([0, 8], 3, 44)] {
+    // OVS's datapaths disagree on a packet that is its only fragment (RFC 6946), and on reserved bits: neither whole nor a fragment.
+    for (bytes, frag, proto) in [([0, 0], 2, 17), ([0, 6], 2, 17), ([0, 1], 1, 17), ([0, 8], 3, 44), ([0, 9], 3, 44)] {
         frame[56..58].copy_from_slice(&bytes);
         let (key, _) = parse(&frame);
         assert_eq!((key.get(Field::IpFrag), key.get(Field::IpProto)), (frag, proto), "{bytes:?}");
@@ -353,6 +354,10 @@ fn what_goes_into_a_tunnel_comes_out_of_it_as_it_was() {
             assert_eq!(inner.get(Field::TunnelId), 0x123456);
             assert_eq!((inner.get(Field::TunnelTtl), inner.get(Field::TunnelTos)), (33, 0x10));
             assert_eq!(inner.get(Field::VlanTci), 0x1001);
+            if !ipv6 {
+                assert_eq!(inner.get(Field::TunnelEthSrc), 0x0200_0000_aa01);
+                assert_eq!(inner.get(Field::TunnelEthDst), 0x0200_0000_aa02);
+            }
             let source = if ipv6 { "tunnel_ipv6_src=fd00::1" } else { "tunnel_ipv4_src=10.0.0.1" };
             let (mut values, mut masks) = (Key::EMPTY, Key::EMPTY);
             Key::ask(&mut values, &mut masks, &source.parse().unwrap());
@@ -379,6 +384,13 @@ fn a_tunnel_that_is_not_clean_is_none() {
     let mut fragment = outer.clone();
     fragment[20] = 0x20;
     assert_eq!(parse(&fragment).1.inner, 0);
+    let mut tagged = outer.clone();
+    tagged.splice(12..12, [0x81, 0, 0, 5]);
+    assert_eq!(
+        (parse(&tagged).1.tags, parse(&tagged).1.inner),
+        (1, 0),
+        "OVS takes nothing out of a packet that is tagged"
+    );
     let options = TunnelPush { options: "0102030400000000".into(), ..tunnel(TunnelKind::Geneve, false) };
     let outer = one(&rule(&[], vec![Action::TunnelPush(Box::new(options)), out()]), &frame);
     assert_eq!((outer[44], parse(&outer).1.inner), (0x65, 0), "options that nobody here knows");

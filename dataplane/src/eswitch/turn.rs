@@ -50,7 +50,8 @@ impl Work {
         Self { burst: Burst::new(), keys, places, found, inner: [0; BURST], to: [NOWHERE; BURST], inside }
     }
 
-    /// Frames in tunnels for which there is a rule: those get it, unless the one for the packet around them is more important.
+    /// Frames in tunnels for which there is a rule: those get it, unless there is one for the packet around them: what takes packets out
+    /// of tunnels in OVS was not to have those. Only a higher priority changes that.
     pub fn look_into_tunnels<T>(&mut self, rules: &mut Classifier<T>, count: usize) {
         let Self { burst, keys, places, found, inner, inside, .. } = self;
         let mut tunnels = 0;
@@ -71,7 +72,7 @@ impl Work {
         for (tunnel, at) in inside.of[..tunnels].iter().enumerate() {
             let (at, rule) = (*at, inside.found[tunnel]);
             if rule != NONE
-                && rules.priority(rule) >= rules.priority(found[at])
+                && rules.priority(rule) > rules.priority(found[at])
                 && checksum_is_right(burst.frame(at), &places[at])
             {
                 inner[at] = places[at].inner;

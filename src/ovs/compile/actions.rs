@@ -41,17 +41,11 @@ fn append(actions: &[Action], nic: &NicName, ports: &Ports, done: &mut Vec<Do>) 
                 tci: u16::from(push.pcp & Vlan::PCP_MASK) << 13 | TAGGED | push.vid & Vlan::VID_MASK,
             }),
             Action::PopVlan => done.push(Do::PopVlan),
-            // On a frame that was never tracked it does nothing.
-            Action::CtClear => {}
             Action::DecTtl(_) => done.push(Do::DecTtl),
             Action::TunnelPush(push) => done.push(Do::TunnelPush(Box::new(tunnel_push(push)?))),
             Action::TunnelPop(_) => return Err(Cause::TunnelPop),
             Action::Meter(_) => return Err(Cause::Meter),
             Action::Clone(inner) if at + 1 == actions.len() => append(inner, nic, ports, done)?,
-            // A copy that is only sent leaves the frame as it is.
-            Action::Clone(inner) if inner.iter().all(|action| matches!(action, Action::Output(_))) => {
-                append(inner, nic, ports, done)?;
-            }
             _ => return Err(Cause::Order("an action that is not known here")),
         }
     }
@@ -75,7 +69,6 @@ fn set(key: &Key, done: &mut Vec<Do>) -> Result<(), Cause> {
         Key::Ipv6(ip) => {
             fields.extend([field(Field::Ipv6Src, ip.src)?, field(Field::Ipv6Dst, ip.dst)?]);
             fields.extend([field(Field::IpTos, ip.tclass)?, field(Field::IpTtl, ip.hlimit)?]);
-            fields.push(field(Field::Ipv6Label, ip.label)?);
             settable(ip.proto.is_wildcard() && ip.frag.is_none())?;
         }
         Key::Tcp(ports) | Key::Udp(ports) | Key::Sctp(ports) => {

@@ -44,7 +44,7 @@ pub(crate) const CODES: &[(&str, &str)] = &[
     ("in-port", "It comes in by a port that is not of a NIC of ringspan's."),
     ("output", "It goes out by a port that is not of a NIC of ringspan's, such as the bridge's own."),
     ("other-nic", "It goes from one NIC to another: each has a switch of its own."),
-    ("tunnel-port", "It came out of a tunnel whose packets do not come in by a NIC's uplink."),
+    ("tunnel-port", "It came out of a tunnel whose packets do not come in by a NIC's uplink, untagged and over IPv4."),
     ("tunnel-pop", "It takes packets out of a tunnel: the flows of what is inside are offloaded instead."),
     ("set-tunnel", "It sets a tunnel's fields for a port of the kernel's that makes the headers."),
     ("meter", "It has a meter of OVS's."),

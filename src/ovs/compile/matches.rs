@@ -1,15 +1,18 @@
 //! What a flow matches, as fields of a rule.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ringspan_protocol::MacAddress;
-use ringspan_protocol::rule::{Field, FieldMatch, TunnelKind};
+use ringspan_protocol::rule::{Field, FieldMatch, Match, TunnelKind};
 
 use super::{Cause, TunnelIn};
 use crate::ovs::flow::key::{Arp, Fragment, Icmp, Ipv4, Ipv6, Key, L4Ports, Vlan};
 use crate::ovs::flow::masked::Masked;
 use crate::ovs::flow::tunnel::Tunnel;
 
+/// Types of VLAN headers.
+const TPIDS: [u16; 2] = [0x8100, 0x88a8];
 /// A VLAN tag is there.
 const TAGGED: u128 = 0x1000;
 
@@ -84,21 +87,41 @@ fn level(keys: &[Key], vlans: usize, fields: &mut Fields) -> Result<(), Cause> {
         Key::Encap(inner) => Some(inner),
         _ => None,
     });
-    if vlan.is_none() && vlans < PLACES.len() {
-        fields.push(presence(PLACES[vlans].1, false)?);
+    // A frame with a length there (802.2) has no Ethertype in the key, and 0xffff in the mask alone, which behind a VLAN header is not
+    // printed at all. So only one that is there, and all of it, says what is matched.
+    let kinds = keys.iter().filter_map(|key| match key {
+        Key::EthType(kind) => Some(kind),
+        _ => None,
+    });
+    let kind = match kinds.collect::<Vec<_>>()[..] {
+        [kind] if kind.is_exact() => *kind,
+        _ => return Err(Cause::Field("not one whole Ethertype at each VLAN header and behind it".into())),
+    };
+    match (vlan, PLACES.get(vlans)) {
+        (Some(vlan), Some((tpid, tci))) => fields.extend([field(*tpid, kind)?, tag(*tci, vlan)?]),
+        (Some(_), None) => return Err(Cause::Field("a third VLAN header".into())),
+        // OVS looked at as many headers as `vlan-limit` says, and the engine at one more: there its type stands.
+        (None, Some((tpid, tci))) if vlans > 0 && TPIDS.contains(&kind.value) => {
+            fields.extend([field(*tpid, kind)?, presence(*tci, true)?]);
+        }
+        (None, Some(_)) if TPIDS.contains(&kind.value) => {
+            return Err(Cause::Field("a VLAN header that OVS did not read".into()));
+        }
+        (None, place) => {
+            fields.extend(place.map(|(_, tci)| presence(*tci, false)).transpose()?);
+            fields.push(field(Field::EthType, kind)?);
+        }
     }
     for key in keys.iter().filter(|key| !key.is_wildcard()) {
         match key {
-            Key::EthType(kind) if vlan.is_some() => fields.push(field(PLACES[vlans].0, *kind)?),
-            Key::Vlan(vlan) => fields.push(tag(PLACES[vlans].1, vlan)?),
-            Key::Encap(_) => {}
+            Key::EthType(_) | Key::Vlan(_) | Key::Encap(_) => {}
             other => one(other, fields)?,
         }
     }
     match (vlan, inner) {
-        (Some(_), Some(inner)) if vlans < PLACES.len() => level(inner, vlans + 1, fields),
+        (Some(_), Some(inner)) => level(inner, vlans + 1, fields),
         (None, None) => Ok(()),
-        _ => Err(Cause::Field("a VLAN header without what is behind it, or a third one".into())),
+        _ => Err(Cause::Field("a VLAN header without what is behind it, or the opposite".into())),
     }
 }
 
@@ -113,7 +136,6 @@ fn tag(name: Field, vlan: &Vlan) -> Result<FieldMatch, Cause> {
 fn one(key: &Key, fields: &mut Fields) -> Result<(), Cause> {
     match key {
         Key::Eth { src, dst } => fields.extend([field(Field::EthSrc, *src)?, field(Field::EthDst, *dst)?]),
-        Key::EthType(kind) => fields.push(field(Field::EthType, *kind)?),
         Key::Ipv4(ip) => ipv4(ip, fields)?,
         Key::Ipv6(ip) => ipv6(ip, fields)?,
         Key::Tcp(ports) | Key::Udp(ports) | Key::Sctp(ports) => self::ports(ports, fields)?,
@@ -176,6 +198,58 @@ fn arp(arp: &Arp, fields: &mut Fields) -> Result<(), Cause> {
     Ok(())
 }
 
+/// What a flow that takes packets out of a tunnel matches, as fields of the tunnel, and the UDP port. The engine looks into whole
+/// packets without VLAN tags and with good headers only, which is what a flow without fragments and tags is about.
+pub(super) fn around(keys: &[Key]) -> Result<(u16, Match), Cause> {
+    let mut fields = Vec::new();
+    level(keys, 0, &mut fields)?;
+    let refused = |field: &FieldMatch| Cause::Field(format!("{field} of the packet around, which a rule cannot say"));
+    let mut udp = None;
+    let mut outer = Vec::new();
+    for one in fields.iter().filter(|field| field.mask() != 0) {
+        let name = match one.field() {
+            Field::EthSrc => Field::TunnelEthSrc,
+            Field::EthDst => Field::TunnelEthDst,
+            Field::Ipv4Src => Field::TunnelIpv4Src,
+            Field::Ipv4Dst => Field::TunnelIpv4Dst,
+            Field::IpTos => Field::TunnelTos,
+            Field::IpTtl => Field::TunnelTtl,
+            Field::SrcPort => Field::TunnelSrcPort,
+            Field::DstPort if one.is_exact() => {
+                udp = Some(one.value() as u16);
+                Field::TunnelDstPort
+            }
+            Field::VlanTci | Field::IpFrag if one.value() == 0 => continue,
+            Field::EthType if one.is_exact() && one.value() == 0x0800 => continue,
+            Field::IpProto if one.is_exact() && one.value() == 17 => continue,
+            _ => return Err(refused(one)),
+        };
+        outer.push(FieldMatch::new(name, one.value(), one.mask()).map_err(|error| Cause::Field(error.to_string()))?);
+    }
+    let udp = udp.ok_or_else(|| Cause::Field("a tunnel without a UDP port".into()))?;
+    Ok((udp, Match::new(outer).map_err(|twice| Cause::Field(twice.to_string()))?))
+}
+
+/// What both ask for. Nothing has fields that contradict each other.
+fn both(fields: Fields, more: &[FieldMatch]) -> Result<Fields, Cause> {
+    let mut all: BTreeMap<Field, (u128, u128)> = BTreeMap::new();
+    for one in fields.iter().chain(more) {
+        let (value, mask) = all.entry(one.field()).or_default();
+        if (*value ^ one.value()) & *mask & one.mask() != 0 {
+            let what = format!("{one} is not what takes packets out of the tunnel");
+            return Err(Cause::ForeignTunnel(what));
+        }
+        (*value, *mask) = (*value | one.value(), *mask | one.mask());
+    }
+    let fields = all.into_iter().map(|(field, (value, mask))| FieldMatch::new(field, value, mask));
+    fields.collect::<Result<_, _>>().map_err(|error| Cause::Field(error.to_string()))
+}
+
+/// How many bits are matched.
+pub(super) fn bits(fields: &Fields) -> u32 {
+    fields.iter().map(|field| field.mask().count_ones()).sum()
+}
+
 /// The tunnel that a frame came in. What OVS leaves out may be zero or count for nothing: it is matched as zero, which is never too
 /// wide. The kind and the UDP port are those of the port that it came out of.
 pub(super) fn tunnel(tunnel: &Tunnel, through: &TunnelIn) -> Result<Fields, Cause> {
@@ -183,6 +257,11 @@ pub(super) fn tunnel(tunnel: &Tunnel, through: &TunnelIn) -> Result<Fields, Caus
         exact(Field::TunnelKind, through.kind.number().into())?,
         exact(Field::TunnelDstPort, through.port.into())?,
     ];
+    if through.port != through.kind.port() {
+        let what =
+            format!("a tunnel at UDP port {}, where an engine looks for none: {}", through.port, through.kind.port());
+        return Err(Cause::Field(what));
+    }
     // Whether options that are not there count cannot be seen in OVS's text, and a rule could not say it.
     if through.kind == TunnelKind::Geneve {
         return Err(Cause::Field("GENEVE's options, which may count".into()));
@@ -201,8 +280,8 @@ pub(super) fn tunnel(tunnel: &Tunnel, through: &TunnelIn) -> Result<Fields, Caus
     }
     fields.push(field(Field::TunnelId, tunnel.id.ok_or_else(|| Cause::Field("a tunnel without an id".into()))?)?);
     fields.push(field(Field::TunnelTos, tunnel.tos.unwrap_or(Masked::exact(0)))?);
-    fields.extend(tunnel.ttl.map(|ttl| field(Field::TunnelTtl, ttl)).transpose()?);
-    fields.extend(tunnel.tp_src.map(|port| field(Field::TunnelSrcPort, port)).transpose()?);
+    fields.push(field(Field::TunnelTtl, tunnel.ttl.unwrap_or(Masked::exact(0)))?);
+    fields.push(field(Field::TunnelSrcPort, tunnel.tp_src.unwrap_or(Masked::exact(0)))?);
     if let Some(port) = tunnel.tp_dst.filter(|port| (port.value ^ through.port) & port.mask != 0) {
         return Err(Cause::Field(format!("a tunnel's UDP port {} at the port of {}", port.value, through.port)));
     }
@@ -213,5 +292,5 @@ pub(super) fn tunnel(tunnel: &Tunnel, through: &TunnelIn) -> Result<Fields, Caus
         return Err(Cause::Field("a tunnel's packet without a key".into()));
     }
     fields.push(field(Field::TunnelFlags, Masked { value: flags(value), mask: flags(mask) })?);
-    Ok(fields)
+    both(fields, through.outer.fields())
 }

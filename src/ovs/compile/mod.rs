@@ -41,10 +41,18 @@ pub(crate) fn compile(flow: &Flow, ports: &Ports) -> Result<(NicName, Rule), Cau
             let (nic, in_port) = ports.find(port).ok_or_else(|| Cause::ForeignPort(port.to_string()))?;
             (nic, in_port, Vec::new())
         }
-        // What comes out of a tunnel comes in by the uplink whose flow takes it out.
+        // What comes out of a tunnel comes in by the uplink whose flow takes it out: the rule is about what both match.
         Some(tunnel) => {
-            let through = ports.tunnel(port).ok_or_else(|| Cause::ForeignTunnel(port.to_string()))?;
-            (&through.nic, NicPort::Uplink, matches::tunnel(tunnel, through)?)
+            let mut widest = Err(Cause::ForeignTunnel(port.to_string()));
+            for through in ports.tunnels(port) {
+                widest = match (widest, matches::tunnel(tunnel, through)) {
+                    (Ok((bits, known)), Ok(fields)) if matches::bits(&fields) >= bits => Ok((bits, known)),
+                    (_, Ok(fields)) => Ok((matches::bits(&fields), (&through.nic, NicPort::Uplink, fields))),
+                    (Err(_), Err(cause)) => Err(cause),
+                    (known, Err(_)) => known,
+                };
+            }
+            widest?.1
         }
     };
     matches::keys(&flow.keys, &mut fields)?;
@@ -81,13 +89,13 @@ fn in_port(keys: &[Key]) -> Option<&PortRef> {
 }
 
 /// The tunnel that a flow takes packets out of, with what is needed to have rules for what is inside: nothing unless it does
-/// just that, for packets from a NIC's uplink.
+/// just that, for packets from a NIC's uplink, and a rule can say which.
 pub(crate) fn tunnel_in(flow: &Flow, ports: &Ports) -> Option<(PortRef, TunnelIn)> {
     let [Action::TunnelPop(port)] = &flow.actions[..] else { return None };
+    if first_obstacle(flow).is_some() {
+        return None;
+    }
     let (nic, NicPort::Uplink) = ports.find(in_port(&flow.keys)?)? else { return None };
-    let udp = flow.keys.iter().find_map(|key| match key {
-        Key::Udp(ports) if ports.dst.is_exact() => Some(ports.dst.value),
-        _ => None,
-    })?;
-    Some((port.clone(), TunnelIn::new(nic.clone(), port, udp)?))
+    let (udp, outer) = matches::around(&flow.keys).ok()?;
+    Some((port.clone(), TunnelIn::new(nic.clone(), port, udp, outer)?))
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use ringspan_protocol::rule::TunnelKind;
+use ringspan_protocol::rule::{Match, TunnelKind};
 use ringspan_protocol::{NicName, NicPort};
 
 use crate::ovs::flow::key::PortRef;
@@ -12,11 +12,11 @@ use crate::ovs::flow::key::PortRef;
 pub(crate) struct Ports {
     /// Ports of NICs by their representors' names.
     names: HashMap<Box<str>, (NicName, NicPort)>,
-    /// Tunnels by the datapath's name of their port.
-    tunnels: HashMap<Box<str>, TunnelIn>,
+    /// What takes packets out of tunnels, by the datapath's name of their port.
+    tunnels: HashMap<Box<str>, Vec<TunnelIn>>,
 }
 
-/// A tunnel whose packets come in by a NIC's uplink.
+/// A flow that takes packets out of a tunnel, which come in by a NIC's uplink.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TunnelIn {
     /// The NIC.
@@ -25,17 +25,19 @@ pub(crate) struct TunnelIn {
     pub kind: TunnelKind,
     /// The UDP port that it is known by.
     pub port: u16,
+    /// What it matches of the packets, as fields of the tunnel.
+    pub outer: Match,
 }
 
 impl TunnelIn {
     /// OVS names a tunnel's port in the datapath by kind and UDP port (netdev_vport_get_dpif_port in lib/netdev-vport.c).
-    pub(super) fn new(nic: NicName, name: &PortRef, port: u16) -> Option<Self> {
+    pub(super) fn new(nic: NicName, name: &PortRef, port: u16, outer: Match) -> Option<Self> {
         let PortRef::Name(name) = name else { return None };
         let (kind, digits) = match name.strip_prefix("vxlan_sys_") {
             Some(digits) => (TunnelKind::Vxlan, digits),
             None => (TunnelKind::Geneve, name.strip_prefix("genev_sys_")?),
         };
-        (digits.parse() == Ok(port)).then_some(Self { nic, kind, port })
+        (digits.parse() == Ok(port)).then_some(Self { nic, kind, port, outer })
     }
 }
 
@@ -47,12 +49,11 @@ impl Ports {
         }
     }
 
-    /// A tunnel's port, as [`super::tunnel_in`] found it. Whether that is new.
-    pub(crate) fn set_tunnel(&mut self, port: &PortRef, tunnel: TunnelIn) -> bool {
-        let Some(name) = name(port).map(Box::from) else { return false };
-        let new = self.tunnels.get(&name) != Some(&tunnel);
-        self.tunnels.insert(name, tunnel);
-        new
+    /// One more flow that takes packets out of the tunnel at this port, as [`super::tunnel_in`] found it.
+    pub(crate) fn add_tunnel(&mut self, port: &PortRef, tunnel: TunnelIn) {
+        if let Some(name) = name(port) {
+            self.tunnels.entry(name.into()).or_default().push(tunnel);
+        }
     }
 
     /// Forgets all tunnels.
@@ -69,8 +70,8 @@ impl Ports {
         self.names.get(name(port)?).map(|(nic, port)| (nic, *port))
     }
 
-    pub(super) fn tunnel(&self, port: &PortRef) -> Option<&TunnelIn> {
-        self.tunnels.get(name(port)?)
+    pub(super) fn tunnels(&self, port: &PortRef) -> &[TunnelIn] {
+        name(port).and_then(|name| self.tunnels.get(name)).map_or(&[], Vec::as_slice)
     }
 }
 

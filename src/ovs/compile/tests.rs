@@ -63,6 +63,26 @@ fn a_vlan_is_matched_with_its_presence_and_what_is_behind_it() {
 }
 
 #[test]
+fn what_stands_for_no_ethertype_or_a_third_vlan_is_no_rule() {
+    let keys = |rest: &str| format!("in_port(nic0_vf0),packet_type(ns=0,id=0),{rest}");
+    let third = "encap(eth_type(0x8100),vlan(vid=2,pcp=0),encap(eth_type(0x8100),vlan(vid=3,pcp=0)))";
+    for rest in [
+        // 802.2 behind a VLAN header: 0xffff in the mask alone, which is not printed.
+        "eth_type(0x8100),vlan(vid=10,pcp=0),encap()".into(),
+        "eth_type(0x8100),vlan(vid=10,pcp=0),encap(eth_type(0x0800/0xff00))".into(),
+        format!("eth_type(0x8100),vlan(vid=1,pcp=0),{third}"),
+        "eth_type(0x8100)".into(),
+        "vlan(vid=1,pcp=0),encap(eth_type(0x0800))".into(),
+    ] {
+        assert_eq!(rule(&ports(), &keys(&rest), "nic0_vf1").unwrap_err().code(), "field", "{rest}");
+    }
+    // What OVS looks at no further, as `vlan-limit` says, is a tag to the engine.
+    let double = keys("eth_type(0x88a8),vlan(vid=10,pcp=0),encap(eth_type(0x8100))");
+    let (fields, _) = rule(&ports(), &double, "nic0_vf1").unwrap();
+    assert_eq!(fields, "vf0 vlan_tpid=0x88a8 vlan_tci=0x100a inner_vlan_tpid=0x8100 inner_vlan_tci=0x1000/0x1000");
+}
+
+#[test]
 fn actions_keep_their_order_and_end_with_the_last_output() {
     let set =
         "set(eth(dst=02:00:00:00:00:09)),set(ipv4(ttl=63)),push_vlan(vid=7,pcp=3),nic0,pop_vlan,nic0_vf1,pop_vlan";
@@ -118,7 +138,7 @@ fn what_a_fresh_packet_fulfils_by_itself_is_no_obstacle() {
 
 #[test]
 fn what_is_inside_a_tunnel_becomes_a_rule_of_the_uplink_that_it_comes_in_by() {
-    let outer = "in_port(nic0),packet_type(ns=0,id=0),eth(src=02:00:00:00:00:01,dst=02:00:00:00:00:02),eth_type(0x0800),\
+    let outer = "in_port(nic0),packet_type(ns=0,id=0),eth(src=02:00:00:00:0b:01,dst=02:00:00:00:0b:02),eth_type(0x0800),\
         ipv4(src=172.16.0.2,dst=172.16.0.1,proto=17,tos=0/0,ttl=64/0,frag=no),udp(src=41000/0,dst=4789)";
     let inner = "tunnel(tun_id=0x64,src=172.16.0.2,dst=172.16.0.1,ttl=64/0,tp_src=41000/0,tp_dst=4789/0,flags(-df-csum+key)),\
         in_port(vxlan_sys_4789),packet_type(ns=0,id=0),eth(src=02:00:00:00:00:01,dst=02:00:00:00:00:02),eth_type(0x0800),\
@@ -126,20 +146,51 @@ fn what_is_inside_a_tunnel_becomes_a_rule_of_the_uplink_that_it_comes_in_by() {
     let mut ports = ports();
     assert_eq!(rule(&ports, inner, "nic0_vf1").unwrap_err().code(), "tunnel-port");
     let (port, tunnel) = tunnel_in(&flow(outer, "tnl_pop(vxlan_sys_4789)"), &ports).unwrap();
-    assert!(ports.set_tunnel(&port, tunnel.clone()) && !ports.set_tunnel(&port, tunnel));
+    ports.add_tunnel(&port, tunnel);
     let (fields, does) = rule(&ports, inner, "nic0_vf1").unwrap();
     assert_eq!(
         fields,
         "uplink eth_src=02:00:00:00:00:01 eth_dst=02:00:00:00:00:02 eth_type=0x800 vlan_tci=0x0/0x1000 ip_frag=0 tunnel_kind=1 \
-         tunnel_id=0x64 tunnel_ipv4_src=172.16.0.2 tunnel_ipv4_dst=172.16.0.1 tunnel_tos=0x0 tunnel_tp_dst=4789 tunnel_flags=0x0/0x3"
+         tunnel_id=0x64 tunnel_ipv4_src=172.16.0.2 tunnel_ipv4_dst=172.16.0.1 tunnel_tos=0x0 tunnel_tp_dst=4789 tunnel_flags=0x0/0x3 \
+         tunnel_eth_src=02:00:00:00:0b:01 tunnel_eth_dst=02:00:00:00:0b:02"
     );
     assert_eq!(does, "[tunnel-pop,{output:vf1}]");
     assert_eq!(rule(&ports, inner, "drop").unwrap().1, "[drop]");
+    // From another sender than the packets are taken from, there is no rule; one that takes them from many is as good.
+    let other = inner.replace("src=172.16.0.2", "src=172.16.0.3");
+    assert_eq!(rule(&ports, &other, "nic0_vf1").unwrap_err().code(), "tunnel-port");
+    let all = outer.replace("src=172.16.0.2", "src=172.16.0.2/255.255.0.0").replace("src=02:00:00:00:0b:01,", "");
+    let (port, tunnel) = tunnel_in(&flow(&all, "tnl_pop(vxlan_sys_4789)"), &ports).unwrap();
+    ports.add_tunnel(&port, tunnel);
+    for inner in [inner, &other] {
+        let (fields, _) = rule(&ports, inner, "nic0_vf1").unwrap();
+        assert!(fields.ends_with(" tunnel_flags=0x0/0x3 tunnel_eth_dst=02:00:00:00:0b:02"), "{fields}");
+    }
+    // What a rule cannot say of the packets around, and what the engine does not look into.
+    for (part, by) in [
+        ("udp(src=41000/0", "tcp_flags(0),udp(src=41000/0"),
+        ("frag=no", "frag=first"),
+        ("recirc_id(0)", "recirc_id(0x1)"),
+        ("dst=4789", "dst=4789/0xfff0"),
+    ] {
+        let text = format!(
+            "ufid:0d7c5e2a-0000-0000-0000-000000000007, {ANY},{outer}, packets:0, bytes:0, used:never, actions:tnl_pop(vxlan_sys_4789)"
+        );
+        let changed = parse::flow(&text.replace(part, by), 1, Names::Allowed).unwrap();
+        assert_eq!(tunnel_in(&changed, &ports), None, "{by}");
+    }
+    let tagged = outer.replace("eth_type(0x0800),", "eth_type(0x8100),vlan(vid=5,pcp=0),encap(eth_type(0x0800),") + ")";
+    assert_eq!(tunnel_in(&flow(&tagged, "tnl_pop(vxlan_sys_4789)"), &ports), None);
+    // An engine looks for tunnels at their own ports only.
+    let (outer8, inner8) = (outer.replace("4789", "8472"), inner.replace("4789", "8472"));
+    let (port, tunnel) = tunnel_in(&flow(&outer8, "tnl_pop(vxlan_sys_8472)"), &ports).unwrap();
+    ports.add_tunnel(&port, tunnel);
+    assert_eq!(rule(&ports, &inner8, "nic0_vf1").unwrap_err().code(), "field");
     // OVS's text does not say whether GENEVE's options count that a packet does not have.
     let (outer, inner) =
         (outer.replace("4789", "6081"), inner.replace("vxlan_sys_4789", "genev_sys_6081").replace("4789", "6081"));
     let (port, tunnel) = tunnel_in(&flow(&outer, "tnl_pop(genev_sys_6081)"), &ports).unwrap();
-    ports.set_tunnel(&port, tunnel);
+    ports.add_tunnel(&port, tunnel);
     assert_eq!(rule(&ports, &inner, "nic0_vf1").unwrap_err().code(), "field");
 }
 

@@ -13,7 +13,6 @@ use super::Flow;
 use super::action::Action;
 use super::flags::TunnelFlags;
 use super::key::{Ipv6, Key, PortRef};
-use super::masked::Masked;
 use super::push::TunnelHeader;
 use super::tunnel::Tunnel;
 
@@ -60,7 +59,7 @@ reasons! {
     MatchIpv6Label, "match-ipv6-label", "It matches IPv6's flow label.";
     MatchNd, "match-nd", "It matches what is within neighbour discovery.";
     MatchTunnelOptions, "match-tunnel-options", "It matches a tunnel's options (GENEVE options, VXLAN group policy, ERSPAN, GTP-U).";
-    MatchTunnelHeader, "match-tunnel-header", "It matches a tunnel's TOS, TTL or OAM flag.";
+    MatchTunnelHeader, "match-tunnel-header", "It matches a tunnel's OAM flag.";
     MatchUnknown, "match-unknown", "It matches something that OVS itself prints as a number.";
     ActionConntrack, "action-conntrack", "It tracks connections or translates addresses (ct, ct_clear).";
     ActionRecirculate, "action-recirculate", "It has OVS look the packet up again (recirc).";
@@ -185,12 +184,10 @@ fn of_tunnel(tunnel: &Tunnel) -> Option<Reason> {
     if !tunnel.unknown.is_empty() {
         return Some(Reason::MatchUnknown);
     }
-    let counts = |field: &Masked<u8>| !field.is_wildcard();
     if has_options(tunnel) {
         return Some(Reason::MatchTunnelOptions);
     }
-    let header = tunnel.tos.as_ref().is_some_and(counts) || tunnel.ttl.as_ref().is_some_and(counts);
-    (header || tunnel.flags.mask.0 & OAM != 0).then_some(Reason::MatchTunnelHeader)
+    (tunnel.flags.mask.0 & OAM != 0).then_some(Reason::MatchTunnelHeader)
 }
 
 /// The flag of [`TunnelFlags`] that says more than the kind of tunnel does.

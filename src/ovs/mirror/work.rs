@@ -1,6 +1,6 @@
 //! One round of the mirror: from what a dump changed to what the engines are told.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use ringspan_protocol::NicName;
@@ -26,8 +26,8 @@ pub(super) struct Work {
     ports: Ports,
     /// The NICs, each with the life in which its rules were last known.
     nics: HashMap<NicName, u64>,
-    /// Flows that take packets out of tunnels.
-    pops: HashMap<u128, (PortRef, TunnelIn)>,
+    /// Flows that take packets out of tunnels, in an order that stays.
+    pops: BTreeMap<u128, (PortRef, TunnelIn)>,
     /// When something was last installed: an engine's word of what it has may be older.
     told: Option<Instant>,
     /// Why an engine could not be told, the last time.
@@ -121,7 +121,7 @@ impl Work {
         }
         let mut ports = self.ports.without_tunnels();
         for (port, tunnel) in self.pops.values() {
-            ports.set_tunnel(port, tunnel.clone());
+            ports.add_tunnel(port, tunnel.clone());
         }
         if ports != self.ports {
             self.ports = ports;

@@ -69,6 +69,8 @@ struct Known {
     /// VLAN tags, of which there may be more.
     tags: u32,
     tunnel: Option<u128>,
+    /// The tunnel is over IPv4.
+    tunnel_ipv4: bool,
 }
 
 impl Rule {
@@ -97,6 +99,7 @@ impl Known {
             proto: matches.exact(Field::IpProto),
             tags: u32::from(outer) + u32::from(outer && inner),
             tunnel: matches.exact(Field::TunnelKind).filter(|kind| *kind != 0),
+            tunnel_ipv4: matches.get(Field::TunnelIpv4Dst).is_some() || matches.get(Field::TunnelIpv4Src).is_some(),
         }
     }
 
@@ -130,6 +133,9 @@ impl Known {
             | Field::TunnelSrcPort
             | Field::TunnelDstPort
             | Field::TunnelFlags => (self.tunnel.is_some(), "tunnel_kind=1 or 2"),
+            Field::TunnelEthSrc | Field::TunnelEthDst => {
+                (self.tunnel.is_some() && self.tunnel_ipv4, "tunnel_kind=1 or 2 and tunnel_ipv4_dst")
+            }
         };
         if there { Ok(()) } else { Err(needs) }
     }

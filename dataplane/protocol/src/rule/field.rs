@@ -80,7 +80,8 @@ fields! {
     IpTos = "ip_tos", 8, Hex;
     /// IPv4 time to live, or IPv6 hop limit.
     IpTtl = "ip_ttl", 8, Decimal;
-    /// Fragments: bit 0 in every fragment, bit 1 in all but the first. 0 in what is whole.
+    /// Fragments: bit 0 in every fragment, bit 1 in all but the first. 0 in what is whole; bit 1 alone in an IPv6 packet that
+    /// has a fragment header and is the only one (RFC 6946).
     IpFrag = "ip_frag", 2, Decimal;
     /// Source port of TCP, UDP or SCTP; 0 in later fragments.
     SrcPort = "tp_src", 16, Decimal;
@@ -125,6 +126,10 @@ fields! {
     TunnelDstPort = "tunnel_tp_dst", 16, Decimal;
     /// Flags of the tunnel: 1 a UDP checksum, 2 do not fragment, 4 GENEVE's control bit (OAM).
     TunnelFlags = "tunnel_flags", 3, Hex;
+    /// Source MAC address of the packet around, of a tunnel over IPv4.
+    TunnelEthSrc = "tunnel_eth_src", 48, Mac;
+    /// Destination MAC address of the packet around, of a tunnel over IPv4.
+    TunnelEthDst = "tunnel_eth_dst", 48, Mac;
 }
 
 impl Field {

@@ -132,7 +132,8 @@ impl From<Match> for Vec<FieldMatch> {
 }
 
 /// A rule. Among those that match a frame the one with the highest priority counts; among equal ones that whose match has more bits,
-/// then that with the lower id.
+/// then that with the lower id. One about what is inside a tunnel counts where there is none about the packet around, or where its
+/// priority is higher.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {

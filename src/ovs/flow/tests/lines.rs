@@ -155,7 +155,6 @@ fn each_obstacle_has_its_reason() {
         ("nd(target=fe80::1)", MatchNd),
         ("tunnel(geneve({class=0x1,type=0x2,len=0}))", MatchTunnelOptions),
         ("tunnel(vxlan(gbp(id=1)))", MatchTunnelOptions),
-        ("tunnel(tos=0x8)", MatchTunnelHeader),
         ("tunnel(flags(+oam))", MatchTunnelHeader),
         ("key99(01)", MatchUnknown),
     ];
