@@ -128,7 +128,7 @@ impl Daemon {
     }
 }
 
-/// Keys of `[control]` and `[log]` that only a start of the daemon reads.
+/// Keys of `[control]`, `[log]` and `[ovs]` that only a start of the daemon reads.
 fn fixed_keys(old: &Config, new: &Config) -> Vec<&'static str> {
     let (a, b) = (&old.control, &new.control);
     let same = [
@@ -140,6 +140,9 @@ fn fixed_keys(old: &Config, new: &Config) -> Vec<&'static str> {
         ("control.readers", a.readers == b.readers),
         ("control.lane_program", a.lane_program == b.lane_program),
         ("log.format", old.log.format == new.log.format),
+        ("ovs.run_dir", old.ovs.run_dir == new.ovs.run_dir),
+        ("ovs.max_flows", old.ovs.max_flows == new.ovs.max_flows),
+        ("ovs.grace_ms", old.ovs.grace == new.ovs.grace),
     ];
     same.into_iter().filter(|(_, same)| !same).map(|(key, _)| key).collect()
 }

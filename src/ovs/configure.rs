@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::client::{Database, OvsError, Place};
+use super::client::{Database, OvsError, Place, Process, Switch};
 use super::view::{self, View};
 use crate::error::{Error, ErrorKind};
 
@@ -150,71 +150,108 @@ const AT_RESTART: [&str; 2] = ["hw-offload", "tc-policy"];
 /// Makes it so, as far as it can be: an item that fails leaves the others alone. The restart is the caller's.
 pub(crate) fn configure(place: &Place, wanted: &Configure) -> Result<Configured, Error> {
     let mut database = Database::connect(place)?;
-    let mut run = Run { database: &mut database, pid: place.switch_pid().ok(), target: None, items: Vec::new() };
+    let mut run = Run { database: &mut database, under: life(place), target: None, items: Vec::new(), broken: None };
     if let Some(on) = wanted.hw_offload {
-        run.item("hw-offload".into(), |view| setting("hw-offload", &view.hw_offload.to_string(), &on.to_string()))?;
+        run.item("hw-offload".into(), |view| setting("hw-offload", &view.hw_offload.to_string(), &on.to_string()));
     }
     if let Some(policy) = wanted.tc_policy {
-        run.item("tc-policy".into(), |view| setting("tc-policy", &view.tc_policy, policy.word()))?;
+        run.item("tc-policy".into(), |view| setting("tc-policy", &view.tc_policy, policy.word()));
     }
     for bridge in &wanted.bridges {
-        run.item(format!("bridge {}", bridge.name), |view| add_bridge(view, bridge))?;
+        run.item(format!("bridge {}", bridge.name), |view| add_bridge(view, bridge));
     }
     for port in &wanted.ports {
-        run.item(format!("port {}", port.name), |view| make_port(view, port))?;
+        run.item(format!("port {}", port.name), |view| make_port(view, port));
     }
-    let Run { target, mut items, .. } = run;
-    let settled = wait_until_taken(&mut database, target, Duration::from_millis(wanted.timeout_ms.min(60_000)))?;
-    let view = View::read(&mut database)?;
+    let Run { target, mut items, broken, .. } = run;
+    let rest = match broken {
+        Some(error) => Err(error),
+        None => wait_until_taken(&mut database, target, Duration::from_millis(wanted.timeout_ms.min(60_000)))
+            .and_then(|settled| Ok((settled, View::read(&mut database)?))),
+    };
+    let (settled, view) = match rest {
+        Ok(rest) => rest,
+        // What was done is told, whatever came behind it.
+        Err(_) if items.iter().any(|item| item.outcome == Outcome::Changed) => {
+            return Ok(Configured { items, settled: false, restart_needed: None, restarted: false });
+        }
+        Err(error) => return Err(error),
+    };
     if settled {
         explain(&view, wanted, &mut items);
     }
     let running = super::restart::running(place);
-    let restart_needed = view.changed_under.filter(|pid| Some(*pid) == running).map(|pid| {
+    let under = running.filter(|process| view.changed_under == Some(process.life()));
+    let restart_needed = under.map(|Process { pid, .. }| {
         format!("{} changed while ovs-vswitchd {pid} ran: it takes them when it starts", AT_RESTART.join(" or "))
     });
     Ok(Configured { items, settled, restart_needed, restarted: false })
 }
 
+/// The switch that will not have seen what only a restart brings into force.
+fn life(place: &Place) -> Option<String> {
+    Switch::connect(place).ok().map(|switch| switch.process.life())
+}
+
 struct Run<'a> {
     database: &'a mut Database,
-    pid: Option<u32>,
+    under: Option<String>,
+    /// Why the connection is of no more use.
+    broken: Option<Error>,
     /// The number that `cur_cfg` must reach.
     target: Option<i64>,
     items: Vec<Item>,
 }
 
 impl Run<'_> {
-    /// Does one item. Only an end of the connection ends the whole.
-    fn item(&mut self, item: String, change: impl FnOnce(&View) -> Result<Option<Change>, Error>) -> Result<(), Error> {
-        let view = View::read(self.database)?;
-        let result = match change(&view) {
-            Ok(None) => Ok((Outcome::Unchanged, Vec::new())),
-            Ok(Some(change)) => match self.transact(&item, change.operations) {
-                Ok(()) => Ok((Outcome::Changed, change.done)),
-                Err(error) if error.connection_is_good() => Err(Error::from(error).about(&item)),
-                Err(error) => return Err(error.into()),
-            },
-            Err(error) => Err(error.about(&item)),
+    /// Does one item. Behind an end of the connection all are refused, so that what was done before is told.
+    fn item(&mut self, item: String, change: impl FnOnce(&View) -> Result<Option<Change>, Error>) {
+        let result = match self.broken.clone() {
+            Some(error) => Err(error),
+            None => self.change(&item, change),
         };
         self.items.push(match result {
             Ok((outcome, done)) => Item { item, outcome, done, error: None },
-            Err(error) => Item { item, outcome: Outcome::Refused, done: Vec::new(), error: Some(error) },
+            Err(error) => Item { outcome: Outcome::Refused, done: Vec::new(), error: Some(error.about(&item)), item },
         });
-        Ok(())
+    }
+
+    fn change(
+        &mut self,
+        item: &str,
+        change: impl FnOnce(&View) -> Result<Option<Change>, Error>,
+    ) -> Result<(Outcome, Vec<String>), Error> {
+        let view = View::read(self.database).map_err(|error| self.is_broken(error.into()))?;
+        let Some(change) = change(&view)? else { return Ok((Outcome::Unchanged, Vec::new())) };
+        match self.transact(item, change.operations) {
+            Ok(()) => Ok((Outcome::Changed, change.done)),
+            Err(error) if error.connection_is_good() => Err(error.into()),
+            Err(error) => Err(self.is_broken(error.into())),
+        }
+    }
+
+    fn is_broken(&mut self, error: Error) -> Error {
+        self.broken.insert(error).clone()
     }
 
     /// The operations, and with them the number that ovs-vswitchd answers when it has taken them, as ovs-vsctl does it.
     fn transact(&mut self, item: &str, mut operations: Vec<Value>) -> Result<(), OvsError> {
-        if let Some(pid) = self.pid.filter(|_| AT_RESTART.contains(&item)) {
-            operations.push(set_entry("external_ids", view::CHANGED_UNDER, &pid.to_string()));
+        if let Some(life) = self.under.as_ref().filter(|_| AT_RESTART.contains(&item)) {
+            operations.push(set_entry("external_ids", view::CHANGED_UNDER, life));
         }
+        let changes = operations.clone();
         operations.push(
             json!({ "op": "mutate", "table": "Open_vSwitch", "where": [], "mutations": [["next_cfg", "+=", 1]] }),
         );
         operations.push(json!({ "op": "select", "table": "Open_vSwitch", "where": [], "columns": ["next_cfg"] }));
         let results = self.database.transact(operations)?;
         self.target = results.last().and_then(|result| result["rows"][0]["next_cfg"].as_i64());
+        // The row may have gone since it was read.
+        let missed = |(change, result): &(&Value, &Value)| change["op"] != "insert" && result["count"] == 0;
+        if let Some((change, _)) = changes.iter().zip(&results).find(missed) {
+            let reason = format!("the row in {} that it is about has gone meanwhile: try again", change["table"]);
+            return Err(OvsError::Refused { peer: "ovsdb-server", method: "transact".into(), reason });
+        }
         Ok(())
     }
 }
@@ -240,7 +277,7 @@ fn entry(column: &str, key: &str, value: &str) -> Value {
 
 fn add_bridge(view: &View, wanted: &WantedBridge) -> Result<Option<Change>, Error> {
     let name = &wanted.name;
-    check_name("bridge", name)?;
+    check_name("bridge", name, LETTERS)?;
     let kind = wanted.datapath_type.as_deref();
     if let Some(bridge) = view.bridge(name) {
         return match kind {
@@ -273,7 +310,7 @@ fn add_bridge(view: &View, wanted: &WantedBridge) -> Result<Option<Change>, Erro
 
 fn make_port(view: &View, wanted: &WantedPort) -> Result<Option<Change>, Error> {
     let name = &wanted.name;
-    check_name("port", name)?;
+    check_name("port", name, 255)?;
     if let Some(tag) = wanted.tag.filter(|tag| *tag > 4095) {
         let message = format!("port {name}: {tag} is no VLAN: give 1 to 4095, or 0 for none");
         return Err(Error::new(ErrorKind::Invalid, message));
@@ -333,9 +370,13 @@ fn add_port(view: &View, wanted: &WantedPort) -> Result<Change, Error> {
         let known = if known.is_empty() { "there is none".into() } else { format!("there are {}", known.join(", ")) };
         return Err(Error::new(ErrorKind::NotFound, format!("there is no bridge {bridge}: {known}")));
     }
+    let kind = wanted.kind.as_deref().unwrap_or("");
+    if matches!(kind, "" | "system" | "internal" | "tap") {
+        check_name("port", name, LETTERS)?;
+    }
     let mut interface = Map::new();
     interface.insert("name".into(), json!(name));
-    interface.insert("type".into(), json!(wanted.kind.as_deref().unwrap_or("")));
+    interface.insert("type".into(), json!(kind));
     if let Some(id) = wanted.iface_id.as_deref().filter(|id| !id.is_empty()) {
         interface.insert("external_ids".into(), json!(["map", [["iface-id", id]]]));
     }
@@ -354,13 +395,16 @@ fn tag_value(tag: u16) -> Value {
     if tag == 0 { json!(["set", []]) } else { json!(tag) }
 }
 
-/// Names of bridges and ports are names of network interfaces.
-fn check_name(what: &str, name: &str) -> Result<(), Error> {
-    let good = (1..=15).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/');
+/// Most letters in the name of a network interface (IFNAMSIZ).
+const LETTERS: usize = 15;
+
+/// Names of bridges are names of network interfaces, as are those of ports that the host has; others may be longer.
+fn check_name(what: &str, name: &str, most: usize) -> Result<(), Error> {
+    let good = (1..=most).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/');
     if good && name != "." && name != ".." {
         return Ok(());
     }
-    let message = format!("{what} {name:?}: a name has 1 to 15 letters, without spaces and slashes");
+    let message = format!("{what} {name:?}: a name has 1 to {most} letters, without spaces and slashes");
     Err(Error::new(ErrorKind::Invalid, message))
 }
 

@@ -6,16 +6,16 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::client::{Place, Switch};
+use super::client::{Place, Process, Switch};
 use crate::error::{Error, ErrorKind};
 
 /// Longest time for a restart: the old process ends, the new one answers.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// The running switch's process; nothing while none answers.
-pub(crate) fn running(place: &Place) -> Option<u32> {
+pub(crate) fn running(place: &Place) -> Option<Process> {
     let mut switch = Switch::connect(place).ok()?;
-    switch.call("version", &[]).ok().map(|_| switch.pid)
+    switch.call("version", &[]).ok().map(|_| switch.process)
 }
 
 /// Restarts the switch by `command`, or by systemd, and returns the new process when it answers.
@@ -54,7 +54,7 @@ pub(crate) fn restart(place: &Place, command: Option<&[String]>) -> Result<u32, 
     }
     while Instant::now() < until {
         match running(place) {
-            Some(pid) if Some(pid) != old => return Ok(pid),
+            Some(new) if Some(new) != old => return Ok(new.pid),
             _ => std::thread::sleep(Duration::from_millis(10)),
         }
     }
@@ -62,12 +62,16 @@ pub(crate) fn restart(place: &Place, command: Option<&[String]>) -> Result<u32, 
 }
 
 /// How systemd restarts the unit that the process is in.
-fn systemd(pid: Option<u32>) -> Result<Vec<String>, Error> {
+fn systemd(running: Option<Process>) -> Result<Vec<String>, Error> {
     let remedy = "set ovs.restart_command in the configuration file, or restart it by hand";
     let refused = |reason: &str| {
         Error::new(ErrorKind::Unsupported, format!("ovs-vswitchd was not restarted: {reason}: {remedy}"))
     };
-    let pid = pid.ok_or_else(|| refused("it does not run"))?;
+    let Process { pid, started } = running.ok_or_else(|| refused("it does not run"))?;
+    // Of another host's or container's process only a number is known, which is somebody else's here.
+    if started.is_none() {
+        return Err(refused("who listens at its control socket is no process of this host's with that name"));
+    }
     let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     let unit = unit_of(&groups).filter(|_| Path::new("/run/systemd/system").is_dir());
     let unit = unit.ok_or_else(|| refused(&format!("process {pid} is no service of systemd's")))?;

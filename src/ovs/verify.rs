@@ -5,7 +5,7 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::client::{Database, Place, Switch};
+use super::client::{Database, Place, Process, Switch};
 use super::qdisc::{self, Qdisc};
 use super::representor::{self, Representor};
 use super::view::View;
@@ -119,7 +119,7 @@ pub(crate) fn verify(place: &Place, sysfs: &Path, own: &Own) -> Result<Verified,
     let datapaths = datapaths(&mut switch)?;
     let representors = representor::list(sysfs);
     let mut checks = vec![
-        hw_offload(&view, switch.pid, &representors),
+        hw_offload(&view, switch.process, &representors),
         offloaded(&view, &datapaths, own),
         own_rules(own),
         missing(&view, &representors, own),
@@ -175,10 +175,10 @@ impl Datapath {
     }
 }
 
-fn hw_offload(view: &View, pid: u32, representors: &[Representor]) -> Check {
+fn hw_offload(view: &View, process: Process, representors: &[Representor]) -> Check {
     let check = |state, message: String| Check::new(Checked::HwOffload, state, message);
-    if view.changed_under == Some(pid) {
-        let message = format!("hw-offload or tc-policy changed since ovs-vswitchd {pid} started");
+    if view.changed_under == Some(process.life()) {
+        let message = format!("hw-offload or tc-policy changed since ovs-vswitchd {} started", process.pid);
         return check(State::Failed, message).remedy("restart ovs-vswitchd: ringspan ovs configure --restart");
     }
     match (view.hw_offload, representors.is_empty()) {

@@ -25,9 +25,9 @@ pub(crate) struct View {
     pub flow_limit: u64,
     /// Whether ovs-vswitchd has taken the last change.
     pub settled: bool,
-    /// The process that ran when a setting was changed that only a restart brings into force.
+    /// The process that ran when a setting was changed that only a restart brings into force: its number, and when it started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub changed_under: Option<u32>,
+    pub changed_under: Option<String>,
     /// The bridges, by name.
     pub bridges: Vec<Bridge>,
 }
@@ -110,7 +110,7 @@ impl View {
             max_idle_ms: number("max-idle", MAX_IDLE_MS),
             flow_limit: number("flow-limit", FLOW_LIMIT),
             settled: root.number("next_cfg") == root.number("cur_cfg"),
-            changed_under: root.entry("external_ids", CHANGED_UNDER).and_then(|pid| pid.parse().ok()),
+            changed_under: root.entry("external_ids", CHANGED_UNDER).map(String::from),
             bridges,
         })
     }

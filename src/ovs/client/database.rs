@@ -9,6 +9,8 @@ use super::{Bounds, OvsError, Place, Rpc};
 
 /// How the daemon is called in errors.
 const PEER: &str = "ovsdb-server";
+/// Changes that count as one.
+const AT_ONCE: usize = 1000;
 /// The database.
 const NAME: &str = "Open_vSwitch";
 
@@ -22,6 +24,11 @@ impl Database {
     /// Connects to the server of this run directory.
     pub(crate) fn connect(place: &Place) -> Result<Self, OvsError> {
         Ok(Self { rpc: Rpc::connect(PEER, &place.database())? })
+    }
+
+    /// The same, without waiting longer than `limit`.
+    pub(crate) fn connect_within(place: &Place, limit: Duration) -> Result<Self, OvsError> {
+        Ok(Self { rpc: Rpc::connect_within(PEER, &place.database(), limit)? })
     }
 
     #[cfg(test)]
@@ -65,7 +72,8 @@ impl Database {
     }
 
     /// Asks to be told of changes in these columns, from now on. Servers that do not know `monitor_cond` (before OVS 2.6) are asked by `monitor`.
-    pub(crate) fn watch(&mut self, tables: &[(&str, &[&str])]) -> Result<(), OvsError> {
+    pub(crate) fn watch(&mut self, tables: &[(&str, &[&str])], limit: Duration) -> Result<(), OvsError> {
+        let bounds = Bounds { time: limit, ..Bounds::USUAL };
         let select = json!({ "initial": false, "insert": true, "delete": true, "modify": true });
         let requests = |array: bool| {
             let request = |columns: &[&str]| {
@@ -74,9 +82,9 @@ impl Database {
             };
             tables.iter().map(|(table, columns)| ((*table).into(), request(columns))).collect::<Map<_, _>>()
         };
-        match self.rpc.call("monitor_cond", json!([NAME, "ringspan", requests(true)]), Bounds::USUAL) {
+        match self.rpc.call("monitor_cond", json!([NAME, "ringspan", requests(true)]), bounds) {
             Err(OvsError::Refused { .. }) => {
-                self.rpc.call("monitor", json!([NAME, "ringspan", requests(false)]), Bounds::USUAL).map(drop)
+                self.rpc.call("monitor", json!([NAME, "ringspan", requests(false)]), bounds).map(drop)
             }
             other => other.map(drop),
         }
@@ -89,8 +97,9 @@ impl Database {
             None => return Ok(false),
             Some(note) => is_change(&note),
         };
-        // A connection that ended meanwhile says so the next time.
-        while let Ok(Some(note)) = self.rpc.note(Duration::from_micros(1)) {
+        // A connection that ended meanwhile says so the next time; a peer that keeps telling is looked at again then.
+        for _ in 0..AT_ONCE {
+            let Ok(Some(note)) = self.rpc.note(Duration::from_micros(1)) else { break };
             changed |= is_change(&note);
         }
         Ok(changed)

@@ -17,7 +17,7 @@ use std::time::Duration;
 pub(crate) use database::Database;
 pub(crate) use place::Place;
 pub(crate) use rpc::{Bounds, Rpc};
-pub(crate) use unixctl::Switch;
+pub(crate) use unixctl::{Process, Switch};
 
 use crate::error::{Error, ErrorKind};
 

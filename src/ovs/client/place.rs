@@ -42,8 +42,8 @@ impl Place {
             .map_err(|_| unreachable(format!("{:?} is no process id", text.chars().take(40).collect::<String>())))
     }
 
-    /// The switch's control socket.
-    pub(crate) fn switch(&self) -> Result<PathBuf, OvsError> {
-        Ok(self.folder.join(format!("ovs-vswitchd.{}.ctl", self.switch_pid()?)))
+    /// The control socket of the switch with this number in its pid file.
+    pub(crate) fn switch(&self, pid: u32) -> PathBuf {
+        self.folder.join(format!("ovs-vswitchd.{pid}.ctl"))
     }
 }

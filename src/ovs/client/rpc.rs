@@ -17,8 +17,9 @@ use super::frame::Frames;
 
 /// How much is read at once.
 const CHUNK: usize = 256 << 10;
-/// Most notifications that wait to be looked at.
+/// Most notifications that wait to be looked at, and bytes of them.
 const NOTES: usize = 4096;
+const NOTE_BYTES: usize = 16 << 20;
 /// Longest wait for a connection: a busy daemon lets a few wait.
 const CONNECT: Duration = Duration::from_secs(5);
 
@@ -56,7 +57,8 @@ pub(crate) struct Rpc {
     frames: Frames,
     chunk: Box<[u8]>,
     next_id: u64,
-    notes: VecDeque<Note>,
+    /// Each with the bytes that it came in.
+    notes: VecDeque<(Note, usize)>,
 }
 
 /// Request, notification or answer: JSON-RPC 1.0 tells them apart by what is there.
@@ -72,17 +74,31 @@ struct Message {
     result: Value,
     #[serde(default)]
     error: Value,
+    /// Its bytes.
+    #[serde(skip)]
+    len: usize,
 }
 
 impl Rpc {
     /// Connects to the daemon that listens at `path`.
     pub(crate) fn connect(peer: &'static str, path: &Path) -> Result<Self, OvsError> {
+        Self::connect_within(peer, path, CONNECT)
+    }
+
+    /// The same, without waiting longer than `limit`.
+    pub(crate) fn connect_within(peer: &'static str, path: &Path, limit: Duration) -> Result<Self, OvsError> {
         let unreachable = |reason: String| OvsError::Unreachable { peer, path: path.to_owned(), reason };
-        let socket = connected(path).map_err(|errno| unreachable(errno.desc().into()))?;
+        let socket = connected(path, limit).map_err(|errno| unreachable(errno.desc().into()))?;
         let stream = UnixStream::from(socket);
         stream.set_nonblocking(false).map_err(|error| unreachable(error.to_string()))?;
         let chunk = vec![0; CHUNK].into_boxed_slice();
         Ok(Self { peer, stream, frames: Frames::default(), chunk, next_id: 1, notes: VecDeque::new() })
+    }
+
+    /// The process that listens, in this host's numbers; nothing when it is in a place where it has none (unix(7), SO_PEERCRED).
+    pub(crate) fn process(&self) -> Option<u32> {
+        let peer = nix::sys::socket::getsockopt(&self.stream, nix::sys::socket::sockopt::PeerCredentials).ok()?;
+        u32::try_from(peer.pid()).ok().filter(|pid| *pid != 0)
     }
 
     /// Asks, and returns the result.
@@ -112,7 +128,7 @@ impl Rpc {
         const WAITING: &str = "waiting for changes";
         let until = Instant::now() + wait;
         loop {
-            if let Some(note) = self.notes.pop_front() {
+            if let Some((note, _)) = self.notes.pop_front() {
                 return Ok(Some(note));
             }
             match self.message(WAITING, Bounds { time: wait, ..Bounds::USUAL }, until)? {
@@ -129,11 +145,15 @@ impl Rpc {
     fn unasked(&mut self, message: Message) -> Result<(), OvsError> {
         let method = message.method.unwrap_or_default();
         match (method.as_str(), message.id) {
-            (_, Value::Null) if self.notes.len() < NOTES => {
-                self.notes.push_back(Note { method, params: message.params });
-                Ok(())
+            (_, Value::Null) => {
+                self.notes.push_back((Note { method, params: message.params }, message.len));
+                if self.notes.len() <= NOTES && self.notes.iter().map(|(_, len)| len).sum::<usize>() <= NOTE_BYTES {
+                    return Ok(());
+                }
+                let (notes, most) = (self.notes.len(), NOTE_BYTES >> 20);
+                Err(self
+                    .garbage("notifications", format!("{notes} of them during one request, or more than {most} MiB")))
             }
-            (_, Value::Null) => Err(self.garbage(&method, format!("{NOTES} notifications during one request"))),
             ("echo", id) => {
                 let answer = json!({ "id": id, "result": message.params, "error": null });
                 self.send(&answer, "echo", Bounds::USUAL.time)
@@ -162,7 +182,8 @@ impl Rpc {
             match self.frames.next() {
                 Ok(Some(frame)) => {
                     let message = serde_json::from_slice(frame);
-                    return message.map(Some).map_err(|error| garbage(error.to_string()));
+                    let of_len = |message: Message| Some(Message { len: frame.len(), ..message });
+                    return message.map(of_len).map_err(|error| garbage(error.to_string()));
                 }
                 Ok(None) => {}
                 Err(what) => return Err(garbage(what.to_string())),
@@ -206,12 +227,12 @@ impl AsFd for Rpc {
     }
 }
 
-/// Connects without waiting longer than [`CONNECT`]: a listener whose queue is full would hold a blocking connect for ever.
-fn connected(path: &Path) -> nix::Result<OwnedFd> {
+/// Connects without waiting longer than `limit`: a listener whose queue is full would hold a blocking connect for ever.
+fn connected(path: &Path, limit: Duration) -> nix::Result<OwnedFd> {
     let address = UnixAddr::new(path)?;
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-    let until = Instant::now() + CONNECT;
+    let until = Instant::now() + limit;
     loop {
         match connect(std::os::fd::AsRawFd::as_raw_fd(&socket), &address) {
             Ok(()) => return Ok(socket),

@@ -14,14 +14,46 @@ pub(super) const PEER: &str = "ovs-vswitchd";
 pub(crate) struct Switch {
     rpc: Rpc,
     /// The process behind it.
+    pub process: Process,
+}
+
+/// A process, told apart from others that have its number later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Process {
+    /// Its number: this host's, or that of its pid file when it has none here.
     pub pid: u32,
+    /// When it started, in clock ticks since the boot (proc(5)); nothing when it is no process of this host's that is ovs-vswitchd.
+    pub started: Option<u64>,
+}
+
+impl Process {
+    /// The process `here` of this host, if it is ovs-vswitchd; else one that is only known by its pid file.
+    fn new(here: Option<u32>, by_file: u32) -> Self {
+        let read = |pid: u32, file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).ok();
+        // A name is cut off at 15 letters, and builds with DPDK have a longer one.
+        let is_switch = |pid: u32| read(pid, "comm").is_some_and(|name| name.starts_with(PEER));
+        let started = |pid: u32| read(pid, "stat")?.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok();
+        match here.filter(|pid| is_switch(*pid)) {
+            Some(pid) => Self { pid, started: started(pid) },
+            None => Self { pid: by_file, started: None },
+        }
+    }
+
+    /// What tells it from all others, for the database.
+    pub(crate) fn life(&self) -> String {
+        match self.started {
+            Some(started) => format!("{} {started}", self.pid),
+            None => self.pid.to_string(),
+        }
+    }
 }
 
 impl Switch {
     /// Connects to the switch of this run directory.
     pub(crate) fn connect(place: &Place) -> Result<Self, OvsError> {
         let pid = place.switch_pid()?;
-        Ok(Self { rpc: Rpc::connect(PEER, &place.switch()?)?, pid })
+        let rpc = Rpc::connect(PEER, &place.switch(pid))?;
+        Ok(Self { process: Process::new(rpc.process(), pid), rpc })
     }
 
     /// Runs a command, which has strings in and one out.

@@ -14,6 +14,9 @@ use crate::ovs::client::{Database, OvsError, Place, Switch};
 const NO_NIC: Duration = Duration::from_millis(500);
 /// Time between attempts to reach a daemon of OVS's.
 const RETRY: Duration = Duration::from_millis(250);
+/// Longest wait for the database server, which is not needed, and time between attempts to reach it.
+const DATABASE: Duration = Duration::from_secs(1);
+const DATABASE_RETRY: Duration = Duration::from_secs(10);
 /// Longest time without looking whether the mirror is to end.
 const STEP: Duration = Duration::from_millis(200);
 /// What says that flows may have changed: ports come and go, bridges get other controllers, settings change.
@@ -63,6 +66,17 @@ pub(super) fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
 struct Peers {
     switch: Option<Switch>,
     database: Option<Database>,
+    /// When the database server was last tried in vain.
+    tried: Option<Instant>,
+}
+
+/// The flows of all datapaths.
+struct Dump {
+    texts: Vec<String>,
+    /// How long it took.
+    cost: Duration,
+    /// What the switch said of a datapath that it did not dump.
+    refused: Option<OvsError>,
 }
 
 impl Mirror {
@@ -99,14 +113,17 @@ fn run(shared: &Mutex<Shared>, settings: &Settings, engine: &dyn Engine) {
             continue;
         }
         match peers.dump(&settings.place) {
-            Ok((dumps, cost)) => {
+            Ok(Dump { texts, cost, refused }) => {
                 let mut shared = lock(shared);
                 if let Some((error, since)) = shared.gone.take() {
                     tracing::info!("Open vSwitch answers; for {:?} it did not: {error}", since.elapsed());
                 }
                 shared.dumps += 1;
                 shared.pace.dumped(Instant::now(), cost);
-                shared.work.round(&dumps, settings.max_flows, engine);
+                shared.work.round(&texts, settings.max_flows, engine);
+                if let Some(error) = refused {
+                    shared.work.trouble.get_or_insert(error.into());
+                }
             }
             Err(error) => {
                 peers = Peers::default();
@@ -160,34 +177,40 @@ fn wait(shared: &Mutex<Shared>, settings: &Settings, peers: &mut Peers) {
 
 impl Peers {
     /// The flows of all datapaths, and how long that took.
-    fn dump(&mut self, place: &Place) -> Result<(Vec<String>, Duration), OvsError> {
+    fn dump(&mut self, place: &Place) -> Result<Dump, OvsError> {
         let switch = match &mut self.switch {
             Some(switch) => switch,
             None => self.switch.insert(Switch::connect(place)?),
         };
         let names = switch.call("dpctl/dump-dps", &[])?;
         let begun = Instant::now();
-        let mut dumps = Vec::new();
+        let (mut texts, mut refused) = (Vec::new(), None);
         for name in names.lines().map(str::trim).filter(|name| !name.is_empty()) {
             match switch.dump_flows(name, &[]) {
-                Ok(dump) => dumps.push(dump),
-                // A datapath that went in this moment has no flows.
-                Err(error) if error.connection_is_good() => tracing::debug!("{error}"),
+                Ok(text) => texts.push(text),
+                // A datapath that went in this moment has no flows; of one that stays it is said in `trouble`.
+                Err(error) if error.connection_is_good() => refused = Some(error),
                 Err(error) => return Err(error),
             }
         }
-        Ok((dumps, begun.elapsed()))
+        Ok(Dump { texts, cost: begun.elapsed(), refused })
     }
 
     /// Whether the database told of a change within `limit`. Without it the mirror only looks at its own times.
     fn changed(&mut self, place: &Place, limit: Duration) -> bool {
         let database = match &mut self.database {
             Some(database) => database,
-            None => match Database::connect(place).and_then(|mut database| database.watch(&WATCHED).map(|()| database))
+            None if self.tried.is_some_and(|tried| tried.elapsed() < DATABASE_RETRY) => {
+                std::thread::sleep(limit);
+                return false;
+            }
+            None => match Database::connect_within(place, DATABASE)
+                .and_then(|mut database| database.watch(&WATCHED, DATABASE).map(|()| database))
             {
                 Ok(database) => self.database.insert(database),
-                Err(_) => {
-                    std::thread::sleep(limit);
+                Err(error) => {
+                    tracing::debug!("{error}");
+                    self.tried = Some(Instant::now());
                     return false;
                 }
             },

@@ -28,6 +28,8 @@ struct Told {
     down: bool,
     /// Ids that it refuses.
     refused: Vec<RuleId>,
+    /// It removes nothing.
+    stuck: bool,
 }
 
 #[derive(Clone, Default)]
@@ -72,6 +74,9 @@ impl Engine for Fake {
 
     fn remove(&self, _: &NicName, ids: &[RuleId]) -> Result<(), Error> {
         let mut told = self.up()?;
+        if told.stuck {
+            return Err(Error::new(ErrorKind::LaneDown, "the lane is stuck"));
+        }
         for id in ids {
             told.log.push(format!("-{}", id.0));
             told.rules.remove(id);
@@ -134,6 +139,61 @@ fn a_refused_rule_is_a_reason_and_the_old_one_does_not_stay() {
     fake.told().refused.push(RuleId(1));
     assert_eq!(round(&mut work, &fake, &[line(1, "nic0_vf0", 0x1234, "nic0")]), ["!1", "-1"]);
     assert!(fake.told().rules.is_empty());
+}
+
+#[test]
+fn what_was_refused_is_tried_again_when_another_rule_goes() {
+    let (mut work, fake) = (Work::default(), Fake::default());
+    let (one, two) = (line(1, "nic0_vf0", 0x1234, "nic0_vf1"), line(2, "nic0_vf0", 0x1235, "nic0_vf1"));
+    round(&mut work, &fake, std::slice::from_ref(&one));
+    fake.told().refused.push(RuleId(2));
+    assert_eq!(round(&mut work, &fake, &[one.clone(), two.clone()]), ["!2", "-2"]);
+    assert_eq!(round(&mut work, &fake, &[one, two.clone()]), [""; 0]);
+    fake.told().refused.clear();
+    assert_eq!(round(&mut work, &fake, &[two]), ["-1", "+2"]);
+}
+
+#[test]
+fn nothing_is_installed_in_a_nic_that_did_not_remove_what_it_should_have() {
+    let (mut work, fake) = (Work::default(), Fake::default());
+    round(&mut work, &fake, &[line(1, "nic0_vf0", 0x1234, "nic0_vf1")]);
+    let other = [line(2, "nic0_vf0", 0x1234, "nic0")];
+    fake.told().stuck = true;
+    assert_eq!(round(&mut work, &fake, &other), [""; 0]);
+    assert!(work.trouble.is_some());
+    fake.told().stuck = false;
+    assert_eq!(round(&mut work, &fake, &other), ["-1", "+2"]);
+}
+
+#[test]
+fn what_is_inside_a_tunnel_goes_with_the_flow_that_takes_it_out() {
+    let (mut work, fake) = (Work::default(), Fake::default());
+    let flow = |ufid: u128, keys: &str, actions: &str| {
+        let ufid = crate::ovs::flow::Ufid(ufid);
+        format!("ufid:{ufid}, recirc_id(0),{keys}, packets:1, bytes:60, used:0.1s, dp:ovs, actions:{actions}\n")
+    };
+    let any = "packet_type(ns=0,id=0),eth(src=02:00:00:00:00:01,dst=02:00:00:00:00:02),eth_type(0x0800)";
+    let pop = flow(
+        1,
+        &format!(
+            "in_port(nic0),{any},ipv4(src=172.16.0.2,dst=172.16.0.1,proto=17,tos=0/0,ttl=64/0,frag=no),udp(src=41000/0,dst=4789)"
+        ),
+        "tnl_pop(vxlan_sys_4789)",
+    );
+    let inner = flow(
+        2,
+        &format!(
+            "tunnel(tun_id=0x64,src=172.16.0.2,dst=172.16.0.1,ttl=64/0,tp_src=41000/0,tp_dst=4789/0,flags(-df-csum+key)),\
+             in_port(vxlan_sys_4789),{any},ipv4(src=10.0.0.1/0.0.0.0,dst=10.0.0.2/0.0.0.0,proto=17/0,tos=0/0,ttl=64/0,frag=no)"
+        ),
+        "nic0_vf1",
+    );
+    assert_eq!(round(&mut work, &fake, &[pop.clone(), inner.clone()]), ["+2"]);
+    // It takes packets of another host out now.
+    let other = pop.replace("src=172.16.0.2", "src=172.16.0.3");
+    assert_eq!(round(&mut work, &fake, &[other, inner.clone()]), ["-2"]);
+    assert_eq!(round(&mut work, &fake, &[pop, inner.clone()]), ["+2"]);
+    assert_eq!(round(&mut work, &fake, &[inner]), ["-2"]);
 }
 
 #[test]

@@ -7,13 +7,15 @@ use ringspan_protocol::NicName;
 use ringspan_protocol::rule::{Rule, RuleId};
 
 use super::engine::{Engine, Nic};
-use super::table::{Changes, State, Table};
+use super::table::{Changes, Entry, State, Table};
 use crate::error::Error;
 use crate::ovs::compile::{Cause, Ports, TunnelIn, compile, tunnel_in};
 use crate::ovs::flow::{Flow, Names, PortRef, parse};
 
 /// How long after an install an engine that says that it has none has lost them.
 const SETTLED: Duration = Duration::from_secs(2);
+/// Time between attempts at what an engine refused.
+const AGAIN: Duration = Duration::from_secs(5);
 /// Rules in one request to an engine: a lane takes as many.
 const BATCH: usize = ringspan_protocol::message::MAX_RULES;
 
@@ -30,6 +32,8 @@ pub(super) struct Work {
     pops: BTreeMap<u128, (PortRef, TunnelIn)>,
     /// When something was last installed: an engine's word of what it has may be older.
     told: Option<Instant>,
+    /// When all that engines refused was last tried again.
+    tried: Option<Instant>,
     /// Why an engine could not be told, the last time.
     pub trouble: Option<Error>,
 }
@@ -59,6 +63,7 @@ impl Work {
             }
         }
         let mut dirty: HashSet<u128> = changed.into_iter().collect();
+        self.try_again(removals.values().map(Vec::len).sum(), &mut dirty);
         let unknown = self.look_at_nics(&present, &mut dirty);
         self.look_at_tunnels(&mut dirty);
         let mut installs: HashMap<NicName, Vec<Rule>> = HashMap::new();
@@ -72,8 +77,25 @@ impl Work {
         for (nic, ids) in &removals {
             self.remove(nic, ids, engine);
         }
+        // A NIC that is not known to have done what it was told is told no more in this round: what should have gone comes first.
         for (nic, rules) in &installs {
-            self.install(nic, rules, engine);
+            if self.nics.contains_key(nic) {
+                self.install(nic, rules, engine);
+            }
+        }
+    }
+
+    /// What an engine refused, say because it is full, is tried again as soon as there is room for it, and all of it now and then.
+    fn try_again(&mut self, room: usize, dirty: &mut HashSet<u128>) {
+        let is_due = self.tried.is_none_or(|tried| tried.elapsed() >= AGAIN);
+        if room == 0 && !is_due {
+            return;
+        }
+        let refused = |(_, entry): &(&u128, &Entry)| matches!(&entry.state, State::Not(cause) if matches!(**cause, Cause::Engine(_)));
+        let most = if is_due { usize::MAX } else { room };
+        dirty.extend(self.table.flows.iter().filter(refused).map(|(ufid, _)| *ufid).take(most));
+        if is_due {
+            self.tried = Some(Instant::now());
         }
     }
 

@@ -110,6 +110,23 @@ fn an_endless_answer_is_cut_off() {
 }
 
 #[test]
+fn a_peer_that_tells_without_end_is_cut_off() {
+    let peer = Peer::new(|mut stream| {
+        request(&mut stream);
+        let note = format!("{{\"id\":null,\"method\":\"update\",\"params\":[\"{}\"]}}", "x".repeat(900 << 10));
+        // 90 MB, or until the client hangs up.
+        for _ in 0..100 {
+            if stream.write_all(note.as_bytes()).is_err() {
+                return;
+            }
+        }
+        panic!("the client kept 90 MB");
+    });
+    let error = peer.error(SMALL);
+    assert!(matches!(error, OvsError::Garbage { .. }) && error.to_string().contains("MiB"), "{error}");
+}
+
+#[test]
 fn a_silent_peer_costs_no_more_than_the_limit_even_if_it_trickles() {
     let peer = Peer::new(|mut stream| {
         request(&mut stream);
@@ -162,7 +179,7 @@ fn a_database_without_monitor_cond_is_asked_by_monitor() {
     });
     let place = crate::ovs::client::Place::new(Some(folder.path()));
     let mut database = crate::ovs::client::Database::connect(&place).unwrap();
-    database.watch(&[("Bridge", &["name"])]).unwrap();
+    database.watch(&[("Bridge", &["name"])], SOON).unwrap();
     assert!(database.changed(SOON).unwrap());
     let asked = server.join().unwrap();
     assert_eq!(asked["method"], "monitor");

@@ -41,7 +41,7 @@ fn a_change_in_the_database_is_told_and_silence_too() -> Result<()> {
     needs!(Ovs);
     let ovs = Ovs::start()?;
     let mut database = Database::connect(&Place::new(Some(ovs.run_dir())))?;
-    database.watch(&[("Bridge", &["name", "ports"])])?;
+    database.watch(&[("Bridge", &["name", "ports"])], SOON)?;
     assert!(!database.changed(Duration::from_millis(50))?);
     ovs.add_bridge("br0")?;
     assert!(database.changed(SOON)?);
@@ -58,7 +58,8 @@ fn the_switch_runs_commands_and_says_why_not() -> Result<()> {
     let ovs = Ovs::start()?;
     ovs.add_bridge("br0")?;
     let mut switch = Switch::connect(&Place::new(Some(ovs.run_dir())))?;
-    assert_eq!(switch.pid, ovs.pid());
+    assert_eq!(switch.process.pid, ovs.pid());
+    assert!(switch.process.started.is_some() && switch.process.life().starts_with(&format!("{} ", ovs.pid())));
     assert_eq!(switch.call("dpctl/dump-dps", &[])?.trim(), DATAPATH);
     let refused = switch.call("dpctl/nonsense", &["x"]).unwrap_err();
     assert!(refused.connection_is_good() && refused.to_string().contains("dpctl/nonsense"), "{refused}");
