@@ -2,6 +2,7 @@
 //! the rule says and with right checksums. Frames are checked byte for byte, and the counters add up.
 
 mod kit;
+mod lent;
 mod order;
 mod ovs;
 mod representor;
