@@ -1,5 +1,6 @@
 //! Flows as OVS prints them, and the rules that they become.
 
+use proptest::prelude::*;
 use ringspan_protocol::{NicName, NicPort};
 
 use super::{Cause, Ports, compile, tunnel_in};
@@ -202,4 +203,49 @@ fn a_tunnel_that_is_pushed_has_its_headers() {
     let (_, does) = rule(&ports(), IP, push).unwrap();
     assert!(does.starts_with("[{tunnel-push:{kind:vxlan,id:100,eth_src:02:00:00:00:00:0a,"), "{does}");
     assert!(does.contains("dont_fragment:true,dst_port:4789") && does.ends_with(",{output:uplink}]"), "{does}");
+}
+
+/// Keys that are joined in any order, and nested.
+const PARTS: [&str; 16] = [
+    "eth(src=02:00:00:00:00:01,dst=02:00:00:00:00:02/ff:ff:ff:00:00:00)",
+    "eth_type(0x0800)",
+    "eth_type(0x86dd)",
+    "eth_type(0x8100)",
+    "eth_type(0x88a8)",
+    "eth_type(0x0800/0xff00)",
+    "eth_type(0/0xffff)",
+    "vlan(vid=1,pcp=0)",
+    "vlan(vid=2/0x0,pcp=3/0x1)",
+    "ipv4(src=10.0.0.1,proto=17,frag=later)",
+    "ipv6(src=fd00::1,proto=58,frag=first)",
+    "udp(src=1,dst=2/0xff)",
+    "tcp_flags(+syn)",
+    "arp(op=1)",
+    "icmp(type=8,code=0)",
+    "tunnel(tun_id=0x1,src=172.16.0.2,dst=172.16.0.1,ttl=64,flags(+key))",
+];
+
+proptest! {
+    #[test]
+    fn whatever_a_flow_is_it_becomes_a_rule_that_makes_sense_or_has_a_reason(
+        levels in prop::collection::vec(prop::collection::vec(0..PARTS.len(), 0..5), 1..6),
+        actions in prop::sample::select(vec!["drop", "nic0_vf1", "pop_vlan,nic0", "push_vlan(vid=7,pcp=3),nic0", "tnl_pop(vxlan_sys_4789)"]),
+    ) {
+        let text: Vec<String> =
+            levels.iter().map(|level| level.iter().map(|part| format!(",{}", PARTS[*part])).collect()).collect();
+        let nested = text.iter().rev().fold(String::new(), |inner, level| {
+            let inner = inner.trim_start_matches(',');
+            if inner.is_empty() { level.clone() } else { format!("{level},encap({inner})") }
+        });
+        let text = format!(
+            "ufid:0d7c5e2a-0000-0000-0000-000000000007, in_port(nic0_vf0){nested}, packets:0, bytes:0, used:never, actions:{actions}"
+        );
+        if let Ok(flow) = parse::flow(&text, 1, Names::Allowed) {
+            let _ = tunnel_in(&flow, &ports());
+            match compile(&flow, &ports()) {
+                Ok((_, rule)) => prop_assert_eq!(rule.check(), Ok(()), "{}", text),
+                Err(cause) => prop_assert!(!cause.sentence().is_empty()),
+            }
+        }
+    }
 }
