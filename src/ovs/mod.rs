@@ -1,8 +1,7 @@
 //! Open vSwitch: what it is told, what it says of itself, and what it has in its datapath.
 //!
 //! `client` speaks with ovsdb-server and ovs-vswitchd over their sockets, [`flow`] is what a datapath's flows mean, and [`kernel`] has them from
-//! the kernel. Nothing here runs one
-//! of OVS's programs, and nothing depends on text that differs between OVS 2.17 and 3.5.
+//! the kernel. `compile` makes rules of them, and `mirror` keeps those of the NICs up to date. Nothing here runs one of OVS's programs, and nothing depends on text that differs between OVS 2.17 and 3.5.
 
 pub(crate) mod client;
 pub(crate) mod compile;
