@@ -24,6 +24,7 @@ const FUNCTIONS: &[&str] = &[
     "rte_eth_dev_(rx_intr_(enable|disable|ctl_q_get_fd)|rss_hash_conf_get)",
     "rte_(extmem_register|extmem_unregister|dev_dma_map|dev_dma_unmap|eal_iova_mode)",
     "rte_(ring_create|ring_free|eth_from_rings)",
+    "rte_eth_bond_(create|primary_get|xmit_policy_set|link_monitoring_set)",
     "shim_.*",
 ];
 
@@ -92,8 +93,9 @@ fn main() {
         }
     }
 
-    // Drivers are plug-ins, which pkg-config does not name; this one has functions of its own.
+    // Drivers are plug-ins, which pkg-config does not name; these have functions of their own.
     println!("cargo:rustc-link-lib=rte_net_ring");
+    println!("cargo:rustc-link-lib=rte_net_bond");
 
     let mut shim = cc::Build::new();
     shim.file("shim.c").includes(&dpdk.include_paths).opt_level(3).warnings(true).extra_warnings(false);

@@ -188,3 +188,34 @@ int shim_log_to(void (*write)(uint32_t level, const char *text, size_t length))
 		return -errno;
 	return rte_openlog_stream(stream);
 }
+
+#if RTE_VERSION >= RTE_VERSION_NUM(23, 11, 0, 0)
+#define shim_member_add rte_eth_bond_member_add
+#define shim_members_get rte_eth_bond_active_members_get
+#else
+#define shim_member_add rte_eth_bond_slave_add
+#define shim_members_get rte_eth_bond_active_slaves_get
+#endif
+
+int shim_bond_add(uint16_t bond, uint16_t member)
+{
+	return shim_member_add(bond, member);
+}
+
+int shim_bond_active(uint16_t bond, uint16_t *members, uint16_t room)
+{
+	return shim_members_get(bond, members, room);
+}
+
+int shim_poll_link(uint16_t port)
+{
+	struct rte_eth_dev_info info;
+	int status = rte_eth_dev_info_get(port, &info);
+
+	if (status != 0)
+		return status;
+	/* The flags are the port's own, behind a pointer to const. */
+	if (info.dev_flags != NULL)
+		*(uint32_t *)(uintptr_t)info.dev_flags &= ~(uint32_t)RTE_ETH_DEV_INTR_LSC;
+	return 0;
+}

@@ -16,6 +16,7 @@
 #include <rte_dev.h>
 #include <rte_eal.h>
 #include <rte_errno.h>
+#include <rte_eth_bond.h>
 #include <rte_ethdev.h>
 #include <rte_eth_ring.h>
 #include <rte_ether.h>
@@ -68,6 +69,10 @@ enum shim_constants {
 	SHIM_DPDK_VERSION = RTE_VERSION,
 	SHIM_RING_SP_ENQ = RING_F_SP_ENQ,
 	SHIM_RING_SC_DEQ = RING_F_SC_DEQ,
+	SHIM_BOND_ACTIVE_BACKUP = BONDING_MODE_ACTIVE_BACKUP,
+	SHIM_BOND_BALANCE = BONDING_MODE_BALANCE,
+	SHIM_BOND_8023AD = BONDING_MODE_8023AD,
+	SHIM_BOND_BY_LAYER34 = BALANCE_XMIT_POLICY_LAYER34,
 };
 
 static const uint64_t SHIM_RX_OFFLOAD_SCATTER = RTE_ETH_RX_OFFLOAD_SCATTER;
@@ -151,6 +156,16 @@ size_t shim_mbuf_layout(size_t *offsets, size_t room);
  * none, UINT32_MAX when the driver does not know it. Returns 0 or a negative errno.
  */
 int shim_link(uint16_t port, int *up, uint32_t *speed);
+
+/* rte_eth_bond_member_add(), which was rte_eth_bond_slave_add() up to DPDK 23.07. */
+int shim_bond_add(uint16_t bond, uint16_t member);
+/* rte_eth_bond_active_members_get(): how many were written to `members`, or a negative number. */
+int shim_bond_active(uint16_t bond, uint16_t *members, uint16_t room);
+/*
+ * Takes from a port that nobody has configured yet the promise that its driver reports each change of its link, so that the bonding
+ * driver polls it: net_tap promises and never reports. Returns 0 or a negative errno.
+ */
+int shim_poll_link(uint16_t port);
 
 /* The calling thread's lcore id, UINT32_MAX for a thread that EAL does not know. */
 uint32_t shim_lcore_id(void);

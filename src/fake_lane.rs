@@ -132,7 +132,8 @@ impl FakeLane {
                 Reply::Failed(Failure::new(FailureKind::NoRoom, "told to refuse"))
             }
             Request::NicAdd(spec) => {
-                let status = NicStatus { spec: *spec, core: 0, ports: Vec::new(), rules: 0, masks: 0 };
+                let status =
+                    NicStatus { spec: *spec, core: 0, ports: Vec::new(), uplinks: Vec::new(), rules: 0, masks: 0 };
                 self.nics.lock().unwrap().insert(status.spec.name.clone(), status.clone());
                 Reply::Nic(Box::new(status))
             }

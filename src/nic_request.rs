@@ -1,6 +1,6 @@
 //! A software NIC as people ask for it, in a `[[nic]]` table or in `nic.add`.
 
-use ringspan_protocol::nic::{MAX_UPLINKS, MAX_VFS};
+use ringspan_protocol::nic::{BondMode, MAX_UPLINKS, MAX_VFS};
 use ringspan_protocol::{DeviceSpec, LaneName, MTU_RANGE, NicMode, NicName, NicSpec};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -28,9 +28,12 @@ pub(crate) struct NicRequest {
     /// How many VFs it has: `soft:NAME/vf0` and so on as ports' devices.
     #[schemars(range(min = 0, max = 64))]
     pub vfs: u16,
-    /// The device that it sends to and receives from outside; none when empty.
+    /// The device that it sends to and receives from outside; none when empty. Two are bonded.
     #[serde(default)]
     pub uplinks: Vec<DeviceSpec>,
+    /// How two uplinks are bonded.
+    #[serde(default)]
+    pub bond: BondMode,
     /// How its switch decides.
     #[serde(default)]
     pub mode: NicMode,
@@ -50,7 +53,7 @@ fn default_mtu() -> u16 {
 impl NicRequest {
     /// What a lane is told.
     pub(crate) fn spec(&self) -> Result<NicSpec, Error> {
-        let Self { name, kind: NicKind::Soft, vfs, uplinks, mode, mtu, lane: _ } = self.clone();
+        let Self { name, kind: NicKind::Soft, vfs, uplinks, bond, mode, mtu, lane: _ } = self.clone();
         let invalid =
             |message: String| Err(Error::new(ErrorKind::Invalid, format!("NIC {name}: {message}")).about(&name));
         if vfs > MAX_VFS {
@@ -67,6 +70,6 @@ impl NicRequest {
         {
             return invalid(format!("{own} cannot be an uplink: give a pci:, vdev: or patch: device"));
         }
-        Ok(NicSpec { name, vfs, uplinks, mode, mtu })
+        Ok(NicSpec { name, vfs, uplinks, bond, mode, mtu })
     }
 }

@@ -1,6 +1,7 @@
 //! `ringspan nic`.
 
 use clap::{Args, Subcommand};
+use ringspan_protocol::nic::BondMode;
 use ringspan_protocol::{DeviceSpec, LaneName, NicMode, NicName};
 use serde_json::json;
 
@@ -46,6 +47,9 @@ pub(super) struct Add {
     /// What it sends to and receives from outside, such as pci:ADDRESS or vdev:net_tap0,iface=up0.
     #[arg(long = "uplink", value_name = "DEVICE")]
     uplinks: Vec<DeviceSpec>,
+    /// How two uplinks are bonded: active-backup, balance-xor or lacp.
+    #[arg(long, default_value = "active-backup", value_parser = bond)]
+    bond: BondMode,
     /// switchdev: by rules; legacy: by MAC addresses and VLANs.
     #[arg(long, default_value = "switchdev", value_parser = mode)]
     mode: NicMode,
@@ -65,10 +69,15 @@ fn mode(text: &str) -> Result<NicMode, String> {
     }
 }
 
+fn bond(text: &str) -> Result<BondMode, String> {
+    serde_json::from_value(json!(text)).map_err(|_| "write active-backup, balance-xor or lacp".into())
+}
+
 pub(super) fn run(mut client: Client, command: Nic) -> Result<(), Failure> {
     match command {
-        Nic::Add(Add { name, vfs, uplinks, mode, mtu, lane }) => {
-            let mut params = json!({ "name": name, "vfs": vfs, "uplinks": uplinks, "mode": mode, "mtu": mtu });
+        Nic::Add(Add { name, vfs, uplinks, bond, mode, mtu, lane }) => {
+            let mut params =
+                json!({ "name": name, "vfs": vfs, "uplinks": uplinks, "bond": bond, "mode": mode, "mtu": mtu });
             if let Some(lane) = lane {
                 params["lane"] = json!(lane);
             }
@@ -129,6 +138,15 @@ fn print_one(nic: &NicEntry) -> Result<(), Failure> {
         let up = if port.up { "yes" } else { "no" };
         let head = [port.port.to_string(), port.representor.clone(), up.to_owned()];
         table.row(head.into_iter().chain(numbers.iter().map(u64::to_string)));
+    }
+    table.print()?;
+    if status.uplinks.len() < 2 {
+        return Ok(());
+    }
+    let mut table = Table::new(&["UPLINK", "UP", "SENDS"]);
+    let word = |yes| if yes { "yes" } else { "no" }.to_owned();
+    for uplink in &status.uplinks {
+        table.row([uplink.device.to_string(), word(uplink.up), word(uplink.active)]);
     }
     table.print()
 }

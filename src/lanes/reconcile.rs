@@ -219,6 +219,7 @@ mod tests {
             name: name.parse().unwrap(),
             vfs,
             uplinks: Vec::new(),
+            bond: Default::default(),
             mode: Default::default(),
             mtu: 1500,
         };

@@ -98,6 +98,19 @@ pub enum NicMode {
     Legacy,
 }
 
+/// How two uplinks are one (DPDK: "Link Bonding Poll Mode Driver Library").
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum BondMode {
+    /// One sends, the other when the first one's link is down. The switches outside need to know nothing of it.
+    #[default]
+    ActiveBackup,
+    /// Both send, by addresses and ports of each flow. The switch outside has both in one static group.
+    BalanceXor,
+    /// The same, as agreed with the switch outside (IEEE 802.1AX).
+    Lacp,
+}
+
 /// A software NIC as it should be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -106,9 +119,12 @@ pub struct NicSpec {
     pub name: NicName,
     /// How many VFs it has, 0 to 64.
     pub vfs: u16,
-    /// The devices it sends to and receives from outside; may be none.
+    /// The devices it sends to and receives from outside; may be none. Two are bonded.
     #[serde(default)]
     pub uplinks: Vec<DeviceSpec>,
+    /// How two uplinks are bonded.
+    #[serde(default)]
+    pub bond: BondMode,
     /// How it decides.
     #[serde(default)]
     pub mode: NicMode,
@@ -141,6 +157,17 @@ pub struct NicPortStatus {
     pub counters: NicPortCounters,
 }
 
+/// One of the devices of an uplink as it is now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct UplinkStatus {
+    /// Which.
+    pub device: DeviceSpec,
+    /// Whether its link is up.
+    pub up: bool,
+    /// Whether the bond sends on it. A device alone always does.
+    pub active: bool,
+}
+
 /// A software NIC as it is now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NicStatus {
@@ -150,6 +177,9 @@ pub struct NicStatus {
     pub core: u16,
     /// Its ports, the uplink first.
     pub ports: Vec<NicPortStatus>,
+    /// The devices of its uplink.
+    #[serde(default)]
+    pub uplinks: Vec<UplinkStatus>,
     /// Rules installed.
     pub rules: u64,
     /// Different masks among them: each costs a look-up of its own.
@@ -178,6 +208,10 @@ pub struct NicPortCounters {
     pub segments: u64,
     /// Dropped because a rule said so.
     pub drop_rule: u64,
+    /// Broadcast and multicast frames that came in on the uplink that does not send, of two in active-backup: the other one has them, too,
+    /// and those that are our own would come back.
+    #[serde(default)]
+    pub drop_backup: u64,
     /// Dropped because a meter said so.
     pub drop_meter: u64,
     /// Dropped because where it should go to is not there or took no more.
@@ -193,8 +227,9 @@ pub struct NicPortCounters {
 impl NicPortCounters {
     /// All drops together.
     pub fn drops(&self) -> u64 {
-        let Self { drop_rule, drop_meter, drop_full, drop_representor, drop_malformed, drop_no_buffer, .. } = self;
-        drop_rule + drop_meter + drop_full + drop_representor + drop_malformed + drop_no_buffer
+        let Self { drop_rule, drop_backup, drop_meter, drop_full, drop_representor, .. } = self;
+        let Self { drop_malformed, drop_no_buffer, .. } = self;
+        drop_rule + drop_backup + drop_meter + drop_full + drop_representor + drop_malformed + drop_no_buffer
     }
 }
 

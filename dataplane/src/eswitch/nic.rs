@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use ringspan_protocol::nic::{MAX_UPLINKS, UplinkStatus};
 use ringspan_protocol::{
     DeviceSpec, Failure, FailureKind, MTU_RANGE, NicMode, NicPort, NicPortCounters, NicPortStatus, NicSpec, NicStatus,
     Policy, Rule, RuleCounters, RuleId, RuleResult, ZeroCopy,
@@ -17,7 +18,7 @@ use super::key::{ALWAYS, Key};
 use super::slow::{SlowCounters, SlowPath, SlowPort};
 use super::switch::{Installed, Side, Switch, SwitchPort, is_tunnel};
 use super::tap::Tap;
-use crate::nic::{Bell, Device, DeviceConfig, SoftNic, soft_pool, way};
+use crate::nic::{Bell, Device, DeviceConfig, Member, SoftNic, soft_pool, way};
 use crate::relay::Load;
 use crate::worker::{Worker, ticks, ticks_in};
 
@@ -62,17 +63,16 @@ impl Nic {
         let max_frame = usize::from(spec.mtu) + AROUND;
         let pool = soft_pool(ports, spec.mtu).map_err(|error| failed(FailureKind::NoRoom, error))?;
         let shared = SoftNic::new(spec.name.as_str(), spec.vfs).map_err(|errno| io_failed("its bell", errno.into()))?;
-        let (uplink, mut queues) = match spec.uplinks.first() {
-            None => (None, Vec::new()),
-            Some(device) => {
-                let (device, queues) =
-                    Device::open(device, &uplink_config(&spec)).map_err(Failure::from).map_err(|failure| Failure {
-                        message: format!("NIC {}: {}", spec.name, failure.message),
-                        ..failure
-                    })?;
-                (Some(device), queues)
-            }
+        let config = uplink_config(&spec);
+        let opened = match &spec.uplinks[..] {
+            [] => Ok((None, Vec::new())),
+            [device] => Device::open(device, &config).map(|(device, queues)| (Some(device), queues)),
+            several => Device::open_bond(spec.name.as_str(), spec.bond, several, &config)
+                .map(|(device, queues)| (Some(device), queues)),
         };
+        let (uplink, mut queues) = opened
+            .map_err(Failure::from)
+            .map_err(|failure| Failure { message: format!("NIC {}: {}", spec.name, failure.message), ..failure })?;
         let bell = Arc::new(Bell::new().map_err(|errno| io_failed("its bell", errno.into()))?);
         let (mut switch_ports, mut slow_ports, mut slow_counters) = (Vec::new(), Vec::new(), Vec::new());
         for port in spec.ports() {
@@ -134,7 +134,20 @@ impl Nic {
             counters: together(counters, slow),
         };
         let ports = self.spec.ports().zip(counters).zip(&self.slow_counters).map(status).collect();
-        Ok(NicStatus { spec: self.spec.clone(), core: self.worker.core(), ports, rules, masks })
+        let uplinks = self.uplinks();
+        Ok(NicStatus { spec: self.spec.clone(), core: self.worker.core(), ports, uplinks, rules, masks })
+    }
+
+    fn uplinks(&self) -> Vec<UplinkStatus> {
+        let Some(uplink) = &self.uplink else { return Vec::new() };
+        match &self.spec.uplinks[..] {
+            [device] => vec![UplinkStatus { device: device.clone(), up: uplink.link().up, active: true }],
+            _ => uplink
+                .members()
+                .into_iter()
+                .map(|Member { device, link, active }| UplinkStatus { device, up: link.up, active })
+                .collect(),
+        }
     }
 
     /// Installs rules, each by itself.
@@ -302,10 +315,11 @@ fn check(spec: &NicSpec, max_ports: u16) -> Result<(), Failure> {
         let most = ringspan_protocol::nic::MAX_VFS;
         return failed(FailureKind::Invalid, format!("{} VFs: at most {most} are possible", spec.vfs));
     }
-    let devices = usize::from(spec.vfs) + spec.uplinks.len();
+    let bond = usize::from(spec.uplinks.len() > 1);
+    let devices = usize::from(spec.vfs) + spec.uplinks.len() + bond;
     if devices > usize::from(max_ports) {
         let what = format!(
-            "{} VFs and {} uplinks are {devices} devices, and this build of DPDK allows {max_ports} in a lane: have fewer VFs, or spread them over NICs of several lanes",
+            "{} VFs and {} uplinks are {devices} devices (two uplinks are three), and this build of DPDK allows {max_ports} in a lane: have fewer VFs, or spread them over NICs of several lanes",
             spec.vfs,
             spec.uplinks.len()
         );
@@ -316,8 +330,9 @@ fn check(spec: &NicSpec, max_ports: u16) -> Result<(), Failure> {
         let what = format!("its uplink {uplink} is a VF of its own: take a device, or a VF of another NIC");
         return failed(FailureKind::Invalid, what);
     }
-    if spec.uplinks.len() > 1 {
-        return failed(FailureKind::Unsupported, "two uplinks: bonds are not there in this version, name one".into());
+    if spec.uplinks.len() > MAX_UPLINKS {
+        let what = format!("{} uplinks: at most {MAX_UPLINKS} are possible", spec.uplinks.len());
+        return failed(FailureKind::Invalid, what);
     }
     if spec.mode == NicMode::Legacy {
         return failed(FailureKind::Unsupported, "legacy mode is not there in this version: use switchdev".into());

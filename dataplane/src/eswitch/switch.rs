@@ -163,7 +163,13 @@ impl SwitchPort {
             return burst.len();
         }
         let received = match &mut self.side {
-            Side::Uplink(Some(queue)) => queue.rx.receive(burst),
+            Side::Uplink(Some(queue)) => {
+                let received = queue.rx.receive(burst);
+                let passed_over = queue.rx.passed_over();
+                self.counters.received += passed_over;
+                self.counters.drop_backup += passed_over;
+                received
+            }
             Side::Vf(Some(link)) => link.receive(burst),
             Side::Uplink(None) | Side::Vf(None) => 0,
         };

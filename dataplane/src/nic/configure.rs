@@ -270,8 +270,12 @@ impl Setup<'_> {
         }
     }
 
-    /// A driver without an MTU of its own (ENOTSUP: software rings) carries whatever fits its buffers.
+    /// A driver without an MTU of its own (ENOTSUP: software rings) carries whatever fits its buffers. A bond has that of its
+    /// configuration, and gives it to its devices when it starts.
     fn set_mtu(&self, config: &DeviceConfig) -> Result<(), DeviceError> {
+        if self.port.members().is_some() {
+            return Ok(());
+        }
         // SAFETY: the port is ours, configured and stopped.
         let set = || match unsafe { sys::rte_eth_dev_set_mtu(self.port.id(), config.mtu) } {
             status if status == -libc::ENOTSUP => 0,
@@ -320,7 +324,7 @@ impl Setup<'_> {
 }
 
 /// The largest free piece of DPDK's memory, in bytes.
-fn largest_free() -> u64 {
+pub(super) fn largest_free() -> u64 {
     (0..MOST_NODES).filter_map(memory).map(|stats| stats.greatest_free_size as u64).max().unwrap_or(0)
 }
 

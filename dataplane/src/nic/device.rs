@@ -6,8 +6,10 @@ use std::path::Path;
 use std::sync::{Arc, Once};
 
 use dpdk_sys as sys;
+use ringspan_protocol::nic::BondMode;
 use ringspan_protocol::{DeviceSpec, DeviceStatus, MacAddress, Policy, ReceiveWake, Spread};
 
+use super::bond::{self, Member};
 use super::configure::{DeviceConfig, Filters, Setup};
 use super::eal::Eal;
 use super::error::{DeviceError, describe, reason};
@@ -57,12 +59,36 @@ impl Device {
     /// [`DeviceError`]; the device is unplugged again.
     pub fn open(spec: &DeviceSpec, config: &DeviceConfig) -> Result<(Self, Vec<QueuePair>), DeviceError> {
         let port = Arc::new(plug(spec, config.queues)?);
-        let (pool, filters, offloads) = Setup { port: &port, spec }.run(config, None)?;
-        let lending = Lending::choose(&port, spec, config);
-        let (spec, wakers) = (spec.clone(), Vec::new());
+        Self::start(port, spec.clone(), config)
+    }
+
+    fn start(port: Arc<Port>, spec: DeviceSpec, config: &DeviceConfig) -> Result<(Self, Vec<QueuePair>), DeviceError> {
+        let (pool, filters, offloads) = Setup { port: &port, spec: &spec }.run(config, None)?;
+        let lending = Lending::choose(&port, &spec, config);
+        let wakers = Vec::new();
         let mut device = Self { port, spec, config: *config, pool, filters, offloads, lending, wakers };
         let queues = device.hand_out();
         Ok((device, queues))
+    }
+
+    /// Makes one device of several, which are plugged in, configured and started with it. `name` tells it from other bonds.
+    ///
+    /// # Errors
+    /// [`DeviceError`]; the devices are unplugged again.
+    pub fn open_bond(
+        name: &str,
+        mode: BondMode,
+        devices: &[DeviceSpec],
+        config: &DeviceConfig,
+    ) -> Result<(Self, Vec<QueuePair>), DeviceError> {
+        let spec = bond::spec(name);
+        let port = Arc::new(bond::plug(&spec, mode, devices, config.queues)?);
+        Self::start(port, spec, config)
+    }
+
+    /// The devices of a bond; none when it is no bond.
+    pub fn members(&self) -> Vec<Member> {
+        self.port.members().map_or_else(Vec::new, |members| members.status(self.port.id()))
     }
 
     /// What was opened.
@@ -112,11 +138,7 @@ impl Device {
 
     /// The state of the link, without waiting for it.
     pub fn link(&self) -> Link {
-        let (mut up, mut speed) = (0, 0);
-        // SAFETY: the port is ours; both results are written.
-        let status = unsafe { sys::shim_link(self.port.id(), &mut up, &mut speed) };
-        let known = status == 0 && speed != 0 && speed != u32::MAX;
-        Link { up: status == 0 && up != 0, speed_mbps: known.then_some(speed) }
+        self.port.link_state()
     }
 
     /// The driver's own counters, by DPDK's names, since the device was opened.
@@ -243,13 +265,17 @@ impl Device {
                 index,
                 marks: self.offloads.marks,
                 waker: self.wakers.get(usize::from(index)).cloned().unwrap_or(Waker::Timer),
+                backup: self.port.members().and_then(|members| members.backup(self.port.id())).map(Box::new),
             },
             tx: TxQueue {
                 port: self.port.clone(),
                 pool: self.pool.clone(),
                 index,
                 abilities: self.offloads.tx,
-                bell: self.port.link().and_then(|link| link.rings(index)).cloned(),
+                bells: match self.port.members() {
+                    Some(members) => members.bells(index).cloned().collect(),
+                    None => self.port.link().and_then(|link| link.rings(index)).cloned().into_iter().collect(),
+                },
                 cleans: self.lending.as_ref().is_ok_and(|lending| lending.cleans),
             },
         };
@@ -283,7 +309,7 @@ impl Device {
 }
 
 /// Finds the port of a device, plugging it in when it is not there yet, and makes it ours.
-fn plug(spec: &DeviceSpec, queues: u16) -> Result<Port, DeviceError> {
+pub(super) fn plug(spec: &DeviceSpec, queues: u16) -> Result<Port, DeviceError> {
     let device = spec.to_string();
     let devargs = match spec {
         DeviceSpec::Pci { address, args } => devargs(&format!("pci:{address}"), args),
@@ -336,7 +362,7 @@ fn plug(spec: &DeviceSpec, queues: u16) -> Result<Port, DeviceError> {
 }
 
 /// Whether one more port may be made.
-fn check_room(device: &str) -> Result<(), DeviceError> {
+pub(super) fn check_room(device: &str) -> Result<(), DeviceError> {
     // SAFETY: EAL is started.
     let ports = unsafe { sys::rte_eth_dev_count_total() };
     let limit = sys::SHIM_MAX_ETHPORTS as u16;

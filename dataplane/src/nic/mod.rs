@@ -14,6 +14,7 @@
 //! - Plugging and unplugging is done by one thread at a time, under the lock of `registry`.
 
 mod blanks;
+mod bond;
 mod burst;
 mod configure;
 mod device;
@@ -39,6 +40,7 @@ mod soft;
 mod wake;
 
 pub use blanks::Blanks;
+pub use bond::Member;
 pub use burst::{Burst, Deal, Frame, FrameMut, Segments};
 pub use configure::DeviceConfig;
 pub use device::{Device, Link};

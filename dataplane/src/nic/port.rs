@@ -3,10 +3,12 @@
 use std::fmt;
 use std::os::raw::{c_char, c_int, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use dpdk_sys as sys;
 
+use super::bond::Members;
+use super::device::Link;
 use super::dma::{Range, Ranges};
 use super::loans;
 use super::pool::{self, Pool};
@@ -30,6 +32,8 @@ pub(super) struct Port {
     dma: Mutex<Ranges>,
     /// The rings under an end of a patch, or a VF of a software NIC; let go of when the port is closed.
     link: Option<RingEnd>,
+    /// The devices under a bond; closed after it.
+    members: Option<Arc<Members>>,
 }
 
 struct Inner {
@@ -57,7 +61,7 @@ impl Port {
     pub fn new(id: u16, device: *mut sys::rte_device, driver: String, link: Option<RingEnd>) -> Self {
         let removed = Box::new(AtomicBool::new(false));
         let inner = Mutex::new(Inner { started: false, queues: 0, pools: Vec::new() });
-        let port = Self { id, device, driver, removed, inner, dma: Mutex::default(), link };
+        let port = Self { id, device, driver, removed, inner, dma: Mutex::default(), link, members: None };
         // SAFETY: the callback gets a pointer into `removed`, which lives until the callback is unregistered in `drop`.
         let of_port = unsafe {
             sys::rte_eth_dev_callback_register(id, sys::RTE_ETH_EVENT_INTR_RMV, Some(on_port_event), port.flag())
@@ -69,6 +73,26 @@ impl Port {
             tracing::warn!("port {id}: removal of its device may not be noticed ({of_port}, {of_bus})");
         }
         port
+    }
+
+    /// The same as the port of a bond over these devices.
+    pub fn over(mut self, members: Arc<Members>) -> Self {
+        self.members = Some(members);
+        self
+    }
+
+    /// The devices under a bond.
+    pub fn members(&self) -> Option<&Arc<Members>> {
+        self.members.as_ref()
+    }
+
+    /// The state of the link, without waiting for it.
+    pub fn link_state(&self) -> Link {
+        let (mut up, mut speed) = (0, 0);
+        // SAFETY: the port is ours; both results are written.
+        let status = unsafe { sys::shim_link(self.id, &mut up, &mut speed) };
+        let known = status == 0 && speed != 0 && speed != u32::MAX;
+        Link { up: status == 0 && up != 0, speed_mbps: known.then_some(speed) }
     }
 
     /// DPDK's number of the port.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use dpdk_sys as sys;
 
+use super::bond::Backup;
 use super::burst::Burst;
 use super::offload::TxAbilities;
 use super::pool::Pool;
@@ -29,6 +30,8 @@ pub struct RxQueue {
     /// Frames may have marks.
     pub(super) marks: bool,
     pub(super) waker: Waker,
+    /// What the driver of a bond does not receive by itself.
+    pub(super) backup: Option<Box<Backup>>,
 }
 
 /// A transmit queue. Keeps its device open.
@@ -38,8 +41,8 @@ pub struct TxQueue {
     pub(super) pool: Pool,
     pub(super) index: u16,
     pub(super) abilities: TxAbilities,
-    /// Wakes who receives what is sent here.
-    pub(super) bell: Option<Arc<Bell>>,
+    /// Wake who receives what is sent here; several when it is a bond.
+    pub(super) bells: Box<[Arc<Bell>]>,
     /// The driver frees what was sent when it is told to.
     pub(super) cleans: bool,
 }
@@ -54,7 +57,24 @@ impl RxQueue {
         let n = unsafe { sys::shim_rx_burst(self.port.id(), self.index, spare.as_mut_ptr(), spare.len() as u16) };
         // SAFETY: the driver gave us that many frames, of the queue's pool, which is held.
         unsafe { burst.filled(usize::from(n)) };
+        if self.backup.is_some() {
+            return self.receive_backup(usize::from(n), burst);
+        }
         usize::from(n)
+    }
+
+    fn receive_backup(&mut self, received: usize, burst: &mut Burst) -> usize {
+        let before = burst.len();
+        if let Some(backup) = &mut self.backup {
+            // SAFETY: the bond's queue exists, so that of its devices does; both are polled here alone (`&mut self`).
+            unsafe { backup.receive(self.index, &self.pool, burst) };
+        }
+        received + burst.len() - before
+    }
+
+    /// Frames that a bond dropped since the last question, because another of its devices received them, too.
+    pub fn passed_over(&mut self) -> u64 {
+        self.backup.as_mut().map_or(0, |backup| backup.passed_over())
     }
 
     /// Whether frames may say something of their checksum, or of what is still to be done to them.
@@ -111,9 +131,7 @@ impl TxQueue {
         // SAFETY: the queue exists and is used here alone (`&mut self`); all of `frames` are valid and ours to give.
         let n = unsafe { sys::shim_tx_burst(self.port.id(), self.index, frames.as_mut_ptr(), frames.len() as u16) };
         burst.forget_front(usize::from(n));
-        if let Some(bell) = &self.bell {
-            bell.ring();
-        }
+        self.bells.iter().for_each(|bell| bell.ring());
         usize::from(n)
     }
 

@@ -36,7 +36,7 @@ macro_rules! vm1 {
 /// What examples show of a NIC.
 macro_rules! nic0 {
     () => {
-        r#"{"name":"nic0","lane":"main","origin":"run-time","spec":{"name":"nic0","vfs":4,"uplinks":["vdev:net_tap0,iface=up0"],"mode":"switchdev","mtu":1500}}"#
+        r#"{"name":"nic0","lane":"main","origin":"run-time","spec":{"name":"nic0","vfs":4,"uplinks":["vdev:net_tap0,iface=up0"],"bond":"active-backup","mode":"switchdev","mtu":1500}}"#
     };
 }
 

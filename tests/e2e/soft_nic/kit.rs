@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use ringspan_protocol::nic::BondMode;
 use ringspan_protocol::{
     Action, Match, NicMode, NicPort, NicPortCounters, NicSpec, NicStatus, Reply, Request, Rule, RuleCounters, RuleId,
 };
@@ -23,7 +24,8 @@ pub struct Scene {
 
 pub fn nic(vfs: u16, uplinks: &[&str]) -> NicSpec {
     let uplinks = uplinks.iter().map(|device| device.parse().expect("a device")).collect();
-    NicSpec { name: "nic0".parse().expect("a name"), vfs, uplinks, mode: NicMode::Switchdev, mtu: 1500 }
+    let (name, mode, bond) = ("nic0".parse().expect("a name"), NicMode::Switchdev, BondMode::ActiveBackup);
+    NicSpec { name, vfs, uplinks, bond, mode, mtu: 1500 }
 }
 
 impl Scene {
