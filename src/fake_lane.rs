@@ -132,8 +132,15 @@ impl FakeLane {
                 Reply::Failed(Failure::new(FailureKind::NoRoom, "told to refuse"))
             }
             Request::NicAdd(spec) => {
-                let status =
-                    NicStatus { spec: *spec, core: 0, ports: Vec::new(), uplinks: Vec::new(), rules: 0, masks: 0 };
+                let status = NicStatus {
+                    spec: *spec,
+                    core: 0,
+                    ports: Vec::new(),
+                    uplinks: Vec::new(),
+                    rules: 0,
+                    masks: 0,
+                    capabilities: Default::default(),
+                };
                 self.nics.lock().unwrap().insert(status.spec.name.clone(), status.clone());
                 Reply::Nic(Box::new(status))
             }
@@ -142,6 +149,7 @@ impl FakeLane {
                 None => Reply::Failed(Failure::new(FailureKind::NotFound, format!("no NIC {name}"))),
             },
             Request::RuleInstall { .. }
+            | Request::RuleValidate { .. }
             | Request::RuleRemove { .. }
             | Request::RuleCounters { .. }
             | Request::RuleList { .. } => {

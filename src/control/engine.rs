@@ -1,11 +1,11 @@
-//! The lanes' software NICs as an engine of the mirror.
+//! The lanes' NICs as an engine of the mirror.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ringspan_protocol::message::MAX_RULES;
 use ringspan_protocol::rule::{Rule, RuleCounters, RuleId, RuleResult};
-use ringspan_protocol::{NicName, Reply, Request};
+use ringspan_protocol::{Capabilities, NicName, Reply, Request};
 
 use super::{Daemon, locked};
 use crate::error::{Error, ErrorKind};
@@ -25,7 +25,7 @@ struct Known {
     at: Instant,
     /// Lives of the lanes by then.
     lives: Vec<u64>,
-    nics: Vec<(Nic, Arc<Lane>)>,
+    nics: Vec<(Nic, Capabilities, Arc<Lane>)>,
 }
 
 impl Lanes {
@@ -33,7 +33,7 @@ impl Lanes {
         Self { daemon: Arc::clone(daemon), known: Mutex::default() }
     }
 
-    fn look(&self) -> Vec<(Nic, Arc<Lane>)> {
+    fn look(&self) -> Vec<(Nic, Capabilities, Arc<Lane>)> {
         let lanes: Vec<_> = self.daemon.all_lanes().into_iter().filter(|lane| lane.phase() == LanePhase::Up).collect();
         let lives: Vec<u64> = lanes.iter().map(|lane| lane.lives()).collect();
         let mut known = locked(&self.known);
@@ -44,13 +44,16 @@ impl Lanes {
         for lane in &lanes {
             let life = lane.lives();
             if let Ok(Reply::Nics(found)) = lane.ask(Request::NicList) {
-                let nic = |status: ringspan_protocol::NicStatus| Nic {
-                    ports: status.ports.iter().map(|port| port.port).collect(),
-                    empty: status.rules == 0,
-                    name: status.spec.name,
-                    life,
+                let entry = |status: ringspan_protocol::NicStatus| {
+                    let nic = Nic {
+                        ports: status.ports.iter().map(|port| port.port).collect(),
+                        empty: status.rules == 0,
+                        name: status.spec.name,
+                        life,
+                    };
+                    (nic, status.capabilities, Arc::clone(lane))
                 };
-                nics.extend(found.into_iter().map(|status| (nic(status), Arc::clone(lane))));
+                nics.extend(found.into_iter().map(entry));
             }
         }
         *known = Some(Known { at: Instant::now(), lives, nics: nics.clone() });
@@ -58,11 +61,19 @@ impl Lanes {
     }
 
     fn ask(&self, nic: &NicName, request: Request) -> Result<Reply, Error> {
-        let found = self.look().into_iter().find(|(known, _)| known.name == *nic);
-        let (_, lane) = found.ok_or_else(|| {
+        let found = self.look().into_iter().find(|(known, ..)| known.name == *nic);
+        let (.., lane) = found.ok_or_else(|| {
             Error::new(ErrorKind::LaneDown, format!("no lane has the NIC {nic} at this moment: see ringspan lane list"))
         })?;
         lane.ask(request)
+    }
+
+    /// The answer of each of so many rules.
+    fn told(&self, nic: &NicName, count: usize, request: Request) -> Result<Vec<RuleResult>, Error> {
+        match self.ask(nic, request)? {
+            Reply::RuleResults(results) if results.len() == count => Ok(results),
+            _ => Err(something_else()),
+        }
     }
 
     /// All pages of a list that is told in the order of ids.
@@ -96,14 +107,20 @@ fn something_else() -> Error {
 
 impl Engine for Lanes {
     fn nics(&self) -> Vec<Nic> {
-        self.look().into_iter().map(|(nic, _)| nic).collect()
+        self.look().into_iter().map(|(nic, ..)| nic).collect()
+    }
+
+    fn capabilities(&self, nic: &NicName) -> Capabilities {
+        let found = self.look().into_iter().find(|(known, ..)| known.name == *nic);
+        found.map(|(_, capabilities, _)| capabilities).unwrap_or_default()
+    }
+
+    fn validate(&self, nic: &NicName, rules: &[Rule]) -> Result<Vec<RuleResult>, Error> {
+        self.told(nic, rules.len(), Request::RuleValidate { nic: nic.clone(), rules: rules.to_vec() })
     }
 
     fn install(&self, nic: &NicName, rules: &[Rule]) -> Result<Vec<RuleResult>, Error> {
-        match self.ask(nic, Request::RuleInstall { nic: nic.clone(), rules: rules.to_vec() })? {
-            Reply::RuleResults(results) if results.len() == rules.len() => Ok(results),
-            _ => Err(something_else()),
-        }
+        self.told(nic, rules.len(), Request::RuleInstall { nic: nic.clone(), rules: rules.to_vec() })
     }
 
     fn remove(&self, nic: &NicName, ids: &[RuleId]) -> Result<(), Error> {

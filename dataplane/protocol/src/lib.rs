@@ -17,7 +17,7 @@ pub use event::{LaneEvent, LaneEventKind};
 pub use message::{Envelope, Failure, FailureKind, Reply, Request, VERSION};
 pub use message::{LaneInfo, LaneLoad, PortChange, WorkerLoad};
 pub use name::{LaneName, NicName, PortName};
-pub use nic::{NicMode, NicPort, NicPortCounters, NicPortStatus, NicSpec, NicStatus};
+pub use nic::{Capabilities, EngineKind, NicMode, NicPort, NicPortCounters, NicPortStatus, NicSpec, NicStatus};
 pub use port::{
     Compat, DeviceStatus, OffloadBy, OffloadStatus, Policy, PolicyStatus, PortPhase, PortSpec, PortStatus, ReceiveWake,
     Role, ShareStatus, Spread, ZeroCopy, ZeroCopyStatus,

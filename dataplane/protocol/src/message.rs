@@ -89,6 +89,13 @@ pub enum Request {
         /// The rules.
         rules: Vec<Rule>,
     },
+    /// Says of rules what [`Request::RuleInstall`] would, and installs none. At most [`MAX_RULES`].
+    RuleValidate {
+        /// The NIC.
+        nic: NicName,
+        /// The rules.
+        rules: Vec<Rule>,
+    },
     /// Removes rules; one that is not there is a success. At most [`MAX_RULES`].
     RuleRemove {
         /// The NIC.
@@ -177,7 +184,7 @@ pub enum Reply {
     Nic(Box<NicStatus>),
     /// To [`Request::NicList`], sorted by name.
     Nics(Vec<NicStatus>),
-    /// To [`Request::RuleInstall`] and [`Request::RuleRemove`], in the request's order.
+    /// To [`Request::RuleInstall`], [`Request::RuleValidate`] and [`Request::RuleRemove`], in the request's order.
     RuleResults(Vec<RuleResult>),
     /// To [`Request::RuleCounters`]. Fewer than the limit: there are no more.
     RuleCounters(Vec<RuleCounters>),

@@ -168,7 +168,42 @@ pub struct UplinkStatus {
     pub active: bool,
 }
 
-/// A software NIC as it is now.
+/// Who does what the rules say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum EngineKind {
+    /// The switch of a software NIC.
+    #[default]
+    Eswitch,
+    /// A NIC's own switch, through DPDK's rte_flow.
+    RteFlow,
+}
+
+/// What the engine of a NIC can do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Capabilities {
+    /// Which engine.
+    pub engine: EngineKind,
+    /// Sends one frame of each rule in use to the representor every few seconds, so that Open vSwitch sees that its flow is used.
+    /// Without it, what is idle has to be found by the rules' counters.
+    pub refreshes: bool,
+    /// Counts frames and bytes of each rule.
+    pub counts: bool,
+    /// Says when a rule last had a frame; else that is known only as exactly as its counters are read.
+    pub ages: bool,
+    /// Why it takes no rules between ports; absent when it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refuses: Option<String>,
+}
+
+impl Default for Capabilities {
+    fn default() -> Self {
+        Self { engine: EngineKind::Eswitch, refreshes: true, counts: true, ages: true, refuses: None }
+    }
+}
+
+/// A NIC as it is now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NicStatus {
     /// What was asked for.
@@ -184,6 +219,9 @@ pub struct NicStatus {
     pub rules: u64,
     /// Different masks among them: each costs a look-up of its own.
     pub masks: u32,
+    /// What its engine can do.
+    #[serde(default)]
+    pub capabilities: Capabilities,
 }
 
 /// What a port of the switch counted. At rest the `received` of all ports and representors together are their `sent` and the drops,

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use ringspan_protocol::nic::{MAX_UPLINKS, UplinkStatus};
 use ringspan_protocol::{
-    DeviceSpec, Failure, FailureKind, MTU_RANGE, NicMode, NicPort, NicPortCounters, NicPortStatus, NicSpec, NicStatus,
-    Policy, Rule, RuleCounters, RuleId, RuleResult, ZeroCopy,
+    Capabilities, DeviceSpec, Failure, FailureKind, MTU_RANGE, NicMode, NicPort, NicPortCounters, NicPortStatus,
+    NicSpec, NicStatus, Policy, Rule, RuleCounters, RuleId, RuleResult, ZeroCopy,
 };
 
 use super::actions::{Program, number};
@@ -135,7 +135,15 @@ impl Nic {
         };
         let ports = self.spec.ports().zip(counters).zip(&self.slow_counters).map(status).collect();
         let uplinks = self.uplinks();
-        Ok(NicStatus { spec: self.spec.clone(), core: self.worker.core(), ports, uplinks, rules, masks })
+        Ok(NicStatus {
+            spec: self.spec.clone(),
+            core: self.worker.core(),
+            ports,
+            uplinks,
+            rules,
+            masks,
+            capabilities: Capabilities::default(),
+        })
     }
 
     fn uplinks(&self) -> Vec<UplinkStatus> {
@@ -148,6 +156,12 @@ impl Nic {
                 .map(|Member { device, link, active }| UplinkStatus { device, up: link.up, active })
                 .collect(),
         }
+    }
+
+    /// What [`Nic::install`] would say of rules.
+    pub fn validate(&self, rules: &[Rule]) -> Vec<RuleResult> {
+        let check = |rule: &Rule| RuleResult { id: rule.id, error: compile(rule, self.spec.vfs + 1).err() };
+        rules.iter().map(check).collect()
     }
 
     /// Installs rules, each by itself.

@@ -104,6 +104,7 @@ impl Lane {
             | Request::NicRemove { .. }
             | Request::NicList
             | Request::RuleInstall { .. }
+            | Request::RuleValidate { .. }
             | Request::RuleRemove { .. }
             | Request::RuleCounters { .. }
             | Request::RuleList { .. }) => self.answer_nic(request),

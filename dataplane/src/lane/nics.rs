@@ -29,6 +29,10 @@ impl Lane {
                 bounded(rules.len())?;
                 self.with_nic(&nic, |nic| nic.install(rules)).map(Reply::RuleResults)
             }
+            Request::RuleValidate { nic, rules } => {
+                bounded(rules.len())?;
+                self.with_nic(&nic, |nic| Ok(nic.validate(&rules))).map(Reply::RuleResults)
+            }
             Request::RuleRemove { nic, ids } => {
                 bounded(ids.len())?;
                 self.with_nic(&nic, |nic| nic.remove(&ids)).map(Reply::RuleResults)

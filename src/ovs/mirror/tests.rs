@@ -57,6 +57,14 @@ impl Engine for Fake {
         vec![Nic { name: "nic0".parse().unwrap(), ports, life: told.life, empty: told.rules.is_empty() }]
     }
 
+    fn capabilities(&self, _: &NicName) -> ringspan_protocol::Capabilities {
+        ringspan_protocol::Capabilities::default()
+    }
+
+    fn validate(&self, _: &NicName, rules: &[Rule]) -> Result<Vec<RuleResult>, Error> {
+        Ok(rules.iter().map(|rule| RuleResult { id: rule.id, error: None }).collect())
+    }
+
     fn install(&self, _: &NicName, rules: &[Rule]) -> Result<Vec<RuleResult>, Error> {
         let mut told = self.up()?;
         let mut results = Vec::new();
