@@ -14,6 +14,7 @@ mod desired;
 mod error;
 #[cfg(test)]
 mod fake_lane;
+mod host;
 mod lanes;
 mod nic_request;
 pub mod ovs;

@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 refused or failed, 2 usage, 3 the daemon cannot be reached.
 
 mod client;
+mod doctor;
 mod events;
 mod flow;
 mod flows;
@@ -102,6 +103,7 @@ fn run(options: Options) -> Result<(), Failure> {
         Command::Nic(command) => nic::run(client()?, command),
         Command::Ovs(command) => ovs::run(client()?, command),
         Command::Job(command) => job(client()?, command),
+        Command::Doctor(wish) => doctor::run(&control, &wish),
         Command::Flow(Flow::List(wish)) => flows::list(client()?, &wish),
         Command::Flow(Flow::Stats(output)) => flows::stats(client()?, output.json),
         Command::Flow(Flow::Parse { file, json }) => flow::parse(&file, json),

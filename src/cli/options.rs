@@ -50,6 +50,8 @@ pub(super) enum Command {
     /// Open vSwitch: its settings, its bridges, and whether its flows are offloaded.
     #[command(subcommand)]
     Ovs(super::ovs::Ovs),
+    /// Find out what of this host stands in the way, and what mends it. Needs no daemon. Exit code 1: something fails.
+    Doctor(super::doctor::Doctor),
     /// Jobs: slow work.
     #[command(subcommand)]
     Job(Job),

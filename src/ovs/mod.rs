@@ -9,7 +9,7 @@ pub(crate) mod configure;
 pub mod flow;
 pub mod kernel;
 pub(crate) mod mirror;
-mod qdisc;
+pub(crate) mod qdisc;
 mod representor;
 pub(crate) mod restart;
 pub(crate) mod verify;

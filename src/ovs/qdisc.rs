@@ -7,7 +7,7 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 /// A discipline.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Qdisc {
+pub(crate) struct Qdisc {
     /// The interface that it is on.
     pub interface: String,
     /// Its kind: `tbf`, `ingress`, `fq_codel`.
@@ -28,7 +28,7 @@ impl Qdisc {
 }
 
 /// All disciplines of this network namespace.
-pub(super) fn list() -> std::io::Result<Vec<Qdisc>> {
+pub(crate) fn list() -> std::io::Result<Vec<Qdisc>> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;

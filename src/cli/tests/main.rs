@@ -1,5 +1,6 @@
 //! The program `ringspan` itself, as an operator and as systemd use it, with fake lanes.
 
+mod doctor;
 #[path = "../../fake_lane.rs"]
 mod fake_lane;
 mod flow;

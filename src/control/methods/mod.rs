@@ -2,6 +2,7 @@
 //! the command line all come from it.
 
 mod daemon;
+mod doctor;
 mod flow;
 mod job;
 mod lane;

@@ -32,7 +32,8 @@ pub(crate) struct Shown {
     pub view: View,
 }
 
-fn place(call: &Call) -> Place {
+/// Where Open vSwitch's daemons listen.
+pub(super) fn place(call: &Call) -> Place {
     Place::new(locked(&call.daemon.config).ovs.run_dir.as_deref())
 }
 
@@ -77,6 +78,11 @@ pub(super) fn verify(call: &mut Call, _: Nothing) -> Result<Verified, Error> {
 }
 
 fn look(call: &Call, place: &Place) -> Result<Verified, Error> {
+    verify::verify(place, Path::new("/sys"), &own(call))
+}
+
+/// What ringspan itself has to do with OVS's flows.
+pub(super) fn own(call: &Call) -> Own {
     let engine = Lanes::new(call.daemon);
     let nics = engine.nics();
     let vfs = |nic: &Nic| {
@@ -84,9 +90,8 @@ fn look(call: &Call, place: &Place) -> Result<Verified, Error> {
         ports.map(|port| port.representor(&nic.name)).collect::<Vec<_>>()
     };
     let rules = |nic: &Nic| engine.counters(&nic.name).map_or(0, |rules| rules.len() as u64);
-    let own = Own {
+    Own {
         representors: nics.iter().flat_map(vfs).collect(),
         rules: (!nics.is_empty()).then(|| nics.iter().map(rules).sum()),
-    };
-    verify::verify(place, Path::new("/sys"), &own)
+    }
 }

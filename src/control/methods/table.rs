@@ -1,8 +1,9 @@
 //! The table of methods. To add one: its types and function in a file beside this one, and a row here.
 
-use super::{Method, Nothing, daemon, flow, job, lane, nic, ovs, port, port_change, typed};
+use super::{Method, Nothing, daemon, doctor, flow, job, lane, nic, ovs, port, port_change, typed};
 use crate::control::jobs::Job;
 use crate::control::peer::Role;
+use crate::host::doctor::Report;
 use crate::lanes::LaneView;
 use crate::nic_request::NicRequest;
 use crate::ovs::configure::{Configure, Configured};
@@ -113,6 +114,10 @@ pub(crate) static METHODS: &[Method] = &[
     method!("flow.stats", Read, flow::stats, Nothing => FlowStats,
         "Sums over OVS's flows: by state, by reason, by path; and how the mirror keeps up.",
         "{}" => r#"{"flows":2,"by_state":{"not":1,"offloaded":1},"by_reason":{"output":1},"ovs":{"packets":4,"bytes":336},"rules":{"packets":81234,"bytes":7960932},"over_limit":0,"unreadable":0,"dumps":17,"dump_us":310,"stale_ms":100}"#),
+    method!("doctor.run", Read, doctor::run, Nothing => Report,
+        "What of this host stands in the way of VFs, offload and guests: each check with its evidence, and the commands that mend it. What could not be looked at is `unknown`. \
+         Runs programs that only look (`lspci`, `mstconfig`, `ethtool`, `ip`), so it can take seconds; requests that come meanwhile share one answer.",
+        "{}" => r#"{"state":"fail","summary":"22 passed, 0 warnings, 1 failed, 1 unknown","host":{"distribution":"Debian GNU/Linux 12 (bookworm)","kernel":"6.1.0-18-amd64","privileged":true},"findings":[{"check":"iommu","group":"platform","state":"fail","message":"the IOMMU is off: intel_iommu=on is not on the command line; VFs cannot be given to DPDK or to guests","evidence":["/sys/kernel/iommu_groups: 0 groups","/proc/cmdline: nothing of it"],"remedy":["sed -i -E 's/^(GRUB_CMDLINE_LINUX=[\"'\"'\"'])/\\1intel_iommu=on iommu=pt /' /etc/default/grub","update-grub","reboot"]}]}"#),
     method!("job.list", Read, job::list, Nothing => Vec<Job>,
         "Jobs that run, and the last 64 that ended, by number.",
         "{}" => r#"[{"id":1,"method":"lane.restart","item":"main","state":"running","started_ms":1790000000000}]"#),

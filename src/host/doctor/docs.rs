@@ -1,0 +1,64 @@
+//! `docs/doctor.md`, written from the table of checks: a test writes it, and keeps it equal to what the doctor does.
+
+use std::fmt::Write;
+
+use super::{CHECKS, Group};
+
+const HEAD: &str = r#"# The doctor
+
+`ringspan doctor` finds out what of a host stands in the way of virtual functions, offload and guests. Each finding has a state, what was
+read (the evidence), and commands to paste that fit the host's distribution; what no command can do is a comment.
+
+```
+$ ringspan doctor --quiet
+Debian GNU/Linux 12 (bookworm), kernel 6.1.0-18-amd64
+
+Platform
+  FAIL     iommu  the IOMMU is off: intel_iommu=on is not on the command line; VFs cannot be given to DPDK or to guests
+                  /sys/kernel/iommu_groups: 0 groups
+                  $ sed -i -E 's/^(GRUB_CMDLINE_LINUX=["'"'"'])/\1intel_iommu=on iommu=pt /' /etc/default/grub
+                  $ update-grub
+                  $ reboot
+
+22 passed, 0 warnings, 1 failed, 1 unknown
+```
+
+| state | meaning |
+|---|---|
+| pass | as it should be |
+| unknown | it could not be looked at (as another user than root, say), or nothing can be said yet |
+| warn | it works, and something of it will surprise |
+| fail | it does not work; the exit code is 1 |
+
+- It needs no daemon. While one runs, the daemon looks (`doctor.run`), since it may look everywhere; `--local` looks from the command itself.
+- `--json` is for programs: names of checks and states keep their meaning.
+- `--bundle FILE` also writes a `tar.gz` of the report, of all that the checks read, and of what the daemon says of itself. Values behind words such as `password`, `secret` and
+  `token`, and logins in addresses, are left out. Names, addresses and the kernel log are in it: read it before you hand it on.
+- `--root DIR` looks at a copy of another host's `proc`, `sys` and `etc`, `--kernel-log FILE` at a saved kernel log.
+
+What depends on hardware that the project does not have (ConnectX, VF LAG, MLNX_OFED, `mstconfig`) was tested with made-up trees, and with texts written from public documentation: not yet seen on hardware.
+
+"#;
+
+/// The page.
+fn page() -> String {
+    let mut page = HEAD.to_owned();
+    page += "## The checks\n";
+    for group in Group::ALL {
+        let _ = write!(page, "\n### {}\n\n| check | what it finds out |\n|---|---|\n", group.title());
+        for check in CHECKS.iter().filter(|check| check.group == group) {
+            let _ = writeln!(page, "| `{}` | {} |", check.name, check.about.replace('|', "\\|"));
+        }
+    }
+    page
+}
+
+#[test]
+fn the_page_is_what_the_checks_are() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/doctor.md");
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(path, page()).unwrap();
+    }
+    let written = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(written == page(), "docs/doctor.md is old: run UPDATE_DOCS=1 cargo test -p ringspan --lib docs");
+}

@@ -1,0 +1,3 @@
+//! The host: what it has, what is wrong with it, and what it should be.
+
+pub(crate) mod doctor;
