@@ -46,15 +46,18 @@ pub fn run(options: &Options) -> Result<()> {
     if !options.debian13 {
         let kernel = qemu::Kernel::prepare()?;
         println!("    guest kernel: {}", kernel.release);
-        let programs = programs.insert(step::build_release()?);
-        let mut unit = limited(&["test", "--no-fail-fast", "--workspace", "--exclude", "ringspan-testkit"]);
-        unit.env("RINGSPAN_SKIPPED", &skipped).env("RINGSPAN_BIN_DIR", &*programs);
-        tally.run("unit and property tests", &mut unit)?;
+        let programs = &*programs.insert(step::build_release()?);
+        let with = |arguments: &[&str], chosen: &[String]| {
+            let mut command = limited(arguments);
+            command.args(chosen).env("RINGSPAN_SKIPPED", &skipped).env("RINGSPAN_BIN_DIR", programs);
+            command
+        };
+        let unit = ["test", "--no-fail-fast", "--workspace", "--exclude", "ringspan-testkit", "--"];
+        tally.run("unit and property tests", |chosen| with(&unit, chosen))?;
         // One at a time: each has a guest, lanes that poll, and limits on time.
-        let mut whole = limited(&["test", "--no-fail-fast", "--release", "--package", "ringspan-testkit"]);
-        whole.args(["--", "--test-threads", "1"]);
-        whole.env("RINGSPAN_SKIPPED", &skipped).env("RINGSPAN_BIN_DIR", &*programs);
-        tally.run("end-to-end tests", &mut whole)?;
+        let whole =
+            ["test", "--no-fail-fast", "--release", "--package", "ringspan-testkit", "--", "--test-threads", "1"];
+        tally.run("end-to-end tests", |chosen| with(&whole, chosen))?;
     }
     if !options.no_debian13 {
         match Debian13::prepare() {
@@ -73,8 +76,7 @@ pub fn run(options: &Options) -> Result<()> {
 
     println!("\n==> done in {} min {} s", start.elapsed().as_secs() / 60, start.elapsed().as_secs() % 60);
     tally.settle_skipped(&skipped);
-    tally.failures.iter().for_each(|failure| println!("FAILED {failure}"));
-    println!("{} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.skipped);
+    tally.print();
     if tally.failed > 0 {
         bail!("{} tests failed", tally.failed);
     }
