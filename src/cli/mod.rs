@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 refused or failed, 2 usage, 3 the daemon cannot be reached.
 
 mod client;
+mod device;
 mod doctor;
 mod events;
 mod flow;
@@ -101,6 +102,8 @@ fn run(options: Options) -> Result<(), Failure> {
             report(serde_json::from_value(job)?)
         }
         Command::Nic(command) => nic::run(client()?, command),
+        Command::Device(command) => device::run(client()?, command),
+        Command::Pf(command) => device::run_pf(client()?, command),
         Command::Ovs(command) => ovs::run(client()?, command),
         Command::Job(command) => job(client()?, command),
         Command::Doctor(wish) => doctor::run(&control, &wish),

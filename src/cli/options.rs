@@ -44,6 +44,12 @@ pub(super) enum Command {
     /// Software NICs: switches with VFs, in a lane.
     #[command(subcommand)]
     Nic(super::nic::Nic),
+    /// Devices: physical and virtual functions of this host's NICs.
+    #[command(subcommand)]
+    Device(super::device::Device),
+    /// PFs: the physical functions of this host's NICs.
+    #[command(subcommand)]
+    Pf(super::device::Pf),
     /// Lanes: the DPDK processes that carry the ports.
     #[command(subcommand)]
     Lane(Lane),

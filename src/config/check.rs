@@ -7,7 +7,10 @@ use std::time::Duration;
 use ringspan_protocol::{DeviceSpec, LaneName};
 use toml::Spanned;
 
-use super::{Config, ConfigNic, ConfigPort, Control, ControlTable, DEFAULT_SOCKET, DEFAULT_STATE_DIR, File};
+use super::{
+    Config, ConfigNic, ConfigPort, Control, ControlTable, DEFAULT_SOCKET, DEFAULT_STATE_DIR, File, HostSettings,
+    HostTable,
+};
 use super::{HostCores, LaneSettings, Log, MAIN_LANE, Ovs, OvsTable};
 use crate::nic_request::NicRequest;
 use crate::port_request::{PortRequest, check_socket, parse_group, parse_mode};
@@ -55,6 +58,7 @@ pub(super) fn check(
     ports(&read.port, &lanes, &control)?;
     memory(&read, &lanes)?;
     let ovs = ovs(&read.ovs)?;
+    let host = host_settings(&read.host)?;
     let nics = read.nic.into_iter();
     let nics = nics.map(|nic| ConfigNic { line: line_of(nic.span().start), request: nic.into_inner() }).collect();
     let ports = read.port.into_iter();
@@ -64,6 +68,7 @@ pub(super) fn check(
         control,
         log: Log { format: read.log.format, level: read.log.level },
         ovs,
+        host,
         lanes,
         nics,
         ports,
@@ -107,6 +112,22 @@ fn control(table: &ControlTable) -> Result<Control, Refusal> {
             Some(_) => Some(path("lane_program", &table.lane_program, PathBuf::new())?),
             None => None,
         },
+    })
+}
+
+fn host_settings(table: &HostTable) -> Result<HostSettings, Refusal> {
+    for (key, path) in [("sysfs", &table.sysfs), ("pci_ids", &table.pci_ids)] {
+        if let Some(path) = path.as_ref().filter(|path| !path.get_ref().is_absolute()) {
+            return Err(at(path, format!("host.{key} {:?} is not absolute: begin it with /", path.get_ref())));
+        }
+    }
+    if let Some(id) = table.id.as_ref().filter(|id| id.get_ref().is_empty() || id.get_ref().len() > 128) {
+        return Err(at(id, "host.id has 1 to 128 characters: give the id that the agent has for this host"));
+    }
+    Ok(HostSettings {
+        id: table.id.as_ref().map(|id| id.get_ref().clone()),
+        sysfs: table.sysfs.as_ref().map_or_else(|| "/sys".into(), |path| path.get_ref().clone()),
+        pci_ids: table.pci_ids.as_ref().map(|path| path.get_ref().clone()),
     })
 }
 

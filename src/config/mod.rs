@@ -108,6 +108,7 @@ struct File {
     log: LogTable,
     dataplane: DataplaneTable,
     ovs: OvsTable,
+    host: HostTable,
     lane: Vec<Spanned<LaneTable>>,
     nic: Vec<Spanned<NicRequest>>,
     port: Vec<Spanned<PortRequest>>,
@@ -151,6 +152,14 @@ struct OvsTable {
     grace_ms: Option<Spanned<u64>>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct HostTable {
+    id: Option<Spanned<String>>,
+    sysfs: Option<Spanned<PathBuf>>,
+    pci_ids: Option<Spanned<PathBuf>>,
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct LaneTable {
@@ -192,6 +201,17 @@ pub(crate) struct Ovs {
     pub max_flows: usize,
     /// How long rules stay in NICs when ovs-vswitchd cannot be reached.
     pub grace: Duration,
+}
+
+/// `[host]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct HostSettings {
+    /// What the agent calls this host.
+    pub id: Option<String>,
+    /// Where sysfs is.
+    pub sysfs: PathBuf,
+    /// The names of PCI devices, when they are not to be looked for.
+    pub pci_ids: Option<PathBuf>,
 }
 
 /// `[log]`.
@@ -262,6 +282,8 @@ pub(crate) struct Config {
     pub log: Log,
     /// `[ovs]`.
     pub ovs: Ovs,
+    /// `[host]`.
+    pub host: HostSettings,
     /// The lane "main", then the `[[lane]]`s in the file's order.
     pub lanes: Vec<LaneSettings>,
     /// The `[[nic]]`s in the file's order.

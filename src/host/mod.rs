@@ -1,3 +1,45 @@
-//! The host: what it has, what is wrong with it, and what it should be.
+//! The host: its NICs, their virtual functions, switches and drivers; and what is wrong with it ([`doctor`]).
+//!
+//! Everything that is read from sysfs goes through a [`sysfs::Sysfs`], and everything that is asked of the kernel by netlink through a
+//! [`netlink::Kernel`]; a made-up tree and a made-up kernel stand for hosts that are not here. Only the doctor runs other programs, where what it looks at is a program.
 
 pub(crate) mod doctor;
+pub(crate) mod inventory;
+mod model;
+#[allow(dead_code, unused_imports, reason = "what changes things comes with the methods that do")]
+pub(crate) mod netlink;
+mod pci;
+mod representor;
+#[allow(dead_code, unused_imports, reason = "what changes things comes with the methods that do")]
+pub(crate) mod sysfs;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+
+use netlink::Kernel;
+use sysfs::Sysfs;
+
+/// Where distributions keep the names of PCI devices, which lspci prints.
+const PCI_IDS: [&str; 2] = ["/usr/share/misc/pci.ids", "/usr/share/hwdata/pci.ids"];
+
+/// A host.
+pub(crate) struct Host {
+    /// Its devices.
+    pub sysfs: Sysfs,
+    /// Its kernel.
+    pub kernel: Box<dyn Kernel>,
+    /// The names of its devices.
+    pub names: PathBuf,
+    /// What the agent calls it.
+    pub id: Option<String>,
+}
+
+impl Host {
+    /// This machine, with sysfs there and the names of PCI devices there.
+    pub(crate) fn real(sysfs: &Path, names: Option<&Path>, id: Option<String>) -> Self {
+        let usual = || PCI_IDS.iter().map(PathBuf::from).find(|path| path.exists());
+        let names = names.map(Path::to_owned).or_else(usual).unwrap_or_else(|| PCI_IDS[0].into());
+        Self { sysfs: Sysfs::at(sysfs), kernel: Box::new(netlink::Real), names, id }
+    }
+}

@@ -2,6 +2,7 @@
 //! the command line all come from it.
 
 mod daemon;
+pub(crate) mod device;
 mod doctor;
 mod flow;
 mod job;

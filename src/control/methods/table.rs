@@ -1,9 +1,10 @@
 //! The table of methods. To add one: its types and function in a file beside this one, and a row here.
 
-use super::{Method, Nothing, daemon, doctor, flow, job, lane, nic, ovs, port, port_change, typed};
+use super::{Method, Nothing, daemon, device, doctor, flow, job, lane, nic, ovs, port, port_change, typed};
 use crate::control::jobs::Job;
 use crate::control::peer::Role;
 use crate::host::doctor::Report;
+use crate::host::inventory::{Device, Pf};
 use crate::lanes::LaneView;
 use crate::nic_request::NicRequest;
 use crate::ovs::configure::{Configure, Configured};
@@ -38,6 +39,20 @@ macro_rules! vm1 {
 macro_rules! nic0 {
     () => {
         r#"{"name":"nic0","lane":"main","origin":"run-time","spec":{"name":"nic0","vfs":4,"uplinks":["vdev:net_tap0,iface=up0"],"bond":"active-backup","mode":"switchdev","mtu":1500}}"#
+    };
+}
+
+/// What examples show of a device.
+macro_rules! vf0 {
+    () => {
+        r#"{"id":"eb154da3-c127-83ce-b362-b1f64bfd8cd5","dev_type":"NIC","sharing_mode":"SRIOV","model":"ConnectX-5 Virtual Function","lspci_name":"Mellanox Technologies MT27800 Family [ConnectX-5 Virtual Function]","address":"0000:0a:00.2","addr":"0a:00.2","vendor_device_id":"15b3:1018","pf":"0000:0a:00.0","pf_interface":"eth0","vf":0,"driver":"mlx5_core","numa_node":0,"iommu_group":41,"interface":"eth0v0","link_type":"ethernet","is_infiniband_nic":false,"switch_id":"0c42a1fffe112233","representor":"eth0_0","ovs_offload_interface":"eth0_0","bridge":"br0","owner":"vm1","capabilities":{"sriov":"no","ari":"yes","acs":"no","msix":"yes","msix_vectors":12},"ovs_offload":{"possible":"yes","reason":"ConnectX-5, mlx5_core, switchdev mode"},"pcie_info":{"transfer_rate_per_lane":"8GT/s","lane_width":16,"throughput":"15.76 GB/s","version":"3.0"},"virtual_num":0,"hot_pluggable":true,"detected_on_host":true,"host_id":"host-1"}"#
+    };
+}
+
+/// What examples show of a PF.
+macro_rules! pf0 {
+    () => {
+        r#"{"address":"0000:0a:00.0","addr":"0a:00.0","vendor_device_id":"15b3:1017","model":"ConnectX-5","lspci_name":"Mellanox Technologies MT27800 Family [ConnectX-5]","interface":"eth0","link_type":"ethernet","driver":"mlx5_core","driver_version":"6.1.0","firmware_version":"16.35.2000 (MT_0000000008)","numa_node":0,"iommu_group":40,"sriov":{"total":8,"enabled":1},"capabilities":{"sriov":"yes","ari":"yes","acs":"no","msix":"yes","msix_vectors":64},"eswitch_mode":"switchdev","switch_id":"0c42a1fffe112233","bridge":"br0","ovs_offload":{"possible":"yes","reason":"ConnectX-5, mlx5_core, switchdev mode"},"vfs":["0000:0a:00.2"]}"#
     };
 }
 
@@ -91,6 +106,19 @@ pub(crate) static METHODS: &[Method] = &[
     method!("nic.show", Read, nic::show, nic::ByName => nic::NicEntry,
         "One software NIC, as wanted and as it is.",
         r#"{"name":"nic0"}"# => nic0!()),
+    method!("device.list", Read, device::list, Nothing => Vec<Device>,
+        "The physical and virtual functions of this host's NICs, in every PCI domain, sorted by address. Their ids stay the same. VFs are asked for one PF at a \
+         time, and here not at all, so that no number of VFs is too many.",
+        "{}" => concat!("[", vf0!(), "]")),
+    method!("device.get", Read, device::get, device::ByDevice => Device,
+        "One of them, and of a VF what its PF has set for it.",
+        r#"{"device":"0000:0a:00.2"}"# => vf0!()),
+    method!("pf.list", Read, device::pf_list, Nothing => Vec<Pf>,
+        "The physical functions of this host's NICs, sorted by address.",
+        "{}" => concat!("[", pf0!(), "]")),
+    method!("pf.get", Read, device::pf_get, device::ByPf => Pf,
+        "One of them.",
+        r#"{"pf":"eth0"}"# => pf0!()),
     method!("lane.list", Read, lane::list, Nothing => Vec<LaneView>,
         "All lanes, sorted by name.",
         "{}" => r#"[{"name":"main","phase":"up","reason":null,"configured":true,"differs":false,"adopted":false,"pid":4712,"deaths":0,"ports":1,"info":{"name":"main","protocol":1,"version":"0.1.0","dpdk":"DPDK 22.11.11","pid":4712,"started_ms":1790000000000,"cores":[0],"rebalance_ms":1000,"busy_poll":false,"memory_mib":256,"huge_pages":true,"max_ports":32},"load":{"workers":[{"core":0,"shares":1,"busy_percent":12}],"moves":0}}]"#),

@@ -1,5 +1,6 @@
 //! The daemon over its socket, with fake lanes.
 
+mod devices;
 mod lanes;
 mod leftovers;
 mod nics;

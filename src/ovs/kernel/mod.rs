@@ -7,7 +7,7 @@
 //! mirrors a datapath dumps it again from time to time.
 
 mod action;
-mod attribute;
+pub(crate) mod attribute;
 mod error;
 mod flow;
 mod key;

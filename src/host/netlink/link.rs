@@ -1,0 +1,270 @@
+//! A PF's settings of its VFs, by rtnetlink (linux/if_link.h, IFLA_VFINFO_LIST; net/core/rtnetlink.c).
+
+use netlink_sys::protocols::NETLINK_ROUTE;
+use ringspan_protocol::MacAddress;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::NetlinkError;
+use super::request::Request;
+use super::socket::{Channel, Want};
+use crate::ovs::kernel::attribute::attributes;
+
+const RTM_GETLINK: u16 = 18;
+const RTM_SETLINK: u16 = 19;
+/// struct ifinfomsg.
+const INFO: usize = 16;
+
+const IFLA_VFINFO_LIST: u16 = 22;
+const IFLA_EXT_MASK: u16 = 29;
+const RTEXT_FILTER_VF: u32 = 1;
+const RTEXT_FILTER_SKIP_STATS: u32 = 8;
+
+const IFLA_VF_INFO: u16 = 1;
+const IFLA_VF_MAC: u16 = 1;
+const IFLA_VF_VLAN: u16 = 2;
+const IFLA_VF_SPOOFCHK: u16 = 4;
+const IFLA_VF_LINK_STATE: u16 = 5;
+const IFLA_VF_RATE: u16 = 6;
+const IFLA_VF_TRUST: u16 = 9;
+const IFLA_VF_IB_NODE_GUID: u16 = 10;
+const IFLA_VF_IB_PORT_GUID: u16 = 11;
+
+/// Bytes of an address in IFLA_VF_MAC (MAX_ADDR_LEN).
+const ADDRESS: usize = 32;
+/// What the kernel fills in where a driver has no such setting: all ones.
+const ABSENT: u32 = u32::MAX;
+
+/// Whether a VF has a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum VfLinkState {
+    /// As the PF has.
+    Auto,
+    /// Always: VFs of one PF reach each other.
+    Enable,
+    /// Never.
+    Disable,
+}
+
+/// What a PF has set for a VF. What the driver has no setting for is absent.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct VfSettings {
+    /// The VF's number.
+    pub vf: u32,
+    /// Its MAC address; absent: none was given to it, or the link is InfiniBand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacAddress>,
+    /// Its VLAN; 0: none.
+    pub vlan: u16,
+    /// Priority of that VLAN.
+    pub qos: u8,
+    /// Least rate from the guest, in Mbit/s; 0: none is kept for it.
+    pub min_rate: u32,
+    /// Most rate from the guest, in Mbit/s; 0: as much as there is.
+    pub max_rate: u32,
+    /// Whether frames with other source addresses are dropped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spoof_check: Option<bool>,
+    /// Whether it may change its address and receive everything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trust: Option<bool>,
+    /// Whether it has a link.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link_state: Option<VfLinkState>,
+}
+
+/// One setting of a VF.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum VfChange {
+    /// Its MAC address.
+    Mac(MacAddress),
+    /// VLAN and priority; 0: none.
+    Vlan(u16, u8),
+    /// Least and most rate, in Mbit/s.
+    Rate(u32, u32),
+    /// Spoof check.
+    SpoofCheck(bool),
+    /// Trust.
+    Trust(bool),
+    /// Link state.
+    LinkState(VfLinkState),
+    /// InfiniBand: the node's GUID.
+    NodeGuid(u64),
+    /// InfiniBand: the port's GUID.
+    PortGuid(u64),
+}
+
+fn about(index: u32) -> Request {
+    let mut info = [0; INFO];
+    info[4..8].copy_from_slice(&index.to_ne_bytes());
+    Request::new(&info)
+}
+
+pub(super) fn vfs(index: u32) -> Result<Vec<VfSettings>, NetlinkError> {
+    let mut request = about(index);
+    request.put_u32(IFLA_EXT_MASK, RTEXT_FILTER_VF | RTEXT_FILTER_SKIP_STATS);
+    let mut found = vec![];
+    Channel::open(NETLINK_ROUTE)?.ask(RTM_GETLINK, Want::One, &request, |body| {
+        found = read(body.get(INFO..).unwrap_or_default())?;
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+/// The VFs in a link's attributes.
+fn read(link: &[u8]) -> Result<Vec<VfSettings>, NetlinkError> {
+    let mut found = vec![];
+    for list in attributes(link) {
+        let list = list?;
+        if list.kind != IFLA_VFINFO_LIST {
+            continue;
+        }
+        for info in attributes(list.value) {
+            let info = info?;
+            if info.kind == IFLA_VF_INFO {
+                found.extend(settings(info.value)?);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// One VF: each of its attributes begins with its number.
+fn settings(info: &[u8]) -> Result<Option<VfSettings>, NetlinkError> {
+    let (mut found, mut settings) = (false, VfSettings::default());
+    for attribute in attributes(info) {
+        let attribute = attribute?;
+        let word = |number: usize| {
+            let bytes = attribute.value.get(4 * number..)?.first_chunk::<4>()?;
+            Some(u32::from_ne_bytes(*bytes))
+        };
+        let switch = || word(1).filter(|value| *value != ABSENT).map(|value| value != 0);
+        match attribute.kind {
+            IFLA_VF_MAC => {
+                found = true;
+                settings.vf = word(0).unwrap_or_default();
+                let mac = attribute.value.get(4..).and_then(|bytes| bytes.first_chunk::<6>());
+                settings.mac = mac.filter(|mac| **mac != [0; 6]).map(|mac| MacAddress(*mac));
+            }
+            IFLA_VF_VLAN => {
+                settings.vlan = word(1).unwrap_or_default() as u16;
+                settings.qos = word(2).unwrap_or_default() as u8;
+            }
+            IFLA_VF_RATE => {
+                settings.min_rate = word(1).unwrap_or_default();
+                settings.max_rate = word(2).unwrap_or_default();
+            }
+            IFLA_VF_SPOOFCHK => settings.spoof_check = switch(),
+            IFLA_VF_TRUST => settings.trust = switch(),
+            IFLA_VF_LINK_STATE => {
+                settings.link_state = match word(1) {
+                    Some(0) => Some(VfLinkState::Auto),
+                    Some(1) => Some(VfLinkState::Enable),
+                    Some(2) => Some(VfLinkState::Disable),
+                    _ => None,
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(found.then_some(settings))
+}
+
+pub(super) fn set_vf(index: u32, vf: u32, change: VfChange) -> Result<(), NetlinkError> {
+    let (kind, value) = value(vf, change);
+    let mut request = about(index);
+    request.nest(IFLA_VFINFO_LIST, |list| {
+        list.nest(IFLA_VF_INFO, |info| {
+            info.put(kind, &value);
+        });
+    });
+    Channel::open(NETLINK_ROUTE)?.ask(RTM_SETLINK, Want::One, &request, |_| Ok(()))
+}
+
+/// The attribute of a change: struct ifla_vf_mac and its like.
+fn value(vf: u32, change: VfChange) -> (u16, Vec<u8>) {
+    let words = |words: &[u32]| words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>();
+    // struct ifla_vf_guid holds a 64-bit number behind the VF's, aligned to it.
+    let guid = |guid: u64| [&words(&[vf, 0])[..], &guid.to_ne_bytes()].concat();
+    match change {
+        VfChange::Mac(mac) => {
+            let mut value = words(&[vf]);
+            value.extend(mac.0);
+            value.resize(4 + ADDRESS, 0);
+            (IFLA_VF_MAC, value)
+        }
+        VfChange::Vlan(vlan, qos) => (IFLA_VF_VLAN, words(&[vf, vlan.into(), qos.into()])),
+        VfChange::Rate(min, max) => (IFLA_VF_RATE, words(&[vf, min, max])),
+        VfChange::SpoofCheck(on) => (IFLA_VF_SPOOFCHK, words(&[vf, on.into()])),
+        VfChange::Trust(on) => (IFLA_VF_TRUST, words(&[vf, on.into()])),
+        VfChange::LinkState(state) => (IFLA_VF_LINK_STATE, words(&[vf, state as u32])),
+        VfChange::NodeGuid(number) => (IFLA_VF_IB_NODE_GUID, guid(number)),
+        VfChange::PortGuid(number) => (IFLA_VF_IB_PORT_GUID, guid(number)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A VF as the kernel tells it (rtnl_fill_vfinfo), made of the attributes that it is set with.
+    fn told(vf: u32, changes: &[VfChange]) -> Vec<u8> {
+        let mut request = Request::default();
+        request.nest(IFLA_VFINFO_LIST, |list| {
+            list.nest(IFLA_VF_INFO, |info| {
+                for change in changes {
+                    let (kind, value) = value(vf, *change);
+                    info.put(kind, &value);
+                }
+            });
+        });
+        request.message(0, 0, 0)[super::super::request::HEADER..].to_vec()
+    }
+
+    #[test]
+    fn what_is_set_reads_back() {
+        let mac: MacAddress = "52:54:00:00:00:07".parse().unwrap();
+        let changes = [
+            VfChange::Mac(mac),
+            VfChange::Vlan(100, 3),
+            VfChange::Rate(10, 2000),
+            VfChange::SpoofCheck(true),
+            VfChange::Trust(false),
+            VfChange::LinkState(VfLinkState::Disable),
+        ];
+        let wanted = VfSettings {
+            vf: 7,
+            mac: Some(mac),
+            vlan: 100,
+            qos: 3,
+            min_rate: 10,
+            max_rate: 2000,
+            spoof_check: Some(true),
+            trust: Some(false),
+            link_state: Some(VfLinkState::Disable),
+        };
+        assert_eq!(read(&told(7, &changes)).unwrap(), [wanted]);
+    }
+
+    #[test]
+    fn what_the_driver_does_not_have_is_absent() {
+        let mut bytes = told(1, &[VfChange::Mac(MacAddress([0; 6])), VfChange::SpoofCheck(true)]);
+        let end = bytes.len();
+        bytes[end - 4..].copy_from_slice(&ABSENT.to_ne_bytes());
+        let read = read(&bytes).unwrap();
+        assert_eq!((read[0].vf, read[0].mac, read[0].spoof_check), (1, None, None));
+    }
+
+    #[test]
+    fn a_list_that_is_cut_is_an_error_and_no_shorter_list() {
+        let bytes = told(1, &[VfChange::Mac(MacAddress([2, 0, 0, 0, 0, 1]))]);
+        assert!(read(&bytes[..bytes.len() - 8]).is_err());
+    }
+
+    #[test]
+    fn the_loopback_has_no_functions_and_a_missing_link_is_said() {
+        assert_eq!(vfs(1).unwrap(), []);
+        assert_eq!(vfs(0x7fff_fff0).unwrap_err().errno(), Some(libc::ENODEV));
+    }
+}

@@ -1,0 +1,89 @@
+//! What the kernel is asked by netlink, and told.
+//!
+//! [`Kernel`] is all of it that the rest of [`crate::host`] sees: [`Real`] talks to this machine's kernel, and tests put one in its place
+//! that refuses as drivers do. Requests are about one link or one device. The one dump is that of devlink's ports, which has no VF lists in it:
+//! a dump of links with `RTEXT_FILTER_VF` fails as a whole ("Buffer too small for object") when one PF has too many VFs.
+
+mod devlink;
+mod driver;
+mod error;
+mod ethtool;
+mod link;
+mod request;
+mod socket;
+
+pub(crate) use devlink::{
+    DevlinkName, DevlinkPort, EncapMode, EswitchChange, EswitchMode, EswitchState, Flavour, InlineMode,
+};
+pub(crate) use driver::DriverInfo;
+pub(crate) use error::NetlinkError;
+pub(crate) use link::{VfChange, VfLinkState, VfSettings};
+
+/// What the kernel can be asked and told. An interface is given by its name and its index, which belong together.
+pub(crate) trait Kernel: Send + Sync {
+    /// The settings of a PF's VFs, by their numbers, for this PF alone.
+    fn vfs(&self, index: u32) -> Result<Vec<VfSettings>, NetlinkError>;
+    /// Changes one setting of one VF.
+    fn set_vf(&self, index: u32, vf: u32, change: VfChange) -> Result<(), NetlinkError>;
+    /// The eswitch of a device.
+    fn eswitch(&self, device: &DevlinkName) -> Result<EswitchState, NetlinkError>;
+    /// Changes one thing of a device's eswitch.
+    fn set_eswitch(&self, device: &DevlinkName, change: EswitchChange) -> Result<(), NetlinkError>;
+    /// The ports of all devices.
+    fn ports(&self) -> Result<Vec<DevlinkPort>, NetlinkError>;
+    /// The steering mode of a device (`flow_steering_mode`, a parameter of mlx5's at run time).
+    fn steering(&self, device: &DevlinkName) -> Result<String, NetlinkError>;
+    /// Sets the steering mode.
+    fn set_steering(&self, device: &DevlinkName, mode: &str) -> Result<(), NetlinkError>;
+    /// Whether an interface offloads TC flows (`hw-tc-offload`).
+    fn tc_offload(&self, index: u32) -> Result<bool, NetlinkError>;
+    /// Sets whether it does.
+    fn set_tc_offload(&self, index: u32, on: bool) -> Result<(), NetlinkError>;
+    /// What an interface's driver says of itself.
+    fn driver(&self, interface: &str) -> Result<DriverInfo, NetlinkError>;
+}
+
+/// The kernel of this machine. Each question has a socket of its own.
+pub(crate) struct Real;
+
+impl Kernel for Real {
+    fn vfs(&self, index: u32) -> Result<Vec<VfSettings>, NetlinkError> {
+        link::vfs(index)
+    }
+
+    fn set_vf(&self, index: u32, vf: u32, change: VfChange) -> Result<(), NetlinkError> {
+        link::set_vf(index, vf, change)
+    }
+
+    fn eswitch(&self, device: &DevlinkName) -> Result<EswitchState, NetlinkError> {
+        devlink::eswitch(device)
+    }
+
+    fn set_eswitch(&self, device: &DevlinkName, change: EswitchChange) -> Result<(), NetlinkError> {
+        devlink::set_eswitch(device, change)
+    }
+
+    fn ports(&self) -> Result<Vec<DevlinkPort>, NetlinkError> {
+        devlink::ports()
+    }
+
+    fn steering(&self, device: &DevlinkName) -> Result<String, NetlinkError> {
+        devlink::steering(device)
+    }
+
+    fn set_steering(&self, device: &DevlinkName, mode: &str) -> Result<(), NetlinkError> {
+        devlink::set_steering(device, mode)
+    }
+
+    fn tc_offload(&self, index: u32) -> Result<bool, NetlinkError> {
+        ethtool::tc_offload(index)
+    }
+
+    fn set_tc_offload(&self, index: u32, on: bool) -> Result<(), NetlinkError> {
+        ethtool::set_tc_offload(index, on)
+    }
+
+    fn driver(&self, interface: &str) -> Result<DriverInfo, NetlinkError> {
+        driver::driver(interface)
+    }
+}

@@ -1,0 +1,135 @@
+//! A made-up kernel, which refuses as drivers do.
+//!
+//! Its words are those of the sources (drivers/net/ethernet/mellanox/mlx5/core/eswitch_offloads.c and en_main.c, drivers/net/ethernet/intel/igb);
+//! not seen on hardware.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use crate::host::netlink::{
+    DevlinkName, DevlinkPort, DriverInfo, EswitchChange, EswitchState, Kernel, NetlinkError, VfChange, VfSettings,
+};
+
+/// What it knows, shared with the test.
+#[derive(Default)]
+pub(super) struct State {
+    /// Settings of VFs by their PF's index.
+    pub vfs: BTreeMap<u32, Vec<VfSettings>>,
+    /// Switches by device.
+    pub eswitches: BTreeMap<DevlinkName, EswitchState>,
+    pub ports: Vec<DevlinkPort>,
+    pub steering: BTreeMap<DevlinkName, String>,
+    pub tc_offload: BTreeMap<u32, bool>,
+    pub drivers: BTreeMap<String, DriverInfo>,
+    /// What is refused, how often at most, and with which words.
+    pub refusals: Vec<(&'static str, u32, i32, &'static str)>,
+    /// What was asked that changes something.
+    pub changes: Vec<String>,
+    /// How often lists of VFs were asked for.
+    pub vf_lists: usize,
+}
+
+#[derive(Clone, Default)]
+pub(super) struct FakeKernel(pub Arc<Mutex<State>>);
+
+fn refused<T>(errno: i32, said: &str) -> Result<T, NetlinkError> {
+    Err(NetlinkError::Refused { errno, said: Some(said.to_owned()).filter(|said| !said.is_empty()) })
+}
+
+impl State {
+    fn refusal(&mut self, what: &str) -> Result<(), NetlinkError> {
+        match self.refusals.iter_mut().find(|(name, left, ..)| what.starts_with(name) && *left > 0) {
+            Some((_, left, errno, said)) => {
+                *left -= 1;
+                refused(*errno, said)
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+impl Kernel for FakeKernel {
+    fn vfs(&self, index: u32) -> Result<Vec<VfSettings>, NetlinkError> {
+        let mut state = self.0.lock().unwrap();
+        state.vf_lists += 1;
+        state.refusal("vfs")?;
+        Ok(state.vfs.get(&index).cloned().unwrap_or_default())
+    }
+
+    fn set_vf(&self, index: u32, vf: u32, change: VfChange) -> Result<(), NetlinkError> {
+        let mut state = self.0.lock().unwrap();
+        let what = format!("set_vf {vf} {change:?}");
+        state.refusal(&what)?;
+        state.changes.push(what);
+        let found = state.vfs.get_mut(&index).and_then(|vfs| vfs.iter_mut().find(|settings| settings.vf == vf));
+        let Some(settings) = found else { return refused(libc::EINVAL, "") };
+        match change {
+            VfChange::Mac(mac) => settings.mac = Some(mac),
+            VfChange::Vlan(vlan, qos) => (settings.vlan, settings.qos) = (vlan, qos),
+            VfChange::Rate(min, max) => (settings.min_rate, settings.max_rate) = (min, max),
+            VfChange::SpoofCheck(on) => settings.spoof_check = Some(on),
+            VfChange::Trust(on) => settings.trust = Some(on),
+            VfChange::LinkState(link) => settings.link_state = Some(link),
+            VfChange::NodeGuid(_) | VfChange::PortGuid(_) => {}
+        }
+        Ok(())
+    }
+
+    fn eswitch(&self, device: &DevlinkName) -> Result<EswitchState, NetlinkError> {
+        let found = self.0.lock().unwrap().eswitches.get(device).copied();
+        found.map_or_else(|| refused(libc::ENODEV, ""), Ok)
+    }
+
+    fn set_eswitch(&self, device: &DevlinkName, change: EswitchChange) -> Result<(), NetlinkError> {
+        let mut state = self.0.lock().unwrap();
+        let what = format!("eswitch {change:?}");
+        state.refusal(&what)?;
+        state.changes.push(what);
+        let Some(eswitch) = state.eswitches.get_mut(device) else { return refused(libc::EOPNOTSUPP, "") };
+        match change {
+            EswitchChange::Mode(mode) => eswitch.mode = mode,
+            EswitchChange::Inline(mode) => eswitch.inline_mode = Some(mode),
+            EswitchChange::Encap(mode) => eswitch.encap_mode = Some(mode),
+        }
+        Ok(())
+    }
+
+    fn ports(&self) -> Result<Vec<DevlinkPort>, NetlinkError> {
+        let mut state = self.0.lock().unwrap();
+        state.refusal("ports")?;
+        Ok(state.ports.clone())
+    }
+
+    fn steering(&self, device: &DevlinkName) -> Result<String, NetlinkError> {
+        let found = self.0.lock().unwrap().steering.get(device).cloned();
+        found.map_or_else(|| refused(libc::EINVAL, ""), Ok)
+    }
+
+    fn set_steering(&self, device: &DevlinkName, mode: &str) -> Result<(), NetlinkError> {
+        let mut state = self.0.lock().unwrap();
+        state.refusal("steering")?;
+        state.changes.push(format!("steering {mode}"));
+        match state.steering.get_mut(device) {
+            Some(steering) => *steering = mode.into(),
+            None => return refused(libc::EINVAL, ""),
+        }
+        Ok(())
+    }
+
+    fn tc_offload(&self, index: u32) -> Result<bool, NetlinkError> {
+        Ok(self.0.lock().unwrap().tc_offload.get(&index).copied().unwrap_or_default())
+    }
+
+    fn set_tc_offload(&self, index: u32, on: bool) -> Result<(), NetlinkError> {
+        let mut state = self.0.lock().unwrap();
+        state.refusal("tc")?;
+        state.changes.push(format!("tc {on}"));
+        state.tc_offload.insert(index, on);
+        Ok(())
+    }
+
+    fn driver(&self, interface: &str) -> Result<DriverInfo, NetlinkError> {
+        let found = self.0.lock().unwrap().drivers.get(interface).cloned();
+        found.map_or_else(|| refused(libc::EOPNOTSUPP, ""), Ok)
+    }
+}
