@@ -80,6 +80,11 @@ impl Ovs {
         self.switch.as_ref().map_or(0, Child::id)
     }
 
+    /// The database server's process; 0 while it does not run.
+    pub fn database_pid(&self) -> u32 {
+        self.database.as_ref().map_or(0, Child::id)
+    }
+
     /// Starts the database server again after [`Ovs::stop_database`].
     pub fn start_database(&mut self) -> Result<()> {
         let socket = self.path("db.sock");

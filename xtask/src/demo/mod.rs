@@ -1,10 +1,14 @@
-//! `cargo xtask demo`: a real guest behind a port of ringspan, with everything that can be killed being killed.
+//! `cargo xtask demo`: a real guest behind a port of ringspan, with everything that can be killed being killed; then two guests on
+//! the software NIC, whose flows Open vSwitch decides.
+
+mod offload;
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use ringspan_testkit::daemon::{Daemon, tap_device};
 use ringspan_testkit::netns::{Netns, PingReport};
+use ringspan_testkit::ovs::Ovs;
 use ringspan_testkit::qemu::{Guest, GuestSpec};
 use ringspan_testkit::scene::{self, GUEST, HOST, serve_iperf};
 use ringspan_testkit::{paths, process, wait};
@@ -25,7 +29,10 @@ pub struct Options {
 /// Everything that the demo makes, in the order in which it must be taken down.
 struct Stage {
     guest: Guest,
+    /// The guests on the software NIC, once they are there.
+    pair: Option<[Guest; 2]>,
     daemon: Daemon,
+    ovs: Ovs,
     net: Netns,
     _pages: HugePages,
 }
@@ -48,9 +55,9 @@ pub fn run(options: &Options) -> Result<()> {
     let start = Instant::now();
     let mut results = Vec::new();
     let mut stage = set_up(options.keep, &mut results)?;
-    let shown = show(&mut stage, &mut results);
+    let shown = show(&mut stage, options.keep, &mut results);
     if let Err(error) = shown {
-        step::say("cleaning up: guest, daemon, lane, namespace");
+        step::say("cleaning up: guests, daemon, lane, switch, namespace");
         let stopped = error.chain().any(|cause| cause.is::<wait::Stopped>());
         return Err(if stopped { wait::Stopped.into() } else { error.context(stage.daemon.story()) });
     }
@@ -65,7 +72,7 @@ pub fn run(options: &Options) -> Result<()> {
     if options.keep {
         keep(stage)
     } else {
-        step::say("cleaning up: guest, daemon, lane, namespace");
+        step::say("cleaning up: guests, daemon, lane, switch, namespace");
         Ok(())
     }
 }
@@ -79,9 +86,18 @@ fn set_up(keep: bool, results: &mut Results) -> Result<Stage> {
     net.tap("tap0", &format!("{HOST}/24"), 1500)?;
     println!("    namespace {}, {HOST} on tap0", net.name());
 
+    step::say("an Open vSwitch of the demo's own there");
+    net.sysctl("net.ipv6.conf.default.disable_ipv6=1")?;
+    let ovs = Ovs::start_in(Some(&net))?;
+    println!("    run directory {}", ovs.run_dir().display());
+
     step::say("ringspan serve, and one lane");
     let begin = Instant::now();
-    let daemon = Daemon::start("[dataplane]\ncores = [0]\nmemory_mib = 256\nhuge_pages = \"auto\"\n", Some(&net))?;
+    let config = format!(
+        "[dataplane]\ncores = [0]\nmemory_mib = 256\nhuge_pages = \"auto\"\n[ovs]\nrun_dir = \"{}\"\n",
+        ovs.run_dir().display()
+    );
+    let daemon = Daemon::start(&config, Some(&net))?;
     let ready = begin.elapsed();
     let begin = Instant::now();
     daemon.add_port("vm1", &tap_device("tap0"), &[])?;
@@ -94,16 +110,15 @@ fn set_up(keep: bool, results: &mut Results) -> Result<Stage> {
     step::say("a guest: Debian's kernel in QEMU, its NIC made by `ringspan port qemu-args vm1`");
     let nics = daemon.qemu_args("vm1", &["--memory", "384M"])?;
     println!("    {}", nics.join(" "));
-    let limit = Duration::from_secs(if keep { 24 * 3600 } else { 300 });
     let begin = Instant::now();
-    let mut guest = Guest::boot(&GuestSpec { nics, limit, ..GuestSpec::default() })?;
+    let mut guest = Guest::boot(&GuestSpec { nics, limit: limit(keep), ..GuestSpec::default() })?;
     guest.sh(&format!("ip link set eth0 up && ip address add {GUEST}/24 dev eth0"))?;
     println!("    booted in {:.1} s", begin.elapsed().as_secs_f64());
-    Ok(Stage { guest, daemon, net, _pages: pages })
+    Ok(Stage { guest, pair: None, daemon, ovs, net, _pages: pages })
 }
 
-fn show(stage: &mut Stage, results: &mut Results) -> Result<()> {
-    let Stage { guest, daemon, net, .. } = stage;
+fn show(stage: &mut Stage, keep: bool, results: &mut Results) -> Result<()> {
+    let Stage { guest, pair, daemon, net, .. } = stage;
     step::say("ping");
     net.wait_ping(GUEST, Duration::from_secs(20))?;
     let ping = net.run(Duration::from_secs(30), "ping", &["-n", "-q", "-c", "50", "-i", "0.02", GUEST])?;
@@ -155,7 +170,12 @@ fn show(stage: &mut Stage, results: &mut Results) -> Result<()> {
     results.push(("lane killed under ping", sentence(&report)));
     results.push(("  longest time without an answer", format!("{} ms", report.longest_gap().as_millis())));
     ensure!(report.duplicates == 0, "answers came twice: {report:?}");
-    Ok(())
+    offload::show(daemon, pair.insert(offload::set_up(daemon, limit(keep))?), results)
+}
+
+/// Longest life of a guest.
+fn limit(keep: bool) -> Duration {
+    Duration::from_secs(if keep { 24 * 3600 } else { 300 })
 }
 
 fn sentence(report: &PingReport) -> String {
@@ -172,22 +192,28 @@ fn iperf(net: &Netns, more: &[&str]) -> Result<String> {
 
 /// Leaves everything as it is and says what there is to see.
 fn keep(stage: Stage) -> Result<()> {
-    let Stage { guest, daemon, net, _pages: pages } = stage;
+    let Stage { guest, pair, daemon, ovs, net, _pages: pages } = stage;
     let ringspan = paths::program("ringspan")?;
     let (ringspan, name) = (ringspan.display(), net.name());
-    let qemu = guest.pid().context("QEMU has no process id")?;
+    let guests: Vec<&Guest> = std::iter::once(&guest).chain(pair.iter().flatten()).collect();
+    let pids =
+        guests.iter().map(|guest| guest.pid()).collect::<Option<Vec<u32>>>().context("QEMU has no process id")?;
+    let qemu = pids.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
+    let folders: Vec<String> = guests.iter().map(|guest| guest.folder().display().to_string()).collect();
     step::say("kept running; look around as root:");
     println!("    export RINGSPAN_CONTROL={}", daemon.socket().display());
     println!("    {ringspan} port list");
     println!("    {ringspan} port show vm1");
     println!("    {ringspan} port stats vm1 --watch");
     println!("    {ringspan} events --follow");
+    println!("    {ringspan} flow list --why");
+    println!("    ovs-ofctl dump-flows unix:{}/br0.mgmt", ovs.run_dir().display());
     println!("    ip netns exec {name} ping {GUEST}");
     println!("    ip netns exec {name} iperf3 -c {GUEST}");
     println!("  and to end it:");
-    println!("    {ringspan} stop --lanes; kill {qemu}; ip netns delete {name}");
-    println!("    rm -r {} {}", daemon.path("").display(), guest.folder().display());
+    println!("    {ringspan} stop --lanes; kill {qemu} {} {}; ip netns delete {name}", ovs.pid(), ovs.database_pid());
+    println!("    rm -r {} {} {}", daemon.path("").display(), ovs.run_dir().display(), folders.join(" "));
     pages.keep();
-    std::mem::forget((guest, daemon, net));
+    std::mem::forget((guest, pair, daemon, ovs, net));
     Ok(())
 }
