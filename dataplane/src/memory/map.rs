@@ -46,23 +46,24 @@ pub struct Reader<'a> {
 impl Reader<'_> {
     /// Where the `len` bytes at `addr` are; `None` when they are not all in one region.
     #[inline(always)]
-    pub fn whole(&mut self, addr: u64, len: u32) -> Option<*mut u8> {
+    pub fn whole(&mut self, addr: u64, len: u32) -> Option<NonNull<u8>> {
         let offset = addr.wrapping_sub(self.last.start);
-        // As in `translate`.
-        if offset < self.last.len && u64::from(len) <= self.last.len - offset {
-            return Some(self.last.host.as_ptr().wrapping_add(offset as usize));
+        // An offset below the region's length means that `addr` lies inside; the sum cannot wrap then, because no mapping is that long.
+        if offset < self.last.len && offset.wrapping_add(len.into()) <= self.last.len {
+            // SAFETY: `offset` is inside the mapping of the region.
+            return Some(unsafe { self.last.host.add(offset as usize) });
         }
         self.elsewhere(addr, len)
     }
 
     #[cold]
     #[inline(never)]
-    fn elsewhere(&mut self, addr: u64, len: u32) -> Option<*mut u8> {
+    fn elsewhere(&mut self, addr: u64, len: u32) -> Option<NonNull<u8>> {
         let span = self.map.find(self.cache, addr, len as usize)?;
         if let Some(region) = self.map.regions.get(self.cache.0 as usize) {
             self.last = *region;
         }
-        (span.len == len as usize).then_some(span.start.as_ptr())
+        (span.len == len as usize).then_some(span.start)
     }
 }
 

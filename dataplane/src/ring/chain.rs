@@ -45,6 +45,8 @@ struct Table {
 impl<'a, F: Format> Walk<'a, F> {
     /// The whole of `chain`.
     pub fn new(format: &'a F, map: &'a GuestMap, chain: &Chain) -> Self {
+        #[cfg(test)]
+        super::tests::walked();
         let Chain { first, head, slots, .. } = *chain;
         Self { format, map, head, slots, descriptor: Some(first), place: 0, table: None, left: MAX_CHAIN }
     }

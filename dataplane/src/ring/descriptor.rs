@@ -58,13 +58,22 @@ impl Descriptor {
     }
 }
 
-/// A chain of the burst at hand.
+/// A chain of the burst at hand. What is known of its buffers is found when it is looked at, and again by a [`Walk`] when it has a shape that
+/// is not known here: then `room` and `apart` are both 0.
+///
+/// [`Walk`]: super::chain::Walk
 #[derive(Debug, Clone, Copy)]
 pub struct Chain {
-    /// The buffer, when the chain is one plain descriptor inside one region.
+    /// The buffer, when the chain is one piece inside one region; the first of two, when they are `apart`.
     pub start: *mut u8,
-    /// Its bytes; 0 when the chain is anything else. Once a frame was put into it, the bytes of that.
+    /// Bytes of the one piece; 0 when the chain is anything else. Once a frame was put into it, the bytes of that.
     pub room: u32,
+    /// Bytes of two pieces together, each inside one region; 0 when the chain is anything else.
+    pub apart: u32,
+    /// The second of the two pieces. Until they are known, the chain's indirect table, or null.
+    pub body: *mut u8,
+    /// Bytes of the first of the two pieces.
+    pub lead: u32,
     /// The first descriptor; in a packed ring with the buffer id of the last one.
     pub first: Descriptor,
     /// Its position.
@@ -78,31 +87,22 @@ impl Chain {
     pub const NONE: Self = Self {
         start: std::ptr::null_mut(),
         room: 0,
+        apart: 0,
+        body: std::ptr::null_mut(),
+        lead: 0,
         first: Descriptor { addr: 0, len: 0, flags: 0, next: 0 },
         head: 0,
         slots: 1,
     };
 
-    /// What `first` describes is ready for use, and on its way to the cache, when it is one plain buffer inside one region that
-    /// the device writes (or reads).
+    /// The chain is `buffer` alone, which is ready for use, and on its way to the cache, when it lies inside one region.
     #[inline(always)]
-    pub fn find<const WRITE: bool>(&mut self, memory: &mut Reader<'_>, first: Descriptor) {
-        let plain = if WRITE { Descriptor::WRITE } else { 0 };
-        self.first = first;
-        self.room = 0;
-        if first.flags & Descriptor::SHAPE == plain {
-            self.ready::<WRITE>(memory, first);
-        }
-    }
-
-    /// The same for what is known to be one plain buffer.
-    #[inline(always)]
-    pub fn ready<const WRITE: bool>(&mut self, memory: &mut Reader<'_>, first: Descriptor) {
-        self.room = 0;
-        if let Some(start) = memory.whole(first.addr, first.len) {
-            self.start = start;
-            self.room = first.len;
-            copy::prefetch_buffer::<WRITE>(start);
+    pub fn ready<const WRITE: bool>(&mut self, memory: &mut Reader<'_>, buffer: Descriptor) {
+        if let Some(start) = memory.whole(buffer.addr, buffer.len) {
+            (self.start, self.room, self.apart) = (start.as_ptr(), buffer.len, 0);
+            copy::prefetch_buffer::<WRITE>(self.start);
+        } else {
+            (self.room, self.apart) = (0, 0);
         }
     }
 }

@@ -48,14 +48,14 @@ pub trait Format: Sized {
     /// Slots that a chain takes.
     fn slots(chain: &Chain) -> u16;
 
-    /// Reads as many chains as there are, and as `window` has room for, from `from` slots on. Those of one descriptor, inside one
-    /// region, that the device writes (or reads) are ready for use, their memory on its way to the cache. Returns how many there
-    /// are, and how many slots they take; fewer when one behind is bad.
+    /// Reads as many chains as there are, and as `window` has room for, from `from` slots on. Those of one or two buffers, each inside one
+    /// region, that the device writes (or reads) are ready for use, their memory on its way to the cache; with `INDIRECT` also those
+    /// in a table of their own. Returns how many there are, and how many slots they take; fewer when one behind is bad.
     ///
     /// # Errors
     ///
     /// What is wrong with the first one.
-    fn look<const WRITE: bool>(
+    fn look<const WRITE: bool, const INDIRECT: bool>(
         &mut self,
         map: &GuestMap,
         cache: &mut RegionCache,

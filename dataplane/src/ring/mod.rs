@@ -29,6 +29,7 @@ mod format;
 mod frames;
 mod header;
 mod packed;
+mod pair;
 mod put;
 mod queue;
 mod record;

@@ -26,6 +26,9 @@ const MARK: u32 = 0xffff;
 /// Descriptors that are prefetched before they are read: two cache lines.
 const AHEAD: u16 = 8;
 
+/// What tells an indirect table in one slot from anything else; WRITE means nothing there (VIRTIO 1.2 section 2.8.7).
+const TABLE: u16 = LAP | Descriptor::NEXT | Descriptor::INDIRECT;
+
 /// Where a packed ring is, and how far.
 pub struct Packed {
     layout: Layout,
@@ -57,6 +60,22 @@ impl Packed {
             }
         }
         Err(RingError::ChainLength { head, limit })
+    }
+}
+
+/// Asks for the indirect tables among these chains, and reads them.
+#[inline(never)]
+fn read_tables<const WRITE: bool>(map: &GuestMap, cache: &mut RegionCache, chains: &mut [Chain]) {
+    let mut memory = map.reader(cache);
+    for chain in &mut *chains {
+        if chain.first.flags & Descriptor::INDIRECT != 0 {
+            chain.ask_for_table(&mut memory);
+        }
+    }
+    for chain in chains {
+        if chain.first.flags & Descriptor::INDIRECT != 0 {
+            chain.read_table::<WRITE, false>(&mut memory);
+        }
     }
 }
 
@@ -107,7 +126,7 @@ impl Format for Packed {
     }
 
     #[inline(always)]
-    fn look<const WRITE: bool>(
+    fn look<const WRITE: bool, const INDIRECT: bool>(
         &mut self,
         map: &GuestMap,
         cache: &mut RegionCache,
@@ -117,7 +136,7 @@ impl Format for Packed {
         let layout = self.layout;
         let mut memory = map.reader(cache);
         let room = usize::from(layout.size().saturating_sub(from)).min(window.len());
-        let (mut at, mut count) = (from, 0);
+        let (mut at, mut count, mut tables) = (from, 0, false);
         while count < room && at < layout.size() {
             // Up to the end of the ring, all that is plain has the same flags.
             let position = self.next.wrapping_add(at);
@@ -134,20 +153,36 @@ impl Format for Packed {
                 chain.first = first;
                 chain.head = slot;
                 chain.slots = 1;
-                if first.flags & (LAP | Descriptor::SHAPE) != plain {
+                if first.flags & (LAP | Descriptor::SHAPE) == plain {
+                    chain.ready::<WRITE>(&mut memory, first);
+                } else if INDIRECT && first.flags & TABLE == plain & LAP | Descriptor::INDIRECT {
+                    tables = true;
+                    chain.odd();
+                } else {
                     odd = Some(first);
                     break;
                 }
-                chain.ready::<WRITE>(&mut memory, first);
                 found += 1;
             }
             count += usize::from(found);
             at += found;
             let Some(first) = odd else { continue };
             let chain = &mut window[count];
-            chain.room = 0;
+            chain.odd();
             if first.flags & LAP != plain & LAP {
                 break;
+            }
+            if first.flags & Descriptor::SHAPE == plain & !LAP | Descriptor::NEXT && at + 1 < layout.size() {
+                copy::prefetch(layout.at(chain.head + AHEAD));
+                let second = layout.descriptor(chain.head + 1);
+                if second.flags & Descriptor::SHAPE == plain & !LAP {
+                    chain.slots = 2;
+                    chain.first.next = second.next;
+                    chain.pair::<WRITE>(&mut memory, first, second);
+                    at += 2;
+                    count += 1;
+                    continue;
+                }
             }
             if first.flags & Descriptor::NEXT != 0 {
                 match self.follow(at, chain) {
@@ -158,6 +193,9 @@ impl Format for Packed {
             }
             at += chain.slots;
             count += 1;
+        }
+        if tables {
+            read_tables::<WRITE>(map, cache, &mut window[..count]);
         }
         Ok((count, at - from))
     }

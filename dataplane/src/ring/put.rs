@@ -54,12 +54,14 @@ impl<R: Format> Queue<R> {
         // Frames that were seen to, slots of the ring that they took, and descriptors of chains that are not plain.
         let (mut seen, mut used, mut steps) = (0, 0, 0);
         while seen < count && steps < MAX_BURST {
-            let outcome = match self.look::<true>(used, 1) {
+            let outcome = match self.look::<true, INDIRECT>(used, 1) {
                 Ok(0) => Ok(Placed::RingFull),
                 Ok(_) => {
-                    let (placed, bytes) = self.put_plain::<HEADER, F>(frames, seen, used);
+                    #[cfg(test)]
+                    self.look_slowly(crate::BURST);
+                    let (placed, slots, bytes) = self.put_known::<HEADER, F>(frames, seen, used);
                     seen += placed;
-                    used += placed as u16;
+                    used += slots;
                     done.frames += placed as u64;
                     done.bytes += bytes as u64;
                     if seen == count || self.window.len() == 0 {
@@ -89,7 +91,7 @@ impl<R: Format> Queue<R> {
         done.ring_full = (count - seen) as u64;
         if used > 0 {
             self.publish::<true, false>(&Chain::NONE, used);
-            self.look_ahead::<true>();
+            self.look_ahead::<true, INDIRECT>();
         }
         Ok(done)
     }
@@ -105,25 +107,30 @@ impl<R: Format> Queue<R> {
         }
     }
 
-    /// Puts frames from `index` on into plain chains that are in the window, as long as each fits into its own: how many, and
-    /// their bytes. `used` slots were used before.
+    /// Puts frames from `index` on into the chains of the window, as long as each is one buffer, or one for the header and one for the rest, and its
+    /// frame fits: how many, the slots that they take, and their bytes. `used` slots were used before.
     #[inline(always)]
-    fn put_plain<const HEADER: usize, F: FrameSource + ?Sized>(
+    fn put_known<const HEADER: usize, F: FrameSource + ?Sized>(
         &mut self,
         frames: &F,
         index: usize,
         used: u16,
-    ) -> (usize, usize) {
+    ) -> (usize, u16, usize) {
         let chains = self.window.first(frames.count() - index);
-        let (mut placed, mut bytes) = (0, 0);
+        let (mut placed, mut slots, mut bytes) = (0, 0, 0);
         for chain in chains.iter_mut() {
             let frame_len = frames.frame_len(index + placed);
             let needed = HEADER + frame_len;
-            if needed > chain.room as usize {
+            let to = if needed <= chain.room as usize {
+                chain.start.wrapping_add(HEADER)
+            } else if needed <= chain.apart as usize && chain.lead as usize == HEADER {
+                chain.body
+            } else {
                 break;
-            }
+            };
             let (data, len) = frames.start(index + placed);
-            // SAFETY: the chain is one buffer inside a region, with room for HEADER + `frame_len` bytes.
+            // SAFETY: `chain.start` has HEADER bytes, and `to` has `frame_len`, each inside a region: behind one another in one buffer, or in the
+            // two that are apart, of which the first has just the header.
             unsafe {
                 if F::HEADERS {
                     frames.header(index + placed).write_single::<HEADER>(chain.start);
@@ -131,19 +138,19 @@ impl<R: Format> Queue<R> {
                     NetHeader::write_plain::<HEADER>(chain.start);
                 }
                 if len == frame_len {
-                    copy::copy(data, chain.start.add(HEADER), frame_len);
+                    copy::copy(data, to, frame_len);
                 } else {
-                    gather(frames, index + placed, chain.start.add(HEADER), frame_len);
+                    gather(frames, index + placed, to, frame_len);
                 }
             }
             chain.room = needed as u32;
             bytes += frame_len;
             placed += 1;
+            slots += R::slots(chain);
         }
-        self.ground.format.give_back::<true>(used, &chains[..placed], placed as u16);
-        // A plain chain has one descriptor.
-        self.window.used(placed, placed as u16);
-        (placed, bytes)
+        self.ground.format.give_back::<true>(used, &chains[..placed], slots);
+        self.window.used(placed, slots);
+        (placed, slots, bytes)
     }
 }
 

@@ -153,18 +153,22 @@ impl<F: Format> Queue<F> {
     ///
     /// What is wrong with the first, when there is none.
     #[inline(always)]
-    pub(super) fn look<const WRITE: bool>(&mut self, used: u16, wanted: usize) -> Result<usize, RingError> {
+    pub(super) fn look<const WRITE: bool, const INDIRECT: bool>(
+        &mut self,
+        used: u16,
+        wanted: usize,
+    ) -> Result<usize, RingError> {
         if self.window.len() < wanted {
-            self.find::<WRITE>(used)?;
+            self.find::<WRITE, INDIRECT>(used)?;
         }
         Ok(self.window.len())
     }
 
     #[inline(always)]
-    fn find<const WRITE: bool>(&mut self, used: u16) -> Result<(), RingError> {
+    fn find<const WRITE: bool, const INDIRECT: bool>(&mut self, used: u16) -> Result<(), RingError> {
         let Self { ground: Ground { format, map, cache, .. }, window, .. } = self;
         let from = used + window.slots();
-        match format.look::<WRITE>(map, cache, window.room(), from) {
+        match format.look::<WRITE, INDIRECT>(map, cache, window.room(), from) {
             Ok((count, slots)) => window.add(count, slots),
             // It is found again when its turn comes.
             Err(_) if window.len() > 0 => {}
@@ -175,10 +179,18 @@ impl<F: Format> Queue<F> {
 
     /// Looks at what comes next while there is other work, so that it is in the cache by then.
     #[inline(always)]
-    pub(super) fn look_ahead<const WRITE: bool>(&mut self) {
+    pub(super) fn look_ahead<const WRITE: bool, const INDIRECT: bool>(&mut self) {
         if self.window.len() == 0 {
             // What is wrong there is found again when its turn comes.
-            let _ = self.find::<WRITE>(0);
+            let _ = self.find::<WRITE, INDIRECT>(0);
+        }
+    }
+
+    /// Makes what was found of the window's first chains unknown, when a test wants the way for any shape.
+    #[cfg(test)]
+    pub(super) fn look_slowly(&mut self, count: usize) {
+        if super::tests::is_slow() {
+            self.window.first(count).iter_mut().for_each(Chain::odd);
         }
     }
 

@@ -42,6 +42,38 @@ impl Split {
         Ok(available)
     }
 
+    /// Looks at what is behind the first descriptors of chains that are no plain buffer.
+    #[inline(never)]
+    fn follow<const WRITE: bool, const INDIRECT: bool>(
+        &self,
+        map: &GuestMap,
+        cache: &mut RegionCache,
+        chains: &mut [Chain],
+    ) {
+        let layout = self.layout;
+        let plain = if WRITE { Descriptor::WRITE } else { 0 };
+        let mut memory = map.reader(cache);
+        for chain in &mut *chains {
+            let first = chain.first;
+            if INDIRECT && first.flags & Descriptor::INDIRECT != 0 {
+                chain.ask_for_table(&mut memory);
+            } else if first.flags & Descriptor::SHAPE == plain | Descriptor::NEXT {
+                copy::prefetch(layout.descriptor_at(first.next));
+            }
+        }
+        for chain in chains {
+            let first = chain.first;
+            if INDIRECT && first.flags & Descriptor::INDIRECT != 0 {
+                chain.read_table::<WRITE, true>(&mut memory);
+            } else if first.flags & Descriptor::SHAPE == plain | Descriptor::NEXT && first.next < layout.size() {
+                let second = layout.descriptor(first.next);
+                if second.flags & Descriptor::SHAPE == plain {
+                    chain.pair::<WRITE>(&mut memory, first, second);
+                }
+            }
+        }
+    }
+
     /// The head of the chain at `position` of the available ring.
     #[inline(always)]
     fn head(&self, position: u16) -> Result<u16, RingError> {
@@ -104,7 +136,7 @@ impl Format for Split {
     }
 
     #[inline(always)]
-    fn look<const WRITE: bool>(
+    fn look<const WRITE: bool, const INDIRECT: bool>(
         &mut self,
         map: &GuestMap,
         cache: &mut RegionCache,
@@ -128,9 +160,21 @@ impl Format for Split {
             }
             copy::prefetch(layout.descriptor_at(chain.head));
         }
+        let plain = if WRITE { Descriptor::WRITE } else { 0 };
         let mut memory = map.reader(cache);
+        let mut odd = false;
         for chain in &mut window[..count] {
-            chain.find::<WRITE>(&mut memory, layout.descriptor(chain.head));
+            let first = layout.descriptor(chain.head);
+            chain.first = first;
+            if first.flags & Descriptor::SHAPE == plain {
+                chain.ready::<WRITE>(&mut memory, first);
+                continue;
+            }
+            odd = true;
+            chain.odd();
+        }
+        if odd {
+            self.follow::<WRITE, INDIRECT>(map, cache, &mut window[..count]);
         }
         Ok((count, count as u16))
     }

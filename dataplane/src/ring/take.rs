@@ -6,7 +6,7 @@ use super::chain::{MAX_BURST, Walk, spread};
 use super::descriptor::{Chain, Descriptor};
 use super::format::Format;
 use super::queue::{Ground, Queue};
-use super::{FrameSink, LargeFrame, NetHeader, RingError, Taken, copy};
+use super::{FrameSink, LargeFrame, Loan, NetHeader, RingError, Taken, copy};
 use crate::BURST;
 
 /// Shortest frame: an Ethernet header. Linux guests refuse shorter ones, too.
@@ -49,7 +49,9 @@ impl<F: Format> Queue<F> {
         sink: &mut S,
     ) -> Result<Taken, RingError> {
         let limit = if S::LENDS { limit.min(BURST).min(self.debts.room()) } else { limit.min(BURST) };
-        let count = self.look::<false>(0, limit)?.min(limit);
+        let count = self.look::<false, INDIRECT>(0, limit)?.min(limit);
+        #[cfg(test)]
+        self.look_slowly(count);
         // A frame has between these two, and the loop has one comparison for both.
         let longest = max_frame.max(MIN_FRAME) - MIN_FRAME;
         let Self { ground, window, broken, debts, .. } = self;
@@ -64,29 +66,24 @@ impl<F: Format> Queue<F> {
             if S::LENDS && F::slots(chain) > most_slots - slots {
                 break;
             }
-            let frame_len = (chain.room as usize).wrapping_sub(HEADER);
-            if frame_len.wrapping_sub(MIN_FRAME) <= longest {
-                // SAFETY: the chain is one buffer of HEADER + `frame_len` bytes inside a region, which lives as long as the map; the
-                // sink's buffer has `frame_len` bytes that are not guest memory.
-                unsafe {
-                    let header = if S::HEADERS { NetHeader::read::<HEADER>(chain.start) } else { NetHeader::default() };
-                    let loan = if S::LENDS {
-                        NonNull::new(chain.start.add(HEADER)).and_then(|start| sink.lend(&header, start, frame_len))
-                    } else {
-                        None
-                    };
-                    if loan.is_some() {
-                        loans[taken] = loan;
-                        done.lent += 1;
-                        bytes += frame_len;
-                        frames += 1;
-                    } else if let Some(to) = sink.frame(&header, frame_len) {
-                        copy::copy(chain.start.add(HEADER), to.as_ptr(), frame_len);
-                        bytes += frame_len;
-                        frames += 1;
-                    } else {
-                        missed += frame_len;
-                    }
+            let one = (chain.room as usize).wrapping_sub(HEADER);
+            if one.wrapping_sub(MIN_FRAME) <= longest {
+                // SAFETY: the chain is one buffer of HEADER + `one` bytes inside a region, which lives as long as the map.
+                let got =
+                    unsafe { fetch::<HEADER, S>(sink, chain.start, chain.start.add(HEADER), one, &mut loans[taken]) };
+                if got {
+                    bytes += one;
+                    frames += 1;
+                } else {
+                    missed += one;
+                }
+            } else if let Some(two) = apart::<HEADER>(chain, longest) {
+                // SAFETY: `apart` says so.
+                if unsafe { fetch_apart::<HEADER, S>(sink, chain, two, &mut loans[taken]) } {
+                    bytes += two;
+                    frames += 1;
+                } else {
+                    missed += two;
                 }
             } else {
                 match ground.take_chain::<HEADER, INDIRECT, S>(chain, max_frame, sink, &mut done) {
@@ -108,6 +105,9 @@ impl<F: Format> Queue<F> {
         // What `take_chain` has not counted.
         let odd = done.frames + done.malformed + done.too_long + done.no_buffers;
         done.no_buffers += taken as u64 - odd - frames;
+        if S::LENDS {
+            done.lent = loans[..taken].iter().flatten().count() as u64;
+        }
         done.received_bytes += (bytes + missed) as u64;
         done.bytes += bytes as u64;
         done.frames += frames;
@@ -116,7 +116,7 @@ impl<F: Format> Queue<F> {
             debts.push(&chains[..taken], &loans, slots);
             window.used(taken, slots);
             self.defer(slots);
-            self.look_ahead::<false>();
+            self.look_ahead::<false, INDIRECT>();
             return Ok(done);
         }
         if !IN_ORDER {
@@ -124,13 +124,75 @@ impl<F: Format> Queue<F> {
         }
         window.used(taken, slots);
         self.publish::<false, IN_ORDER>(&last, slots);
-        self.look_ahead::<false>();
+        self.look_ahead::<false, INDIRECT>();
         Ok(done)
     }
 }
 
+/// Lends a frame to `sink`, or copies it there; whether there was room.
+///
+/// # Safety
+///
+/// `header` is valid for reads of HEADER bytes, and `frame` of `len` as long as the ring's map lives.
+#[inline(always)]
+unsafe fn fetch<const HEADER: usize, S: FrameSink>(
+    sink: &mut S,
+    header: *const u8,
+    frame: *mut u8,
+    len: usize,
+    loan: &mut Option<Loan>,
+) -> bool {
+    // SAFETY: the caller's; the sink's buffer has `len` bytes that are not guest memory.
+    unsafe {
+        let header = if S::HEADERS { NetHeader::read::<HEADER>(header) } else { NetHeader::default() };
+        if S::LENDS {
+            *loan = NonNull::new(frame).and_then(|start| sink.lend(&header, start, len));
+            if loan.is_some() {
+                return true;
+            }
+        }
+        let Some(to) = sink.frame(&header, len) else { return false };
+        copy::copy(frame, to.as_ptr(), len);
+    }
+    true
+}
+
+/// Bytes of the frame in a chain of two buffers, of which the first has HEADER bytes at least and both have HEADER + so many, unless it is too
+/// short or too long.
+#[inline(always)]
+fn apart<const HEADER: usize>(chain: &Chain, longest: usize) -> Option<usize> {
+    let len = (chain.apart as usize).wrapping_sub(HEADER);
+    (len.wrapping_sub(MIN_FRAME) <= longest && chain.lead as usize >= HEADER).then_some(len)
+}
+
+/// The same as [`fetch`] for a frame of `len` bytes in a chain of two buffers. It is not lent unless it has the second for itself.
+///
+/// # Safety
+///
+/// As [`apart`] says.
+#[inline(never)]
+unsafe fn fetch_apart<const HEADER: usize, S: FrameSink>(
+    sink: &mut S,
+    chain: &Chain,
+    len: usize,
+    loan: &mut Option<Loan>,
+) -> bool {
+    let begun = chain.lead as usize - HEADER;
+    // SAFETY: the caller's; the sink's buffer has `len` bytes that are not guest memory.
+    unsafe {
+        if begun == 0 {
+            return fetch::<HEADER, S>(sink, chain.start, chain.body, len, loan);
+        }
+        let header = if S::HEADERS { NetHeader::read::<HEADER>(chain.start) } else { NetHeader::default() };
+        let Some(to) = sink.frame(&header, len) else { return false };
+        copy::copy(chain.start.add(HEADER), to.as_ptr(), begun);
+        copy::copy(chain.body, to.as_ptr().add(begun), len - begun);
+    }
+    true
+}
+
 impl<F: Format> Ground<F> {
-    /// Takes a chain of any shape, counts it in `done`. Returns how many descriptors were looked at, or `None` when it stays for
+    /// Takes a chain of a shape that is not known to the burst, counts it in `done`. Returns how many descriptors were looked at, or `None` when it stays for
     /// the next burst.
     #[cold]
     #[inline(never)]

@@ -57,13 +57,13 @@ fn every_kind() -> impl Iterator<Item = RingFeatures> {
     over_both(MODERN).into_iter().flat_map(|kind| [false, true].map(|in_order| RingFeatures { in_order, ..kind }))
 }
 
-/// Offers the chain at `head`: a frame of `len` bytes, in one buffer or in two.
-fn offer(driver: &mut Driver, head: u16, len: u32, pieces: u32) {
+/// Offers the chain at `head`: a frame of `len` bytes, with its header in one buffer, in one of its own behind it, or begun in the header's.
+fn offer(driver: &mut Driver, head: u16, len: u32, kind: u32) {
     let at = BUFFERS + 4096 * u64::from(head);
-    if pieces == 1 {
-        driver.chain(head, &[(at, 12 + len, 0)]);
-    } else {
-        driver.chain(head, &[(at, 12, 0), (at + 12, len, 0)]);
+    match kind {
+        1 => driver.chain(head, &[(at, 12 + len, 0)]),
+        2 => driver.chain(head, &[(at + 3000, 12, 0), (at, len, 0)]),
+        _ => driver.chain(head, &[(at + 3000, 12 + 60, 0), (at, len - 60, 0)]),
     }
     driver.offer(head);
 }
@@ -87,9 +87,9 @@ fn come_back_in_order(features: RingFeatures) {
     for _ in 0..3000 {
         for _ in 0..dice.below(6) {
             let Some(head) = free.pop() else { break };
-            let (large, pieces) = (dice.below(5) < 2, dice.below(2) as u32 + 1);
-            offer(&mut driver, head, if large { 1200 } else { 200 }, pieces);
-            flying.push((head, (large && pieces == 1).then_some(0)));
+            let (large, kind) = (dice.below(5) < 2, dice.below(3) as u32 + 1);
+            offer(&mut driver, head, if large { 1200 } else { 200 }, kind);
+            flying.push((head, (large && kind < 3).then_some(0)));
         }
         let mut number = sink.lent.len() as u16;
         taken += ring.take(dice.below(BURST as u64) as usize + 1, 1514, &mut sink).unwrap().received as usize;
@@ -98,7 +98,11 @@ fn come_back_in_order(features: RingFeatures) {
             number += 1;
             *loan = Some(number);
         }
-        assert_eq!(usize::from(number), sink.lent.len(), "large frames in one buffer are lent, and no others");
+        assert_eq!(
+            usize::from(number),
+            sink.lent.len(),
+            "large frames with a buffer for themselves, or that they share with their header, are lent, and no others"
+        );
         sink.away.retain(|_| dice.below(10) < 7);
         let done =
             flying[..taken].iter().take_while(|(_, loan)| loan.is_none_or(|n| !sink.away.contains(&(n - 1)))).count();
@@ -119,10 +123,20 @@ fn come_back_in_order(features: RingFeatures) {
 
 #[test]
 fn what_is_lent_stays_where_the_guest_wrote_it() {
-    let mut driver = Driver::new(4, MODERN, 0);
+    let in_a_table = |driver: &mut Driver| {
+        let at = BUFFERS + 4096;
+        driver.indirect_chain(1, TABLES, &[(BUFFERS, 12, 0), (at + 12, 1400, 0)]);
+        driver.offer(1);
+    };
+    stays(MODERN, |driver| offer(driver, 1, 1400, 1));
+    over_both(RingFeatures { indirect: true, ..MODERN }).into_iter().for_each(|features| stays(features, in_a_table));
+}
+
+fn stays(features: RingFeatures, offer: impl FnOnce(&mut Driver)) {
+    let mut driver = Driver::new(4, features, 0);
     let mut ring = driver.device();
     ring.allow_loans();
-    offer(&mut driver, 1, 1400, 1);
+    offer(&mut driver);
     let mut sink = Lender::default();
     let taken = ring.take(BURST, 1514, &mut sink).unwrap();
     assert_eq!((taken.received, taken.frames, taken.lent, taken.bytes), (1, 1, 1, 1400));
@@ -162,8 +176,8 @@ fn follows_a_killed_one(features: RingFeatures) {
     let mut ring = driver.device();
     ring.allow_loans();
     let mut sink = Lender::default();
-    for (head, len, pieces) in [(0, 1400, 1), (2, 100, 1), (4, 1400, 2), (6, 1400, 1)] {
-        offer(&mut driver, head, len, pieces);
+    for (head, len, kind) in [(0, 1400, 1), (2, 100, 1), (4, 1400, 3), (6, 1400, 2)] {
+        offer(&mut driver, head, len, kind);
     }
     assert_eq!(ring.take(BURST, 1514, &mut sink).unwrap().lent, 2);
     sink.away.remove(&0);
