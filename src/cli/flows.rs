@@ -33,15 +33,7 @@ pub(super) fn list(mut client: Client, wish: &FlowList) -> Result<(), Failure> {
         }
         return Ok(());
     }
-    let mut headings = vec!["STATE", "NIC", "OVS-PACKETS", "NIC-PACKETS", "MATCH", "ACTIONS"];
-    if wish.why {
-        headings.insert(1, "WHY");
-    }
-    let mut table = Table::new(&headings);
-    for flow in &flows.flows {
-        table.row(row(flow, wish.why));
-    }
-    table.print()?;
+    table(&flows, wish.why).print()?;
     let mut err = std::io::stderr();
     if flows.total > flows.flows.len() {
         writeln!(err, "{} more: --limit, or --json", flows.total - flows.flows.len())?;
@@ -50,6 +42,18 @@ pub(super) fn list(mut client: Client, wish: &FlowList) -> Result<(), Failure> {
         writeln!(err, "as it was: {trouble}")?;
     }
     Ok(())
+}
+
+fn table(flows: &Flows, why: bool) -> Table {
+    let mut headings = vec!["STATE", "NIC", "OVS-PACKETS", "NIC-PACKETS", "PACKETS/S", "BITS/S", "MATCH", "ACTIONS"];
+    if why {
+        headings.insert(1, "WHY");
+    }
+    let mut table = Table::new(&headings);
+    for flow in &flows.flows {
+        table.row(row(flow, why));
+    }
+    table
 }
 
 fn is_of(flow: &FlowView, kind: FlowTypeWord) -> bool {
@@ -83,6 +87,8 @@ fn row(flow: &FlowView, why: bool) -> Vec<String> {
         flow.nic.as_ref().map_or_else(dash, ToString::to_string),
         flow.ovs.packets.to_string(),
         flow.rule.map_or_else(dash, |rule| rule.packets.to_string()),
+        flow.rate.map_or_else(dash, |rate| with_prefix(rate.packets)),
+        flow.rate.map_or_else(dash, |rate| with_prefix(rate.bits)),
         short(&flow.matches),
         flow.actions.clone(),
     ];
@@ -91,6 +97,19 @@ fn row(flow: &FlowView, why: bool) -> Vec<String> {
         row.insert(1, reason.map_or_else(dash, |(code, sentence)| format!("{code}: {sentence}")));
     }
     row
+}
+
+/// `1.2k`, `35M`: two or three digits are what an eye compares.
+pub(super) fn with_prefix(value: f64) -> String {
+    let mut value = value;
+    for prefix in ["", "k", "M", "G", "T"] {
+        if value < 999.5 || prefix == "T" {
+            let digits = usize::from(value < 9.95 && !prefix.is_empty());
+            return format!("{value:.digits$}{prefix}");
+        }
+        value /= 1000.0;
+    }
+    String::new()
 }
 
 /// Without what matches everything, such as `skb_mark(0/0)`, and what every flow has.
@@ -127,11 +146,19 @@ pub(super) fn stats(mut client: Client, as_json: bool) -> Result<(), Failure> {
         writeln!(out, "  {count} stay with OVS: {reason}")?;
     }
     writeln!(out, "packets: {} by OVS, {} by NICs", stats.ovs.packets, stats.rules.packets)?;
+    writeln!(out, "rate: {} packets/s, {} bits/s", with_prefix(stats.rate.packets), with_prefix(stats.rate.bits))?;
     writeln!(
         out,
         "{} dumps, the last in {} us; a change is seen within {} ms",
         stats.dumps, stats.dump_us, stats.stale_ms
     )?;
+    if let Some(kernel) = stats.kernel {
+        writeln!(
+            out,
+            "the kernel's datapath tells of changes at once: {} so far; {} dumps of it, the last in {} us",
+            kernel.changes, kernel.dumps, kernel.dump_us
+        )?;
+    }
     if stats.over_limit + stats.unreadable > 0 {
         writeln!(out, "{} flows beyond ovs.max_flows, {} lines that are no flows", stats.over_limit, stats.unreadable)?;
     }
@@ -157,6 +184,12 @@ mod tests {
         let text = dumped(&flow);
         assert!(text.contains("packets:9, bytes:540, used:1.002s, offloaded:yes, dp:ringspan, actions:b"), "{text}");
         assert_eq!(parse::flow(&text, 1, Names::Allowed).unwrap().to_string(), text);
+    }
+
+    #[test]
+    fn rates_have_prefixes() {
+        let shown = [0.4, 12.0, 999.4, 1000.0, 9949.0, 35_000_000.0, 1.2e14].map(super::with_prefix);
+        assert_eq!(shown, ["0", "12", "999", "1.0k", "9.9k", "35M", "120T"]);
     }
 
     #[test]

@@ -30,6 +30,7 @@ pub(super) fn dump(datapath: &str, follow: bool, as_json: bool) -> Result<(), Fa
                 Change::Deleted(ufid) => writeln!(out, "- ufid:{ufid}")?,
                 Change::DeletedUnnamed if as_json => writeln!(out, "{}", json!({ "deleted": null }))?,
                 Change::DeletedUnnamed => writeln!(out, "- a flow without a name")?,
+                Change::Ports => {}
             }
         }
         out.flush()?;

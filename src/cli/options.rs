@@ -385,6 +385,7 @@ pub(super) enum FlowSortWord {
     Ufid,
     Packets,
     Bytes,
+    Rate,
 }
 
 /// The words of a port's role.

@@ -1,12 +1,13 @@
 //! JSON-RPC 1.0 over unix sockets, as ovsdb-server (RFC 7047) and every daemon of OVS's (`unixctl`) speak it.
 //!
-//! `frame` cuts the stream into objects, `rpc` is a connection, `database` and `unixctl` are the two kinds of peers, `place` says
+//! `frame` cuts the stream into objects, `stream` gives one long text line by line, `rpc` is a connection, `database` and `unixctl` are the two kinds of peers, `place` says
 //! where they listen.
 
 pub(crate) mod database;
 mod frame;
 mod place;
 mod rpc;
+mod stream;
 #[cfg(test)]
 mod tests;
 pub(crate) mod unixctl;
@@ -17,6 +18,7 @@ use std::time::Duration;
 pub(crate) use database::Database;
 pub(crate) use place::Place;
 pub(crate) use rpc::{Bounds, Rpc};
+pub(crate) use stream::Lines;
 pub(crate) use unixctl::{Process, Switch};
 
 use crate::error::{Error, ErrorKind};

@@ -14,9 +14,12 @@ use serde_json::{Value, json};
 
 use super::OvsError;
 use super::frame::Frames;
+use super::stream::{At, Lines, Stream};
 
 /// How much is read at once.
 const CHUNK: usize = 256 << 10;
+/// Longest line that is put together.
+const LONGEST_LINE: usize = 1 << 20;
 /// Most notifications that wait to be looked at, and bytes of them.
 const NOTES: usize = 4096;
 const NOTE_BYTES: usize = 16 << 20;
@@ -113,13 +116,60 @@ impl Rpc {
                 self.unasked(message)?;
                 continue;
             }
-            if message.id.as_u64() != Some(id) {
-                return Err(self.garbage(method, format!("it has the id {} instead of {id}", message.id)));
+            return self.result(message, id, method);
+        }
+    }
+
+    /// Asks for what is one long text, and gives it line by line. What was given is of no worth when this fails.
+    pub(crate) fn call_lines(
+        &mut self,
+        method: &str,
+        params: Value,
+        bounds: Bounds,
+        lines: &mut impl Lines,
+    ) -> Result<(), OvsError> {
+        // What is left of earlier answers would be taken for a part of this one: there is nothing left, unless the peer tells unasked.
+        if self.frames.pending() > 0 {
+            return Err(self.garbage(method, "the end of another answer".into()));
+        }
+        let until = Instant::now() + bounds.time;
+        let id = self.next_id;
+        self.next_id += 1;
+        self.send(&json!({ "id": id, "method": method, "params": params }), method, bounds.time)?;
+        let (mut stream, mut bytes) = (Stream::default(), 0);
+        let around = loop {
+            let Some(count) = self.read(method, until)? else { return Err(self.silent(method, bounds.time)) };
+            bytes += count;
+            if bytes > bounds.bytes || stream.held() > LONGEST_LINE {
+                let Bounds { bytes: limit, remedy, .. } = bounds;
+                return Err(OvsError::TooLong { peer: self.peer, method: method.into(), limit, remedy });
             }
-            return match message.error {
-                Value::Null => Ok(message.result),
-                error => Err(OvsError::Refused { peer: self.peer, method: method.into(), reason: words(&error) }),
-            };
+            match stream.push(&self.chunk[..count], lines) {
+                At::Inside => lines.pause(),
+                At::End(around, used) if self.chunk[used..count].trim_ascii().is_empty() => break around,
+                At::End(..) => return Err(self.garbage(method, "more behind the answer".into())),
+                At::Other(so_far) => {
+                    self.frames.push(&so_far);
+                    let message =
+                        self.message(method, bounds, until)?.ok_or_else(|| self.silent(method, bounds.time))?;
+                    return self.result(message, id, method).and_then(|result| match result {
+                        Value::Null => Ok(()),
+                        _ => Err(self.garbage(method, "no text".into())),
+                    });
+                }
+            }
+        };
+        let message = serde_json::from_slice(&around).map_err(|error| self.garbage(method, error.to_string()))?;
+        self.result(message, id, method).map(drop)
+    }
+
+    fn result(&self, message: Message, id: u64, method: &str) -> Result<Value, OvsError> {
+        if message.method.is_some() || message.id.as_u64() != Some(id) {
+            return Err(self.garbage(method, format!("it has the id {} instead of {id}", message.id)));
+        }
+        match message.error {
+            Value::Null => Ok(message.result),
+            error => Err(OvsError::Refused { peer: self.peer, method: method.into(), reason: words(&error) }),
         }
     }
 
@@ -192,6 +242,16 @@ impl Rpc {
                 let Bounds { bytes: limit, remedy, .. } = bounds;
                 return Err(OvsError::TooLong { peer, method: method.into(), limit, remedy });
             }
+            match self.read(method, until)? {
+                Some(count) => self.frames.push(&self.chunk[..count]),
+                None => return Ok(None),
+            }
+        }
+    }
+
+    /// Reads what is there, and waits for it; nothing when none came in time.
+    fn read(&mut self, method: &str, until: Instant) -> Result<Option<usize>, OvsError> {
+        loop {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Ok(None);
@@ -199,7 +259,7 @@ impl Rpc {
             let read = self.stream.set_read_timeout(Some(left)).and_then(|()| self.stream.read(&mut self.chunk));
             match read {
                 Ok(0) => return Err(self.closed(method, "end of file".into())),
-                Ok(count) => self.frames.push(&self.chunk[..count]),
+                Ok(count) => return Ok(Some(count)),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if is_timeout(&error) => return Ok(None),
                 Err(error) => return Err(self.closed(method, error.to_string())),

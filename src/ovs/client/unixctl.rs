@@ -4,10 +4,17 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{Bounds, OvsError, Place, Rpc};
+use super::{Bounds, Lines, OvsError, Place, Rpc};
 
 /// How the daemon is called in errors.
 pub(super) const PEER: &str = "ovs-vswitchd";
+
+/// What a dump may cost.
+const DUMP: Bounds = Bounds {
+    time: Duration::from_secs(20),
+    bytes: 256 << 20,
+    remedy: "it has more flows than can be mirrored: lower other_config:flow-limit",
+};
 
 /// A connection to ovs-vswitchd.
 #[derive(Debug)]
@@ -72,12 +79,12 @@ impl Switch {
 
     /// Its flows on one datapath, as `dpctl/dump-flows -m --names` prints them.
     pub(crate) fn dump_flows(&mut self, datapath: &str, more: &[&str]) -> Result<String, OvsError> {
-        const BOUNDS: Bounds = Bounds {
-            time: Duration::from_secs(20),
-            bytes: 128 << 20,
-            remedy: "it has more flows than can be mirrored: lower other_config:flow-limit",
-        };
-        self.call_within("dpctl/dump-flows", &[&["-m", "--names", datapath], more].concat(), BOUNDS)
+        self.call_within("dpctl/dump-flows", &[&["-m", "--names", datapath], more].concat(), DUMP)
+    }
+
+    /// The same, line by line while it comes.
+    pub(crate) fn dump_lines(&mut self, datapath: &str, lines: &mut impl Lines) -> Result<(), OvsError> {
+        self.rpc.call_lines("dpctl/dump-flows", json!(["-m", "--names", datapath]), DUMP, lines)
     }
 }
 

@@ -66,6 +66,11 @@ impl Ports {
         self.names.is_empty()
     }
 
+    /// Whether a port of this name is a NIC's.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.names.contains_key(name)
+    }
+
     pub(super) fn find(&self, port: &PortRef) -> Option<(&NicName, NicPort)> {
         self.names.get(name(port)?).map(|(nic, port)| (nic, *port))
     }

@@ -40,6 +40,8 @@ const CMD_SET: u8 = 4;
 const DP_ATTR_NAME: u16 = 1;
 const VPORT_ATTR_PORT_NO: u16 = 1;
 const VPORT_ATTR_NAME: u16 = 3;
+/// The name that ovs-vswitchd gives its datapath (lib/dpif-netlink.c).
+pub const OVS_SYSTEM: &str = "ovs-system";
 
 /// Versions of the families: OVS_DATAPATH_VERSION, OVS_VPORT_VERSION, OVS_FLOW_VERSION.
 const DATAPATH_VERSION: u8 = 2;
@@ -108,6 +110,8 @@ pub enum Change {
     Deleted(Ufid),
     /// One without a name is gone, which another tool than OVS had made: which one, a new dump says.
     DeletedUnnamed,
+    /// A port came, went or is another one: what its number stands for is to be asked anew ([`Datapath::ports`]).
+    Ports,
 }
 
 /// A datapath of the kernel.
@@ -173,20 +177,30 @@ impl Datapath {
     /// # Errors
     /// [`KernelError::Changed`] where it never stood still; the datapath is gone ([`KernelError::Refused`]).
     pub fn dump(&mut self) -> Result<Vec<Told>, KernelError> {
-        let (family, payload) = (self.flow.id, self.index.to_ne_bytes());
         for _ in 0..TRIES {
             let mut flows = vec![];
-            let asked = self.channel.ask(family, CMD_GET, FLOW_VERSION, Kind::Dump, &payload, |message| {
-                flows.push(told(message.payload.get(HEADER..).unwrap_or_default())?);
+            let dumped = self.dump_each(|told| {
+                flows.push(told);
                 Ok(())
             });
-            match asked {
+            match dumped {
                 Ok(()) => return Ok(once(flows)),
                 Err(KernelError::Changed) => {}
                 Err(error) => return Err(error),
             }
         }
         Err(KernelError::Changed)
+    }
+
+    /// All flows one by one, some perhaps twice. After an error what was given is of no worth.
+    ///
+    /// # Errors
+    /// [`KernelError::Changed`] where the table changed meanwhile; the datapath is gone ([`KernelError::Refused`]); one of `each`.
+    pub fn dump_each(&mut self, mut each: impl FnMut(Told) -> Result<(), KernelError>) -> Result<(), KernelError> {
+        let (family, payload) = (self.flow.id, self.index.to_ne_bytes());
+        self.channel.ask(family, CMD_GET, FLOW_VERSION, Kind::Dump, &payload, |message| {
+            each(told(message.payload.get(HEADER..).unwrap_or_default())?)
+        })
     }
 
     /// Listens to the datapath's changes. What changes before the next dump is told too, so that nothing falls between.
@@ -196,7 +210,8 @@ impl Datapath {
     pub fn watch(&self) -> Result<Watch, KernelError> {
         let mut channel = Channel::open()?;
         channel.listen(&self.flow, "ovs_flow")?;
-        Ok(Watch { channel, family: self.flow.id, index: self.index })
+        channel.listen(&self.vport, "ovs_vport")?;
+        Ok(Watch { channel, families: [self.flow.id, self.vport.id], index: self.index })
     }
 }
 
@@ -210,7 +225,8 @@ fn once(mut flows: Vec<Told>) -> Vec<Told> {
 /// What is told of a datapath's flows.
 pub struct Watch {
     channel: Channel,
-    family: u16,
+    /// Of flows and of ports.
+    families: [u16; 2],
     index: u32,
 }
 
@@ -220,19 +236,27 @@ impl Watch {
     /// # Errors
     /// [`KernelError::Overrun`] and whatever is not understood: the changes from here on are not all known, and a new dump is needed.
     pub fn wait(&mut self, limit: Duration, changes: &mut Vec<Change>) -> Result<(), KernelError> {
-        let (family, index) = (self.family, self.index);
+        let (families, index) = (self.families, self.index);
         let each = |message: Message<'_>| {
-            changes.extend(change(&message, family, index)?);
+            changes.extend(change(&message, families, index)?);
             Ok(())
         };
         self.channel.told(limit, each).map(drop)
     }
 }
 
-/// What a message says, if it is about flows of that datapath.
-fn change(message: &Message<'_>, family: u16, index: u32) -> Result<Option<Change>, KernelError> {
+/// What a message says, if it is about flows or ports of that datapath.
+fn change(message: &Message<'_>, families: [u16; 2], index: u32) -> Result<Option<Change>, KernelError> {
     let Some((header, body)) = message.payload.split_first_chunk::<HEADER>() else { return Ok(None) };
-    if message.family != family || u32::from_ne_bytes(*header) != index {
+    let [flow, vport] = families;
+    if u32::from_ne_bytes(*header) != index {
+        return Ok(None);
+    }
+    if message.family == vport {
+        // Statistics are no change, and nobody tells of them.
+        return Ok(Some(Change::Ports));
+    }
+    if message.family != flow {
         return Ok(None);
     }
     match message.command {

@@ -135,11 +135,12 @@ fn lists_without_end_are_refused() {
 fn a_change_is_that_of_its_datapath_only() {
     let header = 5_u32.to_ne_bytes();
     let payload = [&header[..], &message(&[], None, &[])].concat();
-    let of = |command, family, index| change(&Message { family, command, payload: &payload }, 30, index).unwrap();
+    let of = |command, family, index| change(&Message { family, command, payload: &payload }, [30, 32], index).unwrap();
     assert!(matches!(of(CMD_NEW, 30, 5), Some(Change::Put(Told::Flow(_)))));
     assert_eq!(of(CMD_DEL, 30, 5), Some(Change::Deleted(Ufid(1 << 96 | 2 << 64 | 3 << 32 | 4))));
     assert_eq!(of(CMD_NEW, 31, 5), None);
     assert_eq!(of(CMD_NEW, 30, 6), None);
+    assert_eq!((of(CMD_NEW, 32, 5), of(CMD_DEL, 32, 6)), (Some(Change::Ports), None));
 }
 
 /// Attributes of any type and content, nested here and there.

@@ -19,7 +19,7 @@ pub(crate) struct Nic {
 }
 
 /// What can be done with the rules of NICs.
-pub(crate) trait Engine: Send {
+pub(crate) trait Engine: Send + Sync {
     /// All NICs that take rules now. One that cannot be asked at this moment is not among them.
     fn nics(&self) -> Vec<Nic>;
 

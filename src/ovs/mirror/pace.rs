@@ -38,6 +38,11 @@ impl Pace {
         self.paid.max(self.last + SHORTEST).saturating_duration_since(now)
     }
 
+    /// Longest time until a change is seen that nothing tells of: one dump that just missed it, the time until the next, and that one.
+    pub(super) fn stale(&self) -> Duration {
+        self.cost * 2 + (self.cost * (SHARE - 1)).max(SHORTEST)
+    }
+
     /// How long to wait when something is said to have changed.
     pub(super) fn wait_for_change(&self, now: Instant) -> Duration {
         (self.last + AT_ONCE).max(self.paid.checked_sub(CREDIT).unwrap_or(self.last)).saturating_duration_since(now)

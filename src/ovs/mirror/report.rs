@@ -1,16 +1,16 @@
 //! What the mirror says of flows, each and all together.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 use ringspan_protocol::NicName;
-use ringspan_protocol::rule::RuleCounters;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::engine::Engine;
-use super::run::{Mirror, lock};
+use super::run::{Mirror, Phase, Shared, lock};
+use super::sample;
 use super::table::{Entry, State};
-use crate::error::Error;
 use crate::ovs::compile::Cause;
 use crate::ovs::flow::Ufid;
 
@@ -53,6 +53,8 @@ pub(crate) enum Sort {
     Packets,
     /// Most bytes first, of both paths together.
     Bytes,
+    /// Most bits a second first, of both paths together.
+    Rate,
 }
 
 /// How a flow is.
@@ -70,7 +72,7 @@ pub(crate) enum FlowState {
 }
 
 /// A flow.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct FlowView {
     /// OVS's name of it.
     pub ufid: String,
@@ -92,9 +94,21 @@ pub(crate) struct FlowView {
     pub nic: Option<NicName>,
     /// What OVS counted.
     pub ovs: PathCounters,
-    /// What the NIC counted.
+    /// What NICs counted, over all rules that the flow had.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<PathCounters>,
+    /// Both paths together, over the last second or so; absent for a flow that is younger.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<FlowRate>,
+}
+
+/// How much passes.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct FlowRate {
+    /// Packets a second.
+    pub packets: f64,
+    /// Bits a second.
+    pub bits: f64,
 }
 
 /// What one path counted.
@@ -110,7 +124,7 @@ pub(crate) struct PathCounters {
 }
 
 /// Some flows.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Flows {
     /// All that fit the filter, told or not.
     pub total: usize,
@@ -122,7 +136,7 @@ pub(crate) struct Flows {
 }
 
 /// All flows together.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct FlowStats {
     /// All flows.
     pub flows: usize,
@@ -132,8 +146,10 @@ pub(crate) struct FlowStats {
     pub by_reason: BTreeMap<String, u64>,
     /// What OVS counted, of all flows that are there now.
     pub ovs: PathCounters,
-    /// What NICs counted, of all rules that are there now.
+    /// What NICs counted, of all flows that are there now.
     pub rules: PathCounters,
+    /// Both paths together, over the last second or so.
+    pub rate: FlowRate,
     /// Flows beyond `ovs.max_flows`, which were not looked at.
     pub over_limit: u64,
     /// Lines of the last dump that are no flows.
@@ -141,63 +157,73 @@ pub(crate) struct FlowStats {
     /// The first of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unreadable_example: Option<String>,
-    /// Dumps made since the daemon started.
+    /// Dumps of ovs-vswitchd since the daemon started.
     pub dumps: u64,
     /// What the last one cost ovs-vswitchd at most, in microseconds.
     pub dump_us: u64,
-    /// Longest time until a change is seen, in milliseconds: two dumps and the time between them.
+    /// Longest time until a change is seen that nothing else tells of, in milliseconds: two dumps and the time between them.
     pub stale_ms: u64,
+    /// The kernel's datapath, while it is listened to: its changes are seen at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<KernelStats>,
     /// Why OVS or a NIC could not be asked the last time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,
 }
 
-type Counters = HashMap<u128, RuleCounters>;
+/// What the kernel told of its datapath.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct KernelStats {
+    /// Changes that it told.
+    pub changes: u64,
+    /// Dumps of it, for counters and for what was lost.
+    pub dumps: u64,
+    /// What the last one took, in microseconds.
+    pub dump_us: u64,
+}
 
 impl Mirror {
     /// The flows that fit.
     pub(crate) fn list(&self, filter: &FlowFilter, engine: &dyn Engine) -> Flows {
-        let counters = counters(engine);
-        let shared = lock(&self.shared);
+        sample::take(&self.common, engine);
+        let shared = lock(&self.common.shared);
         let views = shared.work.table.flows.iter().filter(|(_, entry)| fits(entry, filter));
         let mut chosen: Vec<(u128, &Entry)> = views.map(|(ufid, entry)| (*ufid, entry)).collect();
         let total = chosen.len();
-        let of = |ufid: u128, entry: &Entry| {
-            let rule = counters.get(&ufid);
-            (
-                entry.stats.packets + rule.map_or(0, |rule| rule.packets),
-                entry.stats.bytes + rule.map_or(0, |rule| rule.bytes),
-            )
+        let of = |entry: &Entry| {
+            let total = entry.counted.total(entry.stats());
+            match filter.sort {
+                Sort::Ufid => 0,
+                Sort::Packets => total.packets,
+                Sort::Bytes => total.bytes,
+                Sort::Rate => entry.counted.rate.map_or(0, |rate| rate.bits as u64),
+            }
         };
-        match filter.sort {
-            Sort::Ufid => chosen.sort_by_key(|(ufid, _)| *ufid),
-            Sort::Packets => chosen.sort_by_key(|(ufid, entry)| (std::cmp::Reverse(of(*ufid, entry).0), *ufid)),
-            Sort::Bytes => chosen.sort_by_key(|(ufid, entry)| (std::cmp::Reverse(of(*ufid, entry).1), *ufid)),
-        }
+        chosen.sort_by_cached_key(|(ufid, entry)| (std::cmp::Reverse(of(entry)), *ufid));
         chosen.truncate(filter.limit.min(MOST));
-        let flows = chosen.into_iter().map(|(ufid, entry)| view(ufid, entry, counters.get(&ufid))).collect();
-        Flows {
-            total,
-            trouble: trouble(shared.gone.as_ref().map(|(error, _)| error), shared.work.trouble.as_ref()),
-            flows,
-        }
+        let flows = chosen.into_iter().map(|(ufid, entry)| view(ufid, entry)).collect();
+        Flows { total, trouble: trouble(&shared), flows }
     }
 
     /// Sums.
     pub(crate) fn stats(&self, engine: &dyn Engine) -> FlowStats {
-        let counters = counters(engine);
-        let shared = lock(&self.shared);
-        let misses = &shared.work.table.misses;
+        sample::take(&self.common, engine);
+        let shared = lock(&self.common.shared);
+        let misses = shared.work.table.misses();
         let cost = shared.pace.cost;
+        let us = |time: Duration| time.as_micros() as u64;
+        let kernel =
+            KernelStats { changes: shared.kernel_changes, dumps: shared.kernel_dumps, dump_us: us(shared.kernel_took) };
         let mut stats = FlowStats {
             flows: shared.work.table.flows.len(),
             over_limit: misses.over_limit,
             unreadable: misses.unreadable,
-            unreadable_example: misses.example.clone(),
+            unreadable_example: misses.example,
             dumps: shared.dumps,
-            dump_us: cost.as_micros() as u64,
-            stale_ms: (cost * 2 + (cost * 19).max(std::time::Duration::from_millis(100))).as_millis() as u64,
-            trouble: trouble(shared.gone.as_ref().map(|(error, _)| error), shared.work.trouble.as_ref()),
+            dump_us: us(cost),
+            stale_ms: shared.pace.stale().as_millis() as u64,
+            kernel: (shared.phase == Phase::Live).then_some(kernel),
+            trouble: trouble(&shared),
             ..FlowStats::default()
         };
         for entry in shared.work.table.flows.values() {
@@ -206,23 +232,25 @@ impl Mirror {
             if let State::Not(cause) = &entry.state {
                 *stats.by_reason.entry(cause.code().into()).or_default() += 1;
             }
-            stats.ovs.packets += entry.stats.packets;
-            stats.ovs.bytes += entry.stats.bytes;
+            stats.ovs.packets += entry.stats().packets;
+            stats.ovs.bytes += entry.stats().bytes;
+            if let Some((count, _)) = entry.counted.rules() {
+                stats.rules.packets += count.packets;
+                stats.rules.bytes += count.bytes;
+            }
+            if let Some(rate) = entry.counted.rate {
+                stats.rate.packets += f64::from(rate.packets);
+                stats.rate.bits += f64::from(rate.bits);
+            }
         }
-        stats.rules.packets = counters.values().map(|rule| rule.packets).sum();
-        stats.rules.bytes = counters.values().map(|rule| rule.bytes).sum();
         stats
     }
 }
 
-fn trouble(gone: Option<&Error>, work: Option<&Error>) -> Option<String> {
-    gone.or(work).map(|error| error.message.clone())
-}
-
-/// A NIC that cannot be asked counts nothing.
-fn counters(engine: &dyn Engine) -> Counters {
-    let all = engine.nics().into_iter().filter_map(|nic| engine.counters(&nic.name).ok()).flatten();
-    all.map(|counters| (counters.id.0, counters)).collect()
+/// Why OVS or a NIC could not be asked.
+fn trouble(shared: &Shared) -> Option<String> {
+    let gone = shared.gone.as_ref().map(|(error, _)| error);
+    gone.or(shared.work.trouble.as_ref()).or(shared.refused.as_ref()).map(|error| error.message.clone())
 }
 
 fn fits(entry: &Entry, filter: &FlowFilter) -> bool {
@@ -247,11 +275,12 @@ fn state(entry: &Entry) -> FlowState {
     }
 }
 
-fn view(ufid: u128, entry: &Entry, rule: Option<&RuleCounters>) -> FlowView {
+fn view(ufid: u128, entry: &Entry) -> FlowView {
     let cause = match &entry.state {
         State::Not(cause) => Some(cause),
         _ => None,
     };
+    let stats = entry.stats();
     FlowView {
         ufid: Ufid(ufid).to_string(),
         matches: entry.keys().into(),
@@ -260,11 +289,12 @@ fn view(ufid: u128, entry: &Entry, rule: Option<&RuleCounters>) -> FlowView {
         reason: cause.map(|cause| cause.code().into()),
         why: cause.map(|cause| cause.sentence()),
         nic: entry.state.nic().cloned(),
-        ovs: PathCounters { packets: entry.stats.packets, bytes: entry.stats.bytes, idle_ms: entry.stats.used },
-        rule: rule.map(|rule| PathCounters {
-            packets: rule.packets,
-            bytes: rule.bytes,
-            idle_ms: rule.idle_ms.map(|idle| idle.try_into().unwrap_or(i64::MAX)),
+        ovs: PathCounters { packets: stats.packets, bytes: stats.bytes, idle_ms: stats.used },
+        rule: entry.counted.rules().map(|(count, idle)| PathCounters {
+            packets: count.packets,
+            bytes: count.bytes,
+            idle_ms: idle.map(|idle| idle.try_into().unwrap_or(i64::MAX)),
         }),
+        rate: entry.counted.rate.map(|rate| FlowRate { packets: rate.packets.into(), bits: rate.bits.into() }),
     }
 }

@@ -1,31 +1,29 @@
-//! The mirror's thread: looks when it is time, and gives up what OVS cannot be asked about for too long.
+//! The mirror's threads: two sources, one that tells the engines, one that counts. What they share is held for short times only, and never while
+//! somebody is asked.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::engine::Engine;
 use super::pace::Pace;
-use super::work::Work;
-use crate::error::Error;
-use crate::ovs::client::{Database, OvsError, Place, Switch};
+use super::sample::{self, Sampling};
+use super::table::Source;
+use super::work::{News, Work};
+use super::{kernel, poll};
+use crate::control::spawn;
+use crate::error::{Error, ErrorKind};
+use crate::ovs::client::{OvsError, Place};
 
-/// How often it is looked whether there is a NIC, while there is none: OVS is not asked at all then.
-const NO_NIC: Duration = Duration::from_millis(500);
-/// Time between attempts to reach a daemon of OVS's.
-const RETRY: Duration = Duration::from_millis(250);
-/// Longest wait for the database server, which is not needed, and time between attempts to reach it.
-const DATABASE: Duration = Duration::from_secs(1);
-const DATABASE_RETRY: Duration = Duration::from_secs(10);
-/// Longest time without looking whether the mirror is to end.
-const STEP: Duration = Duration::from_millis(200);
-/// What says that flows may have changed: ports come and go, bridges get other controllers, settings change.
-const WATCHED: [(&str, &[&str]); 4] = [
-    ("Open_vSwitch", &["bridges", "other_config"]),
-    ("Bridge", &["ports", "controller", "mirrors", "fail_mode", "flood_vlans"]),
-    ("Port", &["interfaces", "tag", "trunks", "vlan_mode", "bond_mode"]),
-    ("Interface", &["type", "options", "ofport", "link_state", "admin_state"]),
-];
+/// Time between looks at the NICs, at what failed, and at what OVS does not answer.
+const TICK: Duration = Duration::from_millis(100);
+/// News that wait: each is a dump or some thousand changes. Who has more to tell waits, and the kernel then says that changes were lost.
+const NEWS: usize = 16;
+/// How long ovs-vswitchd may take for its first dump before it counts as hanging, and for another one beside some times what the last one took.
+const FIRST: Duration = Duration::from_secs(20);
+const LATER: Duration = Duration::from_secs(1);
+const TIMES: u32 = 4;
 
 /// How the mirror is to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,190 +36,244 @@ pub(crate) struct Settings {
     pub grace: Duration,
 }
 
+/// How the kernel's datapath is followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// It is about to be, or it is not known yet whether it can be.
+    Starting,
+    /// Its changes are told.
+    Live,
+    /// No NIC's port is on it.
+    Idle,
+    /// It cannot be: its flows, if there are any, come with the dumps of ovs-vswitchd.
+    Off,
+}
+
 /// What everybody may look at.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) work: Work,
     pub(super) pace: Pace,
-    /// Dumps made.
+    /// Dumps of ovs-vswitchd.
     pub(super) dumps: u64,
+    /// Dumps of the kernel, and what the last one took.
+    pub(super) kernel_dumps: u64,
+    pub(super) kernel_took: Duration,
+    /// Changes that the kernel told.
+    pub(super) kernel_changes: u64,
+    /// How the kernel's datapath is followed.
+    pub(super) phase: Phase,
+    /// All of it is to be dumped again.
+    pub(super) dump_kernel: bool,
     /// Why OVS cannot be asked, and since when.
     pub(super) gone: Option<(Error, Instant)>,
-    ending: bool,
+    /// Why it did not dump a datapath.
+    pub(super) refused: Option<Error>,
+    /// Since when an answer is waited for.
+    pub(super) asking: Option<Instant>,
+    /// A dump was begun, and not taken yet.
+    pub(super) taking: bool,
+    /// It was gone for longer than the grace period: nothing is believed until it answers.
+    cleared: bool,
+    /// It told all it has at least once, or was gone for longer than the grace period.
+    heard: bool,
+    pub(super) ending: bool,
+}
+
+/// What the threads share.
+#[derive(Debug)]
+pub(super) struct Common {
+    pub(super) shared: Mutex<Shared>,
+    pub(super) sampling: Mutex<Sampling>,
+    /// Told when the mirror ends.
+    ended: Condvar,
 }
 
 /// The mirror.
 #[derive(Debug)]
 pub(crate) struct Mirror {
-    pub(super) shared: Arc<Mutex<Shared>>,
+    pub(super) common: Arc<Common>,
     pub(super) settings: Settings,
 }
 
-pub(super) fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
-    shared.lock().unwrap_or_else(PoisonError::into_inner)
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The connections to OVS.
-#[derive(Default)]
-struct Peers {
-    switch: Option<Switch>,
-    database: Option<Database>,
-    /// When the database server was last tried in vain.
-    tried: Option<Instant>,
+impl Common {
+    /// Sleeps, unless the mirror ends.
+    pub(super) fn sleep(&self, limit: Duration) {
+        let shared = lock(&self.shared);
+        let slept = self.ended.wait_timeout_while(shared, limit, |shared| !shared.ending);
+        drop(slept.unwrap_or_else(PoisonError::into_inner));
+    }
 }
 
-/// The flows of all datapaths.
-struct Dump {
-    texts: Vec<String>,
-    /// How long it took.
-    cost: Duration,
-    /// What the switch said of a datapath that it did not dump.
-    refused: Option<OvsError>,
+impl Shared {
+    fn new(settings: &Settings) -> Self {
+        Self {
+            work: Work::new(settings.max_flows),
+            pace: Pace::new(Instant::now()),
+            dumps: 0,
+            kernel_dumps: 0,
+            kernel_took: Duration::ZERO,
+            kernel_changes: 0,
+            phase: Phase::Starting,
+            dump_kernel: false,
+            // Until it is reached for the first time it counts as gone, so that what an earlier daemon installed does not stay for ever.
+            gone: Some((Error::new(ErrorKind::OvsDown, "not asked yet"), Instant::now())),
+            refused: None,
+            asking: None,
+            taking: false,
+            cleared: false,
+            heard: false,
+            ending: false,
+        }
+    }
+
+    /// OVS told all it has.
+    pub(super) fn answered(&mut self, cost: Duration, refused: Option<OvsError>) {
+        if let Some((error, since)) = self.gone.take() {
+            tracing::info!("Open vSwitch answers; for {:?} it did not: {error}", since.elapsed());
+        }
+        // What the kernel told meanwhile was not believed.
+        self.dump_kernel |= std::mem::take(&mut self.cleared);
+        self.heard = true;
+        self.dumps += 1;
+        self.pace.dumped(Instant::now(), cost);
+        self.refused = refused.map(Error::from);
+    }
+
+    /// OVS cannot be asked. Its kernel datapath may go on, so rules stay for a while.
+    pub(super) fn unreachable(&mut self, error: impl Into<Error>, grace: Duration) {
+        let error = error.into();
+        let since = match self.gone.take() {
+            Some((_, since)) => since,
+            None => {
+                tracing::warn!("Open vSwitch cannot be asked for its flows; rules go in {grace:?}: {error}");
+                // What is known is as old as the last dump: a switch that hangs takes its time to be seen.
+                self.pace.last
+            }
+        };
+        self.gone = Some((error, since));
+    }
+
+    /// What there is to see from time to time.
+    fn tick(&mut self, grace: Duration) {
+        let limit = if self.heard { grace.max(self.pace.cost * TIMES + LATER) } else { grace.max(FIRST) };
+        let hanging = self.asking.filter(|asking| asking.elapsed() >= limit);
+        if let Some(asking) = hanging.filter(|_| self.gone.is_none() || !self.heard) {
+            let message =
+                format!("ovs-vswitchd does not answer since {:?}: it may hang, see its log", asking.elapsed());
+            self.unreachable(Error::new(ErrorKind::Timeout, message), grace);
+            self.heard = true;
+        }
+        // At first an answer that is on its way is waited for.
+        let is_patient = !self.heard && self.asking.is_some_and(|asking| asking.elapsed() < limit);
+        let is_over = self.gone.as_ref().is_some_and(|(_, since)| since.elapsed() >= grace);
+        if is_over && !self.cleared && !is_patient {
+            tracing::warn!("Open vSwitch is gone for {grace:?}: its rules go");
+            (self.cleared, self.heard) = (true, true);
+            self.work.clear();
+        }
+    }
+
+    fn take(&mut self, news: News) {
+        match &news {
+            News::Dump { source: Source::Text, .. } => self.taking = false,
+            News::Dump { source: Source::Kernel, .. } => self.phase = Phase::Live,
+            News::Kernel(changes) => self.kernel_changes += changes.len() as u64,
+            News::KernelBegins | News::KernelLost => {}
+        }
+        if !self.cleared {
+            self.work.take(news);
+        }
+    }
 }
 
 impl Mirror {
     /// A mirror that does nothing yet.
     pub(crate) fn new(settings: Settings) -> Self {
-        let shared = Shared {
-            work: Work::default(),
-            pace: Pace::new(Instant::now()),
-            dumps: 0,
-            // Until it is reached for the first time it counts as gone, so that what an earlier daemon installed does not stay for ever.
-            gone: Some((Error::new(crate::error::ErrorKind::OvsDown, "not asked yet"), Instant::now())),
-            ending: false,
-        };
-        Self { shared: Arc::new(Mutex::new(shared)), settings }
+        let common =
+            Common { shared: Mutex::new(Shared::new(&settings)), sampling: Mutex::default(), ended: Condvar::new() };
+        Self { common: Arc::new(common), settings }
     }
 
     /// Sets it going. Rules stay when it ends.
     pub(crate) fn start(&self, engine: impl Engine + 'static) -> Option<JoinHandle<()>> {
-        let (shared, settings) = (Arc::clone(&self.shared), self.settings.clone());
-        crate::control::spawn("ovs-mirror".into(), move || run(&shared, &settings, &engine))
+        let (common, settings, engine) = (Arc::clone(&self.common), self.settings.clone(), Arc::new(engine));
+        let (tell, news) = sync_channel(NEWS);
+        let threads = [
+            {
+                let (common, settings, tell) = (Arc::clone(&common), settings.clone(), tell.clone());
+                spawn("ovs-dumps".into(), move || poll::run(&common, &settings, &tell))
+            },
+            {
+                let (common, place) = (Arc::clone(&common), settings.place.clone());
+                spawn("ovs-kernel".into(), move || kernel::run(&common, &place, &tell))
+            },
+            {
+                let (common, engine) = (Arc::clone(&common), Arc::clone(&engine));
+                spawn("ovs-counters".into(), move || sample::run(&common, &*engine))
+            },
+        ];
+        spawn("ovs-mirror".into(), move || {
+            run(&common, &settings, &*engine, &news);
+            // Whoever has something to tell learns that nobody listens.
+            drop(news);
+            for thread in threads.into_iter().flatten() {
+                let _ = thread.join();
+            }
+        })
     }
 
     /// Ends it soon.
     pub(crate) fn end(&self) {
-        lock(&self.shared).ending = true;
+        lock(&self.common.shared).ending = true;
+        self.common.ended.notify_all();
     }
 }
 
-fn run(shared: &Mutex<Shared>, settings: &Settings, engine: &dyn Engine) {
-    let mut peers = Peers::default();
-    while !lock(shared).ending {
-        if engine.nics().is_empty() && !lock(shared).work.has_nics() {
-            std::thread::sleep(NO_NIC.min(STEP));
-            continue;
-        }
-        match peers.dump(&settings.place) {
-            Ok(Dump { texts, cost, refused }) => {
-                let mut shared = lock(shared);
-                if let Some((error, since)) = shared.gone.take() {
-                    tracing::info!("Open vSwitch answers; for {:?} it did not: {error}", since.elapsed());
-                }
-                shared.dumps += 1;
-                shared.pace.dumped(Instant::now(), cost);
-                shared.work.round(&texts, settings.max_flows, engine);
-                if let Some(error) = refused {
-                    shared.work.trouble.get_or_insert(error.into());
-                }
-            }
-            Err(error) => {
-                peers = Peers::default();
-                gone(&mut lock(shared), error, settings, engine);
-                std::thread::sleep(RETRY.min(STEP));
-                continue;
-            }
-        }
-        wait(shared, settings, &mut peers);
-    }
-}
-
-/// OVS cannot be asked. Its kernel datapath may go on, so rules stay for a while.
-fn gone(shared: &mut Shared, error: OvsError, settings: &Settings, engine: &dyn Engine) {
-    let since = match shared.gone.take() {
-        Some((_, since)) => since,
-        None => {
-            tracing::warn!("Open vSwitch cannot be asked for its flows; rules go in {:?}: {error}", settings.grace);
-            // What is known is as old as the last dump: a switch that hangs takes its time to be seen.
-            shared.pace.last
-        }
-    };
-    if since.elapsed() >= settings.grace {
-        shared.work.clear(engine);
-    }
-    shared.gone = Some((error.into(), since));
-}
-
-/// Waits until it is time for the next dump, or for one because something changed.
-fn wait(shared: &Mutex<Shared>, settings: &Settings, peers: &mut Peers) {
-    let mut changed = false;
+fn run(common: &Common, settings: &Settings, engine: &dyn Engine, news: &Receiver<News>) {
+    let mut looked: Option<Instant> = None;
     loop {
-        let left = {
-            let shared = lock(shared);
+        let is_busy = lock(&common.shared).work.is_busy();
+        let told = if is_busy {
+            news.try_recv().map_err(|error| error == TryRecvError::Disconnected)
+        } else {
+            let left = looked.map_or(Duration::ZERO, |looked| TICK.saturating_sub(looked.elapsed()));
+            news.recv_timeout(left).map_err(|error| error == RecvTimeoutError::Disconnected)
+        };
+        if told.as_ref().is_err_and(|is_over| *is_over) {
+            return;
+        }
+        if looked.is_none_or(|looked| looked.elapsed() >= TICK) {
+            let nics = engine.nics();
+            let mut shared = lock(&common.shared);
+            if nics.is_empty() && !shared.work.has_nics() {
+                // Nothing is asked, so nothing is missed.
+                if let Some((_, since)) = &mut shared.gone {
+                    *since = Instant::now();
+                }
+            }
+            shared.work.look(&nics);
+            shared.tick(settings.grace);
+            looked = Some(Instant::now());
+        }
+        let step = {
+            let mut shared = lock(&common.shared);
             if shared.ending {
                 return;
             }
-            let now = Instant::now();
-            if changed { shared.pace.wait_for_change(now) } else { shared.pace.wait(now) }
-        };
-        if left.is_zero() {
-            return;
-        }
-        if changed {
-            std::thread::sleep(left.min(STEP));
-            continue;
-        }
-        changed = peers.changed(&settings.place, left.min(STEP));
-    }
-}
-
-impl Peers {
-    /// The flows of all datapaths, and how long that took.
-    fn dump(&mut self, place: &Place) -> Result<Dump, OvsError> {
-        let switch = match &mut self.switch {
-            Some(switch) => switch,
-            None => self.switch.insert(Switch::connect(place)?),
-        };
-        let names = switch.call("dpctl/dump-dps", &[])?;
-        let begun = Instant::now();
-        let (mut texts, mut refused) = (Vec::new(), None);
-        for name in names.lines().map(str::trim).filter(|name| !name.is_empty()) {
-            match switch.dump_flows(name, &[]) {
-                Ok(text) => texts.push(text),
-                // A datapath that went in this moment has no flows; of one that stays it is said in `trouble`.
-                Err(error) if error.connection_is_good() => refused = Some(error),
-                Err(error) => return Err(error),
+            for news in told.into_iter().chain(news.try_iter().take(NEWS)) {
+                shared.take(news);
             }
-        }
-        Ok(Dump { texts, cost: begun.elapsed(), refused })
-    }
-
-    /// Whether the database told of a change within `limit`. Without it the mirror only looks at its own times.
-    fn changed(&mut self, place: &Place, limit: Duration) -> bool {
-        let database = match &mut self.database {
-            Some(database) => database,
-            None if self.tried.is_some_and(|tried| tried.elapsed() < DATABASE_RETRY) => {
-                std::thread::sleep(limit);
-                return false;
-            }
-            None => match Database::connect_within(place, DATABASE)
-                .and_then(|mut database| database.watch(&WATCHED, DATABASE).map(|()| database))
-            {
-                Ok(database) => self.database.insert(database),
-                Err(error) => {
-                    tracing::debug!("{error}");
-                    self.tried = Some(Instant::now());
-                    return false;
-                }
-            },
+            shared.work.complete = shared.heard && (shared.phase != Phase::Starting || shared.cleared);
+            shared.work.next()
         };
-        match database.changed(limit) {
-            Ok(changed) => changed,
-            Err(error) => {
-                tracing::debug!("{error}");
-                self.database = None;
-                false
-            }
+        if let Some(step) = step {
+            let outcome = step.run(engine);
+            lock(&common.shared).work.done(outcome);
         }
     }
 }

@@ -11,7 +11,8 @@ use ringspan_testkit::needs;
 use ringspan_testkit::ovs::Ovs;
 
 use super::report::{FlowFilter, FlowState, Sort};
-use super::work::Work;
+use super::table::{Misses, Source, Told as ToldFlow};
+use super::work::{Change, News, Work};
 use super::{Engine, Mirror, Nic, Settings};
 use crate::error::{Error, ErrorKind};
 use crate::ovs::client::Place;
@@ -30,6 +31,10 @@ struct Told {
     refused: Vec<RuleId>,
     /// It removes nothing.
     stuck: bool,
+    /// It takes rules, and does not answer.
+    held: bool,
+    /// It was asked to take rules while it did not answer.
+    is_waited_for: bool,
 }
 
 #[derive(Clone, Default)]
@@ -66,6 +71,10 @@ impl Engine for Fake {
     }
 
     fn install(&self, _: &NicName, rules: &[Rule]) -> Result<Vec<RuleResult>, Error> {
+        while self.told().held {
+            self.told().is_waited_for = true;
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let mut told = self.up()?;
         let mut results = Vec::new();
         for rule in rules {
@@ -110,8 +119,31 @@ fn line(ufid: u128, from: &str, kind: u16, actions: &str) -> String {
 }
 
 fn round(work: &mut Work, fake: &Fake, lines: &[String]) -> Vec<String> {
-    work.round(&[lines.concat()], 1000, fake);
+    work.limit = 1000;
+    whole(work, fake, &lines.concat());
     fake.log()
+}
+
+/// A dump, and all that follows from it, as the mirror's threads do it.
+fn whole(work: &mut Work, fake: &Fake, text: &str) {
+    work.complete = true;
+    work.look(&fake.nics());
+    work.table.begin(Source::Text);
+    let (mut told, mut misses) = (Vec::new(), Misses::default());
+    for line in text.lines().filter(|line| !work.table.is_as_before(line)) {
+        match ToldFlow::from_line(line) {
+            Some(flow) => told.push(flow),
+            None => misses.unreadable(line),
+        }
+    }
+    work.take(News::Dump { source: Source::Text, told, misses });
+    all_steps(work, fake);
+}
+
+fn all_steps(work: &mut Work, fake: &Fake) {
+    while let Some(step) = work.next() {
+        work.done(step.run(fake));
+    }
 }
 
 #[test]
@@ -126,8 +158,9 @@ fn what_goes_is_removed_before_what_comes_is_installed_and_what_stays_is_left_al
     // What cannot be offloaded any more goes at once.
     assert_eq!(round(&mut work, &fake, &[stays.clone(), line(3, "nic0", 0x1234, "br0")]), ["-3"]);
     assert_eq!(round(&mut work, &fake, &[stays, "ufid:garbage\n".into()]), [""; 0]);
-    assert_eq!(work.table.misses.unreadable, 1);
-    work.clear(&fake);
+    assert_eq!(work.table.misses().unreadable, 1);
+    work.clear();
+    all_steps(&mut work, &fake);
     assert_eq!(fake.log(), ["-1"]);
 }
 
@@ -262,23 +295,20 @@ fn many_flows_take_less_than_a_kibibyte_each_and_a_dump_without_a_change_tells_t
         )
     };
     let text: String = (0..count).map(flow).collect();
-    let answer = serde_json::to_vec(&serde_json::json!({ "id": 1, "result": text, "error": null })).unwrap();
     let (mut work, fake) = (Work::default(), Fake::default());
     let cpu = || {
         let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap();
         Duration::from(now)
     };
     let begun = cpu();
-    work.round(std::slice::from_ref(&text), 200_000, &fake);
+    work.limit = 200_000;
+    whole(&mut work, &fake, &text);
     println!("{} bytes; first: {:?}", text.len(), cpu() - begun);
     assert_eq!(fake.log().len(), count as usize);
     for _ in 0..3 {
         let begun = cpu();
-        let mut read: serde_json::Value = serde_json::from_slice(&answer).unwrap();
-        let reading = cpu() - begun;
-        let serde_json::Value::String(read) = read["result"].take() else { unreachable!() };
-        work.round(&[read], 200_000, &fake);
-        println!("JSON {reading:?}, and all without a change {:?}", cpu() - begun);
+        whole(&mut work, &fake, &text);
+        println!("all without a change {:?}", cpu() - begun);
     }
     assert!(fake.log().is_empty());
     let texts: usize = work.table.flows.values().map(|entry| entry.keys().len() + entry.actions().len()).sum();
@@ -286,6 +316,83 @@ fn many_flows_take_less_than_a_kibibyte_each_and_a_dump_without_a_change_tells_t
     let each = texts / count as usize + 2 * (size_of::<(u128, super::table::Entry)>() + 1);
     println!("{each} bytes a flow");
     assert!(each < 1024);
+}
+
+/// A flow as the kernel tells it.
+fn told(ufid: u128, from: &str, kind: u16, actions: &str) -> ToldFlow {
+    ToldFlow::from_line(line(ufid, from, kind, actions).trim_end()).unwrap()
+}
+
+fn kernel(work: &mut Work, fake: &Fake, changes: Vec<Change>) -> Vec<String> {
+    work.take(News::Kernel(changes));
+    all_steps(work, fake);
+    fake.log()
+}
+
+fn kernel_dump(work: &mut Work, fake: &Fake, told: Vec<ToldFlow>) -> Vec<String> {
+    work.take(News::Dump { source: Source::Kernel, told, misses: Misses::default() });
+    all_steps(work, fake);
+    fake.log()
+}
+
+#[test]
+fn what_the_kernel_tells_is_done_at_once_and_is_newer_than_its_dump() {
+    let (mut work, fake) = (Work::default(), Fake::default());
+    // Flows of the userspace datapath are there at the same time.
+    assert_eq!(round(&mut work, &fake, &[line(9, "nic0_vf0", 0x9999, "nic0_vf1")]), ["+9"]);
+    let (one, two) = (told(1, "nic0_vf0", 0x1111, "nic0_vf1"), told(2, "nic0_vf0", 0x2222, "nic0_vf1"));
+    work.take(News::KernelBegins);
+    // While its dump is on its way: one that the dump has is gone again, one is another one.
+    let gone = kernel(&mut work, &fake, vec![Change::Put(one.clone()), Change::Deleted(1)]);
+    assert_eq!(gone, [""; 0], "it came and went before any engine was told");
+    assert_eq!(kernel(&mut work, &fake, vec![Change::Put(told(2, "nic0_vf0", 0x2222, "nic0"))]), ["+2"]);
+    assert_eq!(kernel_dump(&mut work, &fake, vec![one, two, told(3, "nic0_vf1", 0x3333, "nic0")]), ["+3"]);
+    assert_eq!(work.table.flows[&2].actions(), "nic0");
+    // Removed before anything is installed.
+    let both = vec![Change::Put(told(4, "nic0_vf0", 0x4444, "nic0")), Change::Deleted(3)];
+    assert_eq!(kernel(&mut work, &fake, both), ["-3", "+4"]);
+    // Told again and the same: nothing. Gone by its dump, as after a flush that nobody told of.
+    assert_eq!(kernel(&mut work, &fake, vec![Change::Put(told(4, "nic0_vf0", 0x4444, "nic0"))]), [""; 0]);
+    work.take(News::KernelBegins);
+    assert_eq!(kernel_dump(&mut work, &fake, vec![told(2, "nic0_vf0", 0x2222, "nic0")]), ["-4"]);
+    // The dumps of the userspace datapath know nothing of these, and take nothing away.
+    assert_eq!(round(&mut work, &fake, &[]), ["-9"]);
+    assert_eq!(work.table.flows.len(), 1);
+}
+
+#[test]
+fn when_the_kernel_is_not_listened_to_any_more_its_flows_go_on_with_the_dumps_of_text() {
+    let (mut work, fake) = (Work::default(), Fake::default());
+    round(&mut work, &fake, &[]);
+    work.take(News::KernelBegins);
+    let flows = [told(1, "nic0_vf0", 0x1111, "nic0_vf1"), told(2, "nic0_vf0", 0x2222, "nic0_vf1")].to_vec();
+    assert_eq!(kernel_dump(&mut work, &fake, flows.clone()).len(), 2);
+    work.take(News::KernelLost);
+    assert_eq!(round(&mut work, &fake, &[line(1, "nic0_vf0", 0x1111, "nic0_vf1")]), ["-2"]);
+    // And back: the kernel takes over what the text had.
+    work.take(News::KernelBegins);
+    assert_eq!(kernel_dump(&mut work, &fake, flows), ["+2"]);
+    assert_eq!(round(&mut work, &fake, &[]), [""; 0]);
+    // Another datapath's flow of that ufid stays with OVS, and touches nothing.
+    assert_eq!(round(&mut work, &fake, &[line(1, "nic0_vf1", 0x1111, "nic0")]), [""; 0]);
+    assert_eq!((work.table.misses().unreadable, fake.told().rules.len()), (1, 2));
+}
+
+#[test]
+fn what_an_earlier_daemon_left_is_compared_when_all_sources_have_told() {
+    let (mut work, fake) = (Work::default(), Fake::default());
+    round(&mut work, &fake, &[line(1, "nic0_vf0", 0x1111, "nic0_vf1"), line(2, "nic0_vf0", 0x2222, "nic0_vf1")]);
+    let mut new = Work::new(1000);
+    new.look(&fake.nics());
+    new.table.begin(Source::Text);
+    let text = vec![told(1, "nic0_vf0", 0x1111, "nic0_vf1")];
+    new.take(News::Dump { source: Source::Text, told: text, misses: Misses::default() });
+    all_steps(&mut new, &fake);
+    assert_eq!(fake.log(), [""; 0]);
+    // The second flow is the kernel's now, and another one.
+    new.take(News::KernelBegins);
+    new.complete = true;
+    assert_eq!(kernel_dump(&mut new, &fake, vec![told(2, "nic0_vf0", 0x2222, "nic0")]), ["+2"]);
 }
 
 fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
@@ -304,19 +411,14 @@ const PACKET: &str = "in_port(1),eth(src=02:00:00:00:00:01,dst=02:00:00:00:00:02
 #[test]
 fn what_ovs_decides_is_in_the_nic_and_follows_what_it_decides_next() -> Result<()> {
     needs!(Ovs);
-    let mut ovs = Ovs::start()?;
-    ovs.add_bridge("br0")?;
-    for (at, port) in ["nic0", "nic0_vf0", "nic0_vf1"].into_iter().enumerate() {
-        ovs.add_port("br0", port, &[&format!("ofport_request={}", at + 1)])?;
-    }
-    ovs.ofctl("br0", "add-flow", &["in_port=2,actions=output:3"])?;
+    let mut ovs = scene()?;
     let fake = Fake::default();
     // What an earlier daemon left behind.
     let stale =
         serde_json::from_str(r#"{"id":"00000000-0000-0000-0000-000000000009","in_port":"vf0","actions":["drop"]}"#)?;
     fake.told().rules.insert(RuleId(9), stale);
-    let grace = Duration::from_secs(1);
-    let mirror = Mirror::new(Settings { place: Place::new(Some(ovs.run_dir())), max_flows: 100, grace });
+    let mirror = mirror_of(&ovs);
+    let grace = mirror.settings.grace;
     let thread = mirror.start(fake.clone()).expect("a thread");
     until("the stale rule is gone", || fake.told().rules.is_empty().then_some(()));
     ovs.receive("nic0_vf0", PACKET)?;
@@ -359,4 +461,68 @@ fn what_ovs_decides_is_in_the_nic_and_follows_what_it_decides_next() -> Result<(
     thread.join().expect("the mirror ends");
     assert!(!fake.told().rules.is_empty(), "rules stay when the daemon ends");
     Ok(())
+}
+
+#[test]
+fn a_switch_that_hangs_keeps_its_rules_no_longer_than_one_that_is_gone() -> Result<()> {
+    needs!(Ovs);
+    let ovs = scene()?;
+    let fake = Fake::default();
+    let mirror = mirror_of(&ovs);
+    let thread = mirror.start(fake.clone()).expect("a thread");
+    ovs.receive("nic0_vf0", PACKET)?;
+    until("a rule", || (!fake.told().rules.is_empty()).then_some(()));
+    let pid = nix::unistd::Pid::from_raw(ovs.pid().try_into()?);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP)?;
+    // Its answer would be waited for as long as this.
+    until("no rule", || fake.told().rules.is_empty().then_some(()));
+    let trouble = mirror.stats(&fake).trouble.unwrap_or_default();
+    assert!(trouble.contains("does not answer"), "{trouble}");
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT)?;
+    until("the rule again", || {
+        ovs.receive("nic0_vf0", PACKET).ok()?;
+        (!fake.told().rules.is_empty()).then_some(())
+    });
+    mirror.end();
+    thread.join().expect("the mirror ends");
+    Ok(())
+}
+
+#[test]
+fn flows_are_listed_while_a_nic_does_not_answer() -> Result<()> {
+    needs!(Ovs);
+    let ovs = scene()?;
+    let fake = Fake::default();
+    fake.told().held = true;
+    let mirror = Arc::new(mirror_of(&ovs));
+    let thread = mirror.start(fake.clone()).expect("a thread");
+    ovs.receive("nic0_vf0", PACKET)?;
+    until("an engine that is asked", || fake.told().is_waited_for.then_some(()));
+    let (answer, answered) = std::sync::mpsc::channel();
+    let asked = Arc::clone(&mirror);
+    std::thread::spawn(move || {
+        let _ = answer.send(asked.list(&FlowFilter { limit: 10, ..FlowFilter::default() }, &Fake::default()));
+    });
+    let flows = answered.recv_timeout(SOON)?;
+    assert_eq!((flows.total, flows.flows[0].state), (1, FlowState::Pending));
+    fake.told().held = false;
+    mirror.end();
+    thread.join().expect("the mirror ends");
+    Ok(())
+}
+
+/// Three ports of a NIC on a bridge, and a flow from the second to the third.
+fn scene() -> Result<Ovs> {
+    let ovs = Ovs::start()?;
+    ovs.add_bridge("br0")?;
+    for (at, port) in ["nic0", "nic0_vf0", "nic0_vf1"].into_iter().enumerate() {
+        ovs.add_port("br0", port, &[&format!("ofport_request={}", at + 1)])?;
+    }
+    ovs.ofctl("br0", "add-flow", &["in_port=2,actions=output:3"])?;
+    Ok(ovs)
+}
+
+fn mirror_of(ovs: &Ovs) -> Mirror {
+    let place = Place::new(Some(ovs.run_dir()));
+    Mirror::new(Settings { place, max_flows: 100, grace: Duration::from_secs(1) })
 }

@@ -1,13 +1,17 @@
-//! One round of the mirror: from what a dump changed to what the engines are told.
+//! From what the sources tell to what the engines are told, step by step: what is done in one step is little, so that what comes meanwhile
+//! waits for little.
+//!
+//! What is gone comes first. Then flows that have a rule and are not as they were: their rule is replaced or goes. New flows come last.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use ringspan_protocol::NicName;
-use ringspan_protocol::rule::{Rule, RuleId};
+use ringspan_protocol::rule::{Rule, RuleCounters, RuleId};
 
-use super::engine::{Engine, Nic};
-use super::table::{Changes, Entry, State, Table};
+use super::engine::Nic;
+use super::step::{BATCH, Outcome, Step};
+use super::table::{Changes, Entry, Misses, Source, State, Table, Told};
 use crate::error::Error;
 use crate::ovs::compile::{Cause, Ports, TunnelIn, compile, tunnel_in};
 use crate::ovs::flow::{Flow, Names, PortRef, parse};
@@ -16,92 +20,144 @@ use crate::ovs::flow::{Flow, Names, PortRef, parse};
 const SETTLED: Duration = Duration::from_secs(2);
 /// Time between attempts at what an engine refused.
 const AGAIN: Duration = Duration::from_secs(5);
-/// Rules in one request to an engine: a lane takes as many.
-const BATCH: usize = ringspan_protocol::message::MAX_RULES;
+
+/// What sources tell.
+#[derive(Debug)]
+pub(super) enum News {
+    /// A dump is whole. [`Table::begin`] and [`Table::is_as_before`] were called by the source.
+    Dump {
+        /// Which source.
+        source: Source,
+        /// What is in it, without what is as before.
+        told: Vec<Told>,
+        /// What could not be told.
+        misses: Misses,
+    },
+    /// The kernel begins to tell all it has.
+    KernelBegins,
+    /// What changed in the kernel, in its order.
+    Kernel(Vec<Change>),
+    /// The kernel is not listened to any more.
+    KernelLost,
+}
+
+/// What changed in the kernel.
+#[derive(Debug)]
+pub(super) enum Change {
+    /// A flow is new, or another one than it was.
+    Put(Told),
+    /// It is gone.
+    Deleted(u128),
+}
 
 /// What is known of flows, ports and engines.
 #[derive(Debug, Default)]
 pub(super) struct Work {
     /// The flows.
     pub table: Table,
+    /// Most flows that are kept.
+    pub limit: usize,
+    /// Whether each source has told all it has: until then rules that no flow has may be those of a source that did not tell yet.
+    pub complete: bool,
     /// Ports of the NICs that take rules, and tunnels.
     ports: Ports,
     /// The NICs, each with the life in which its rules were last known.
     nics: HashMap<NicName, u64>,
+    /// Those of which it is not known what rules they have, to be asked.
+    unknown: Vec<Nic>,
+    /// Flows to compile: those that have a rule, and those that have none.
+    changed: VecDeque<u128>,
+    new: VecDeque<u128>,
+    /// Rules whose flows are gone.
+    gone: HashMap<NicName, Vec<RuleId>>,
+    /// Rules that were found in NICs, to be compared with what they should be.
+    found: HashMap<NicName, HashMap<RuleId, Rule>>,
+    /// Flows that an engine refused.
+    refused: HashSet<u128>,
     /// Flows that take packets out of tunnels, in an order that stays.
     pops: BTreeMap<u128, (PortRef, TunnelIn)>,
     /// When something was last installed: an engine's word of what it has may be older.
     told: Option<Instant>,
     /// When all that engines refused was last tried again.
     tried: Option<Instant>,
-    /// Why an engine could not be told, the last time.
+    /// Why an engine could not be told, since the last look at the NICs.
     pub trouble: Option<Error>,
 }
 
 impl Work {
-    /// Takes dumps of all datapaths, and brings the engines up to them.
-    pub(super) fn round(&mut self, dumps: &[String], limit: usize, engine: &dyn Engine) {
-        let changes = self.table.update(dumps, limit);
-        self.apply(changes, engine);
+    /// With at most so many flows.
+    pub(super) fn new(limit: usize) -> Self {
+        Self { limit, ..Self::default() }
+    }
+
+    /// Takes what a source tells.
+    pub(super) fn take(&mut self, news: News) {
+        let changes = match news {
+            News::Dump { source, told, misses } => self.table.finish(source, told, misses, self.limit),
+            News::KernelBegins => return self.table.begin(Source::Kernel),
+            News::KernelLost => return self.table.hand_over(),
+            News::Kernel(told) => {
+                for change in told {
+                    let mut changes = Changes::default();
+                    match change {
+                        Change::Put(told) => changes.changed.extend(self.table.put(told, self.limit)),
+                        Change::Deleted(ufid) => changes.gone.extend(self.table.delete(ufid)),
+                    }
+                    self.apply(changes);
+                }
+                return;
+            }
+        };
+        self.apply(changes);
     }
 
     /// OVS is gone: so are its flows.
-    pub(super) fn clear(&mut self, engine: &dyn Engine) {
-        let changes = self.table.update(&[], 0);
-        self.apply(changes, engine);
+    pub(super) fn clear(&mut self) {
+        let changes = self.table.clear();
+        self.apply(changes);
     }
 
-    fn apply(&mut self, changes: Changes, engine: &dyn Engine) {
-        self.trouble = None;
+    fn apply(&mut self, changes: Changes) {
         let Changes { changed, gone } = changes;
-        let present = engine.nics();
-        let mut removals: HashMap<NicName, Vec<RuleId>> = HashMap::new();
+        let mut tunnels = false;
+        let room = gone.iter().filter(|(_, nic)| nic.is_some()).count();
         for (ufid, nic) in gone {
-            self.pops.remove(&ufid);
+            tunnels |= self.pops.remove(&ufid).is_some();
+            self.refused.remove(&ufid);
             if let Some(nic) = nic {
-                removals.entry(nic).or_default().push(RuleId(ufid));
+                self.gone.entry(nic).or_default().push(RuleId(ufid));
             }
         }
-        let mut dirty: HashSet<u128> = changed.into_iter().collect();
-        self.try_again(removals.values().map(Vec::len).sum(), &mut dirty);
-        let unknown = self.look_at_nics(&present, &mut dirty);
-        self.look_at_tunnels(&mut dirty);
-        let mut installs: HashMap<NicName, Vec<Rule>> = HashMap::new();
-        for ufid in dirty {
-            self.compile(ufid, &mut installs, &mut removals);
+        self.try_again(room);
+        for ufid in changed {
+            tunnels |= self.look_at_tunnel(ufid);
+            self.enqueue(ufid);
         }
-        for nic in unknown {
-            let installs = installs.entry(nic.name.clone()).or_default();
-            self.reconcile(&nic, installs, removals.entry(nic.name.clone()).or_default(), engine);
-        }
-        for (nic, ids) in &removals {
-            self.remove(nic, ids, engine);
-        }
-        // A NIC that is not known to have done what it was told is told no more in this round: what should have gone comes first.
-        for (nic, rules) in &installs {
-            if self.nics.contains_key(nic) {
-                self.install(nic, rules, engine);
-            }
+        if tunnels {
+            self.look_at_ports(self.ports.without_tunnels());
         }
     }
 
-    /// What an engine refused, say because it is full, is tried again as soon as there is room for it, and all of it now and then.
-    fn try_again(&mut self, room: usize, dirty: &mut HashSet<u128>) {
-        let is_due = self.tried.is_none_or(|tried| tried.elapsed() >= AGAIN);
-        if room == 0 && !is_due {
-            return;
+    fn enqueue(&mut self, ufid: u128) {
+        let Some(entry) = self.table.flows.get(&ufid) else { return };
+        if entry.state.nic().is_some() { self.changed.push_back(ufid) } else { self.new.push_back(ufid) }
+    }
+
+    /// What an engine refused, say because it is full, is tried again as soon as there is room for it.
+    fn try_again(&mut self, room: usize) {
+        let again: Vec<u128> = self.refused.iter().copied().take(room).collect();
+        for ufid in again {
+            self.refused.remove(&ufid);
+            self.enqueue(ufid);
         }
-        let refused = |(_, entry): &(&u128, &Entry)| matches!(&entry.state, State::Not(cause) if matches!(**cause, Cause::Engine(_)));
-        let most = if is_due { usize::MAX } else { room };
-        dirty.extend(self.table.flows.iter().filter(refused).map(|(ufid, _)| *ufid).take(most));
-        if is_due {
+    }
+
+    /// These are the NICs now: what failed is tried again, and what that changes is done.
+    pub(super) fn look(&mut self, present: &[Nic]) {
+        if self.tried.is_none_or(|tried| tried.elapsed() >= AGAIN) {
             self.tried = Some(Instant::now());
+            self.try_again(usize::MAX);
         }
-    }
-
-    /// What a change of the NICs makes dirty: all flows when there are others, those of a NIC that lost its rules. Returns the
-    /// NICs of which it is not known what rules they have.
-    fn look_at_nics(&mut self, present: &[Nic], dirty: &mut HashSet<u128>) -> Vec<Nic> {
         let mut ports = Ports::default();
         for nic in present {
             ports.add_nic(&nic.name, nic.ports.iter().copied());
@@ -110,47 +166,97 @@ impl Work {
             nic.empty && self.told.is_some_and(|told| told.elapsed() > SETTLED) && self.has_rules(&nic.name)
         };
         let is_unknown = |nic: &&Nic| self.nics.get(&nic.name) != Some(&nic.life) || lost(nic);
-        let unknown: Vec<Nic> = present.iter().filter(is_unknown).cloned().collect();
-        self.nics.retain(|name, _| present.iter().any(|nic| nic.name == *name));
-        if !unknown.is_empty() || ports != self.ports.without_tunnels() {
-            self.ports = ports;
-            dirty.extend(self.table.flows.keys());
+        self.unknown = present.iter().filter(is_unknown).cloned().collect();
+        if self.unknown.is_empty() {
+            self.trouble = None;
         }
-        for (_, entry) in self.table.flows.iter_mut() {
-            // Its rules went with it, or are found again by `reconcile`.
-            if entry
-                .state
-                .nic()
-                .is_some_and(|nic| !self.nics.contains_key(nic) || unknown.iter().any(|one| one.name == *nic))
-            {
-                entry.state = State::Pending;
+        let known = self.nics.len();
+        let is_known = |name: &NicName| {
+            present.iter().any(|nic| nic.name == *name) && !self.unknown.iter().any(|nic| nic.name == *name)
+        };
+        let mut nics = std::mem::take(&mut self.nics);
+        nics.retain(|name, _| is_known(name));
+        self.nics = nics;
+        if self.nics.len() != known {
+            for entry in self.table.flows.values_mut() {
+                // Its rules went with it, or are found again.
+                if entry.state.nic().is_some_and(|nic| !self.nics.contains_key(nic)) {
+                    entry.state = State::Pending;
+                    entry.counted.lost();
+                }
             }
         }
-        unknown
+        if ports != self.ports.without_tunnels() {
+            self.pops.clear();
+            self.ports = ports;
+            let all: Vec<u128> = self.table.flows.keys().copied().collect();
+            for ufid in all {
+                self.look_at_tunnel(ufid);
+                self.enqueue(ufid);
+            }
+            self.look_at_ports(self.ports.without_tunnels());
+        }
+    }
+
+    /// Whether it changed what is known of the flow as one that takes packets out of a tunnel.
+    fn look_at_tunnel(&mut self, ufid: u128) -> bool {
+        let was = self.pops.remove(&ufid);
+        let entry = self.table.flows.get(&ufid).filter(|entry| entry.actions().starts_with("tnl_pop(") && !entry.torn);
+        let flow = entry.and_then(|entry| read(ufid, entry.keys(), entry.actions()).ok());
+        let is = flow.and_then(|flow| tunnel_in(&flow, &self.ports));
+        let differs = was != is;
+        if let Some(is) = is {
+            self.pops.insert(ufid, is);
+        }
+        differs
     }
 
     /// When other tunnels end here, what is inside of them is other rules.
-    fn look_at_tunnels(&mut self, dirty: &mut HashSet<u128>) {
-        for ufid in dirty.iter() {
-            self.pops.remove(ufid);
-            let Some(entry) = self.table.flows.get(ufid).filter(|entry| entry.actions().starts_with("tnl_pop(")) else {
-                continue;
-            };
-            let flow = read(*ufid, entry.keys(), entry.actions()).ok();
-            if let Some(found) = flow.and_then(|flow| tunnel_in(&flow, &self.ports)) {
-                self.pops.insert(*ufid, found);
-            }
-        }
-        let mut ports = self.ports.without_tunnels();
+    fn look_at_ports(&mut self, mut ports: Ports) {
         for (port, tunnel) in self.pops.values() {
             ports.add_tunnel(port, tunnel.clone());
         }
-        if ports != self.ports {
-            self.ports = ports;
-            dirty.extend(
-                self.table.flows.iter().filter(|(_, entry)| entry.keys().contains("tunnel(")).map(|(ufid, _)| *ufid),
-            );
+        if ports == self.ports {
+            return;
         }
+        self.ports = ports;
+        let inside = |(_, entry): &(&u128, &Entry)| entry.keys().contains("tunnel(");
+        let inside: Vec<u128> = self.table.flows.iter().filter(inside).map(|(ufid, _)| *ufid).collect();
+        inside.into_iter().for_each(|ufid| self.enqueue(ufid));
+    }
+
+    /// Whether there is something to do.
+    pub(super) fn is_busy(&self) -> bool {
+        !self.gone.is_empty()
+            || !self.changed.is_empty()
+            || !self.new.is_empty()
+            || self.complete && !self.unknown.is_empty()
+    }
+
+    /// What the engines are to be told next; nothing when they are as they should be.
+    pub(super) fn next(&mut self) -> Option<Step> {
+        if !self.is_busy() {
+            return None;
+        }
+        if self.complete && !self.unknown.is_empty() {
+            return Some(Step { ask: std::mem::take(&mut self.unknown), ..Step::default() });
+        }
+        let mut step = Step::default();
+        // One that is not known is asked for its rules later: what has no flow goes then.
+        let mut gone = std::mem::take(&mut self.gone);
+        gone.retain(|nic, _| self.nics.contains_key(nic));
+        step.removals = gone;
+        for _ in 0..BATCH {
+            let Some(ufid) = self.changed.pop_front().or_else(|| self.new.pop_front()) else { break };
+            self.compile(ufid, &mut step.installs, &mut step.removals);
+        }
+        if self.changed.is_empty() && self.new.is_empty() {
+            self.found.clear();
+        }
+        if !step.installs.is_empty() {
+            self.told = Some(Instant::now());
+        }
+        Some(step)
     }
 
     fn compile(
@@ -167,9 +273,16 @@ impl Work {
             flow.map_err(Cause::Unreadable).and_then(|flow| compile(&flow, &self.ports))
         };
         let had = entry.state.nic().cloned();
+        self.refused.remove(&ufid);
         let has = match result {
             Ok((nic, rule)) => {
-                installs.entry(nic.clone()).or_default().push(rule);
+                // What was found there and is right stays, and goes on counting.
+                let is_there =
+                    self.found.get_mut(&nic).is_some_and(|found| found.remove(&rule.id).as_ref() == Some(&rule));
+                // A NIC that is not known to have done what it was told is told no more until it was asked.
+                if !is_there && self.nics.contains_key(&nic) {
+                    installs.entry(nic.clone()).or_default().push(rule);
+                }
                 // One that is there stays offloaded until it is replaced.
                 if had.as_ref() != Some(&nic) {
                     entry.state = State::Pending;
@@ -182,80 +295,89 @@ impl Work {
             }
         };
         if let Some(had) = had.filter(|had| has.as_ref() != Some(had)) {
+            entry.counted.lost();
             removals.entry(had).or_default().push(RuleId(ufid));
         }
     }
 
-    /// A NIC whose rules are not known: what is there and right stays, and goes on counting.
-    fn reconcile(&mut self, nic: &Nic, installs: &mut Vec<Rule>, removals: &mut Vec<RuleId>, engine: &dyn Engine) {
-        let there = match engine.rules(&nic.name) {
-            Ok(there) => there,
-            Err(error) => return self.failed(&nic.name, error),
-        };
-        let wanted: HashMap<RuleId, &Rule> = installs.iter().map(|rule| (rule.id, rule)).collect();
-        let right: HashSet<RuleId> =
-            there.iter().filter(|rule| wanted.get(&rule.id) == Some(rule)).map(|rule| rule.id).collect();
-        removals.extend(there.iter().map(|rule| rule.id).filter(|id| !wanted.contains_key(id)));
-        for id in &right {
-            self.set(id.0, State::Offloaded(nic.name.clone()));
-        }
-        installs.retain(|rule| !right.contains(&rule.id));
-        self.nics.insert(nic.name.clone(), nic.life);
-    }
-
-    fn remove(&mut self, nic: &NicName, ids: &[RuleId], engine: &dyn Engine) {
-        for ids in ids.chunks(BATCH) {
-            if let Err(error) = engine.remove(nic, ids) {
-                return self.failed(nic, error);
+    /// What came of a step.
+    pub(super) fn done(&mut self, outcome: Outcome) {
+        let Outcome { found, failed, results } = outcome;
+        for (nic, results) in results {
+            for result in results {
+                let Some(entry) = self.table.flows.get_mut(&result.id.0) else { continue };
+                entry.state = match result.error {
+                    None => State::Offloaded(nic.clone()),
+                    Some(failure) => {
+                        self.refused.insert(result.id.0);
+                        State::Not(Box::new(Cause::Engine(failure.message)))
+                    }
+                };
             }
         }
+        for (nic, error) in failed {
+            self.failed(&nic, error);
+        }
+        for (nic, rules) in found {
+            self.reconcile(nic, rules);
+        }
+    }
+
+    /// What a NIC has was asked: what no flow has goes, the rest is compared with what it should be.
+    fn reconcile(&mut self, nic: Nic, rules: Vec<Rule>) {
+        let Nic { name, life, .. } = nic;
+        let (mut found, mut gone) = (HashMap::new(), Vec::new());
+        for rule in rules {
+            match self.table.flows.get_mut(&rule.id.0) {
+                Some(entry) => {
+                    entry.state = State::Offloaded(name.clone());
+                    found.insert(rule.id, rule);
+                }
+                None => gone.push(rule.id),
+            }
+        }
+        if !gone.is_empty() {
+            self.gone.insert(name.clone(), gone);
+        }
+        self.found.insert(name.clone(), found);
+        self.nics.insert(name, life);
+        (self.changed, self.new) = (VecDeque::new(), VecDeque::new());
+        let all: Vec<u128> = self.table.flows.keys().copied().collect();
+        all.into_iter().for_each(|ufid| self.enqueue(ufid));
     }
 
     fn has_rules(&self, nic: &NicName) -> bool {
         self.table.flows.values().any(|entry| entry.state.nic() == Some(nic))
     }
 
-    fn install(&mut self, nic: &NicName, rules: &[Rule], engine: &dyn Engine) {
-        self.told = Some(Instant::now());
-        for rules in rules.chunks(BATCH) {
-            let results = match engine.install(nic, rules) {
-                Ok(results) => results,
-                Err(error) => return self.failed(nic, error),
-            };
-            let mut refused = Vec::new();
-            for result in results {
-                let state = match result.error {
-                    None => State::Offloaded(nic.clone()),
-                    Some(failure) => {
-                        refused.push(result.id);
-                        State::Not(Box::new(Cause::Engine(failure.message)))
-                    }
-                };
-                self.set(result.id.0, state);
-            }
-            // What it refused to replace is as before, which is not what the flow does now.
-            if !refused.is_empty() {
-                self.remove(nic, &refused, engine);
-            }
-        }
-    }
-
-    fn set(&mut self, ufid: u128, state: State) {
-        if let Some(entry) = self.table.flows.get_mut(&ufid) {
-            entry.state = state;
-        }
-    }
-
-    /// Nothing is known any more of what rules the NIC has: the next round asks.
+    /// Nothing is known any more of what rules the NIC has: it is asked after the next look at the NICs.
     fn failed(&mut self, nic: &NicName, error: Error) {
         tracing::warn!(%nic, "its rules are not as they should be: {error}");
         self.nics.remove(nic);
+        for entry in self.table.flows.values_mut().filter(|entry| entry.state.nic() == Some(nic)) {
+            entry.state = State::Pending;
+        }
         self.trouble = Some(error);
     }
 
-    /// Whether there is a NIC at all, as of the last round.
+    /// What a NIC's rules count now.
+    pub(super) fn count(&mut self, nic: &NicName, counters: &[RuleCounters]) {
+        for counters in counters {
+            let entry = self.table.flows.get_mut(&counters.id.0);
+            if let Some(entry) = entry.filter(|entry| entry.state.nic() == Some(nic)) {
+                entry.counted.take(counters);
+            }
+        }
+    }
+
+    /// Whether there is a NIC at all, as of the last look.
     pub(super) fn has_nics(&self) -> bool {
         !self.ports.is_empty()
+    }
+
+    /// Whether a port of the datapath is a NIC's.
+    pub(super) fn has_port(&self, name: &str) -> bool {
+        self.ports.has(name)
     }
 }
 

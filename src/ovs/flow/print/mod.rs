@@ -38,6 +38,14 @@ impl Flow {
     }
 }
 
+impl Flow {
+    /// What it matches, as `-m` prints it, and what it does.
+    pub fn parts(&self, keys: &mut impl Write, actions: &mut impl Write) -> fmt::Result {
+        keys::list(keys, &self.keys, Style::Verbose)?;
+        actions::list(actions, &self.actions)
+    }
+}
+
 impl Display for Flow {
     /// With `-m` where there is an ufid, else without.
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {

@@ -1,0 +1,298 @@
+//! The kernel's datapath as a source: one dump, and then each change as it is told.
+//!
+//! The kernel does not tell of counters, nor of a datapath that was flushed: so all is dumped again from time to time, which costs ovs-vswitchd
+//! nothing. While a dump is read, changes are passed on: what is told of one by one is newer than the dump.
+
+use std::collections::HashMap;
+use std::sync::mpsc::SyncSender;
+use std::time::{Duration, Instant};
+
+use super::run::{Common, Phase, lock};
+use super::table::{Misses, Source, Told};
+use super::work::{Change, News};
+use crate::ovs::client::Place;
+use crate::ovs::flow::{Action, Flow, Key, PortRef};
+use crate::ovs::kernel::{self, Datapath, KernelError, OVS_SYSTEM, Unreadable, Watch};
+
+/// Time between attempts to reach the kernel's datapath, and between looks whether it has a NIC's port.
+const RETRY: Duration = Duration::from_millis(500);
+/// Longest time without looking whether the mirror is to end.
+const STEP: Duration = Duration::from_millis(100);
+/// Shortest time between dumps for counters, and how many times its own length that is at least.
+const AGAIN: Duration = Duration::from_secs(2);
+const SHARE: u32 = 50;
+/// Shortest time between dumps because something was lost.
+const AT_ONCE: Duration = Duration::from_millis(20);
+/// Flows of a dump between two looks at what changed meanwhile.
+const BETWEEN: usize = 128;
+
+/// Names of ports by their numbers.
+type Ports = HashMap<u32, Box<str>>;
+
+/// Why it ends.
+enum End {
+    /// The mirror ends.
+    Ending,
+    /// The kernel cannot be asked.
+    Error(KernelError),
+    /// No port of a NIC is on the datapath any more.
+    NoPort,
+}
+
+impl From<KernelError> for End {
+    fn from(error: KernelError) -> Self {
+        Self::Error(error)
+    }
+}
+
+/// Tells of the kernel's flows until the mirror ends.
+pub(super) fn run(common: &Common, place: &Place, news: &SyncSender<News>) {
+    let mut said = false;
+    while !lock(&common.shared).ending {
+        if !lock(&common.shared).work.has_nics() {
+            std::thread::sleep(STEP);
+            continue;
+        }
+        let end = match Kernel::open(place) {
+            Ok(mut kernel) => kernel.run(common, news),
+            Err(error) => End::Error(error),
+        };
+        let phase = match end {
+            End::Ending => return,
+            End::NoPort => Phase::Idle,
+            End::Error(error) => {
+                if !std::mem::replace(&mut said, true) {
+                    tracing::debug!("the kernel's flows come by way of ovs-vswitchd, if there are any: {error}");
+                }
+                Phase::Off
+            }
+        };
+        let was = std::mem::replace(&mut lock(&common.shared).phase, phase);
+        if was == Phase::Live {
+            tracing::info!("the kernel's flows are not followed any more");
+            said = false;
+            if news.send(News::KernelLost).is_err() {
+                return;
+            }
+        }
+        common.sleep(RETRY);
+    }
+}
+
+/// The datapath that is listened to.
+struct Kernel {
+    datapath: Datapath,
+    watch: Watch,
+    ports: Ports,
+    /// When the last dump was whole, and how long it took.
+    dumped: Instant,
+    took: Duration,
+    /// Ports or flows may be other ones than those that are known.
+    stale: bool,
+}
+
+impl Kernel {
+    fn open(place: &Place) -> Result<Self, KernelError> {
+        if !is_our_namespace(place) {
+            return Err(KernelError::NoDatapath {
+                name: OVS_SYSTEM.into(),
+                there: "OVS in another network namespace".into(),
+            });
+        }
+        let datapath = Datapath::open(OVS_SYSTEM)?;
+        // Before the dump, so that nothing that changes falls between the two.
+        let watch = datapath.watch()?;
+        Ok(Self { datapath, watch, ports: HashMap::new(), dumped: Instant::now(), took: Duration::ZERO, stale: true })
+    }
+
+    fn run(&mut self, common: &Common, news: &SyncSender<News>) -> End {
+        let mut begun = false;
+        loop {
+            let result = self.round(common, news, &mut begun);
+            match result {
+                Ok(None) => {}
+                Ok(Some(end)) => return end,
+                // What was lost is dumped anew.
+                Err(KernelError::Overrun | KernelError::Changed | KernelError::Decode(_)) if begun => self.stale = true,
+                Err(error) => return End::Error(error),
+            }
+        }
+    }
+
+    fn round(
+        &mut self,
+        common: &Common,
+        news: &SyncSender<News>,
+        begun: &mut bool,
+    ) -> Result<Option<End>, KernelError> {
+        let again = self.dumped.elapsed() >= AGAIN.max(self.took * SHARE);
+        let wanted = {
+            let mut shared = lock(&common.shared);
+            if shared.ending {
+                return Ok(Some(End::Ending));
+            }
+            std::mem::take(&mut shared.dump_kernel)
+        };
+        if self.stale && self.dumped.elapsed() >= AT_ONCE || !*begun || again || wanted {
+            self.ports = self.datapath.ports()?.into_iter().collect();
+            let shared = lock(&common.shared);
+            if !self.ports.values().any(|name| shared.work.has_port(name)) {
+                return Ok(Some(End::NoPort));
+            }
+            drop(shared);
+            if !*begun {
+                lock(&common.shared).phase = Phase::Starting;
+            }
+            *begun = true;
+            self.stale = false;
+            let since = Instant::now();
+            if self.dump(news)? {
+                return Ok(Some(End::Ending));
+            }
+            (self.took, self.dumped) = (since.elapsed(), Instant::now());
+            let mut shared = lock(&common.shared);
+            shared.kernel_dumps += 1;
+            shared.kernel_took = self.took;
+        }
+        let limit = if self.stale { AT_ONCE } else { STEP };
+        Ok(self.pass_on(limit, news)?.then_some(End::Ending))
+    }
+
+    /// Dumps all flows. Whether nobody takes them any more.
+    fn dump(&mut self, news: &SyncSender<News>) -> Result<bool, KernelError> {
+        if news.send(News::KernelBegins).is_err() {
+            return Ok(true);
+        }
+        let (mut flows, mut misses, mut ended) = (Vec::new(), Misses::default(), false);
+        let Self { datapath, watch, ports, .. } = self;
+        // What is dumped after a port changed would have other names than what was dumped before.
+        let mut anew = |_: &mut Ports| Err(KernelError::Changed);
+        let mut count = 0;
+        datapath.dump_each(|told| {
+            match as_told(told, ports) {
+                Some(told) => flows.push(told),
+                None => misses.unreadable("a flow of the kernel's without an ufid"),
+            }
+            count += 1;
+            if count % BETWEEN == 0 {
+                ended |= pass_on(watch, ports, &mut anew, Duration::ZERO, news)?;
+            }
+            Ok(())
+        })?;
+        let news_of_all = News::Dump { source: Source::Kernel, told: flows, misses };
+        Ok(ended || news.send(news_of_all).is_err())
+    }
+
+    fn pass_on(&mut self, limit: Duration, news: &SyncSender<News>) -> Result<bool, KernelError> {
+        let Self { datapath, watch, ports, stale, .. } = self;
+        // What comes is named as the kernel would forward it now; what is there already is named anew by the next dump.
+        let mut named = |ports: &mut Ports| {
+            *stale = true;
+            *ports = datapath.ports()?.into_iter().collect();
+            Ok(())
+        };
+        pass_on(watch, ports, &mut named, limit, news)
+    }
+}
+
+/// Passes on what changed, and waits for it. Whether nobody takes it any more.
+fn pass_on(
+    watch: &mut Watch,
+    ports: &mut Ports,
+    renamed: &mut dyn FnMut(&mut Ports) -> Result<(), KernelError>,
+    limit: Duration,
+    news: &SyncSender<News>,
+) -> Result<bool, KernelError> {
+    let mut told = Vec::new();
+    let waited = watch.wait(limit, &mut told);
+    let mut changes = Vec::with_capacity(told.len());
+    for change in told {
+        match change {
+            kernel::Change::Put(flow) => changes.extend(as_told(flow, ports).map(Change::Put)),
+            kernel::Change::Deleted(ufid) => changes.push(Change::Deleted(ufid.0)),
+            kernel::Change::Ports => renamed(ports)?,
+            // It was not kept.
+            kernel::Change::DeletedUnnamed => {}
+        }
+    }
+    let ended = !changes.is_empty() && news.send(News::Kernel(changes)).is_err();
+    waited?;
+    Ok(ended)
+}
+
+/// As the table has flows: with the names of ports. A number without a name is a port that is not known, and the flow stays with OVS.
+fn as_told(told: kernel::Told, ports: &Ports) -> Option<Told> {
+    let mut flow = match told {
+        kernel::Told::Flow(flow) => flow,
+        kernel::Told::Unreadable(Unreadable { ufid, reason }) => {
+            return Some(Told::new(ufid?.0, &format!("not understood: {reason}"), "", Default::default()));
+        }
+    };
+    let ufid = flow.ufid?;
+    name_ports(&mut flow, ports);
+    let (mut keys, mut actions) = (String::with_capacity(480), String::with_capacity(64));
+    // A string takes all.
+    let _ = flow.parts(&mut keys, &mut actions);
+    Some(Told::new(ufid.0, &keys, &actions, flow.stats))
+}
+
+fn name_ports(flow: &mut Flow, ports: &Ports) {
+    for key in &mut flow.keys {
+        if let Key::InPort { port, mask: u32::MAX } = key {
+            name(port, ports);
+        }
+    }
+    name_outputs(&mut flow.actions, ports);
+}
+
+fn name_outputs(actions: &mut [Action], ports: &Ports) {
+    for action in actions {
+        match action {
+            Action::Output(port) => name(port, ports),
+            Action::Sample { actions, .. } | Action::Clone(actions) | Action::DecTtl(actions) => {
+                name_outputs(actions, ports)
+            }
+            Action::CheckPktLen { greater, less_or_equal, .. } => {
+                name_outputs(greater, ports);
+                name_outputs(less_or_equal, ports);
+            }
+            _ => {}
+        }
+    }
+}
+
+fn name(port: &mut PortRef, ports: &Ports) {
+    let PortRef::Number(number) = port else { return };
+    if let Some(name) = ports.get(number) {
+        *port = PortRef::Name(name.clone());
+    }
+}
+
+/// Whether ovs-vswitchd's network namespace is this process's: generic netlink sees no other. Where that cannot be told, it is.
+fn is_our_namespace(place: &Place) -> bool {
+    let of = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/net")).ok();
+    let theirs = place.switch_pid().ok().and_then(|pid| of(&pid.to_string()));
+    theirs.is_none_or(|theirs| of("self").is_none_or(|ours| ours == theirs))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ovs::flow::{Names, parse};
+
+    #[test]
+    fn ports_get_their_names_wherever_they_stand_and_unknown_ones_stay_numbers() {
+        let text = "ufid:00000000-0000-0000-0000-000000000007, recirc_id(0),in_port(1),eth_type(0x0800), packets:0, bytes:0, used:never, \
+                    actions:clone(2),check_pkt_len(size=100,gt(2),le(9)),2";
+        let flow = parse::flow(text, 1, Names::None).unwrap();
+        let ports = HashMap::from([(1, "nic0_vf0".into()), (2, "nic0".into())]);
+        let told = as_told(kernel::Told::Flow(Box::new(flow)), &ports).unwrap();
+        let expected = Told::new(
+            7,
+            "recirc_id(0),in_port(nic0_vf0),eth_type(0x0800)",
+            "clone(nic0),check_pkt_len(size=100,gt(nic0),le(9)),nic0",
+            Default::default(),
+        );
+        assert_eq!(told, expected);
+    }
+}

@@ -1,0 +1,256 @@
+//! ovs-vswitchd as a source: all flows that it has, when it is time to ask for them, or when something says that they changed.
+
+use std::collections::BTreeSet;
+use std::sync::MutexGuard;
+use std::sync::mpsc::SyncSender;
+use std::time::{Duration, Instant};
+
+use super::run::{Common, Phase, Settings, Shared, lock};
+use super::table::{Misses, Source, Told};
+use super::work::News;
+use crate::ovs::client::{Database, Lines, OvsError, Place, Switch};
+use crate::ovs::view::View;
+
+/// How often it is looked whether there is a NIC, while there is none: OVS is not asked at all then.
+const NO_NIC: Duration = Duration::from_millis(100);
+/// Time between attempts to reach a daemon of OVS's.
+const RETRY: Duration = Duration::from_millis(200);
+/// Longest wait for the database server, which is not needed, and time between attempts to reach it.
+const DATABASE: Duration = Duration::from_secs(1);
+const DATABASE_RETRY: Duration = Duration::from_secs(10);
+/// Longest time without looking whether the mirror is to end.
+const STEP: Duration = Duration::from_millis(200);
+/// What says that flows may have changed: ports come and go, bridges get other controllers, settings change.
+const WATCHED: [(&str, &[&str]); 4] = [
+    ("Open_vSwitch", &["bridges", "other_config"]),
+    ("Bridge", &["ports", "controller", "mirrors", "fail_mode", "flood_vlans", "datapath_type"]),
+    ("Port", &["interfaces", "tag", "trunks", "vlan_mode", "bond_mode"]),
+    ("Interface", &["type", "options", "ofport", "link_state", "admin_state"]),
+];
+/// The kernel's datapath, as ovs-vswitchd names it.
+const KERNEL: &str = "system@";
+
+/// Tells of ovs-vswitchd's flows until the mirror ends.
+pub(super) fn run(common: &Common, settings: &Settings, news: &SyncSender<News>) {
+    let mut peers = Peers::default();
+    loop {
+        {
+            let mut shared = lock(&common.shared);
+            if shared.ending {
+                return;
+            }
+            if !shared.work.has_nics() {
+                drop(shared);
+                common.sleep(NO_NIC);
+                continue;
+            }
+            shared.asking = Some(Instant::now());
+        }
+        let dumped = peers.dump(&settings.place, common);
+        lock(&common.shared).asking = None;
+        match dumped {
+            Ok(dump) => {
+                {
+                    let mut shared = lock(&common.shared);
+                    shared.answered(dump.cost, dump.refused);
+                }
+                if news.send(News::Dump { source: Source::Text, told: dump.told, misses: dump.misses }).is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                peers = Peers::default();
+                lock(&common.shared).unreachable(error, settings.grace);
+                common.sleep(RETRY);
+                continue;
+            }
+        }
+        wait(common, settings, &mut peers);
+    }
+}
+
+/// Waits until it is time for the next dump, or for one because something changed.
+fn wait(common: &Common, settings: &Settings, peers: &mut Peers) {
+    let mut changed = false;
+    loop {
+        let left = {
+            let shared = lock(&common.shared);
+            if shared.ending {
+                return;
+            }
+            let now = Instant::now();
+            let left = if changed { shared.pace.wait_for_change(now) } else { shared.pace.wait(now) };
+            // The last one was not taken yet.
+            if left.is_zero() && shared.taking { Duration::from_millis(1) } else { left }
+        };
+        if left.is_zero() {
+            return;
+        }
+        if changed {
+            common.sleep(left.min(STEP));
+            continue;
+        }
+        changed = peers.changed(&settings.place, common, left.min(STEP));
+    }
+}
+
+/// The connections to OVS.
+#[derive(Default)]
+struct Peers {
+    switch: Option<Switch>,
+    database: Option<Database>,
+    /// When the database server was last tried in vain.
+    tried: Option<Instant>,
+    /// Types of the datapaths that have a port of a NIC; nothing when that is not known.
+    types: Option<BTreeSet<String>>,
+}
+
+/// The flows of all datapaths that matter.
+struct Dump {
+    /// Those that are not as before.
+    told: Vec<Told>,
+    misses: Misses,
+    /// How long it took.
+    cost: Duration,
+    /// What the switch said of a datapath that it did not dump.
+    refused: Option<OvsError>,
+}
+
+/// What takes a dump's lines: those that are as before go by. The table is held for as long as lines come without a pause.
+struct Taken<'a> {
+    common: &'a Common,
+    held: Option<MutexGuard<'a, Shared>>,
+    told: Vec<Told>,
+    misses: Misses,
+}
+
+impl Lines for Taken<'_> {
+    fn line(&mut self, line: &str) {
+        let shared = self.held.get_or_insert_with(|| lock(&self.common.shared));
+        if shared.work.table.is_as_before(line) {
+            return;
+        }
+        match Told::from_line(line) {
+            Some(told) => self.told.push(told),
+            None if line.is_empty() || line.starts_with("flow-dump from ") => {}
+            None => self.misses.unreadable(line),
+        }
+    }
+
+    fn pause(&mut self) {
+        self.held = None;
+    }
+}
+
+impl Peers {
+    fn dump(&mut self, place: &Place, common: &Common) -> Result<Dump, OvsError> {
+        let switch = match &mut self.switch {
+            Some(switch) => switch,
+            None => self.switch.insert(Switch::connect(place)?),
+        };
+        let names = switch.call("dpctl/dump-dps", &[])?;
+        let begun = Instant::now();
+        let kernel = {
+            let mut shared = lock(&common.shared);
+            shared.work.table.begin(Source::Text);
+            shared.taking = true;
+            shared.phase
+        };
+        let mut taken = Taken { common, held: None, told: Vec::new(), misses: Misses::default() };
+        let mut refused = None;
+        for name in names.lines().map(str::trim).filter(|name| !name.is_empty()) {
+            if !matters(name, kernel, self.types.as_ref()) {
+                continue;
+            }
+            let dumped = switch.dump_lines(name, &mut taken);
+            taken.pause();
+            match dumped {
+                Ok(()) => {}
+                // A datapath that went in this moment has no flows; of one that stays it is said in `trouble`.
+                Err(error) if error.connection_is_good() => refused = Some(error),
+                Err(error) => {
+                    lock(&common.shared).taking = false;
+                    return Err(error);
+                }
+            }
+        }
+        Ok(Dump { told: taken.told, misses: taken.misses, cost: begun.elapsed(), refused })
+    }
+
+    /// Whether something told of a change within `limit`. Without a database the mirror only looks at its own times.
+    fn changed(&mut self, place: &Place, common: &Common, limit: Duration) -> bool {
+        let database = match &mut self.database {
+            Some(database) => database,
+            None if self.tried.is_some_and(|tried| tried.elapsed() < DATABASE_RETRY) => {
+                common.sleep(limit);
+                return false;
+            }
+            None => match connect(place) {
+                Ok(database) => {
+                    let database = self.database.insert(database);
+                    self.types = types(database, common);
+                    database
+                }
+                Err(error) => {
+                    tracing::debug!("{error}");
+                    (self.tried, self.types) = (Some(Instant::now()), None);
+                    return false;
+                }
+            },
+        };
+        let changed = match database.changed(limit) {
+            Ok(changed) => changed,
+            Err(error) => {
+                tracing::debug!("{error}");
+                (self.database, self.types) = (None, None);
+                return false;
+            }
+        };
+        if changed {
+            self.types = types(database, common);
+        }
+        changed
+    }
+}
+
+fn connect(place: &Place) -> Result<Database, OvsError> {
+    let mut database = Database::connect_within(place, DATABASE)?;
+    database.watch(&WATCHED, DATABASE)?;
+    Ok(database)
+}
+
+/// The types of datapaths that a NIC's port is on.
+fn types(database: &mut Database, common: &Common) -> Option<BTreeSet<String>> {
+    let view = View::read(database).ok()?;
+    let shared = lock(&common.shared);
+    let of_nics = view.interfaces().filter(|(_, _, interface)| shared.work.has_port(&interface.name));
+    Some(of_nics.map(|(bridge, ..)| bridge.datapath_type.clone()).collect())
+}
+
+/// Whether the flows of a datapath, `TYPE@NAME`, are to be asked for: not those of the kernel while it is listened to, and not those of one
+/// that no NIC's port is on.
+fn matters(datapath: &str, kernel: Phase, types: Option<&BTreeSet<String>>) -> bool {
+    if datapath.starts_with(KERNEL) {
+        return kernel == Phase::Off;
+    }
+    let kind = datapath.split('@').next().unwrap_or_default();
+    types.is_none_or(|types| types.contains(kind))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_kernel_tells_and_what_no_nic_is_on_is_not_dumped() {
+        let types = BTreeSet::from(["netdev".to_owned()]);
+        assert!(matters("netdev@ovs-netdev", Phase::Live, Some(&types)));
+        assert!(!matters("dummy@ovs-dummy", Phase::Live, Some(&types)));
+        assert!(matters("dummy@ovs-dummy", Phase::Live, None));
+        for (phase, wanted) in
+            [(Phase::Off, true), (Phase::Starting, false), (Phase::Live, false), (Phase::Idle, false)]
+        {
+            assert_eq!(matters("system@ovs-system", phase, Some(&types)), wanted, "{phase:?}");
+        }
+    }
+}
