@@ -6,6 +6,8 @@
 #include <errno.h>
 #include <string.h>
 
+#include <rte_cycles.h>
+
 const char *shim_version(void)
 {
 	return rte_version();
@@ -218,4 +220,17 @@ int shim_poll_link(uint16_t port)
 	if (info.dev_flags != NULL)
 		*(uint32_t *)(uintptr_t)info.dev_flags &= ~(uint32_t)RTE_ETH_DEV_INTR_LSC;
 	return 0;
+}
+
+int shim_meter_init(struct shim_meter *meter, uint64_t rate, uint64_t burst)
+{
+	struct rte_meter_srtcm_params params = { .cir = rate, .cbs = burst, .ebs = 0 };
+	int status = rte_meter_srtcm_profile_config(&meter->profile, &params);
+
+	return status != 0 ? status : rte_meter_srtcm_config(&meter->meter, &meter->profile);
+}
+
+int shim_meter_passes(struct shim_meter *meter, uint32_t bytes)
+{
+	return rte_meter_srtcm_color_blind_check(&meter->meter, &meter->profile, rte_get_tsc_cycles(), bytes) != RTE_COLOR_RED;
 }

@@ -25,6 +25,7 @@
 #include <rte_malloc.h>
 #include <rte_mbuf.h>
 #include <rte_mempool.h>
+#include <rte_meter.h>
 #include <rte_ring.h>
 #include <rte_version.h>
 
@@ -166,6 +167,17 @@ int shim_bond_active(uint16_t bond, uint16_t *members, uint16_t room);
  * driver polls it: net_tap promises and never reports. Returns 0 or a negative errno.
  */
 int shim_poll_link(uint16_t port);
+
+/* A meter with one bucket: rte_meter's srTCM without an excess burst. */
+struct shim_meter {
+	struct rte_meter_srtcm_profile profile;
+	struct rte_meter_srtcm meter;
+};
+
+/* rte_meter_srtcm_config(): bytes a second, and bytes at once. Returns 0 or a negative errno. */
+int shim_meter_init(struct shim_meter *meter, uint64_t rate, uint64_t burst);
+/* rte_meter_srtcm_color_blind_check(): 1 when so many bytes may pass now, and are counted; else 0. */
+int shim_meter_passes(struct shim_meter *meter, uint32_t bytes);
 
 /* The calling thread's lcore id, UINT32_MAX for a thread that EAL does not know. */
 uint32_t shim_lcore_id(void);

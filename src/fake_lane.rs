@@ -148,6 +148,13 @@ impl FakeLane {
                 Some(_) => Reply::Done,
                 None => Reply::Failed(Failure::new(FailureKind::NotFound, format!("no NIC {name}"))),
             },
+            Request::NicSetVf { name, settings } => match self.nics.lock().unwrap().get_mut(&name) {
+                Some(status) => {
+                    status.spec.set_vf(settings);
+                    Reply::Nic(Box::new(status.clone()))
+                }
+                None => Reply::Failed(Failure::new(FailureKind::NotFound, format!("no NIC {name}"))),
+            },
             Request::RuleInstall { .. }
             | Request::RuleValidate { .. }
             | Request::RuleRemove { .. }

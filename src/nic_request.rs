@@ -1,7 +1,7 @@
 //! A software NIC as people ask for it, in a `[[nic]]` table or in `nic.add`.
 
 use ringspan_protocol::nic::{BondMode, MAX_UPLINKS, MAX_VFS};
-use ringspan_protocol::{DeviceSpec, LaneName, MTU_RANGE, NicMode, NicName, NicSpec};
+use ringspan_protocol::{DeviceSpec, LaneName, MTU_RANGE, NicMode, NicName, NicSpec, VfSettings};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -37,6 +37,9 @@ pub(crate) struct NicRequest {
     /// How its switch decides.
     #[serde(default)]
     pub mode: NicMode,
+    /// What VFs may do, in legacy mode.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub vf: Vec<VfSettings>,
     /// Largest frame without its Ethernet header, in bytes, of the uplink and the representors.
     #[serde(default = "default_mtu")]
     #[schemars(range(min = 68, max = 9216))]
@@ -53,7 +56,7 @@ fn default_mtu() -> u16 {
 impl NicRequest {
     /// What a lane is told.
     pub(crate) fn spec(&self) -> Result<NicSpec, Error> {
-        let Self { name, kind: NicKind::Soft, vfs, uplinks, bond, mode, mtu, lane: _ } = self.clone();
+        let Self { name, kind: NicKind::Soft, vfs, uplinks, bond, mode, vf, mtu, lane: _ } = self.clone();
         let invalid =
             |message: String| Err(Error::new(ErrorKind::Invalid, format!("NIC {name}: {message}")).about(&name));
         if vfs > MAX_VFS {
@@ -70,6 +73,11 @@ impl NicRequest {
         {
             return invalid(format!("{own} cannot be an uplink: give a pci:, vdev: or patch: device"));
         }
-        Ok(NicSpec { name, vfs, uplinks, bond, mode, mtu })
+        let mut spec = NicSpec { name: name.clone(), vfs, uplinks, bond, mode, vf, mtu };
+        if let Err(what) = spec.check_vfs() {
+            return invalid(what);
+        }
+        spec.tidy_vfs();
+        Ok(spec)
     }
 }

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 use ringspan_protocol::nic::BondMode;
-use ringspan_protocol::{DeviceSpec, LaneName, NicMode, NicName};
+use ringspan_protocol::{DeviceSpec, LaneName, MacAddress, NicMode, NicName, VfChange, VfLink};
 use serde_json::json;
 
 use super::client::Client;
@@ -26,6 +26,8 @@ pub(super) enum Nic {
         #[arg(long)]
         keep_representors: bool,
     },
+    /// Change a VF of a NIC in legacy mode; what is not named stays.
+    Vf(Vf),
     /// List all NICs.
     List(Output),
     /// Show one NIC: its ports, their representors, and what they counted.
@@ -61,6 +63,47 @@ pub(super) struct Add {
     lane: Option<LaneName>,
 }
 
+#[derive(Debug, Args)]
+pub(super) struct Vf {
+    /// The NIC.
+    name: NicName,
+    /// The VF, from 0.
+    vf: u16,
+    /// Its address; 00:00:00:00:00:00: the one that its guest sends from.
+    #[arg(long)]
+    mac: Option<MacAddress>,
+    /// VLAN that it is in, 1 to 4094; 0: none.
+    #[arg(long)]
+    vlan: Option<u16>,
+    /// Priority in that VLAN's tags, 0 to 7.
+    #[arg(long)]
+    qos: Option<u8>,
+    /// on: drop what it sends from another address than its own.
+    #[arg(long, value_name = "on|off", value_parser = switch)]
+    spoof_check: Option<bool>,
+    /// on: give it what is for addresses that nobody has.
+    #[arg(long, value_name = "on|off", value_parser = switch)]
+    trust: Option<bool>,
+    /// Most that it may send, in Mbit/s; 0: no limit.
+    #[arg(long)]
+    max_mbit: Option<u32>,
+    /// Whether its link is up: auto, enable or disable.
+    #[arg(long, value_parser = link)]
+    link: Option<VfLink>,
+}
+
+fn switch(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("write on or off".into()),
+    }
+}
+
+fn link(text: &str) -> Result<VfLink, String> {
+    serde_json::from_value(json!(text)).map_err(|_| "write auto, enable or disable".into())
+}
+
 fn mode(text: &str) -> Result<NicMode, String> {
     match text {
         "switchdev" => Ok(NicMode::Switchdev),
@@ -86,6 +129,12 @@ pub(super) fn run(mut client: Client, command: Nic) -> Result<(), Failure> {
         Nic::Remove { name, if_exists, keep_representors } => {
             let params = json!({ "name": name, "if_exists": if_exists, "keep_representors": keep_representors });
             client.call("nic.remove", params).map(drop)
+        }
+        Nic::Vf(Vf { name, vf, mac, vlan, qos, spoof_check, trust, max_mbit, link }) => {
+            let change = VfChange { mac, vlan, qos, spoof_check, trust, max_mbit, link };
+            let mut params = serde_json::to_value(change)?;
+            (params["name"], params["vf"]) = (json!(name), json!(vf));
+            client.call("nic.set-vf", params).map(drop)
         }
         Nic::List(Output { json }) => {
             let nics = client.call("nic.list", json!({}))?;
@@ -136,17 +185,35 @@ fn print_one(nic: &NicEntry) -> Result<(), Failure> {
             counters.drops(),
         ];
         let up = if port.up { "yes" } else { "no" };
-        let head = [port.port.to_string(), port.representor.clone(), up.to_owned()];
+        let representor = if port.representor.is_empty() { "-" } else { &port.representor };
+        let head = [port.port.to_string(), representor.to_owned(), up.to_owned()];
         table.row(head.into_iter().chain(numbers.iter().map(u64::to_string)));
     }
     table.print()?;
-    if status.uplinks.len() < 2 {
-        return Ok(());
+    let yes_no = |yes| if yes { "yes" } else { "no" }.to_owned();
+    if status.uplinks.len() > 1 {
+        let mut table = Table::new(&["UPLINK", "UP", "SENDS"]);
+        for uplink in &status.uplinks {
+            table.row([uplink.device.to_string(), yes_no(uplink.up), yes_no(uplink.active)]);
+        }
+        table.print()?;
     }
-    let mut table = Table::new(&["UPLINK", "UP", "SENDS"]);
-    let word = |yes| if yes { "yes" } else { "no" }.to_owned();
-    for uplink in &status.uplinks {
-        table.row([uplink.device.to_string(), word(uplink.up), word(uplink.active)]);
+    if nic.spec.mode == NicMode::Legacy {
+        let mut table = Table::new(&["VF", "MAC", "VLAN", "QOS", "SPOOF-CHECK", "TRUST", "MAX-MBIT", "LINK"]);
+        for vf in (0..nic.spec.vfs).map(|vf| nic.spec.vf_settings(vf)) {
+            let or_dash = |number: u32| if number == 0 { "-".into() } else { number.to_string() };
+            table.row([
+                vf.vf.to_string(),
+                vf.mac.map_or_else(|| "-".into(), |mac| mac.to_string()),
+                or_dash(vf.vlan.into()),
+                vf.qos.to_string(),
+                yes_no(vf.spoof_check),
+                yes_no(vf.trust),
+                or_dash(vf.max_mbit),
+                word(&vf.link),
+            ]);
+        }
+        table.print()?;
     }
-    table.print()
+    Ok(())
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use ringspan_protocol::message::MAX_RULES;
 use ringspan_protocol::rule::{Rule, RuleCounters, RuleId, RuleResult};
-use ringspan_protocol::{Capabilities, NicName, Reply, Request};
+use ringspan_protocol::{Capabilities, NicMode, NicName, Reply, Request};
 
 use super::{Daemon, locked};
 use crate::error::{Error, ErrorKind};
@@ -53,7 +53,9 @@ impl Lanes {
                     };
                     (nic, status.capabilities, Arc::clone(lane))
                 };
-                nics.extend(found.into_iter().map(entry));
+                // In legacy mode no rules decide.
+                let by_rules = |status: &ringspan_protocol::NicStatus| status.spec.mode == NicMode::Switchdev;
+                nics.extend(found.into_iter().filter(by_rules).map(entry));
             }
         }
         *known = Some(Known { at: Instant::now(), lives, nics: nics.clone() });

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ringspan_protocol::{DeviceSpec, NicName, NicSpec, PortChange, PortName, PortSpec, Reply, Request};
+use ringspan_protocol::{DeviceSpec, NicName, NicSpec, PortChange, PortName, PortSpec, Reply, Request, VfSettings};
 
 use super::client::{CallError, LaneClient, QUICK, SLOW};
 use super::lane::{Lane, lock};
@@ -26,7 +26,7 @@ pub(crate) struct Wanted {
 /// and comes before them.
 fn plan(wanted: &Wanted, present: &BTreeMap<PortName, PortSpec>, nics: &BTreeMap<NicName, NicSpec>) -> Vec<Request> {
     let (mut removals, mut changes, mut additions) = (Vec::new(), Vec::new(), Vec::new());
-    let goes = |name: &NicName, has: &NicSpec| wanted.nics.get(name).is_none_or(|spec| spec != has);
+    let goes = |name: &NicName, has: &NicSpec| wanted.nics.get(name).is_none_or(|spec| !same_but_vfs(spec, has));
     let going: BTreeSet<&str> =
         nics.iter().filter(|(name, has)| goes(name, has)).map(|(name, _)| name.as_str()).collect();
     let stands_on =
@@ -36,8 +36,12 @@ fn plan(wanted: &Wanted, present: &BTreeMap<PortName, PortSpec>, nics: &BTreeMap
         .filter(|name| going.contains(name.as_str()))
         .map(|name| Request::NicRemove { name: name.clone(), representors: false })
         .collect();
-    let missing = wanted.nics.iter().filter(|(name, spec)| nics.get(*name) != Some(*spec));
-    nic_steps.extend(missing.map(|(_, spec)| Request::NicAdd(Box::new(spec.clone()))));
+    for (name, spec) in &wanted.nics {
+        match nics.get(name).filter(|has| same_but_vfs(spec, has)) {
+            None => nic_steps.push(Request::NicAdd(Box::new(spec.clone()))),
+            Some(has) => nic_steps.extend(vf_changes(spec, has)),
+        }
+    }
     for (name, has) in present {
         match wanted.ports.get(name) {
             _ if wanted.pending.contains(name) => {}
@@ -65,6 +69,28 @@ fn plan(wanted: &Wanted, present: &BTreeMap<PortName, PortSpec>, nics: &BTreeMap
         }
     }
     removals.into_iter().chain(nic_steps).chain(changes).chain(additions).collect()
+}
+
+/// Whether a NIC need not be made anew: the settings of VFs change while it runs.
+fn same_but_vfs(spec: &NicSpec, has: &NicSpec) -> bool {
+    NicSpec { vf: has.vf.clone(), ..spec.clone() } == *has
+}
+
+/// VFs whose settings differ. Those that lose an address or a VLAN come first, so that no two have the same one meanwhile.
+fn vf_changes(spec: &NicSpec, has: &NicSpec) -> Vec<Request> {
+    let differing: Vec<_> = (0..spec.vfs)
+        .map(|vf| spec.vf_settings(vf))
+        .filter(|settings| *settings != has.vf_settings(settings.vf))
+        .collect();
+    let request = |settings: VfSettings| Request::NicSetVf { name: spec.name.clone(), settings };
+    let bare = |settings: &VfSettings| VfSettings { mac: None, ..*settings };
+    let moves = |settings: &&VfSettings| {
+        let old = has.vf_settings(settings.vf);
+        settings.mac.is_some() && old.mac.is_some() && (old.mac, old.vlan) != (settings.mac, settings.vlan)
+    };
+    let first: Vec<_> = differing.iter().filter(moves).map(|settings| request(bare(settings))).collect();
+    let (without, with): (Vec<_>, Vec<_>) = differing.into_iter().partition(|settings| settings.mac.is_none());
+    first.into_iter().chain(without.into_iter().chain(with).map(request)).collect()
 }
 
 /// The change of a running port that leads there, when there is one.
@@ -103,7 +129,7 @@ pub(super) fn reconcile(lane: &Lane, client: &mut LaneClient, daemon: &Daemon) -
                 apply_nic(lane, client, &name, request)?;
                 continue;
             }
-            Request::NicRemove { name, .. } => {
+            Request::NicRemove { name, .. } | Request::NicSetVf { name, .. } => {
                 let name = name.clone();
                 apply_nic(lane, client, &name, request)?;
                 continue;
@@ -137,7 +163,11 @@ pub(super) fn reconcile(lane: &Lane, client: &mut LaneClient, daemon: &Daemon) -
 
 /// One step with a NIC. A refusal is kept with its reason, and tried again.
 fn apply_nic(lane: &Lane, client: &mut LaneClient, name: &NicName, request: Request) -> Result<(), CallError> {
-    let what = if matches!(request, Request::NicAdd(_)) { "adding a NIC" } else { "removing a NIC" };
+    let what = match request {
+        Request::NicAdd(_) => "adding a NIC",
+        Request::NicSetVf { .. } => "changing a VF of a NIC",
+        _ => "removing a NIC",
+    };
     tracing::info!(lane = %lane.name, nic = %name, "{what}");
     match client.call(request, SLOW) {
         Ok(_) => drop(lock(&lane.state).refused_nics.remove(name)),
@@ -214,6 +244,27 @@ mod tests {
     }
 
     #[test]
+    fn vfs_are_changed_while_their_nic_runs_and_swap_addresses() {
+        let nic = |vfs: &str| -> NicSpec {
+            let text = format!(r#"{{"name":"nic0","vfs":4,"mode":"legacy","vf":[{vfs}]}}"#);
+            serde_json::from_str(&text).unwrap()
+        };
+        let (a, b) = (r#""mac":"02:00:00:00:00:01""#, r#""mac":"02:00:00:00:00:02""#);
+        let has = nic(&format!(r#"{{"vf":0,{a}}},{{"vf":1,{b}}},{{"vf":2,"vlan":5}}"#));
+        let wants = nic(&format!(r#"{{"vf":0,{b}}},{{"vf":1,{a}}},{{"vf":3,"trust":true}}"#));
+        let nics = |nic: &NicSpec| [(nic.name.clone(), nic.clone())].into();
+        let wanted = Wanted { nics: nics(&wants), ..Wanted::default() };
+        let mut now = has.clone();
+        for step in plan(&wanted, &BTreeMap::new(), &nics(&has)) {
+            let Request::NicSetVf { settings, .. } = step else { panic!("{step:?}") };
+            now.set_vf(settings);
+            assert_eq!(now.check_vfs(), Ok(()), "after {settings:?}");
+        }
+        assert_eq!(now, wants);
+        assert_eq!(plan(&wanted, &BTreeMap::new(), &nics(&wants)), []);
+    }
+
+    #[test]
     fn a_nic_goes_after_the_ports_on_it_and_comes_before_them() {
         let nic = |name: &str, vfs| NicSpec {
             name: name.parse().unwrap(),
@@ -221,6 +272,7 @@ mod tests {
             uplinks: Vec::new(),
             bond: Default::default(),
             mode: Default::default(),
+            vf: Vec::new(),
             mtu: 1500,
         };
         let nics = |nics: &[NicSpec]| nics.iter().map(|nic| (nic.name.clone(), nic.clone())).collect();

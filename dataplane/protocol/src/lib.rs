@@ -11,6 +11,7 @@ pub mod nic;
 pub mod port;
 pub mod rule;
 pub mod stats;
+pub mod vf;
 
 pub use address::{DeviceSpec, MacAddress, PatchEnd, PciAddress};
 pub use event::{LaneEvent, LaneEventKind};
@@ -27,3 +28,4 @@ pub use rule::{
     Action, Field, FieldMatch, Match, Rule, RuleCounters, RuleError, RuleId, RuleResult, TunnelKind, TunnelPush,
 };
 pub use stats::{Drops, PortCounters, QueueCounters};
+pub use vf::{VfChange, VfLink, VfSettings};

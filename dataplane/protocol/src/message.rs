@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{Compat, LaneEvent, LaneName, MacAddress, Policy, PortCounters, PortName, PortSpec, PortStatus};
-use crate::{NicName, NicSpec, NicStatus, Rule, RuleCounters, RuleId, RuleResult};
+use crate::{NicName, NicSpec, NicStatus, Rule, RuleCounters, RuleId, RuleResult, VfSettings};
 
 /// Version of this conversation. A lane of another version can be told to shut down, and nothing else.
 pub const VERSION: u32 = 1;
@@ -82,6 +82,13 @@ pub enum Request {
     },
     /// All software NICs, with their ports and counters.
     NicList,
+    /// Gives a VF of a NIC in legacy mode these settings, while frames flow.
+    NicSetVf {
+        /// The NIC.
+        name: NicName,
+        /// All of the VF's settings.
+        settings: VfSettings,
+    },
     /// Installs rules, or replaces those of the same ids; each by itself. At most [`MAX_RULES`].
     RuleInstall {
         /// The NIC.
@@ -180,7 +187,7 @@ pub enum Reply {
     Stats(Vec<(PortName, PortCounters)>),
     /// To [`Request::Events`]. When the first number is not `after + 1`, those between were lost.
     Events(Vec<LaneEvent>),
-    /// To [`Request::NicAdd`].
+    /// To [`Request::NicAdd`] and [`Request::NicSetVf`].
     Nic(Box<NicStatus>),
     /// To [`Request::NicList`], sorted by name.
     Nics(Vec<NicStatus>),

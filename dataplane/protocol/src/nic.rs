@@ -6,7 +6,7 @@ use std::str::FromStr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{DeviceSpec, NicName};
+use crate::{DeviceSpec, NicName, VfSettings};
 
 /// Most VFs that a software NIC may have; a lane's limit of devices may be lower.
 pub const MAX_VFS: u16 = 64;
@@ -128,6 +128,9 @@ pub struct NicSpec {
     /// How it decides.
     #[serde(default)]
     pub mode: NicMode,
+    /// VFs of which something was said, in legacy mode; sorted, each once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub vf: Vec<VfSettings>,
     /// Largest frame without its Ethernet header, in bytes, 68 to 9216: of the uplinks and the representors.
     #[serde(default = "default_mtu")]
     pub mtu: u16,
@@ -149,7 +152,7 @@ impl NicSpec {
 pub struct NicPortStatus {
     /// Which.
     pub port: NicPort,
-    /// Name of its representor on the host.
+    /// Name of its representor on the host; empty in legacy mode, where there is none.
     pub representor: String,
     /// Whether there is something at the other end: the uplink's link, or a port of ringspan's that has the VF.
     pub up: bool,
@@ -236,21 +239,24 @@ pub struct NicPortCounters {
     pub representor_received: u64,
     /// Frames that were given to the representor: misses, and what keeps OVS informed.
     pub representor_sent: u64,
-    /// Frames from this port that a rule took.
+    /// Frames from this port that a rule took; in legacy mode those for an address that a VF has.
     pub hits: u64,
-    /// Frames from this port that no rule matched.
+    /// Frames from this port that no rule matched; in legacy mode those for groups, and for addresses that no VF has.
     pub misses: u64,
     /// Copies made of frames from this port, for rules with several outputs.
     pub copies: u64,
     /// Segments made of large frames from this port, less the frames they were made of.
     pub segments: u64,
-    /// Dropped because a rule said so.
+    /// Dropped because a rule said so; in legacy mode because nobody is to have it, or the VF's link is down.
     pub drop_rule: u64,
+    /// Dropped because a VF in legacy mode sent from an address, or with a VLAN tag, that it may not have.
+    #[serde(default)]
+    pub drop_spoof: u64,
     /// Broadcast and multicast frames that came in on the uplink that does not send, of two in active-backup: the other one has them, too,
     /// and those that are our own would come back.
     #[serde(default)]
     pub drop_backup: u64,
-    /// Dropped because a meter said so.
+    /// Dropped because a meter, or a VF's rate limit, said so.
     pub drop_meter: u64,
     /// Dropped because where it should go to is not there or took no more.
     pub drop_full: u64,
@@ -265,9 +271,16 @@ pub struct NicPortCounters {
 impl NicPortCounters {
     /// All drops together.
     pub fn drops(&self) -> u64 {
-        let Self { drop_rule, drop_backup, drop_meter, drop_full, drop_representor, .. } = self;
+        let Self { drop_rule, drop_spoof, drop_backup, drop_meter, drop_full, drop_representor, .. } = self;
         let Self { drop_malformed, drop_no_buffer, .. } = self;
-        drop_rule + drop_backup + drop_meter + drop_full + drop_representor + drop_malformed + drop_no_buffer
+        drop_rule
+            + drop_spoof
+            + drop_backup
+            + drop_meter
+            + drop_full
+            + drop_representor
+            + drop_malformed
+            + drop_no_buffer
     }
 }
 

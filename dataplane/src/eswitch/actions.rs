@@ -229,7 +229,8 @@ impl Needs {
     }
 }
 
-fn push_vlan(frame: &mut impl Edit, places: &mut Places, tpid: u16, tci: u16) -> bool {
+/// Puts a VLAN tag in front. False when there is no room, or no frame.
+pub(super) fn push_vlan(frame: &mut impl Edit, places: &mut Places, tpid: u16, tci: u16) -> bool {
     if frame.head().len() < 12 || !frame.grow(4) {
         return false;
     }
@@ -242,7 +243,8 @@ fn push_vlan(frame: &mut impl Edit, places: &mut Places, tpid: u16, tci: u16) ->
     true
 }
 
-fn pop_vlan(frame: &mut impl Edit, places: &mut Places) -> bool {
+/// Takes the outer VLAN tag off. False when there is none.
+pub(super) fn pop_vlan(frame: &mut impl Edit, places: &mut Places) -> bool {
     if places.tags == 0 || frame.head().len() < 18 {
         return false;
     }

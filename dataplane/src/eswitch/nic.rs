@@ -10,10 +10,11 @@ use std::time::Duration;
 use ringspan_protocol::nic::{MAX_UPLINKS, UplinkStatus};
 use ringspan_protocol::{
     Capabilities, DeviceSpec, Failure, FailureKind, MTU_RANGE, NicMode, NicPort, NicPortCounters, NicPortStatus,
-    NicSpec, NicStatus, Policy, Rule, RuleCounters, RuleId, RuleResult, ZeroCopy,
+    NicSpec, NicStatus, Policy, Rule, RuleCounters, RuleId, RuleResult, VfSettings, ZeroCopy,
 };
 
 use super::actions::{Program, number};
+use super::bridge::{Bridge, meter};
 use super::key::{ALWAYS, Key};
 use super::slow::{SlowCounters, SlowPath, SlowPort};
 use super::switch::{Installed, Side, Switch, SwitchPort, is_tunnel};
@@ -75,31 +76,39 @@ impl Nic {
             .map_err(|failure| Failure { message: format!("NIC {}: {}", spec.name, failure.message), ..failure })?;
         let bell = Arc::new(Bell::new().map_err(|errno| io_failed("its bell", errno.into()))?);
         let (mut switch_ports, mut slow_ports, mut slow_counters) = (Vec::new(), Vec::new(), Vec::new());
+        let legacy = spec.mode == NicMode::Legacy;
         for port in spec.ports() {
+            let side = match port {
+                NicPort::Uplink => Side::Uplink(queues.pop()),
+                NicPort::Vf(_) => Side::Vf(None),
+            };
+            let counters = Arc::new(SlowCounters::default());
+            slow_counters.push(Arc::clone(&counters));
+            if legacy {
+                switch_ports.push(SwitchPort::new(side, None));
+                continue;
+            }
             let name = port.representor(&spec.name);
             let tap = Tap::open(&name, spec.mtu)
                 .map_err(|error| io_failed(&format!("its representor {name}: {}", remedy(&error)), error))?;
             let ring = |errno| io_failed("its rings", io::Error::from_raw_os_error(errno));
             let (to_tap, tap_out) = way().map_err(ring)?;
             let (tap_in, from_tap) = way().map_err(ring)?;
-            let counters = Arc::new(SlowCounters::default());
-            let side = match port {
-                NicPort::Uplink => Side::Uplink(queues.pop()),
-                NicPort::Vf(_) => Side::Vf(None),
-            };
-            switch_ports.push(SwitchPort::new(side, to_tap, from_tap));
-            slow_ports.push(SlowPort::new(tap, (spec.mtu, max_frame), (tap_out, tap_in), Arc::clone(&counters)));
-            slow_counters.push(counters);
+            switch_ports.push(SwitchPort::new(side, Some((to_tap, from_tap))));
+            slow_ports.push(SlowPort::new(tap, (spec.mtu, max_frame), (tap_out, tap_in), counters));
         }
-        let slow =
+        let start = || {
             SlowPath::start(spec.name.as_str(), slow_ports, pool.clone(), Arc::clone(&bell), Arc::clone(shared.bell()))
-                .map_err(|error| io_failed("the thread of its representors", error))?;
-        let switch = Switch::new(id, Arc::clone(&shared), switch_ports, (pool, max_frame), bell);
+                .map_err(|error| io_failed("the thread of its representors", error))
+        };
+        let slow = if legacy { None } else { Some(start()?) };
+        let bridge = legacy.then(|| Box::new(Bridge::new((0..spec.vfs).map(|vf| spec.vf_settings(vf)))));
+        let switch = Switch::new(id, Arc::clone(&shared), switch_ports, (pool, max_frame), bell, bridge);
         let load = Arc::clone(switch.load());
         let attached = worker.call(move |running| running.attach_switch(switch));
         attached.map_err(|error| failed(FailureKind::Failed, error.to_string()))?;
         worker.got_share();
-        Ok(Self { spec, id, shared, worker, load, uplink, slow: Some(slow), slow_counters, rules: BTreeMap::new() })
+        Ok(Self { spec, id, shared, worker, load, uplink, slow, slow_counters, rules: BTreeMap::new() })
     }
 
     /// What was asked for.
@@ -126,10 +135,15 @@ impl Nic {
             self.ask(|switch| (switch.rules.len() as u64, switch.rules.masks() as u32, switch.counters()))?;
         let status = |((port, counters), slow): ((NicPort, NicPortCounters), &Arc<SlowCounters>)| NicPortStatus {
             port,
-            representor: port.representor(&self.spec.name),
+            representor: match self.spec.mode {
+                NicMode::Switchdev => port.representor(&self.spec.name),
+                NicMode::Legacy => String::new(),
+            },
             up: match port {
                 NicPort::Uplink => self.uplink.as_ref().is_some_and(|uplink| uplink.link().up),
-                NicPort::Vf(vf) => self.shared.is_taken(vf),
+                NicPort::Vf(vf) => {
+                    self.shared.is_taken(vf) && self.spec.vf_settings(vf).link != ringspan_protocol::VfLink::Disable
+                }
             },
             counters: together(counters, slow),
         };
@@ -164,11 +178,37 @@ impl Nic {
         rules.iter().map(check).collect()
     }
 
+    /// Gives a VF other settings.
+    ///
+    /// # Errors
+    /// The NIC is not in legacy mode, has no such VF, or the settings cannot be; the lane is stopping.
+    pub fn set_vf(&mut self, settings: VfSettings) -> Result<(), Failure> {
+        let mut spec = self.spec.clone();
+        spec.set_vf(settings);
+        let invalid = |what| Failure::new(FailureKind::Invalid, format!("NIC {}: {what}", spec.name));
+        spec.check_vfs().map_err(invalid)?;
+        if settings.vf >= spec.vfs {
+            return Err(invalid(format!("there is no vf {}: it has {}", settings.vf, spec.vfs)));
+        }
+        let meter = meter(&settings);
+        let old = self.ask(move |switch| switch.bridge.as_mut().and_then(|bridge| bridge.set(settings, meter)))?;
+        drop(old);
+        self.spec = spec;
+        Ok(())
+    }
+
     /// Installs rules, each by itself.
     ///
     /// # Errors
-    /// The lane is stopping; what was asked for is not done, or half.
+    /// The lane is stopping; what was asked for is not done, or half. The NIC is in legacy mode.
     pub fn install(&mut self, rules: Vec<Rule>) -> Result<Vec<RuleResult>, Failure> {
+        if self.spec.mode == NicMode::Legacy {
+            let what = format!(
+                "NIC {} is in legacy mode, where no rules decide: make it anew with mode = \"switchdev\"",
+                self.spec.name
+            );
+            return Err(Failure::new(FailureKind::Unsupported, what));
+        }
         let (mut results, mut ready) = (Vec::with_capacity(rules.len()), Vec::with_capacity(CHUNK));
         for rule in rules {
             let compiled = compile(&rule, self.spec.vfs + 1);
@@ -265,6 +305,9 @@ impl Nic {
     pub fn close_with_representors(self) {
         let spec = self.spec.clone();
         drop(self);
+        if spec.mode == NicMode::Legacy {
+            return;
+        }
         for port in spec.ports() {
             let name = port.representor(&spec.name);
             // Opened anew, because the thread that had it is gone.
@@ -348,10 +391,7 @@ fn check(spec: &NicSpec, max_ports: u16) -> Result<(), Failure> {
         let what = format!("{} uplinks: at most {MAX_UPLINKS} are possible", spec.uplinks.len());
         return failed(FailureKind::Invalid, what);
     }
-    if spec.mode == NicMode::Legacy {
-        return failed(FailureKind::Unsupported, "legacy mode is not there in this version: use switchdev".into());
-    }
-    Ok(())
+    spec.check_vfs().or_else(|what| failed(FailureKind::Invalid, what))
 }
 
 /// Takes every frame, finished ones only.

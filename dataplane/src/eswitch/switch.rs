@@ -6,6 +6,7 @@ use std::time::Duration;
 use ringspan_protocol::{Field, NicPortCounters};
 
 use super::actions::Program;
+use super::bridge::Bridge;
 use super::classifier::Classifier;
 use super::key::Key;
 use super::turn::{Turn, Work};
@@ -102,8 +103,8 @@ pub struct SwitchPort {
     refreshes: usize,
     /// Frames that a VF may be given before it is asked again how many wait for it.
     room: usize,
-    to_tap: WayIn,
-    from_tap: WayOut,
+    /// The ways to and from its representor; none in legacy mode.
+    tap: Option<(WayIn, WayOut)>,
     pub(super) counters: NicPortCounters,
 }
 
@@ -117,6 +118,8 @@ pub struct Switch {
     pub rules: Classifier<Installed>,
     /// Rules among them that match a tunnel.
     pub tunnels: usize,
+    /// What decides instead of rules in legacy mode.
+    pub bridge: Option<Box<Bridge>>,
     ports: Vec<SwitchPort>,
     outside: Outside,
     work: Box<Work>,
@@ -139,21 +142,10 @@ pub(super) struct Outside {
 
 impl SwitchPort {
     /// A port with nothing on its way.
-    pub fn new(side: Side, to_tap: WayIn, from_tap: WayOut) -> Self {
+    pub fn new(side: Side, tap: Option<(WayIn, WayOut)>) -> Self {
         let counters = NicPortCounters::default();
         let [kept, slow, fresh] = [const { Burst::new() }; 3];
-        Self {
-            side,
-            outs: vec![Burst::new()],
-            kept,
-            slow,
-            fresh,
-            refreshes: 0,
-            room: MOST_WAITING,
-            to_tap,
-            from_tap,
-            counters,
-        }
+        Self { side, outs: vec![Burst::new()], kept, slow, fresh, refreshes: 0, room: MOST_WAITING, tap, counters }
     }
 
     #[inline]
@@ -206,7 +198,8 @@ impl SwitchPort {
     /// Whether the representor will take a frame that keeps OVS informed. If not, the rule's next frame asks again.
     #[cold]
     pub(super) fn may_refresh(&mut self) -> bool {
-        let may = self.refreshes < KEPT_FOR_REFRESH.min(self.to_tap.room());
+        let room = self.tap.as_ref().map_or(0, |(to_tap, _)| to_tap.room());
+        let may = self.refreshes < KEPT_FOR_REFRESH.min(room);
         self.refreshes += usize::from(may);
         may
     }
@@ -244,11 +237,13 @@ impl SwitchPort {
         if self.slow.is_empty() && self.fresh.is_empty() {
             return;
         }
-        let mut sent = self.to_tap.send(&mut self.fresh, BURST);
-        let room = self.to_tap.room().saturating_sub(KEPT_FOR_REFRESH);
-        sent += self.to_tap.send(&mut self.slow, room);
-        if sent > 0 {
-            bell.ring();
+        if let Some((to_tap, _)) = &mut self.tap {
+            let mut sent = to_tap.send(&mut self.fresh, BURST);
+            let room = to_tap.room().saturating_sub(KEPT_FOR_REFRESH);
+            sent += to_tap.send(&mut self.slow, room);
+            if sent > 0 {
+                bell.ring();
+            }
         }
         self.counters.drop_representor += (self.slow.len() + self.fresh.len()) as u64;
         self.slow.clear();
@@ -264,12 +259,16 @@ impl Switch {
         ports: Vec<SwitchPort>,
         (pool, max_frame): (Pool, usize),
         bell: Arc<Bell>,
+        mut bridge: Option<Box<Bridge>>,
     ) -> Self {
+        if let Some(bridge) = &mut bridge {
+            bridge.connect(0, matches!(ports.first().map(|port| &port.side), Some(Side::Uplink(Some(_)))));
+        }
         let (outside, work) = (Outside { max_frame, pool, bell }, Box::new(Work::new()));
         let wants_calls = |side: &Side| matches!(side, Side::Uplink(Some(queue)) if queue.tx.wants_calls());
         let call_at = ports.first().filter(|port| wants_calls(&port.side)).map(|_| 0);
         let (rules, segments, load) = (Classifier::default(), Burst::new(), Arc::default());
-        Self { id, nic, seen: 0, rules, tunnels: 0, ports, outside, work, segments, call_at, load }
+        Self { id, nic, seen: 0, rules, tunnels: 0, bridge, ports, outside, work, segments, call_at, load }
     }
 
     /// Its number in this lane.
@@ -327,7 +326,7 @@ impl Switch {
     /// A burst from a port: keys, rules, and where each frame goes. What would be too much for one turn waits for the next.
     #[inline]
     fn forward(&mut self, from: usize) -> usize {
-        let Self { ports, rules, work, outside, segments, .. } = self;
+        let Self { ports, rules, bridge, work, outside, segments, .. } = self;
         let Work { burst, keys, places, found, inner, .. } = &mut **work;
         let count = ports[from].receive(burst);
         if count == 0 {
@@ -337,17 +336,29 @@ impl Switch {
         for (at, frame) in burst.iter().enumerate() {
             (keys[at], places[at]) = Key::parse(frame.data(), frame.len(), from as u16);
         }
-        rules.look_up(&keys[..count], found);
-        inner[..count].fill(0);
         let marked = burst.is_marked(false);
-        if self.tunnels > 0 {
-            work.look_into_tunnels(rules, count);
+        if bridge.is_none() {
+            rules.look_up(&keys[..count], found);
+            inner[..count].fill(0);
+            if self.tunnels > 0 {
+                work.look_into_tunnels(rules, count);
+            }
         }
         let mut turn = Turn::new(ports, work, outside, from, marked);
         let mut done = 0;
-        while done < count && turn.goes_on() {
-            turn.decide(rules, segments, done);
-            done += 1;
+        match bridge {
+            None => {
+                while done < count && turn.goes_on() {
+                    turn.decide(rules, segments, done);
+                    done += 1;
+                }
+            }
+            Some(bridge) => {
+                while done < count && turn.goes_on() {
+                    turn.bridge(bridge, segments, done);
+                    done += 1;
+                }
+            }
         }
         turn.deal(done);
         if done < count {
@@ -375,6 +386,9 @@ impl Switch {
             }
             let queues = link.as_ref().map_or(1, VfLink::queues);
             port.outs.resize_with(queues, Burst::new);
+            if let Some(bridge) = &mut self.bridge {
+                bridge.connect(vf + 1, link.is_some());
+            }
             port.side = Side::Vf(link);
         }
     }
@@ -383,7 +397,8 @@ impl Switch {
     fn serve_representor(&mut self, from: usize) -> usize {
         let Work { burst, .. } = &mut *self.work;
         let port = &mut self.ports[from];
-        let count = port.from_tap.receive(burst);
+        let Some((_, from_tap)) = &mut port.tap else { return 0 };
+        let count = from_tap.receive(burst);
         port.counters.representor_received += count as u64;
         while !burst.is_empty() {
             let frame = burst.frame(0);

@@ -1,6 +1,8 @@
 //! A port's turn: what becomes of each frame of a burst from it. Frames leave in the order in which they came, whether they are sent on,
 //! changed, or cut into segments.
 
+mod legacy;
+
 use super::actions::Program;
 use super::classifier::{Classifier, NONE};
 use super::frame::{checksum_is_right, copy};
@@ -320,24 +322,37 @@ fn apply(
 ) -> u16 {
     let mut to = NOWHERE;
     let done = program.run(&mut frame, key, places, inner, |frame, port, last| {
-        let long = port == 0 && frame.as_frame().len() > outside.max_frame;
-        match (long, last) {
-            (true, true) => ports[from].counters.drop_malformed += 1,
-            (true, false) => {
-                ports[from].counters.copies += 1;
-                ports[from].counters.drop_malformed += 1;
-            }
-            (false, true) => to = port,
-            (false, false) => {
-                let copied = copy(frame.as_frame(), &outside.pool, ports[usize::from(port)].out(key));
-                let counters = &mut ports[from].counters;
-                counters.copies += 1;
-                counters.drop_no_buffer += u64::from(!copied);
-            }
-        }
+        give(ports, outside, from, key, frame, (port, last), &mut to);
     });
     if !done {
         ports[from].counters.drop_malformed += 1;
     }
     to
+}
+
+/// Gives a frame to a port: itself, of which `to` says so, when it is the last one, or else a copy.
+fn give(
+    ports: &mut [SwitchPort],
+    outside: &Outside,
+    from: usize,
+    key: &Key,
+    frame: &mut FrameMut<'_>,
+    (port, last): (u16, bool),
+    to: &mut u16,
+) {
+    let long = port == 0 && frame.as_frame().len() > outside.max_frame;
+    match (long, last) {
+        (true, true) => ports[from].counters.drop_malformed += 1,
+        (true, false) => {
+            ports[from].counters.copies += 1;
+            ports[from].counters.drop_malformed += 1;
+        }
+        (false, true) => *to = port,
+        (false, false) => {
+            let copied = copy(frame.as_frame(), &outside.pool, ports[usize::from(port)].out(key));
+            let counters = &mut ports[from].counters;
+            counters.copies += 1;
+            counters.drop_no_buffer += u64::from(!copied);
+        }
+    }
 }

@@ -103,6 +103,7 @@ impl Lane {
             request @ (Request::NicAdd(_)
             | Request::NicRemove { .. }
             | Request::NicList
+            | Request::NicSetVf { .. }
             | Request::RuleInstall { .. }
             | Request::RuleValidate { .. }
             | Request::RuleRemove { .. }

@@ -25,6 +25,11 @@ impl Lane {
             Request::NicList => {
                 Ok(Reply::Nics(self.nics().by_name.values().map(Nic::status).collect::<Result<_, _>>()?))
             }
+            Request::NicSetVf { name, settings } => {
+                let _changing = self.change();
+                self.with_nic(&name, |nic| nic.set_vf(settings).and_then(|()| nic.status()))
+                    .map(|status| Reply::Nic(Box::new(status)))
+            }
             Request::RuleInstall { nic, rules } => {
                 bounded(rules.len())?;
                 self.with_nic(&nic, |nic| nic.install(rules)).map(Reply::RuleResults)

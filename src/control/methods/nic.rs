@@ -1,6 +1,6 @@
 //! Methods about software NICs.
 
-use ringspan_protocol::{LaneName, NicName, NicSpec, NicStatus, Reply, Request};
+use ringspan_protocol::{LaneName, MacAddress, NicName, NicSpec, NicStatus, Reply, Request, VfChange, VfLink};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -49,6 +49,41 @@ pub(crate) struct Remove {
     /// Leaves the network interfaces of its representors on the host.
     #[serde(default)]
     pub keep_representors: bool,
+}
+
+/// What changes at a VF of a NIC in legacy mode.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SetVf {
+    /// The NIC.
+    pub name: NicName,
+    /// The VF.
+    #[schemars(range(min = 0, max = 63))]
+    pub vf: u16,
+    /// Its address; 00:00:00:00:00:00: the one that its guest sends from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacAddress>,
+    /// VLAN that it is in, 1 to 4094; 0: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 4094))]
+    pub vlan: Option<u16>,
+    /// Priority in that VLAN's tags, 0 to 7.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 7))]
+    pub qos: Option<u8>,
+    /// Drops what it sends from another address than its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spoof_check: Option<bool>,
+    /// Gives it what is for addresses that nobody has, and link-local protocols.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trust: Option<bool>,
+    /// Most that it may send, in Mbit/s; 0: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub max_mbit: Option<u32>,
+    /// Whether its link is up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<VfLink>,
 }
 
 fn entry(daemon: &Daemon, name: &NicName, nic: DesiredNic) -> NicEntry {
@@ -113,6 +148,48 @@ pub(super) fn add(call: &mut Call, request: NicRequest) -> Result<NicEntry, Erro
     Ok(entry(daemon, &name, nic))
 }
 
+pub(super) fn set_vf(call: &mut Call, request: SetVf) -> Result<NicEntry, Error> {
+    let daemon = call.daemon;
+    let SetVf { name, vf, mac, vlan, qos, spoof_check, trust, max_mbit, link } = request;
+    let change = VfChange { mac, vlan, qos, spoof_check, trust, max_mbit, link };
+    let nic = locked(&daemon.desired).nics.get(&name).cloned().ok_or_else(|| unknown(&name))?;
+    if nic.origin == Origin::Config {
+        return Err(in_file(daemon, &name, "change it there"));
+    }
+    let settings = change.apply(nic.spec.vf_settings(vf));
+    let mut spec = nic.spec.clone();
+    spec.set_vf(settings);
+    let invalid = |what: String| Error::new(ErrorKind::Invalid, format!("NIC {name}: {what}")).about(&name);
+    if vf >= spec.vfs {
+        return Err(invalid(format!("there is no vf {vf}: it has {}", spec.vfs)));
+    }
+    spec.check_vfs().map_err(invalid)?;
+    if spec == nic.spec {
+        return Ok(entry(daemon, &name, nic));
+    }
+    daemon.lane(&nic.lane)?.change(Request::NicSetVf { name: name.clone(), settings }, |answer| match answer {
+        Ok(Reply::Nic(_)) => {
+            let mut desired = locked(&daemon.desired);
+            if let Some(nic) = desired.nics.get_mut(&name) {
+                // Another VF may have been changed meanwhile.
+                nic.spec.set_vf(settings);
+            }
+            daemon.state_dir.save(&desired.saved())
+        }
+        Ok(_) => Err(Error::new(ErrorKind::Version, format!("lane {} answered something else", nic.lane))),
+        Err(error) => Err(error.about(&name)),
+    })?;
+    show(call, ByName { name })
+}
+
+/// The refusal to change a NIC of the configuration file.
+fn in_file(daemon: &Daemon, name: &NicName, remedy: &str) -> Error {
+    let config = locked(&daemon.config);
+    let line = config.nic(name).map_or_else(String::new, |nic| format!(":{}", nic.line));
+    let message = format!("NIC {name} is in {}{line}: {remedy} and run ringspan reload", config.file.display());
+    Error::new(ErrorKind::Conflict, message).about(name)
+}
+
 pub(super) fn remove(call: &mut Call, request: Remove) -> Result<Nothing, Error> {
     let daemon = call.daemon;
     let Remove { name, if_exists, keep_representors } = request;
@@ -120,11 +197,7 @@ pub(super) fn remove(call: &mut Call, request: Remove) -> Result<Nothing, Error>
         return if if_exists { Ok(Nothing {}) } else { Err(unknown(&name)) };
     };
     if nic.origin == Origin::Config {
-        let config = locked(&daemon.config);
-        let line = config.nic(&name).map_or_else(String::new, |nic| format!(":{}", nic.line));
-        let file = config.file.display();
-        let message = format!("NIC {name} is in {file}{line}: take it out there and run ringspan reload");
-        return Err(Error::new(ErrorKind::Conflict, message).about(&name));
+        return Err(in_file(daemon, &name, "take it out there"));
     }
     let user = {
         let desired = locked(&daemon.desired);

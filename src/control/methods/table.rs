@@ -100,6 +100,10 @@ pub(crate) static METHODS: &[Method] = &[
         "Removes a software NIC that was added at run time, and its representors. Refused with `busy` while a port has one of its VFs, with `conflict` when it is \
          in the configuration file. With `if_exists`, a NIC that is not there is a success.",
         r#"{"name":"nic0"}"# => "{}"),
+    method!("nic.set-vf", Change, nic::set_vf, nic::SetVf => nic::NicEntry,
+        "Changes a VF of a NIC in legacy mode while frames flow; what is absent stays. It survives restarts. Refused with `conflict` when the NIC is in the \
+         configuration file.",
+        r#"{"name":"nic1","vf":3,"mac":"52:54:00:12:34:56","vlan":10,"max_mbit":1000}"# => r#"{"name":"nic1","lane":"main","origin":"run-time","spec":{"name":"nic1","vfs":4,"uplinks":["vdev:net_tap0,iface=up0"],"bond":"active-backup","mode":"legacy","vf":[{"vf":3,"mac":"52:54:00:12:34:56","vlan":10,"qos":0,"spoof_check":true,"trust":false,"max_mbit":1000,"link":"auto"}],"mtu":1500}}"#),
     method!("nic.list", Read, nic::list, Nothing => Vec<nic::NicEntry>,
         "All software NICs, as wanted and as they are, sorted by name, each with its ports, representors and counters.",
         "{}" => concat!("[", nic0!(), "]")),

@@ -56,6 +56,33 @@ fn a_nic_survives_a_restart_of_everything_and_comes_before_its_ports() {
 }
 
 #[test]
+fn a_vf_is_changed_in_legacy_mode_and_stays_so() {
+    let mut bench = Bench::start("");
+    bench.call("nic.add", json!({ "name": "nic0", "vfs": 2, "mode": "legacy" })).unwrap();
+    let set = |bench: &Bench, more: serde_json::Value| {
+        let mut params = json!({ "name": "nic0", "vf": 1 });
+        params.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        bench.call("nic.set-vf", params)
+    };
+    set(&bench, json!({ "mac": "52:54:00:00:00:01", "vlan": 7 })).unwrap();
+    let shown = set(&bench, json!({ "max_mbit": 100 })).unwrap();
+    let vf = json!([{ "vf": 1, "mac": "52:54:00:00:00:01", "vlan": 7, "qos": 0, "spoof_check": true, "trust": false, "max_mbit": 100, "link": "auto" }]);
+    assert_eq!((&shown["spec"]["vf"], &shown["status"]["spec"]["vf"]), (&vf, &vf));
+    for wrong in [json!({ "vlan": 4095 }), json!({ "vf": 2, "trust": true }), json!({ "mac": "ff:ff:ff:ff:ff:ff" })] {
+        assert_eq!(kind(&set(&bench, wrong.clone()).unwrap_err()), "invalid", "{wrong}");
+    }
+    bench.stop(Ending::StopLanes);
+    bench.boot();
+    bench.until("the NIC is made again", || {
+        let nic = bench.call("nic.show", json!({ "name": "nic0" })).unwrap();
+        (nic["status"]["spec"]["vf"] == vf).then_some(())
+    });
+    bench.call("nic.add", json!({ "name": "nic1", "vfs": 2 })).unwrap();
+    let switchdev = bench.call("nic.set-vf", json!({ "name": "nic1", "vf": 0, "trust": true })).unwrap_err();
+    assert_eq!(kind(&switchdev), "invalid");
+}
+
+#[test]
 fn the_files_nics_are_made_changed_and_removed_with_it() {
     let bench = Bench::start(NIC0_IN_FILE);
     bench.until("the port is made", || (bench.phase("vm1") == "listening").then_some(()));

@@ -3,6 +3,7 @@
 
 mod bond;
 mod kit;
+mod legacy;
 mod lent;
 mod order;
 mod ovs;
