@@ -285,8 +285,10 @@ pub(super) fn tunnel(tunnel: &Tunnel, through: &TunnelIn) -> Result<Fields, Caus
     if let Some(port) = tunnel.tp_dst.filter(|port| (port.value ^ through.port) & port.mask != 0) {
         return Err(Cause::Field(format!("a tunnel's UDP port {} at the port of {}", port.value, through.port)));
     }
-    // OVS: oam 1, df 2, csum 4, key 8; the engine: csum 1, df 2, oam 4. A VXLAN or GENEVE packet always has a key.
-    let flags = |bits: u8| (bits & 1) << 2 | bits & 2 | (bits & 4) >> 2;
+    // OVS: oam 1, df 2, csum 4, key 8; the engine: csum 1, df 2, oam 4. A VXLAN or GENEVE packet always has a key. OVS says -df of
+    // packets that have it set, too (seen with 3.1: its own do), and no OpenFlow match can ask for it (ovs-fields(7): tun_flags knows oam
+    // alone): it decides nothing.
+    let flags = |bits: u8| (bits & 1) << 2 | (bits & 4) >> 2;
     let (value, mask) = (tunnel.flags.value.0, tunnel.flags.mask.0);
     if mask & 8 != 0 && value & 8 == 0 {
         return Err(Cause::Field("a tunnel's packet without a key".into()));
