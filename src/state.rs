@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
 use nix::fcntl::{Flock, FlockArg};
-use ringspan_protocol::{Compat, LaneName, NicName, NicSpec, PortName, PortSpec};
+use ringspan_protocol::{Compat, LaneName, NicName, NicSpec, PciAddress, PortName, PortSpec};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::error::{Error, ErrorKind};
@@ -80,6 +80,15 @@ pub(crate) struct EventMarks {
     pub lanes: BTreeMap<LaneName, (u64, u64)>,
 }
 
+/// What is remembered of the host's devices.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct HostState {
+    /// The drivers that functions had before they were given to others; null: none.
+    #[serde(default)]
+    pub original_drivers: BTreeMap<PciAddress, Option<String>>,
+}
+
 /// Takes a folder for this daemon alone, by a lock on a file in it; `key` is where the file names another.
 pub(crate) fn lock_folder(folder: &Path, name: &str, key: &str) -> Result<Flock<File>, Error> {
     let file = folder.join(name);
@@ -136,6 +145,16 @@ impl StateDir {
     /// Replaces the desired state.
     pub(crate) fn save(&self, saved: &Saved) -> Result<(), Error> {
         self.write("state.json", saved, true)
+    }
+
+    /// What is remembered of the host's devices.
+    pub(crate) fn load_host(&self) -> Result<HostState, Error> {
+        Ok(self.read("host.json")?.unwrap_or_default())
+    }
+
+    /// Replaces what is remembered of the host's devices.
+    pub(crate) fn save_host(&self, host: &HostState) -> Result<(), Error> {
+        self.write("host.json", host, true)
     }
 
     /// The event marks; none when there are none, or when they are garbled: they are worth no refusal.

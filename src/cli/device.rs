@@ -1,8 +1,9 @@
-//! `ringspan device` and `ringspan pf`.
+//! `ringspan device`, `ringspan pf` and `ringspan vf`.
 
 use std::io::Write;
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
+use ringspan_protocol::MacAddress;
 use serde_json::{Value, json};
 
 use super::client::Client;
@@ -10,6 +11,7 @@ use super::options::Output;
 use super::table::Table;
 use super::{Failure, print_json, word};
 use crate::host::inventory::{Device as Entry, Pf as PfEntry};
+use crate::host::sriov::{Count, Max};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Device {
@@ -22,6 +24,85 @@ pub(super) enum Device {
         #[command(flatten)]
         output: Output,
     },
+    /// Give one to another driver, vfio-pci for instance, or back to the one that it had at first.
+    Bind {
+        /// Its interface, or its PCI address in either form.
+        device: String,
+        /// The driver.
+        #[arg(required_unless_present = "restore", conflicts_with = "restore")]
+        driver: Option<String>,
+        /// Give it back.
+        #[arg(long)]
+        restore: bool,
+        /// Also when it is a PF with VFs, or its interface is up.
+        #[arg(long)]
+        disturb: bool,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Vf {
+    /// Make a PF have so many VFs, and wait for each of them.
+    Enable {
+        /// The PF: its interface or its PCI address.
+        pf: String,
+        /// How many, 0 for none, or max.
+        #[arg(value_parser = count)]
+        count: Count,
+        /// Take VFs away that are bound to vfio-pci, or whose interfaces are up.
+        #[arg(long)]
+        disturb: bool,
+        /// Longest wait in seconds.
+        #[arg(long, default_value_t = 60.0, value_name = "SECONDS")]
+        timeout: f64,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Set what a PF lets one of its VFs do; what is not given stays.
+    Set(Box<SetVf>),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SetVf {
+    /// The PF: its interface or its PCI address.
+    pf: String,
+    /// The VF's number.
+    vf: u16,
+    /// Its MAC address.
+    #[arg(long)]
+    mac: Option<MacAddress>,
+    /// Its VLAN; 0: none.
+    #[arg(long)]
+    vlan: Option<u16>,
+    /// Priority of that VLAN.
+    #[arg(long)]
+    qos: Option<u8>,
+    /// Drop frames with other source addresses.
+    #[arg(long, value_name = "BOOL")]
+    spoof_check: Option<bool>,
+    /// Let it change its address and receive everything.
+    #[arg(long, value_name = "BOOL")]
+    trust: Option<bool>,
+    /// Least rate from the guest, in Mbit/s; 0: none.
+    #[arg(long, value_name = "MBITS")]
+    min_rate: Option<u32>,
+    /// Most rate from the guest, in Mbit/s; 0: no limit.
+    #[arg(long, value_name = "MBITS")]
+    max_rate: Option<u32>,
+    /// Whether it has a link: auto, enable or disable.
+    #[arg(long, value_parser = ["auto", "enable", "disable"], value_name = "STATE")]
+    link_state: Option<String>,
+    #[command(flatten)]
+    output: Output,
+}
+
+fn count(text: &str) -> Result<Count, String> {
+    match text {
+        "max" => Ok(Count::Max(Max::Max)),
+        text => text.parse().map(Count::Number).map_err(|_| "write a number, or max".into()),
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -47,7 +128,55 @@ pub(super) fn run(mut client: Client, command: Device) -> Result<(), Failure> {
             let device = client.call("device.get", json!({ "device": device }))?;
             if json { print_json(&device) } else { print_fields(&device) }
         }
+        Device::Bind { device, driver, restore, disturb, output } => {
+            let mut params = json!({ "device": device, "restore": restore, "disturb": disturb });
+            if let Some(driver) = driver {
+                params["driver"] = json!(driver);
+            }
+            print_done(&client.call("device.bind", params)?, output)
+        }
     }
+}
+
+pub(super) fn run_vf(mut client: Client, command: Vf) -> Result<(), Failure> {
+    match command {
+        Vf::Enable { pf, count, disturb, timeout, output } => {
+            let timeout_ms = (timeout * 1000.0) as u64;
+            let params = json!({ "pf": pf, "count": count, "disturb": disturb, "timeout_ms": timeout_ms });
+            print_done(&client.call("vf.enable", params)?, output)
+        }
+        Vf::Set(set) => {
+            let mut params = json!({ "pf": set.pf, "vf": set.vf });
+            let wishes = [
+                ("mac", set.mac.map(|mac| json!(mac))),
+                ("vlan", set.vlan.map(|vlan| json!(vlan))),
+                ("qos", set.qos.map(|qos| json!(qos))),
+                ("spoof_check", set.spoof_check.map(|on| json!(on))),
+                ("trust", set.trust.map(|on| json!(on))),
+                ("min_rate", set.min_rate.map(|rate| json!(rate))),
+                ("max_rate", set.max_rate.map(|rate| json!(rate))),
+                ("link_state", set.link_state.map(|state| json!(state))),
+            ];
+            for (name, value) in wishes {
+                if let Some(value) = value {
+                    params[name] = value;
+                }
+            }
+            print_done(&client.call("vf.set", params)?, set.output)
+        }
+    }
+}
+
+/// What was done, a line each.
+fn print_done(answer: &Value, Output { json }: Output) -> Result<(), Failure> {
+    if json {
+        return print_json(answer);
+    }
+    let mut out = std::io::stdout().lock();
+    for line in answer["done"].as_array().into_iter().flatten() {
+        writeln!(out, "{}", plain(line))?;
+    }
+    Ok(())
 }
 
 pub(super) fn run_pf(mut client: Client, command: Pf) -> Result<(), Failure> {

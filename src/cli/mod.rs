@@ -104,6 +104,7 @@ fn run(options: Options) -> Result<(), Failure> {
         Command::Nic(command) => nic::run(client()?, command),
         Command::Device(command) => device::run(client()?, command),
         Command::Pf(command) => device::run_pf(client()?, command),
+        Command::Vf(command) => device::run_vf(client()?, command),
         Command::Ovs(command) => ovs::run(client()?, command),
         Command::Job(command) => job(client()?, command),
         Command::Doctor(wish) => doctor::run(&control, &wish),

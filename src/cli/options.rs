@@ -50,6 +50,9 @@ pub(super) enum Command {
     /// PFs: the physical functions of this host's NICs.
     #[command(subcommand)]
     Pf(super::device::Pf),
+    /// VFs: how many, and what their PFs have set for them.
+    #[command(subcommand)]
+    Vf(super::device::Vf),
     /// Lanes: the DPDK processes that carry the ports.
     #[command(subcommand)]
     Lane(Lane),

@@ -3,6 +3,7 @@
 //! Everything that is read from sysfs goes through a [`sysfs::Sysfs`], and everything that is asked of the kernel by netlink through a
 //! [`netlink::Kernel`]; a made-up tree and a made-up kernel stand for hosts that are not here. Only the doctor runs other programs, where what it looks at is a program.
 
+pub(crate) mod bind;
 pub(crate) mod doctor;
 pub(crate) mod inventory;
 mod model;
@@ -10,10 +11,13 @@ mod model;
 pub(crate) mod netlink;
 mod pci;
 mod representor;
-#[allow(dead_code, unused_imports, reason = "what changes things comes with the methods that do")]
+pub(crate) mod sriov;
+mod steps;
 pub(crate) mod sysfs;
 #[cfg(test)]
 mod tests;
+mod users;
+pub(crate) mod vf;
 
 use std::path::{Path, PathBuf};
 
@@ -29,6 +33,8 @@ pub(crate) struct Host {
     pub sysfs: Sysfs,
     /// Its kernel.
     pub kernel: Box<dyn Kernel>,
+    /// Its processes: /proc.
+    pub proc: PathBuf,
     /// The names of its devices.
     pub names: PathBuf,
     /// What the agent calls it.
@@ -40,6 +46,6 @@ impl Host {
     pub(crate) fn real(sysfs: &Path, names: Option<&Path>, id: Option<String>) -> Self {
         let usual = || PCI_IDS.iter().map(PathBuf::from).find(|path| path.exists());
         let names = names.map(Path::to_owned).or_else(usual).unwrap_or_else(|| PCI_IDS[0].into());
-        Self { sysfs: Sysfs::at(sysfs), kernel: Box::new(netlink::Real), names, id }
+        Self { sysfs: Sysfs::at(sysfs), kernel: Box::new(netlink::Real), proc: "/proc".into(), names, id }
     }
 }

@@ -1,18 +1,25 @@
-//! Methods about the host's NICs: the inventory.
+//! Methods about the host's NICs: the inventory, and what is changed of them.
 
 use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::time::Duration;
 
-use ringspan_protocol::DeviceSpec;
+use ringspan_protocol::{DeviceSpec, PciAddress, PortName};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Call, Nothing};
 use crate::control::{Daemon, locked};
-use crate::error::Error;
+use crate::desired::DesiredPort;
+use crate::error::{Error, ErrorKind};
 use crate::host::Host;
+use crate::host::bind::{self, Bound, Memory};
 use crate::host::inventory::{Device, Inventory, Pf};
+use crate::host::sriov::{self, Count, Enabled};
+use crate::host::vf::{self, Set, Wish};
 use crate::ovs::client::{Database, Place};
 use crate::ovs::view::View;
+use crate::state::StateDir;
 
 /// Which one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -57,18 +64,7 @@ struct Around {
 
 impl Around {
     fn look(call: &Call) -> Self {
-        let desired = locked(&call.daemon.desired);
-        let owner = |(name, port): (&ringspan_protocol::PortName, &crate::desired::DesiredPort)| match &port.spec.device
-        {
-            // A representor's port has the PF's address, and does not own the PF.
-            DeviceSpec::Pci { address, args } if !args.contains("representor=") => {
-                Some((address.to_string(), name.to_string()))
-            }
-            _ => None,
-        };
-        let owners = desired.ports.iter().filter_map(owner).collect();
-        drop(desired);
-        Self { bridges: bridges(call), owners }
+        Self { bridges: bridges(call), owners: owners(call) }
     }
 
     fn bridge(&self, interface: Option<&String>) -> Option<String> {
@@ -85,6 +81,114 @@ impl Around {
         pf.bridge = self.bridge(pf.interface.as_ref());
         pf
     }
+}
+
+/// One change of the host at a time.
+static CHANGES: Mutex<()> = Mutex::new(());
+/// Default of `timeout_ms` of `vf.enable`.
+const ENABLE_MS: u64 = 60_000;
+
+fn enable_ms() -> u64 {
+    ENABLE_MS
+}
+
+/// How many VFs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct EnableVfs {
+    /// The PF: its interface or its PCI address.
+    pub pf: String,
+    /// How many, 0 for none, or `max`.
+    pub count: Count,
+    /// Takes VFs away that are bound to vfio-pci, or whose interfaces are up. What a port of ringspan's or a process has stays all the same.
+    #[serde(default)]
+    pub disturb: bool,
+    /// Longest wait for all of them to be there, in milliseconds, 10 minutes at most.
+    #[serde(default = "enable_ms")]
+    pub timeout_ms: u64,
+}
+
+/// Which driver.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct BindDevice {
+    /// Its interface, its PCI address in either form.
+    pub device: String,
+    /// The driver, `vfio-pci` for instance. Its module is loaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub driver: Option<String>,
+    /// Gives it back to the driver that it had at first, instead.
+    #[serde(default)]
+    pub restore: bool,
+    /// Also when it is a PF with VFs, or its interface is up.
+    #[serde(default)]
+    pub disturb: bool,
+}
+
+/// The original drivers, in the daemon's state.
+struct Drivers<'a>(&'a StateDir);
+
+impl Memory for Drivers<'_> {
+    fn original(&self, function: PciAddress) -> Result<Option<Option<String>>, Error> {
+        Ok(self.0.load_host()?.original_drivers.get(&function).cloned())
+    }
+
+    fn remember(&self, function: PciAddress, driver: Option<Option<String>>) -> Result<(), Error> {
+        let mut host = self.0.load_host()?;
+        match driver {
+            Some(driver) => host.original_drivers.insert(function, driver),
+            None => host.original_drivers.remove(&function),
+        };
+        self.0.save_host(&host)
+    }
+}
+
+/// The ports by the functions that they have.
+fn owners(call: &Call) -> BTreeMap<String, String> {
+    let desired = locked(&call.daemon.desired);
+    let owner = |(name, port): (&PortName, &DesiredPort)| match &port.spec.device {
+        // A representor's port has the PF's address, and does not own the PF.
+        DeviceSpec::Pci { address, args } if !args.contains("representor=") => {
+            Some((address.to_string(), name.to_string()))
+        }
+        _ => None,
+    };
+    desired.ports.iter().filter_map(owner).collect()
+}
+
+pub(super) fn enable_vfs(call: &mut Call, request: EnableVfs) -> Result<Enabled, Error> {
+    let limit = Duration::from_millis(request.timeout_ms.min(600_000));
+    let (host, _one) = (call.daemon.host(), locked(&CHANGES));
+    let owner = |address: PciAddress| owners(call).remove(&address.to_string());
+    let enabled = sriov::enable(&host, &request.pf, request.count, request.disturb, limit, owner)?;
+    for done in &enabled.done {
+        tracing::info!("{done}, as process {} asked", call.peer.pid);
+    }
+    Ok(enabled)
+}
+
+pub(super) fn set_vf(call: &mut Call, wish: Wish) -> Result<Set, Error> {
+    let (host, _one) = (call.daemon.host(), locked(&CHANGES));
+    let set = vf::set(&host, &wish)?;
+    for done in &set.done {
+        tracing::info!("{done}, as process {} asked", call.peer.pid);
+    }
+    Ok(set)
+}
+
+pub(super) fn bind(call: &mut Call, request: BindDevice) -> Result<Bound, Error> {
+    let BindDevice { device, driver, restore, disturb } = request;
+    if driver.is_some() == restore {
+        return Err(Error::new(ErrorKind::Usage, "device.bind: give either driver or restore: see schema.get"));
+    }
+    let (host, _one) = (call.daemon.host(), locked(&CHANGES));
+    let (owner, memory) =
+        (|address: PciAddress| owners(call).remove(&address.to_string()), Drivers(&call.daemon.state_dir));
+    let bound = bind::bind(&host, &memory, &device, driver.as_deref(), disturb, owner)?;
+    for done in &bound.done {
+        tracing::info!("{done}, as process {} asked", call.peer.pid);
+    }
+    Ok(bound)
 }
 
 pub(super) fn list(call: &mut Call, _: Nothing) -> Result<Vec<Device>, Error> {

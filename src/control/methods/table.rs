@@ -3,8 +3,11 @@
 use super::{Method, Nothing, daemon, device, doctor, flow, job, lane, nic, ovs, port, port_change, typed};
 use crate::control::jobs::Job;
 use crate::control::peer::Role;
+use crate::host::bind::Bound;
 use crate::host::doctor::Report;
 use crate::host::inventory::{Device, Pf};
+use crate::host::sriov::Enabled;
+use crate::host::vf::{Set, Wish};
 use crate::lanes::LaneView;
 use crate::nic_request::NicRequest;
 use crate::ovs::configure::{Configure, Configured};
@@ -123,6 +126,18 @@ pub(crate) static METHODS: &[Method] = &[
     method!("pf.get", Read, device::pf_get, device::ByPf => Pf,
         "One of them.",
         r#"{"pf":"eth0"}"# => pf0!()),
+    method!("vf.enable", Change, device::enable_vfs, device::EnableVfs => Enabled,
+        "Makes a PF have so many VFs, and answers when each of them is there. Another number means none first, so it is refused with `busy` while VFs are in use: those that a port or \
+         a process has always, others unless `disturb` is true. When the new number is refused, the old one is restored.",
+        r#"{"pf":"eth0","count":2,"disturb":false,"timeout_ms":60000}"# => r#"{"pf":"0000:0a:00.0","before":0,"enabled":2,"total":8,"vfs":["0000:0a:00.2","0000:0a:00.3"],"done":["eth0 has 2 virtual functions"]}"#),
+    method!("vf.set", Change, device::set_vf, Wish => Set,
+        "What a PF has set for one of its VFs; what is absent stays. Each setting is read back. When one is refused, those before it are taken back. What switchdev mode forbids (VLAN, spoof check) \
+         is refused with what to do in Open vSwitch instead.",
+        r#"{"pf":"eth0","vf":1,"mac":"52:54:00:12:34:56","vlan":100,"max_rate":1000}"# => r#"{"pf":"0000:0a:00.0","settings":{"vf":1,"mac":"52:54:00:12:34:56","vlan":100,"qos":0,"min_rate":0,"max_rate":1000,"spoof_check":true,"trust":false,"link_state":"auto"},"done":["eth0 VF 1: MAC address 52:54:00:12:34:56","eth0 VF 1: VLAN 100, priority 0","eth0 VF 1: rate 0 to 1000 Mbit/s (0: none)"]}"#),
+    method!("device.bind", Change, device::bind, device::BindDevice => Bound,
+        "Gives a function to another driver, this one alone (`driver_override`). The driver that it had at first is remembered over restarts, and `restore` gives it back. Refused with `busy` while a \
+         port or a process has it; a PF with VFs, or whose interface is up, unless `disturb` is true. When the driver does not take it, the old one gets it back.",
+        r#"{"device":"0000:0a:00.2","driver":"vfio-pci","restore":false,"disturb":false}"# => r#"{"address":"0000:0a:00.2","before":"mlx5_core","driver":"vfio-pci","original":"mlx5_core","done":["mlx5_core is remembered as its original driver","mlx5_core has let go of 0000:0a:00.2","vfio-pci has 0000:0a:00.2"]}"#),
     method!("lane.list", Read, lane::list, Nothing => Vec<LaneView>,
         "All lanes, sorted by name.",
         "{}" => r#"[{"name":"main","phase":"up","reason":null,"configured":true,"differs":false,"adopted":false,"pid":4712,"deaths":0,"ports":1,"info":{"name":"main","protocol":1,"version":"0.1.0","dpdk":"DPDK 22.11.11","pid":4712,"started_ms":1790000000000,"cores":[0],"rebalance_ms":1000,"busy_poll":false,"memory_mib":256,"huge_pages":true,"max_ports":32},"load":{"workers":[{"core":0,"shares":1,"busy_percent":12}],"moves":0}}]"#),

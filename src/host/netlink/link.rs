@@ -27,8 +27,6 @@ const IFLA_VF_SPOOFCHK: u16 = 4;
 const IFLA_VF_LINK_STATE: u16 = 5;
 const IFLA_VF_RATE: u16 = 6;
 const IFLA_VF_TRUST: u16 = 9;
-const IFLA_VF_IB_NODE_GUID: u16 = 10;
-const IFLA_VF_IB_PORT_GUID: u16 = 11;
 
 /// Bytes of an address in IFLA_VF_MAC (MAX_ADDR_LEN).
 const ADDRESS: usize = 32;
@@ -89,10 +87,6 @@ pub(crate) enum VfChange {
     Trust(bool),
     /// Link state.
     LinkState(VfLinkState),
-    /// InfiniBand: the node's GUID.
-    NodeGuid(u64),
-    /// InfiniBand: the port's GUID.
-    PortGuid(u64),
 }
 
 fn about(index: u32) -> Request {
@@ -185,8 +179,6 @@ pub(super) fn set_vf(index: u32, vf: u32, change: VfChange) -> Result<(), Netlin
 /// The attribute of a change: struct ifla_vf_mac and its like.
 fn value(vf: u32, change: VfChange) -> (u16, Vec<u8>) {
     let words = |words: &[u32]| words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>();
-    // struct ifla_vf_guid holds a 64-bit number behind the VF's, aligned to it.
-    let guid = |guid: u64| [&words(&[vf, 0])[..], &guid.to_ne_bytes()].concat();
     match change {
         VfChange::Mac(mac) => {
             let mut value = words(&[vf]);
@@ -199,8 +191,6 @@ fn value(vf: u32, change: VfChange) -> (u16, Vec<u8>) {
         VfChange::SpoofCheck(on) => (IFLA_VF_SPOOFCHK, words(&[vf, on.into()])),
         VfChange::Trust(on) => (IFLA_VF_TRUST, words(&[vf, on.into()])),
         VfChange::LinkState(state) => (IFLA_VF_LINK_STATE, words(&[vf, state as u32])),
-        VfChange::NodeGuid(number) => (IFLA_VF_IB_NODE_GUID, guid(number)),
-        VfChange::PortGuid(number) => (IFLA_VF_IB_PORT_GUID, guid(number)),
     }
 }
 

@@ -70,7 +70,6 @@ impl Kernel for FakeKernel {
             VfChange::SpoofCheck(on) => settings.spoof_check = Some(on),
             VfChange::Trust(on) => settings.trust = Some(on),
             VfChange::LinkState(link) => settings.link_state = Some(link),
-            VfChange::NodeGuid(_) | VfChange::PortGuid(_) => {}
         }
         Ok(())
     }

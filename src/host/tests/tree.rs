@@ -59,7 +59,9 @@ pub(super) struct Tree {
 pub(super) struct Acts {
     root: PathBuf,
     kinds: Mutex<BTreeMap<String, Kind>>,
+    /// By attribute, or by attribute=text.
     refusals: Mutex<BTreeMap<String, i32>>,
+    failing_probes: Mutex<Vec<String>>,
     writes: Mutex<Vec<String>>,
 }
 
@@ -75,7 +77,13 @@ impl Tree {
             fs::create_dir_all(root.join(place)).unwrap();
         }
         fs::write(root.join("bus/pci/drivers_probe"), "").unwrap();
-        let acts = Acts { root, kinds: Mutex::default(), refusals: Mutex::default(), writes: Mutex::default() };
+        let acts = Acts {
+            root,
+            kinds: Mutex::default(),
+            refusals: Mutex::default(),
+            failing_probes: Mutex::default(),
+            writes: Mutex::default(),
+        };
         let tree = Self { folder, acts: Arc::new(acts) };
         tree.driver("vfio-pci");
         tree
@@ -105,6 +113,16 @@ impl Tree {
     /// Writing this attribute is refused.
     pub(super) fn refuse(&self, attribute: &str, errno: i32) {
         self.acts.refusals.lock().unwrap().insert(attribute.into(), errno);
+    }
+
+    /// Writing this text there is refused.
+    pub(super) fn refuse_text(&self, attribute: &str, text: &str, errno: i32) {
+        self.refuse(&format!("{attribute}={text}"), errno);
+    }
+
+    /// This driver takes no function.
+    pub(super) fn fail_probe(&self, driver: &str) {
+        self.acts.failing_probes.lock().unwrap().push(driver.into());
     }
 
     /// And is not any more.
@@ -148,7 +166,13 @@ impl Tree {
         if !names.exists() {
             fs::write(&names, PCI_IDS).unwrap();
         }
-        Host { sysfs: self.sysfs(), kernel: Box::new(kernel), names, id: Some("host-1".into()) }
+        Host {
+            sysfs: self.sysfs(),
+            kernel: Box::new(kernel),
+            proc: self.path("proc"),
+            names,
+            id: Some("host-1".into()),
+        }
     }
 
     pub(super) fn driver_of(&self, address: &str) -> Option<String> {
@@ -199,9 +223,11 @@ impl Acts {
     fn write(&self, path: &Path, text: &str) -> io::Result<()> {
         let name = path.to_str().unwrap().to_owned();
         self.writes.lock().unwrap().push(format!("{name}={text}"));
-        if let Some(errno) = self.refusals.lock().unwrap().get(&name) {
+        let refusals = self.refusals.lock().unwrap();
+        if let Some(errno) = refusals.get(&name).or_else(|| refusals.get(&format!("{name}={text}"))) {
             return Err(error(*errno));
         }
+        drop(refusals);
         if !self.root.join(path).exists() {
             return Err(error(libc::ENOENT));
         }
@@ -263,7 +289,9 @@ impl Acts {
         let wanted = fs::read_to_string(self.at(address, "driver_override"))?;
         let native = fs::read_to_string(self.at(address, ".native"))?;
         let driver = if wanted.trim() == "(null)" { native } else { wanted.trim().to_owned() };
-        self.bind(address, &driver);
+        if !self.failing_probes.lock().unwrap().contains(&driver) {
+            self.bind(address, &driver);
+        }
         Ok(())
     }
 

@@ -1,0 +1,197 @@
+//! Which driver has a function (Documentation/ABI/testing/sysfs-bus-pci).
+//!
+//! By `driver_override`, which is about one function; `new_id` would claim each later one of the same kind too. The driver that a function had
+//! at first is remembered until it is restored, over restarts of the daemon.
+
+use std::time::Duration;
+
+use ringspan_protocol::PciAddress;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Host;
+use super::inventory::find;
+use super::pci::{Function, attribute};
+use super::steps::{Steps, wait};
+use crate::error::{Error, ErrorKind};
+
+/// Longest wait for a driver that takes a function on a thread of its own. Others have it, or have refused it, when the kernel was asked.
+const LIMIT: Duration = Duration::from_secs(1);
+/// What `driver_override` says when there is none.
+const NONE: &str = "(null)";
+
+/// What came of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct Bound {
+    /// The function.
+    pub address: PciAddress,
+    /// The driver that had it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<String>,
+    /// The driver that has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub driver: Option<String>,
+    /// The driver that `restore` would give it back to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub original: Option<String>,
+    /// What was done; empty: it was so already.
+    pub done: Vec<String>,
+}
+
+/// What is remembered of functions: the driver that each had at first, or that it had none.
+pub(crate) trait Memory {
+    /// Of one; nothing where nothing is remembered.
+    fn original(&self, function: PciAddress) -> Result<Option<Option<String>>, Error>;
+    /// Remembers, or forgets with `None`; returns when that is durable.
+    fn remember(&self, function: PciAddress, driver: Option<Option<String>>) -> Result<(), Error>;
+}
+
+/// Refuses when somebody would lose the function.
+fn free(host: &Host, name: &str, function: &Function, disturb: bool, owner: Option<String>) -> Result<(), Error> {
+    let busy = |message: String| Err(Error::new(ErrorKind::Busy, message).about(name));
+    if let Some(port) = owner {
+        return busy(format!("{name}: the port {port} has it: remove that first (ringspan port remove {port})"));
+    }
+    if let Some(process) = host.vfio_user(function) {
+        return busy(format!(
+            "{name}: process {process} has it open by vfio: stop that guest first, the kernel would wait for it"
+        ));
+    }
+    if function.pf.is_none() && !disturb {
+        let vfs = function.vf_counts.map_or(0, |(_, now)| now);
+        if vfs > 0 {
+            return busy(format!(
+                "{name} has {vfs} virtual functions, which would lose their network: take them away (ringspan vf enable {name} 0), or say --disturb"
+            ));
+        }
+        if let Some(how) = host.busy_interface(function) {
+            return busy(format!("{name}: {how}, and would be gone: set it down, or say --disturb"));
+        }
+    }
+    Ok(())
+}
+
+/// Gives a function to `driver`, or without one back to the driver that it had at first (to the one that the kernel chooses, where nothing is
+/// remembered). `owner` knows the port of ringspan's that has a function.
+pub(crate) fn bind(
+    host: &Host,
+    memory: &impl Memory,
+    name: &str,
+    driver: Option<&str>,
+    disturb: bool,
+    owner: impl Fn(PciAddress) -> Option<String>,
+) -> Result<Bound, Error> {
+    let address = find(host, name)?;
+    let Some(function) = Function::read(&host.sysfs, address) else {
+        let message = format!("{name}: {address} is no function of a NIC: see ringspan device list");
+        return Err(Error::new(ErrorKind::NotFound, message).about(name));
+    };
+    let before = function.driver.clone();
+    let overridden = host.sysfs.text(&attribute(address, "driver_override")).filter(|text| text != NONE);
+    let remembered = memory.original(address)?;
+    let same = match driver {
+        Some(driver) => before.as_deref() == Some(driver) && overridden.as_deref().is_none_or(|now| now == driver),
+        None => remembered.is_none() && overridden.is_none() && before.is_some(),
+    };
+    if same {
+        let (driver, original) = (before.clone(), remembered.flatten());
+        return Ok(Bound { address, before, driver, original, done: vec![] });
+    }
+    let wanted = match driver {
+        Some(driver) => Some(Some(driver.to_owned())),
+        None => remembered.clone(),
+    };
+    if let Some(Some(driver)) = &wanted {
+        known(host, name, &function, driver)?;
+    }
+    free(host, name, &function, disturb, owner(address))?;
+    let mut steps = Steps::default();
+    let mut original = remembered.clone().flatten();
+    if driver.is_some() && remembered.is_none() {
+        // Before anything is changed: a daemon that is killed in between can still restore.
+        memory.remember(address, Some(before.clone()))?;
+        original = before.clone();
+        let what = format!("{} is remembered as its original driver", said(before.as_deref()));
+        steps.did(what, move || memory.remember(address, None));
+    }
+    let place = Place { host, name, address };
+    let (old, had) = (overridden, before.clone());
+    steps.did(format!("{} has let go of {address}", said(before.as_deref())), move || {
+        place.hand_over(old.as_deref(), had.is_some()).map(drop)
+    });
+    let probe = wanted != Some(None);
+    let now = match place.hand_over(driver, probe) {
+        Ok(now) => now,
+        Err(error) => return Err(steps.fail(error)),
+    };
+    if let Some(wanted) = wanted.filter(|wanted| *wanted != now) {
+        let message = format!(
+            "{name} should be bound to {}, and {} has it: the kernel's log says why",
+            said(wanted.as_deref()),
+            said(now.as_deref())
+        );
+        return Err(steps.fail(Error::new(ErrorKind::Failed, message).about(name)));
+    }
+    steps.note(format!("{} has {address}", said(now.as_deref())));
+    if driver.is_none() {
+        memory.remember(address, None)?;
+        original = None;
+    }
+    Ok(Bound { address, before, driver: now, original, done: steps.finish() })
+}
+
+/// Whether the kernel has a driver, and whether it would have the function.
+fn known(host: &Host, name: &str, function: &Function, driver: &str) -> Result<(), Error> {
+    let named = !driver.is_empty() && !driver.starts_with('.') && !driver.contains(['/', '\0', '\n']);
+    if !named || !host.sysfs.has(&format!("bus/pci/drivers/{driver}")) {
+        let message = format!("{name}: the kernel has no PCI driver {driver:?}: load its module (modprobe {driver})");
+        return Err(Error::new(ErrorKind::NotFound, message).about(name));
+    }
+    if driver == "vfio-pci" && function.iommu_group.is_none() {
+        let message = format!(
+            "{name} is in no IOMMU group, and vfio-pci would refuse it: switch the IOMMU on (BIOS; intel_iommu=on or amd_iommu=on on the kernel's command line)"
+        );
+        return Err(Error::new(ErrorKind::Unsupported, message).about(name));
+    }
+    Ok(())
+}
+
+/// A function on its way from driver to driver.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    host: &'a Host,
+    name: &'a str,
+    address: PciAddress,
+}
+
+impl Place<'_> {
+    fn driver(&self) -> Option<String> {
+        self.host.sysfs.link(&attribute(self.address, "driver"))
+    }
+
+    fn write(&self, attribute: &str, text: &str, what: &str) -> Result<(), Error> {
+        let written = self.host.sysfs.write(attribute, text);
+        written.map_err(|error| Error::io(format!("{}: {what}", self.name), &error).about(self.name))
+    }
+
+    /// Takes the function from the driver that has it, and where it is to be probed has the kernel find one: the one named, and no other, or
+    /// the one that it chooses. Returns who has it then.
+    fn hand_over(&self, to: Option<&str>, probe: bool) -> Result<Option<String>, Error> {
+        // An empty line takes the override away.
+        let line = format!("{}\n", to.unwrap_or_default());
+        self.write(&attribute(self.address, "driver_override"), &line, "driver_override")?;
+        if let Some(driver) = self.driver().filter(|now| !probe || to.is_none_or(|to| to != now)) {
+            let at = format!("bus/pci/drivers/{driver}/unbind");
+            self.write(&at, &self.address.to_string(), &format!("{driver} does not let go of it"))?;
+        }
+        if !probe {
+            return Ok(self.driver());
+        }
+        self.write("bus/pci/drivers_probe", &self.address.to_string(), "no driver takes it")?;
+        Ok(wait(LIMIT, || self.driver()))
+    }
+}
+
+fn said(driver: Option<&str>) -> &str {
+    driver.unwrap_or("no driver")
+}

@@ -1,0 +1,37 @@
+//! Who uses a function, so that it is not taken from under them.
+
+use std::fs;
+
+use super::Host;
+use super::pci::{Function, attribute};
+
+/// IFF_UP of linux/if.h.
+const UP: u32 = 1;
+
+impl Host {
+    /// The process that has a function open by vfio: a guest. The kernel would wait for it, for as long as it runs.
+    pub(crate) fn vfio_user(&self, function: &Function) -> Option<u32> {
+        if function.driver.as_deref() != Some("vfio-pci") {
+            return None;
+        }
+        let group = format!("/dev/vfio/{}", function.iommu_group?);
+        let entries = fs::read_dir(&self.proc).into_iter().flatten().flatten();
+        let mut processes = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        processes.find(|process| {
+            let files = fs::read_dir(self.proc.join(process.to_string()).join("fd")).into_iter().flatten().flatten();
+            files.filter_map(|file| fs::read_link(file.path()).ok()).any(|to| to.as_os_str() == group.as_str())
+        })
+    }
+
+    /// An interface of the function's that is up or part of something, and how.
+    pub(crate) fn busy_interface(&self, function: &Function) -> Option<String> {
+        function.interfaces(&self.sysfs).into_iter().find_map(|interface| {
+            let at = attribute(function.address, &format!("net/{interface}"));
+            if let Some(master) = self.sysfs.link(&format!("{at}/master")) {
+                return Some(format!("{interface} is part of {master}"));
+            }
+            let up = self.sysfs.hex(&format!("{at}/flags")).is_some_and(|flags| flags & UP != 0);
+            up.then(|| format!("{interface} is up"))
+        })
+    }
+}
