@@ -8,9 +8,13 @@ use super::client::Client;
 use super::options::{FlowList, FlowTypeWord, api_word};
 use super::table::Table;
 use super::{Failure, print_json, word};
+use crate::control::RuleEntry;
 use crate::ovs::mirror::{FlowState, FlowStats, FlowView, Flows};
 
 pub(super) fn list(mut client: Client, wish: &FlowList) -> Result<(), Failure> {
+    if wish.rules {
+        return rules(client, wish);
+    }
     let mut params = json!({ "limit": wish.limit });
     let mut put = |key: &str, value: Option<Value>| {
         if let Some(value) = value {
@@ -54,6 +58,27 @@ fn table(flows: &Flows, why: bool) -> Table {
         table.row(row(flow, why));
     }
     table
+}
+
+/// What NICs hold, as testpmd would be told it. What has no form there is a comment.
+fn rules(mut client: Client, wish: &FlowList) -> Result<(), Failure> {
+    let answer = client.call("rule.list", json!({ "limit": wish.limit }))?;
+    if wish.output.json {
+        return print_json(&answer);
+    }
+    let mut out = std::io::stdout().lock();
+    let mut nic = None;
+    for entry in serde_json::from_value::<Vec<RuleEntry>>(answer)? {
+        if nic.as_ref() != Some(&entry.nic) {
+            writeln!(out, "# NIC {}: port 0 is the uplink, port N + 1 the representor of VF N", entry.nic)?;
+        }
+        match entry.testpmd {
+            Some(text) => writeln!(out, "{text}")?,
+            None => writeln!(out, "# {}: {}", entry.rule.id, entry.why.unwrap_or_default())?,
+        }
+        nic = Some(entry.nic);
+    }
+    Ok(())
 }
 
 fn is_of(flow: &FlowView, kind: FlowTypeWord) -> bool {

@@ -355,6 +355,9 @@ pub(super) struct FlowList {
     /// Print them as ovs-appctl dpctl/dump-flows does, those of this type; counters are those of the path that has the flow.
     #[arg(long = "type", value_name = "TYPE", conflicts_with_all = ["why", "json"])]
     pub kind: Option<FlowTypeWord>,
+    /// Print the rules that NICs hold, in the syntax of DPDK's testpmd.
+    #[arg(long, conflicts_with_all = ["why", "port", "state", "reason", "sort", "kind"])]
+    pub rules: bool,
     /// At most so many, and at most 10000.
     #[arg(long, default_value_t = 1000, value_name = "N")]
     pub limit: usize,

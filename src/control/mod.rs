@@ -32,6 +32,7 @@ pub(crate) use jobs::{Job, JobState, Jobs};
 pub(crate) use methods::nic::NicEntry;
 pub(crate) use methods::ovs::Shown;
 pub(crate) use methods::port::{PortEntry, PortStats};
+pub(crate) use methods::rule::RuleEntry;
 pub(crate) use socket::Listener;
 
 use crate::config::{Config, HostCores, LogFormat};

@@ -9,6 +9,7 @@ pub mod message;
 pub mod name;
 pub mod nic;
 pub mod port;
+pub mod rte;
 pub mod rule;
 pub mod stats;
 pub mod vf;

@@ -11,6 +11,7 @@ pub(crate) mod nic;
 pub(crate) mod ovs;
 pub(crate) mod port;
 mod port_change;
+pub(crate) mod rule;
 mod table;
 
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! The table of methods. To add one: its types and function in a file beside this one, and a row here.
 
-use super::{Method, Nothing, daemon, device, doctor, flow, job, lane, nic, ovs, port, port_change, typed};
+use super::{Method, Nothing, daemon, device, doctor, flow, job, lane, nic, ovs, port, port_change, rule, typed};
 use crate::control::jobs::Job;
 use crate::control::peer::Role;
 use crate::host::bind::Bound;
@@ -165,6 +165,10 @@ pub(crate) static METHODS: &[Method] = &[
         "What of this host stands in the way of VFs, offload and guests: each check with its evidence, and the commands that mend it. What could not be looked at is `unknown`. \
          Runs programs that only look (`lspci`, `mstconfig`, `ethtool`, `ip`), so it can take seconds; requests that come meanwhile share one answer.",
         "{}" => r#"{"state":"fail","summary":"22 passed, 0 warnings, 1 failed, 1 unknown","host":{"distribution":"Debian GNU/Linux 12 (bookworm)","kernel":"6.1.0-18-amd64","privileged":true},"findings":[{"check":"iommu","group":"platform","state":"fail","message":"the IOMMU is off: intel_iommu=on is not on the command line; VFs cannot be given to DPDK or to guests","evidence":["/sys/kernel/iommu_groups: 0 groups","/proc/cmdline: nothing of it"],"remedy":["sed -i -E 's/^(GRUB_CMDLINE_LINUX=[\"'\"'\"'])/\\1intel_iommu=on iommu=pt /' /etc/default/grub","update-grub","reboot"]}]}"#),
+    method!("rule.list", Read, rule::list, rule::RuleFilter => Vec<rule::RuleEntry>,
+        "The rules that NICs' engines hold, in the order of their ids, each also as DPDK's testpmd would be told it: port 0 is the uplink, port 1 the first VF's representor. What \
+         its syntax has no words for stands in a comment before it, with the rule's id.",
+        r#"{"nic":"nic0","limit":1000}"# => r##"[{"nic":"nic0","rule":{"id":"0d7c5e2a-0000-0000-0000-000000000007","priority":0,"in_port":"vf0","match":["eth_dst=02:00:00:00:00:02","eth_type=0x800","vlan_tci=0x0/0x1000"],"actions":[{"output":"vf1"}],"refresh":true},"testpmd":"# 0d7c5e2a-0000-0000-0000-000000000007\nflow create 0 priority 7 transfer pattern represented_port ethdev_port_id is 1 / eth dst is 02:00:00:00:00:02 type is 0x800 / ipv4 / end actions count / represented_port ethdev_port_id 2 / end"}]"##),
     method!("job.list", Read, job::list, Nothing => Vec<Job>,
         "Jobs that run, and the last 64 that ended, by number.",
         "{}" => r#"[{"id":1,"method":"lane.restart","item":"main","state":"running","started_ms":1790000000000}]"#),

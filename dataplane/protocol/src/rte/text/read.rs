@@ -1,0 +1,271 @@
+//! Reads what was printed.
+
+use super::super::actions::Modify;
+use super::super::header::{Form, Header, Item, ItemKind};
+use super::super::{LEAST_PRIORITY, encap, pattern};
+use super::port;
+use crate::rule::{Action, Field, FieldMatch, Match, Rule};
+use crate::{MacAddress, NicPort};
+
+/// Not a rule as it is printed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not a rule as it is printed: {0}")]
+pub struct Unreadable(String);
+
+type Words<'a> = std::iter::Peekable<std::str::SplitWhitespace<'a>>;
+
+/// What lines before the rule have set.
+#[derive(Default)]
+struct Before {
+    encap: Option<Vec<Item>>,
+    decap: bool,
+    samples: Vec<NicPort>,
+}
+
+/// Reads the lines of one rule.
+///
+/// # Errors
+/// [`Unreadable`], with the first word that is none.
+pub fn read(text: &str) -> Result<Rule, Unreadable> {
+    let mut before = Before::default();
+    let mut lines = text.lines().peekable();
+    let comment = lines.next().and_then(|line| line.strip_prefix("# ")).unwrap_or_default();
+    while let Some(line) = lines.next() {
+        let mut words = line.split_whitespace().peekable();
+        if lines.peek().is_none() {
+            return rule(&mut words, &before, &mut comment.split_whitespace().peekable());
+        }
+        expect(&mut words, &["set"])?;
+        match word(&mut words)? {
+            "raw_encap" => {
+                expect(&mut words, &["0"])?;
+                before.encap = Some(items(&mut words, "end_set")?);
+            }
+            "raw_decap" => before.decap = true,
+            "sample_actions" => {
+                expect(&mut words, &[&before.samples.len().to_string(), "port_id", "id"])?;
+                before.samples.push(port(number(&mut words)?));
+            }
+            other => return Err(Unreadable(other.into())),
+        }
+    }
+    Err(Unreadable("there is no line".into()))
+}
+
+fn word<'a>(words: &mut Words<'a>) -> Result<&'a str, Unreadable> {
+    words.next().ok_or_else(|| Unreadable("the line ends too early".into()))
+}
+
+fn expect(words: &mut Words<'_>, wanted: &[&str]) -> Result<(), Unreadable> {
+    for wanted in wanted {
+        let found = word(words)?;
+        if found != *wanted {
+            return Err(Unreadable(format!("{found} in place of {wanted}")));
+        }
+    }
+    Ok(())
+}
+
+fn number<T: TryFrom<u128>>(words: &mut Words<'_>) -> Result<T, Unreadable> {
+    let text = word(words)?;
+    value(Form::Number, text).and_then(|value| value.try_into().ok()).ok_or_else(|| Unreadable(text.into()))
+}
+
+fn value(form: Form, text: &str) -> Option<u128> {
+    match form {
+        Form::Mac => {
+            let MacAddress([a, b, c, d, e, f]) = text.parse().ok()?;
+            Some(u64::from_be_bytes([0, 0, a, b, c, d, e, f]).into())
+        }
+        Form::Ipv4 => text.parse::<std::net::Ipv4Addr>().ok().map(|address| u32::from(address).into()),
+        Form::Ipv6 => text.parse::<std::net::Ipv6Addr>().ok().map(u128::from),
+        Form::Number => match text.strip_prefix("0x") {
+            Some(digits) => u128::from_str_radix(digits, 16).ok(),
+            None => text.parse().ok(),
+        },
+    }
+}
+
+fn rule(words: &mut Words<'_>, before: &Before, comment: &mut Words<'_>) -> Result<Rule, Unreadable> {
+    expect(words, &["flow", "create", "0", "priority"])?;
+    let priority: u32 = number(words)?;
+    let priority = LEAST_PRIORITY.checked_sub(priority).ok_or_else(|| Unreadable("a priority".into()))?;
+    expect(words, &["transfer", "pattern", "represented_port", "ethdev_port_id", "is"])?;
+    let in_port = port(number(words)?);
+    expect(words, &["/"])?;
+    let mut fields = pattern::fields(&items(words, "end")?);
+    expect(words, &["actions"])?;
+    let mut actions = Vec::new();
+    while words.peek() != Some(&"end") {
+        step(words, before, &mut actions)?;
+        expect(words, &["/"])?;
+    }
+    expect(words, &["end"])?;
+    if let Some(more) = words.next() {
+        return Err(Unreadable(more.into()));
+    }
+    let id = word(comment)?;
+    let id = id.parse().map_err(|_| Unreadable(id.into()))?;
+    let mut refresh = true;
+    while let Some(next) = comment.next() {
+        match next {
+            "also" => {
+                let text = word(comment)?;
+                fields.push(text.parse().map_err(|_| Unreadable(text.into()))?);
+            }
+            "do" => {
+                let at: usize = number(comment)?;
+                let text = word(comment)?;
+                let action = serde_json::from_str(text).map_err(|_| Unreadable(text.into()))?;
+                actions.insert(at.min(actions.len()), action);
+            }
+            "quiet" => refresh = false,
+            other => return Err(Unreadable(other.into())),
+        }
+    }
+    let matches = Match::new(joined(fields)).map_err(|error| Unreadable(error.to_string()))?;
+    Ok(Rule { id, priority, in_port, matches, actions, refresh })
+}
+
+/// Parts of one field as one.
+fn joined(fields: Vec<FieldMatch>) -> Vec<FieldMatch> {
+    let mut all: Vec<FieldMatch> = Vec::new();
+    for one in fields {
+        match all.iter_mut().find(|known| known.field() == one.field()) {
+            Some(known) => {
+                let (value, mask) = (known.value() | one.value(), known.mask() | one.mask());
+                *known = FieldMatch::new(one.field(), value, mask).unwrap_or(*known);
+            }
+            None => all.push(one),
+        }
+    }
+    all
+}
+
+fn items(words: &mut Words<'_>, end: &str) -> Result<Vec<Item>, Unreadable> {
+    let mut items = Vec::new();
+    loop {
+        let name = word(words)?;
+        if name == end {
+            return Ok(items);
+        }
+        let kind = ItemKind::ALL.iter().find(|kind| kind.name() == name).ok_or_else(|| Unreadable(name.into()))?;
+        items.push(item(*kind, words)?);
+    }
+}
+
+fn item(kind: ItemKind, words: &mut Words<'_>) -> Result<Item, Unreadable> {
+    let mut item = Item::any(kind);
+    loop {
+        let name = word(words)?;
+        if name == "/" {
+            return Ok(item);
+        }
+        if kind.next() == Some(name) {
+            expect(words, &["is"])?;
+            item.next = Some(number::<u8>(words)? != 0);
+            continue;
+        }
+        let header = Header::named(kind, name).ok_or_else(|| Unreadable(name.into()))?;
+        let (how, text) = (word(words)?, word(words)?);
+        let value = value(header.form, text).ok_or_else(|| Unreadable(text.into()))?;
+        match how {
+            "is" => item.put(header, value, header.mask()),
+            "spec" => header.put(&mut item.spec, value),
+            "mask" => header.put(&mut item.mask, value),
+            "last" => {
+                let mut last = Item::any(kind).spec;
+                header.put(&mut last, value);
+                item.last = Some(last);
+            }
+            other => return Err(Unreadable(other.into())),
+        }
+    }
+}
+
+fn step(words: &mut Words<'_>, before: &Before, actions: &mut Vec<Action>) -> Result<(), Unreadable> {
+    let missing = || Unreadable("what it says is in no line before it".into());
+    match word(words)? {
+        "count" => {}
+        "drop" => actions.push(Action::Drop),
+        "represented_port" => {
+            expect(words, &["ethdev_port_id"])?;
+            actions.push(Action::Output(port(number(words)?)));
+        }
+        "sample" => {
+            expect(words, &["ratio", "1", "index"])?;
+            let index: usize = number(words)?;
+            actions.push(Action::Output(*before.samples.get(index).ok_or_else(missing)?));
+        }
+        "of_push_vlan" => {
+            expect(words, &["ethertype"])?;
+            actions.push(Action::PushVlan { tpid: number(words)?, tci: 0x1000 });
+            // Its id and priority come at once.
+            expect(words, &["/", "of_set_vlan_vid", "vlan_vid"])?;
+            let vid: u16 = number(words)?;
+            expect(words, &["/", "of_set_vlan_pcp", "vlan_pcp"])?;
+            let pcp: u16 = number(words)?;
+            if let Some(Action::PushVlan { tci, .. }) = actions.last_mut() {
+                *tci = pcp << 13 | 0x1000 | vid;
+            }
+        }
+        "of_set_vlan_vid" => {
+            expect(words, &["vlan_vid"])?;
+            set(FieldMatch::new(Field::VlanTci, number(words)?, 0xfff).ok(), actions)?;
+        }
+        "of_set_vlan_pcp" => {
+            expect(words, &["vlan_pcp"])?;
+            set(FieldMatch::new(Field::VlanTci, number::<u128>(words)? << 13, 0xe000).ok(), actions)?;
+        }
+        "of_pop_vlan" => actions.push(Action::PopVlan),
+        "modify_field" => {
+            expect(words, &["op", "set", "dst_type"])?;
+            let name = word(words)?;
+            expect(words, &["src_type", "value", "src_value"])?;
+            let text = word(words)?;
+            expect(words, &["width"])?;
+            let width: u32 = number(words)?;
+            let byte = |at: usize| text.get(at..at + 2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
+            let value: Option<Vec<u8>> = (0..text.len()).step_by(2).map(byte).collect();
+            let modify = value.and_then(|value| Modify::named(name, value)).filter(|modify| modify.width == width);
+            set(modify.and_then(|modify| modify.field()), actions)?;
+        }
+        "dec_ttl" => actions.push(Action::DecTtl),
+        "vxlan_decap" => actions.push(Action::TunnelPop),
+        "raw_decap" if before.decap => {
+            expect(words, &["index", "0"])?;
+            actions.push(Action::TunnelPop);
+        }
+        "raw_encap" => {
+            expect(words, &["index", "0"])?;
+            let items = before.encap.as_ref().ok_or_else(missing)?;
+            let mut bytes = Vec::new();
+            for one in items {
+                bytes.extend(&one.spec);
+            }
+            // What the words do not say is the same in all of them.
+            let tunnel = bytes.len() - ItemKind::Geneve.size();
+            match items.last().map(|last| last.kind) {
+                Some(ItemKind::Geneve) => bytes[tunnel + 2..tunnel + 4].copy_from_slice(&[0x65, 0x58]),
+                Some(ItemKind::Vxlan) => bytes[tunnel] = 0x08,
+                _ => return Err(missing()),
+            }
+            actions.push(Action::TunnelPush(Box::new(encap::push(&bytes).ok_or_else(missing)?)));
+        }
+        other => return Err(Unreadable(other.into())),
+    }
+    Ok(())
+}
+
+/// One more field to set; the two parts of one field that come one behind the other are one.
+fn set(field: Option<FieldMatch>, actions: &mut Vec<Action>) -> Result<(), Unreadable> {
+    let field = field.ok_or_else(|| Unreadable("a value that is set".into()))?;
+    match actions.last_mut() {
+        Some(Action::Set(known)) if known.field() == field.field() && known.mask() & field.mask() == 0 => {
+            let both = FieldMatch::new(field.field(), known.value() | field.value(), known.mask() | field.mask());
+            *known = both.map_err(|error| Unreadable(error.to_string()))?;
+        }
+        _ => actions.push(Action::Set(field)),
+    }
+    Ok(())
+}

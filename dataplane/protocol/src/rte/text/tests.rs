@@ -1,0 +1,89 @@
+//! Rules as they are printed. That any rule reads back, and that the test program takes it, is tested in `tests/e2e/testpmd_rules.rs`.
+
+use super::{print, read};
+use crate::NicPort;
+use crate::rule::{Action, Match, Rule, RuleId};
+
+fn rule(in_port: NicPort, matches: &[&str], actions: &str) -> Rule {
+    let matches = Match::new(matches.iter().map(|text| text.parse().unwrap())).unwrap();
+    let actions: Vec<Action> = serde_json::from_str(actions).unwrap();
+    let rule = Rule { id: RuleId(7), priority: 0, in_port, matches, actions, refresh: true };
+    assert_eq!(rule.check(), Ok(()));
+    rule
+}
+
+const ID: &str = "00000000-0000-0000-0000-000000000007";
+const IP: &[&str] =
+    &["eth_dst=02:00:00:00:00:02", "eth_type=0x800", "vlan_tci=0x0/0x1000", "ipv4_dst=10.0.0.0/255.0.0.0"];
+
+#[test]
+fn a_rule_is_printed_as_it_would_be_typed() {
+    let one = rule(NicPort::Vf(0), IP, r#"[{"set":"ip_ttl=63"},{"output":"uplink"}]"#);
+    let text = print(&one).unwrap();
+    assert_eq!(
+        text,
+        format!(
+            "# {ID}\nflow create 0 priority 7 transfer pattern represented_port ethdev_port_id is 1 / eth dst is 02:00:00:00:00:02 type is 0x800 / \
+             ipv4 dst spec 10.0.0.0 dst mask 255.0.0.0 / end actions count / modify_field op set dst_type ipv4_ttl src_type value src_value 3f width 8 / represented_port ethdev_port_id 0 / end"
+        )
+    );
+    assert_eq!(read(&text), Ok(one));
+}
+
+#[test]
+fn copies_and_tunnels_have_lines_of_their_own() {
+    let two = rule(
+        NicPort::Uplink,
+        IP,
+        r#"[{"output":"vf0"},{"push-vlan":{"tpid":33024,"tci":4101}},{"output":"vf1"},{"tunnel-push":{"kind":"geneve","id":66,
+        "eth_src":"02:00:00:00:0b:01","eth_dst":"02:00:00:00:0b:02","src":"172.16.0.1","dst":"172.16.0.2","dst_port":6081}},{"output":"uplink"}]"#,
+    );
+    let text = print(&two).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[1..3], ["set sample_actions 0 port_id id 1 / end", "set sample_actions 1 port_id id 2 / end"]);
+    assert!(lines[3].starts_with(
+        "set raw_encap 0 eth dst is 02:00:00:00:0b:02 src is 02:00:00:00:0b:01 type is 0x800 / ipv4 tos is 0x0"
+    ));
+    assert!(lines[3].ends_with("/ geneve vni is 0x42 / end_set"), "{}", lines[3]);
+    assert!(lines[4].ends_with("raw_encap index 0 / represented_port ethdev_port_id 0 / end"), "{}", lines[4]);
+    assert_eq!(read(&text), Ok(two));
+}
+
+#[test]
+fn what_the_syntax_has_no_words_for_is_in_the_comment() {
+    let arp = ["eth_type=0x806", "vlan_tci=0x0/0x1000", "arp_op=1", "arp_spa=10.0.0.1"];
+    let mut three = rule(NicPort::Vf(1), &arp, r#"[{"set":"arp_op=2"},{"output":"vf0"}]"#);
+    three.refresh = false;
+    let text = print(&three).unwrap();
+    assert!(
+        text.starts_with(&format!(
+            r#"# {ID} also arp_op=1 do 0 {{"set":"arp_op=2"}} quiet
+"#
+        )),
+        "{text}"
+    );
+    assert_eq!(read(&text), Ok(three));
+}
+
+#[test]
+fn a_field_whose_place_depends_on_what_is_not_matched_is_refused() {
+    for matches in [
+        &["eth_type=0x800"][..],
+        &["vlan_tci=0x1005/0x1fff", "eth_type=0x800"],
+        &["vlan_tci=0x0/0xfff"],
+        &["vlan_tpid=0x8100"],
+        &["inner_vlan_tci=0x0/0x1000"],
+        &["eth_type=0x5ff", "vlan_tci=0x0/0x1000"],
+    ] {
+        assert!(print(&rule(NicPort::Vf(0), matches, r#"["drop"]"#)).is_err(), "{matches:?}");
+    }
+}
+
+#[test]
+fn what_is_cut_or_changed_is_no_rule() {
+    let text = print(&rule(NicPort::Vf(0), IP, r#"[{"output":"vf1"}]"#)).unwrap();
+    for at in 0..text.len() {
+        assert!(read(&text[..at]).is_err(), "{}", &text[..at]);
+    }
+    assert!(read(&text.replace("eth dst", "eth dist")).is_err());
+}
