@@ -4,7 +4,7 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use ringspan_testkit::daemon::Daemon;
 use ringspan_testkit::guest::crossing::{self, End, Ways};
 use ringspan_testkit::guest::loopback::{Lengths, Plan};

@@ -41,7 +41,8 @@ impl Scene {
             net.tap(uplink, "198.51.100.1/24", 1500)?;
         }
         let folder = tempfile::tempdir()?;
-        let options = lane::Options { netns: Some(net.name().into()), memory_mib: 256, ..lane::Options::new(label) };
+        let memory = 256.max(160 + 8 * u32::from(spec.vfs));
+        let options = lane::Options { netns: Some(net.name().into()), memory_mib: memory, ..lane::Options::new(label) };
         let mut lane = Lane::start(options, folder.path())?;
         lane.client()?.ask(Request::NicAdd(Box::new(spec.clone()))).with_context(|| lane.log())?;
         let mut scene = Self { guests: vec![], lane, net, _folder: folder };

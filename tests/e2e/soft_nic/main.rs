@@ -5,6 +5,7 @@ mod bond;
 mod kit;
 mod legacy;
 mod lent;
+mod many;
 mod order;
 mod ovs;
 mod representor;
