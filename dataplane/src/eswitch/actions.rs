@@ -87,6 +87,9 @@ pub enum Unsupported {
         "a tunnel header of {0} bytes, with VLAN tags that are pushed before it, does not fit before a frame: at most {MOST_HEADERS} do"
     )]
     Tunnel(usize),
+    /// Fields that frames in tunnels have no place for.
+    #[error("the software NIC does not match {0} of a frame in a tunnel")]
+    InTunnel(Field),
     /// The NIC has no such port.
     #[error("the NIC has no port {0}")]
     NoPort(NicPort),
@@ -98,6 +101,12 @@ impl Program {
     /// # Errors
     /// [`Unsupported`].
     pub fn new(rule: &Rule, ports: u16) -> Result<Self, Unsupported> {
+        if rule.matches.exact(Field::TunnelKind).is_some_and(|kind| kind != 0)
+            && let Some(field) =
+                [Field::NdTarget, Field::NdSll, Field::NdTll].into_iter().find(|nd| rule.matches.get(*nd).is_some())
+        {
+            return Err(Unsupported::InTunnel(field));
+        }
         let mut needs = Needs::default();
         let mut ttl_set = false;
         let mut steps = Vec::with_capacity(rule.actions.len());

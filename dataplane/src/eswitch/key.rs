@@ -41,9 +41,19 @@ const DESTINATION_OPTIONS: u8 = 60;
 /// IPv6 extension headers that are passed over at most.
 const MOST_EXTENSIONS: usize = 8;
 
-/// Bits of the first word that every rule looks at: the port, the tunnel's kind, and whether the tunnel is over IPv6.
-pub const ALWAYS: u64 = 0xffff << 48 | TUNNEL_IPV6 | 3 << 40;
+/// Neighbour solicitation and advertisement, as ICMPv6 numbers them, and their options (RFC 4861).
+const ND: [u8; 2] = [135, 136];
+const ND_SOURCE: u8 = 1;
+const ND_TARGET: u8 = 2;
+
+/// Bits of the first word that every rule looks at: the port, the tunnel's kind, whether it is over IPv6, and whether it has an option.
+pub const ALWAYS: u64 = 0xffff << 48 | TUNNEL_IPV6 | TUNNEL_OPTION | 3 << 40;
 const TUNNEL_IPV6: u64 = 1 << 47;
+const TUNNEL_OPTION: u64 = 1 << 42;
+
+/// Bytes of VXLAN's and GENEVE's header behind that of UDP, and of an option with 4 bytes.
+const TUNNEL_HEADERS: u16 = 16;
+const OPTION: u16 = 8;
 
 /// A frame's fields, or a rule's values or masks. Two cache lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,6 +132,13 @@ fn slot(field: Field) -> Slot {
         // Where addresses of IPv6 have their upper half: a rule over IPv6 cannot ask for these.
         Field::TunnelEthSrc => (11, 0),
         Field::TunnelEthDst => (13, 0),
+        // Of frames that are in no tunnel, where those have their tunnel.
+        Field::NdTarget => (12, 0),
+        Field::NdSll => (13, 0),
+        Field::NdTll => (14, 0),
+        // Only its type; the class is where word 10 has room.
+        Field::TunnelOption => (0, 32),
+        Field::TunnelOptionData => (15, 32),
         Field::TunnelSrcPort => (15, 16),
         Field::TunnelDstPort => (15, 0),
     };
@@ -135,6 +152,11 @@ impl Key {
     /// Adds what a rule asks of a field, to its values and masks.
     pub fn ask(values: &mut Self, masks: &mut Self, field: &FieldMatch) {
         let Slot { word, shift } = slot(field.field());
+        if field.field() == Field::TunnelOption {
+            values.put_option(field.value() as u32);
+            masks.put_option(field.mask() as u32);
+            return;
+        }
         let put = |key: &mut Self, bits: u128| {
             key.0[word] |= (bits as u64) << shift;
             if field.field().bits() > 64 {
@@ -157,6 +179,13 @@ impl Key {
     pub fn get(&self, field: Field) -> u64 {
         let Slot { word, shift } = slot(field);
         self.0[word] >> shift & field.mask() as u64
+    }
+
+    /// The class and the type of a tunnel's option.
+    fn put_option(&mut self, option: u32) {
+        let [_, high, low, kind] = option.to_be_bytes().map(u64::from);
+        self.0[0] |= kind << 32 | TUNNEL_OPTION;
+        self.0[10] |= high << 56 | low << 24;
     }
 
     fn put(&mut self, field: Field, value: u64) {
@@ -193,6 +222,8 @@ impl Key {
         key.0[0] = outer.0[0] & 0xffff << 48;
         let mut places = Places::default();
         key.read(inner, len - start, &mut places);
+        // Of a frame in a tunnel nobody can ask for these.
+        key.0[10..].fill(0);
         key.tunnel(head, outer, at)?;
         places.inner = 0;
         Some((key, places))
@@ -221,6 +252,12 @@ impl Key {
         }
         self.put(Field::TunnelSrcPort, outer.get(Field::SrcPort));
         self.put(Field::TunnelDstPort, outer.get(Field::DstPort));
+        if at.inner - at.l4 > TUNNEL_HEADERS {
+            let option = head.get(usize::from(at.l4 + TUNNEL_HEADERS)..)?.first_chunk::<8>()?;
+            let [high, low, kind, _, data @ ..] = *option;
+            self.put_option(u32::from_be_bytes([0, high, low, kind]));
+            self.put(Field::TunnelOptionData, u32::from_be_bytes(data).into());
+        }
         Some(())
     }
 
@@ -355,12 +392,40 @@ impl Key {
         } else {
             self.0[8] |= u64::from(a) << 48 | u64::from(b) << 32;
         }
+        if proto == ICMPV6 && ND.contains(&a) && b == 0 {
+            self.read_nd(header);
+        }
         if proto == TCP {
             self.0[8] |= u64::from(u16::from_be_bytes([header[12] & 0xf, header[13]])) << 16;
         }
         if proto == UDP && whole && places.tags == 0 {
             places.inner = inner_start(header, [c, d]).map_or(0, |start| places.l4 + start);
         }
+    }
+
+    /// A neighbour solicitation or advertisement. Of options that stand there twice nothing counts, the address neither (OVS,
+    /// `parse_icmpv6`).
+    #[cold]
+    fn read_nd(&mut self, icmp: &[u8]) {
+        let Some((target, mut options)) = icmp.get(8..).and_then(|rest| rest.split_first_chunk::<16>()) else { return };
+        let mut addresses = [0u64; 2];
+        while let Some([kind, words, mac @ ..]) = options.first_chunk::<8>() {
+            let len = usize::from(*words) * 8;
+            if len == 0 || len > options.len() {
+                break;
+            }
+            if let (ND_SOURCE | ND_TARGET, 8) = (*kind, len) {
+                let address = &mut addresses[usize::from(*kind - ND_SOURCE)];
+                if *address != 0 {
+                    return;
+                }
+                *address = mac.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
+            }
+            options = &options[len..];
+        }
+        let [high, low] = [target.first_chunk::<8>(), target.last_chunk::<8>()]
+            .map(|half| half.map_or(0, |half| u64::from_be_bytes(*half)));
+        self.0[11..15].copy_from_slice(&[high, low, addresses[0], addresses[1]]);
     }
 
     fn read_arp(&mut self, packet: &[u8], places: &mut Places) {
@@ -385,17 +450,25 @@ fn tunnel_kind(port: u16) -> Option<TunnelKind> {
     [TunnelKind::Vxlan, TunnelKind::Geneve].into_iter().find(|kind| kind.port() == port)
 }
 
-/// Where the frame in a UDP packet to a tunnel's port begins, from the UDP header on. One with GENEVE options is none: nobody here
-/// knows what they ask for.
+/// Where the frame in a UDP packet to a tunnel's port begins, from the UDP header on. One with GENEVE options is none, but for one
+/// option of 4 bytes: that is what OVN has.
 #[inline]
 fn inner_start(udp: &[u8], port: [u8; 2]) -> Option<u16> {
     let kind = tunnel_kind(u16::from_be_bytes(port))?;
     let tunnel = udp.get(8..)?.first_chunk::<8>()?;
-    let clean = match kind {
+    let start = match kind {
         // RFC 7348 section 5: the flag I, and nothing that is reserved.
-        TunnelKind::Vxlan => tunnel[..4] == [8, 0, 0, 0] && tunnel[7] == 0,
-        // RFC 8926 section 3.4: version 0 without options, no critical ones, Ethernet inside.
-        TunnelKind::Geneve => tunnel[0] == 0 && tunnel[1] & 0x7f == 0 && tunnel[2..4] == [0x65, 0x58] && tunnel[7] == 0,
+        TunnelKind::Vxlan if tunnel[..4] == [8, 0, 0, 0] && tunnel[7] == 0 => TUNNEL_HEADERS,
+        // RFC 8926 section 3.4: version 0, Ethernet inside, and nothing that is reserved; without options, none of them critical.
+        TunnelKind::Geneve if tunnel[1] & 0x3f == 0 && tunnel[2..4] == [0x65, 0x58] && tunnel[7] == 0 => {
+            match tunnel[0] {
+                0 if tunnel[1] & 0x40 == 0 => TUNNEL_HEADERS,
+                // Section 3.5: class, type, and the length in words.
+                2 if *udp.get(19)? == 1 => TUNNEL_HEADERS + OPTION,
+                _ => return None,
+            }
+        }
+        _ => return None,
     };
-    (clean && udp.len() >= 16 + 14).then_some(16)
+    (udp.len() >= usize::from(start) + 14).then_some(start)
 }

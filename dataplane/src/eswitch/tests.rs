@@ -256,6 +256,89 @@ fn icmp_keeps_its_checksum_and_its_addresses_count_for_ipv6_only() {
     }
 }
 
+/// Whether a rule with these fields is for the frame, and for the frame in its tunnel.
+fn matches(fields: &[&str], frame: &[u8]) -> bool {
+    let rule =
+        rule(fields, if fields.contains(&"tunnel_kind=2") { vec![Action::TunnelPop, out()] } else { vec![out()] });
+    let (mut values, mut masks) = (Key::EMPTY, Key::EMPTY);
+    masks.0[0] |= super::key::ALWAYS;
+    values.set_port(1);
+    rule.matches.fields().iter().for_each(|field| Key::ask(&mut values, &mut masks, field));
+    let (mut key, places) = parse(frame);
+    if rule.matches.get(Field::TunnelKind).is_some() {
+        let Some((inner, _)) = Key::parse_inner(frame, frame.len(), &key, &places) else { return false };
+        key = inner;
+    }
+    key.0.iter().zip(masks.0).zip(values.0).all(|((key, mask), value)| key & mask == value)
+}
+
+#[test]
+fn a_neighbour_solicitation_has_a_target_and_addresses() {
+    // Target fe80::5, source address option 02:..:09, and a target address option 02:..:0a.
+    let mut nd = vec![135, 0, 0, 0, 0, 0, 0, 0, 0xfe, 0x80];
+    nd.resize(23, 0);
+    nd.push(5);
+    let (source, target) = ([1, 1, 2, 0, 0, 0, 0, 9], [2, 1, 2, 0, 0, 0, 0, 10]);
+    let frame = |options: &[[u8; 8]]| {
+        let body = [&nd[..], &options.concat()].concat();
+        let mut frame = Packet { ipv6: true, udp: true, ..Packet::new(body.len() - 8) }.frame();
+        frame[20] = 58;
+        frame[54..].copy_from_slice(&body);
+        frame
+    };
+    let base = ["eth_type=0x86dd", "ip_proto=58", "icmp_type=135"];
+    let is = |field: &str, frame: &[u8]| matches(&[&base[..], &[field]].concat(), frame);
+    let both = frame(&[source, target]);
+    for field in
+        ["nd_target=fe80::5", "nd_sll=02:00:00:00:00:09", "nd_tll=02:00:00:00:00:0a", "nd_target=::/ffff::ff00"]
+    {
+        assert_eq!(is(field, &both), !field.contains("::/"), "{field}");
+    }
+    assert!(is("nd_sll=00:00:00:00:00:00", &frame(&[target])) && is("nd_target=fe80::5", &frame(&[])));
+    assert!(!is("nd_target=fe80::6", &both));
+    // Twice the same option: nothing of it counts.
+    assert!(is("nd_target=::", &frame(&[source, source])));
+    let echo = [&both[..54], &[128], &both[55..]].concat();
+    assert!(!is("nd_target=fe80::5", &echo));
+    assert!(matches(&["eth_type=0x86dd", "ip_proto=58", "icmp_type=128"], &echo));
+}
+
+#[test]
+fn an_option_of_geneve_is_matched_and_one_that_nobody_asked_for_is_not() {
+    for ipv6 in [false, true] {
+        let frame = finished(&Packet::new(60));
+        let push = |options: &str| {
+            let options = options.into();
+            let push = TunnelPush { options, checksum: true, ..tunnel(TunnelKind::Geneve, ipv6) };
+            let mut outer = one(&rule(&[], vec![Action::TunnelPush(Box::new(push)), out()]), &frame);
+            Packet { ipv6, udp: true, ..Packet::new(0) }.check(&outer).unwrap();
+            // As OVS sets it for a critical option.
+            let flags = usize::from(parse(&outer).1.l4) + 9;
+            outer[flags] |= 0x40;
+            outer
+        };
+        let (ovn, bare) = (
+            push("0102800100050007"),
+            one(&rule(&[], vec![Action::TunnelPush(Box::new(tunnel(TunnelKind::Geneve, ipv6))), out()]), &frame),
+        );
+        let from = if ipv6 { "tunnel_ipv6_src=fd00::1" } else { "tunnel_ipv4_src=10.0.0.1" };
+        let kind = ["tunnel_kind=2", "tunnel_id=0x123456", from];
+        let is = |more: &[&str], frame: &[u8]| matches(&[&kind[..], more].concat(), frame);
+        assert!(is(&["tunnel_option=0x010280", "tunnel_option_data=0x50007"], &ovn));
+        assert!(is(&["tunnel_option=0x010280", "tunnel_option_data=0x7/0xffff", "eth_type=0x800"], &ovn));
+        assert!(!is(&["tunnel_option=0x010280", "tunnel_option_data=0x60007"], &ovn));
+        assert!(!is(&["tunnel_option=0x010380"], &ovn) && !is(&["tunnel_option=0x010281"], &ovn));
+        assert!(!is(&[], &ovn) && is(&[], &bare) && !is(&["tunnel_option=0x010280"], &bare));
+        let pop = rule(&["tunnel_kind=2", "tunnel_option=0x010280"], vec![Action::TunnelPop, out()]);
+        assert_eq!(one(&pop, &ovn), frame);
+        // Two options, or a longer one, are for the slow path.
+        for more in ["01028001000500070102800100050007", "010280020005000700000000"] {
+            let outer = push(more);
+            assert_eq!(parse(&outer).1.inner, 0, "{more}");
+        }
+    }
+}
+
 #[test]
 fn a_udp_checksum_of_none_stays_none() {
     let mut frame = finished(&Packet { udp: true, ..Packet::new(10) });

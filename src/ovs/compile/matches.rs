@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ringspan_protocol::MacAddress;
-use ringspan_protocol::rule::{Field, FieldMatch, Match, TunnelKind};
+use ringspan_protocol::rule::{Field, FieldMatch, Match};
 
 use super::{Cause, TunnelIn};
 use crate::ovs::flow::key::{Arp, Fragment, Icmp, Ipv4, Ipv6, Key, L4Ports, Vlan};
 use crate::ovs::flow::masked::Masked;
-use crate::ovs::flow::tunnel::Tunnel;
+use crate::ovs::flow::tunnel::{GeneveOption, Tunnel};
 
 /// Types of VLAN headers.
 const TPIDS: [u16; 2] = [0x8100, 0x88a8];
@@ -145,6 +145,11 @@ fn one(key: &Key, fields: &mut Fields) -> Result<(), Cause> {
         }
         Key::Icmp(icmp) | Key::Icmpv6(icmp) => self::icmp(icmp, fields)?,
         Key::Arp(arp) => self::arp(arp, fields)?,
+        Key::Nd(nd) => fields.extend([
+            field(Field::NdTarget, nd.target)?,
+            field(Field::NdSll, nd.sll)?,
+            field(Field::NdTll, nd.tll)?,
+        ]),
         // Where it came in and what fulfils itself; `first_obstacle` has refused all the rest.
         Key::InPort { .. } | Key::PacketType { .. } | Key::RecircId(_) | Key::Tunnel(_) => {}
         Key::SkbMark(_) | Key::SkbPriority(_) => {}
@@ -204,14 +209,20 @@ pub(super) fn around(keys: &[Key]) -> Result<(u16, Match), Cause> {
     let mut fields = Vec::new();
     level(keys, 0, &mut fields)?;
     let refused = |field: &FieldMatch| Cause::Field(format!("{field} of the packet around, which a rule cannot say"));
+    let is_ipv6 = |field: &FieldMatch| field.field() == Field::EthType && field.value() == 0x86dd;
+    let ipv6 = fields.iter().any(is_ipv6);
     let mut udp = None;
     let mut outer = Vec::new();
     for one in fields.iter().filter(|field| field.mask() != 0) {
         let name = match one.field() {
+            // Over IPv6 there is no room for them: such a flow stays with OVS.
+            Field::EthSrc | Field::EthDst if ipv6 => return Err(refused(one)),
             Field::EthSrc => Field::TunnelEthSrc,
             Field::EthDst => Field::TunnelEthDst,
             Field::Ipv4Src => Field::TunnelIpv4Src,
             Field::Ipv4Dst => Field::TunnelIpv4Dst,
+            Field::Ipv6Src => Field::TunnelIpv6Src,
+            Field::Ipv6Dst => Field::TunnelIpv6Dst,
             Field::IpTos => Field::TunnelTos,
             Field::IpTtl => Field::TunnelTtl,
             Field::SrcPort => Field::TunnelSrcPort,
@@ -220,7 +231,7 @@ pub(super) fn around(keys: &[Key]) -> Result<(u16, Match), Cause> {
                 Field::TunnelDstPort
             }
             Field::VlanTci | Field::IpFrag if one.value() == 0 => continue,
-            Field::EthType if one.is_exact() && one.value() == 0x0800 => continue,
+            Field::EthType if one.is_exact() && matches!(one.value(), 0x0800 | 0x86dd) => continue,
             Field::IpProto if one.is_exact() && one.value() == 17 => continue,
             _ => return Err(refused(one)),
         };
@@ -262,9 +273,11 @@ pub(super) fn tunnel(tunnel: &Tunnel, through: &TunnelIn) -> Result<Fields, Caus
             format!("a tunnel at UDP port {}, where an engine looks for none: {}", through.port, through.kind.port());
         return Err(Cause::Field(what));
     }
-    // Whether options that are not there count cannot be seen in OVS's text, and a rule could not say it.
-    if through.kind == TunnelKind::Geneve {
-        return Err(Cause::Field("GENEVE's options, which may count".into()));
+    // Whether options that are not there count cannot be seen in OVS's text: a rule without options is for packets without options.
+    match tunnel.geneve.as_deref() {
+        None | Some([]) => {}
+        Some([option]) => fields.extend(geneve_option(option)?),
+        Some(_) => return Err(Cause::Field("several options of GENEVE".into())),
     }
     let absent = || Cause::Field("a tunnel without addresses".into());
     match (tunnel.ipv6_dst, tunnel.dst) {
@@ -295,4 +308,20 @@ pub(super) fn tunnel(tunnel: &Tunnel, through: &TunnelIn) -> Result<Fields, Caus
     }
     fields.push(field(Field::TunnelFlags, Masked { value: flags(value), mask: flags(mask) })?);
     both(fields, through.outer.fields())
+}
+
+/// The one option that a rule can say: of 4 bytes, and with all of its class, type and length.
+fn geneve_option(option: &GeneveOption) -> Result<[FieldMatch; 2], Cause> {
+    let GeneveOption { class, kind, len, data, data_mask } = option;
+    let whole = class.mask == u16::MAX && kind.mask == u8::MAX && len.mask & 0x1f == 0x1f;
+    let bytes = (<[u8; 4]>::try_from(&data[..]), <[u8; 4]>::try_from(&data_mask[..]));
+    let ((Ok(value), Ok(mask)), true) = (bytes, whole) else {
+        return Err(Cause::Field("an option of GENEVE that is not of 4 bytes, or counts in part".into()));
+    };
+    let (value, mask) = (u32::from_be_bytes(value), u32::from_be_bytes(mask));
+    let name = u32::from(class.value) << 8 | u32::from(kind.value);
+    Ok([
+        exact(Field::TunnelOption, name.into())?,
+        field(Field::TunnelOptionData, Masked { value: value & mask, mask })?,
+    ])
 }

@@ -14,7 +14,7 @@ use super::action::Action;
 use super::flags::TunnelFlags;
 use super::key::{Ipv6, Key, PortRef};
 use super::push::TunnelHeader;
-use super::tunnel::Tunnel;
+use super::tunnel::{GeneveOption, Tunnel};
 
 macro_rules! reasons {
     ($($name:ident, $code:literal, $sentence:literal;)*) => {
@@ -57,8 +57,8 @@ reasons! {
     MatchMpls, "match-mpls", "It matches MPLS labels.";
     MatchNsh, "match-nsh", "It matches a network service header.";
     MatchIpv6Label, "match-ipv6-label", "It matches IPv6's flow label.";
-    MatchNd, "match-nd", "It matches what is within neighbour discovery.";
-    MatchTunnelOptions, "match-tunnel-options", "It matches a tunnel's options (GENEVE options, VXLAN group policy, ERSPAN, GTP-U).";
+    MatchNd, "match-nd", "It matches the flags of neighbour discovery, or its options as such.";
+    MatchTunnelOptions, "match-tunnel-options", "It matches a tunnel's options (VXLAN group policy, ERSPAN, GTP-U, GENEVE options but for one of 4 bytes, all of whose class and type counts).";
     MatchTunnelHeader, "match-tunnel-header", "It matches a tunnel's OAM flag.";
     MatchUnknown, "match-unknown", "It matches something that OVS itself prints as a number.";
     ActionConntrack, "action-conntrack", "It tracks connections or translates addresses (ct, ct_clear).";
@@ -164,7 +164,7 @@ fn of_key(key: &Key) -> Option<Reason> {
         Key::Mpls(_) => Some(Reason::MatchMpls),
         Key::Nsh(_) => Some(Reason::MatchNsh),
         Key::Ipv6(ip) => (!ip.label.is_wildcard()).then_some(Reason::MatchIpv6Label),
-        Key::Nd(_) | Key::NdExt { .. } => Some(Reason::MatchNd),
+        Key::NdExt { .. } => Some(Reason::MatchNd),
         Key::Unknown(_) => Some(Reason::MatchUnknown),
         Key::Eth { .. }
         | Key::EthType(_)
@@ -175,6 +175,7 @@ fn of_key(key: &Key) -> Option<Reason> {
         | Key::Udp(_)
         | Key::Sctp(_)
         | Key::Icmp(_)
+        | Key::Nd(_)
         | Key::Icmpv6(_)
         | Key::Arp(_) => None,
     }
@@ -193,16 +194,25 @@ fn of_tunnel(tunnel: &Tunnel) -> Option<Reason> {
 /// The flag of [`TunnelFlags`] that says more than the kind of tunnel does.
 const OAM: u8 = 0x1;
 
+/// Of 4 bytes, with all of its class, type and length: that is what OVN has.
+fn is_plain(option: &GeneveOption) -> bool {
+    option.class.mask == u16::MAX
+        && option.kind.mask == u8::MAX
+        && option.len.mask & 0x1f == 0x1f
+        && option.data.len() == 4
+}
+
 fn has_options(tunnel: &Tunnel) -> bool {
     let vxlan = tunnel.vxlan.as_ref().is_some_and(|vxlan| {
         !vxlan.unknown.is_empty() || vxlan.gbp.is_some_and(|gbp| gbp.id.mask != 0 || gbp.flags.mask != 0)
     });
-    let geneve = tunnel.geneve.iter().flatten().any(|option| {
+    let counts = tunnel.geneve.iter().flatten().any(|option| {
         option.class.mask != 0
             || option.kind.mask != 0
             || option.len.mask != 0
             || option.data_mask.iter().any(|m| *m != 0)
     });
+    let geneve = counts && !matches!(tunnel.geneve.as_deref(), Some([option]) if is_plain(option));
     vxlan || geneve || tunnel.erspan.is_some() || tunnel.gtpu.is_some()
 }
 

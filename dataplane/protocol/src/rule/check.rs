@@ -56,6 +56,9 @@ pub enum RuleError {
     /// Of the kind of a tunnel only some bits are matched.
     #[error("tunnel_kind is matched in part: match all of it, 0, 1 or 2")]
     TunnelInPart,
+    /// Of a tunnel's option only some bits are matched.
+    #[error("tunnel_option is matched in part: match all of its class and type")]
+    OptionInPart,
     /// The tunnel's headers are wrong.
     #[error("tunnel-push: {0}")]
     Push(&'static str),
@@ -71,6 +74,10 @@ struct Known {
     tunnel: Option<u128>,
     /// The tunnel is over IPv4.
     tunnel_ipv4: bool,
+    /// There is an option in the tunnel's header.
+    option: bool,
+    /// Of ICMPv6.
+    icmp_type: Option<u128>,
 }
 
 impl Rule {
@@ -83,6 +90,9 @@ impl Rule {
         for field in self.matches.fields() {
             if field.field() == Field::TunnelKind && !field.is_exact() {
                 return Err(RuleError::TunnelInPart);
+            }
+            if field.field() == Field::TunnelOption && !field.is_exact() {
+                return Err(RuleError::OptionInPart);
             }
             known.has(field.field()).map_err(|needs| RuleError::Unfounded(field.field(), needs))?;
         }
@@ -100,6 +110,8 @@ impl Known {
             tags: u32::from(outer) + u32::from(outer && inner),
             tunnel: matches.exact(Field::TunnelKind).filter(|kind| *kind != 0),
             tunnel_ipv4: matches.get(Field::TunnelIpv4Dst).is_some() || matches.get(Field::TunnelIpv4Src).is_some(),
+            option: matches.get(Field::TunnelOption).is_some(),
+            icmp_type: matches.exact(Field::IcmpType),
         }
     }
 
@@ -123,6 +135,12 @@ impl Known {
                 (ipv4 && self.proto == Some(1) || ipv6 && self.proto == Some(58), "ip_proto=1 (IPv4) or 58 (IPv6)")
             }
             Field::ArpOp | Field::ArpSpa | Field::ArpTpa | Field::ArpSha | Field::ArpTha => (arp, "eth_type=0x806"),
+            Field::NdTarget | Field::NdSll | Field::NdTll => (
+                ipv6 && self.proto == Some(58) && matches!(self.icmp_type, Some(135 | 136)),
+                "ip_proto=58 and icmp_type=135 or 136",
+            ),
+            Field::TunnelOption => (self.tunnel == Some(2), "tunnel_kind=2"),
+            Field::TunnelOptionData => (self.tunnel == Some(2) && self.option, "tunnel_kind=2 and tunnel_option"),
             Field::TunnelId
             | Field::TunnelIpv4Src
             | Field::TunnelIpv4Dst
@@ -195,6 +213,9 @@ impl Known {
             | Field::InnerVlanTci
             | Field::IpProto
             | Field::IpFrag
+            | Field::NdTarget
+            | Field::NdSll
+            | Field::NdTll
             | Field::TcpFlags => return Err(RuleError::NotSettable(field)),
             field if field.is_tunnel() => return Err(RuleError::NotSettable(field)),
             Field::VlanTci if self.tags == 0 => Err("vlan_tci=0x1000/0x1000 or more of it"),
@@ -268,6 +289,8 @@ mod tests {
             (&["eth_type=0x86dd", "ip_proto=1", "icmp_type=8"], false),
             (&["eth_type=0x806", "arp_op=1"], true),
             (&["tunnel_id=0x5"], false),
+            (&["eth_type=0x86dd", "ip_proto=58", "nd_target=fe80::1"], false),
+            (&["eth_type=0x86dd", "ip_proto=58", "icmp_type=135", "nd_target=fe80::1"], true),
         ] {
             assert_eq!(rule(matches, vec![out()]).check().is_ok(), good, "{matches:?}");
         }

@@ -103,6 +103,12 @@ fields! {
     ArpSha = "arp_sha", 48, Mac;
     /// ARP target's MAC address.
     ArpTha = "arp_tha", 48, Mac;
+    /// Address that a neighbour solicitation or advertisement is about (RFC 4861).
+    NdTarget = "nd_target", 128, Ipv6;
+    /// Source link-layer address option of it; zero without one.
+    NdSll = "nd_sll", 48, Mac;
+    /// Target link-layer address option of it; zero without one.
+    NdTll = "nd_tll", 48, Mac;
     /// What the frame came in: 0 nothing, 1 VXLAN, 2 GENEVE. A rule that matches 1 or 2 sees the frame inside the tunnel: all fields
     /// but those of the tunnel are the inner frame's.
     TunnelKind = "tunnel_kind", 2, Decimal;
@@ -130,6 +136,11 @@ fields! {
     TunnelEthSrc = "tunnel_eth_src", 48, Mac;
     /// Destination MAC address of the packet around, of a tunnel over IPv4.
     TunnelEthDst = "tunnel_eth_dst", 48, Mac;
+    /// The one option of a GENEVE packet, of 4 bytes: its class (0xffff00) and type (0x0000ff). All of it is matched, or the packet has
+    /// no options.
+    TunnelOption = "tunnel_option", 24, Hex;
+    /// The 4 bytes of that option.
+    TunnelOptionData = "tunnel_option_data", 32, Hex;
 }
 
 impl Field {

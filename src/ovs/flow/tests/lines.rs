@@ -152,7 +152,7 @@ fn each_obstacle_has_its_reason() {
         ("encap(mpls(label=5,tc=0,ttl=64,bos=1))", MatchMpls),
         ("nsh(spi=0x5)", MatchNsh),
         ("ipv6(label=0x5)", MatchIpv6Label),
-        ("nd(target=fe80::1)", MatchNd),
+        ("nd_ext(nd_reserved=0x1)", MatchNd),
         ("tunnel(geneve({class=0x1,type=0x2,len=0}))", MatchTunnelOptions),
         ("tunnel(vxlan(gbp(id=1)))", MatchTunnelOptions),
         ("tunnel(flags(+oam))", MatchTunnelHeader),
