@@ -8,6 +8,7 @@ mod doctor;
 mod events;
 mod flow;
 mod flows;
+mod host;
 mod kernel_flows;
 mod nic;
 mod options;
@@ -107,6 +108,7 @@ fn run(options: Options) -> Result<(), Failure> {
         Command::Vf(command) => device::run_vf(client()?, command),
         Command::Ovs(command) => ovs::run(client()?, command),
         Command::Job(command) => job(client()?, command),
+        Command::Host(command) => host::run(command),
         Command::Doctor(wish) => doctor::run(&control, &wish),
         Command::Flow(Flow::List(wish)) => flows::list(client()?, &wish),
         Command::Flow(Flow::Stats(output)) => flows::stats(client()?, output.json),

@@ -59,6 +59,9 @@ pub(super) enum Command {
     /// Open vSwitch: its settings, its bridges, and whether its flows are offloaded.
     #[command(subcommand)]
     Ovs(super::ovs::Ovs),
+    /// The host as its agent wants it: what host.conf asks of its NICs.
+    #[command(subcommand)]
+    Host(super::host::Host),
     /// Find out what of this host stands in the way, and what mends it. Needs no daemon. Exit code 1: something fails.
     Doctor(super::doctor::Doctor),
     /// Jobs: slow work.

@@ -29,6 +29,7 @@ use ringspan_protocol::LaneName;
 
 pub(crate) use events::{EventKind, EventLog};
 pub(crate) use jobs::{Job, JobState, Jobs};
+pub(crate) use methods::host::{PlanOf, plan_of};
 pub(crate) use methods::nic::NicEntry;
 pub(crate) use methods::ovs::Shown;
 pub(crate) use methods::port::{PortEntry, PortStats};

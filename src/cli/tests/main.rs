@@ -4,6 +4,7 @@ mod doctor;
 #[path = "../../fake_lane.rs"]
 mod fake_lane;
 mod flow;
+mod host;
 
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;

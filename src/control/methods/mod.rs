@@ -5,6 +5,7 @@ mod daemon;
 pub(crate) mod device;
 mod doctor;
 mod flow;
+pub(crate) mod host;
 mod job;
 mod lane;
 pub(crate) mod nic;

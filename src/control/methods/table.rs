@@ -1,9 +1,10 @@
 //! The table of methods. To add one: its types and function in a file beside this one, and a row here.
 
-use super::{Method, Nothing, daemon, device, doctor, flow, job, lane, nic, ovs, port, port_change, rule, typed};
+use super::{Method, Nothing, daemon, device, doctor, flow, host, job, lane, nic, ovs, port, port_change, rule, typed};
 use crate::control::jobs::Job;
 use crate::control::peer::Role;
 use crate::host::bind::Bound;
+use crate::host::conf::Plan;
 use crate::host::doctor::Report;
 use crate::host::inventory::{Device, Pf};
 use crate::host::sriov::Enabled;
@@ -161,6 +162,10 @@ pub(crate) static METHODS: &[Method] = &[
     method!("flow.stats", Read, flow::stats, Nothing => FlowStats,
         "Sums over OVS's flows: by state, by reason, by path; and how the mirror keeps up.",
         "{}" => r#"{"flows":2,"by_state":{"not":1,"offloaded":1},"by_reason":{"output":1},"ovs":{"packets":4,"bytes":336},"rules":{"packets":81234,"bytes":7960932},"rate":{"packets":1020.5,"bits":800072.0},"over_limit":0,"unreadable":0,"dumps":17,"dump_us":310,"stale_ms":100,"kernel":{"changes":4021,"dumps":12,"dump_us":950}}"#),
+    method!("host.plan", Change, host::plan, host::PlanOf => Plan,
+        "What the host agent's host.conf, with its common configuration and host_local.conf in the agent's precedence, wants of this host's cards, what is so, and what would be done. Changes nothing; \
+         needs the role `change` because the daemon reads the files. Each card stands by itself: look at each `standing`. A file that cannot be read as a whole is refused with `invalid`, its line and a remedy.",
+        r#"{"file":"/etc/yunion/host.conf"}"# => r#"{"files":["/etc/yunion/host.conf"],"items":[{"interface":"eth2","address":"0000:03:00.0","kind":"ovs-offload","bond":"bond0","bridge":"br1","wire":"wire1","from":"/etc/yunion/host.conf:5","standing":"to-do","steps":["set hw-tc-offload of eth2 on","set VFs of eth2 to 8, and wait for each","unbind VFs of eth2, set its eswitch to switchdev, and wait for 8 representors"],"vfs":8}],"problems":[],"give_up":[{"key":"ovs_offload_nics","entry":"bond0","from":"/etc/yunion/host.conf:5","why":"the agent unbinds eth2's VFs and writes its eswitch mode"}]}"#),
     method!("doctor.run", Read, doctor::run, Nothing => Report,
         "What of this host stands in the way of VFs, offload and guests: each check with its evidence, and the commands that mend it. What could not be looked at is `unknown`. \
          Runs programs that only look (`lspci`, `mstconfig`, `ethtool`, `ip`), so it can take seconds; requests that come meanwhile share one answer.",
