@@ -127,6 +127,8 @@ pub struct Idle {
     listening: bool,
     /// Whether everything can wake the worker.
     all_wake: bool,
+    /// Whether a signal has ended the last sleep, and was not forgotten yet.
+    signalled: bool,
 }
 
 impl Idle {
@@ -143,6 +145,7 @@ impl Idle {
             asked: false,
             listening: false,
             all_wake: false,
+            signalled: false,
         };
         Ok((idle, wake))
     }
@@ -185,6 +188,7 @@ impl Idle {
             return Rest::Spun;
         }
         if !self.listening {
+            self.forget_signals();
             // A ring that started since the last sleep has to be asked too, so ask each time; asking twice is harmless.
             self.asked = true;
             self.listening = !members.listen();
@@ -198,23 +202,30 @@ impl Idle {
             // A TAP's descriptor is readable a moment before its driver gives the frame out: DPDK's net_tap reads only after a
             // signal of its own.
             self.since = None;
+            // What came goes first; then `busy` tells all that signals are not needed.
+        } else {
+            members.ignore_frames();
         }
-        members.ignore_frames();
         Rest::Slept
     }
 
     /// Sleeps. True when something ended it before its time.
-    fn sleep(&self, quiet: Duration) -> bool {
+    fn sleep(&mut self, quiet: Duration) -> bool {
         let longest = if self.all_wake { LONGEST } else { (quiet / NAPS).clamp(*NAP.start(), *NAP.end()) };
         let mut set = [PollFd::new(epoll_fd(&self.kicks), PollFlags::POLLIN)];
-        let signalled = matches!(ppoll(&mut set, Some(TimeSpec::from_duration(longest)), None), Ok(1..));
-        if signalled {
-            // Edge triggered: taking the events makes the set quiet again. Which they were does not matter.
+        self.signalled = matches!(ppoll(&mut set, Some(TimeSpec::from_duration(longest)), None), Ok(1..));
+        self.signalled
+    }
+
+    /// Makes the set of signals quiet again, after one has ended the sleep. Not at once, because then there is work; but before all are asked
+    /// to signal and looked at, so that nothing is forgotten that was not seen.
+    fn forget_signals(&mut self) {
+        if std::mem::take(&mut self.signalled) {
+            // Edge triggered: taking the events is enough. Which they were does not matter.
             let mut events = [EpollEvent::empty(); 64];
             let _ = self.kicks.wait(&mut events, EpollTimeout::ZERO);
             let _ = self.wake.0.read();
         }
-        signalled
     }
 }
 
