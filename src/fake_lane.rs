@@ -155,7 +155,9 @@ impl FakeLane {
                 }
                 None => Reply::Failed(Failure::new(FailureKind::NotFound, format!("no NIC {name}"))),
             },
-            Request::RuleInstall { .. }
+            Request::MeterSet { .. }
+            | Request::MeterRemove { .. }
+            | Request::RuleInstall { .. }
             | Request::RuleValidate { .. }
             | Request::RuleRemove { .. }
             | Request::RuleCounters { .. }

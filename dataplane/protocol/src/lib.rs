@@ -6,6 +6,7 @@
 pub mod address;
 pub mod event;
 pub mod message;
+pub mod meter;
 pub mod name;
 pub mod nic;
 pub mod port;
@@ -18,6 +19,7 @@ pub use address::{DeviceSpec, MacAddress, PatchEnd, PciAddress};
 pub use event::{LaneEvent, LaneEventKind};
 pub use message::{Envelope, Failure, FailureKind, Reply, Request, VERSION};
 pub use message::{LaneInfo, LaneLoad, PortChange, WorkerLoad};
+pub use meter::{MeterSpec, MeterUnit};
 pub use name::{LaneName, NicName, PortName};
 pub use nic::{Capabilities, EngineKind, NicMode, NicPort, NicPortCounters, NicPortStatus, NicSpec, NicStatus};
 pub use port::{

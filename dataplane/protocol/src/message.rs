@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{Compat, LaneEvent, LaneName, MacAddress, Policy, PortCounters, PortName, PortSpec, PortStatus};
-use crate::{NicName, NicSpec, NicStatus, Rule, RuleCounters, RuleId, RuleResult, VfSettings};
+use crate::{MeterSpec, NicName, NicSpec, NicStatus, Rule, RuleCounters, RuleId, RuleResult, VfSettings};
 
 /// Version of this conversation. A lane of another version can be told to shut down, and nothing else.
 pub const VERSION: u32 = 1;
@@ -88,6 +88,20 @@ pub enum Request {
         name: NicName,
         /// All of the VF's settings.
         settings: VfSettings,
+    },
+    /// Makes meters of a NIC, or gives them other limits, while frames flow. At most [`MAX_RULES`].
+    MeterSet {
+        /// The NIC.
+        nic: NicName,
+        /// The meters.
+        meters: Vec<MeterSpec>,
+    },
+    /// Removes meters that no rule uses; one that is not there is a success. At most [`MAX_RULES`].
+    MeterRemove {
+        /// The NIC.
+        nic: NicName,
+        /// Which.
+        ids: Vec<u32>,
     },
     /// Installs rules, or replaces those of the same ids; each by itself. At most [`MAX_RULES`].
     RuleInstall {
@@ -179,7 +193,7 @@ pub enum Reply {
     Hello(LaneInfo),
     /// To [`Request::PortAdd`] and [`Request::PortSet`].
     Port(Box<PortStatus>),
-    /// To [`Request::PortRemove`] and [`Request::Shutdown`].
+    /// To [`Request::PortRemove`], [`Request::Shutdown`] and requests about meters.
     Done,
     /// To [`Request::PortList`], sorted by name.
     Ports(Vec<PortStatus>),

@@ -39,6 +39,8 @@ pub fn number(port: NicPort) -> u16 {
 pub struct Program {
     steps: Box<[Step]>,
     needs: Needs,
+    /// Meters that must let a frame pass before anything is done.
+    meters: Box<[u32]>,
     /// Where the frame goes when nothing else is done.
     forward: Option<u16>,
 }
@@ -79,9 +81,9 @@ struct Tunnel {
 /// Why an engine cannot do what a rule wants.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unsupported {
-    /// There is no meter.
-    #[error("the software NIC has no meter {0}: it has none at all in this version")]
-    Meter(u32),
+    /// What a meter drops would have gone out already.
+    #[error("meter {0} stands behind an output: the software NIC asks meters before anything is done")]
+    MeterBehindOutput(u32),
     /// A tunnel's headers are too long.
     #[error(
         "a tunnel header of {0} bytes, with VLAN tags that are pushed before it, does not fit before a frame: at most {MOST_HEADERS} do"
@@ -110,6 +112,7 @@ impl Program {
         let mut needs = Needs::default();
         let mut ttl_set = false;
         let mut steps = Vec::with_capacity(rule.actions.len());
+        let mut meters = Vec::new();
         // VLAN tags in front of a frame, more than it came with.
         let mut tags = 0usize;
         for action in &rule.actions {
@@ -150,14 +153,25 @@ impl Program {
                     needs.tunnel = true;
                     Step::TunnelPop
                 }
-                Action::Meter(meter) => return Err(Unsupported::Meter(*meter)),
+                Action::Meter(meter) if steps.iter().any(|step| matches!(step, Step::Output(_))) => {
+                    return Err(Unsupported::MeterBehindOutput(*meter));
+                }
+                Action::Meter(meter) => {
+                    meters.push(*meter);
+                    continue;
+                }
             });
         }
         let forward = match steps[..] {
-            [Step::Output(port)] => Some(port),
+            [Step::Output(port)] if meters.is_empty() => Some(port),
             _ => None,
         };
-        Ok(Self { steps: steps.into(), needs, forward })
+        Ok(Self { steps: steps.into(), needs, meters: meters.into(), forward })
+    }
+
+    /// The meters that must let a frame pass.
+    pub fn meters(&self) -> &[u32] {
+        &self.meters
     }
 
     /// The one port that a frame goes to as it is.

@@ -11,6 +11,7 @@ pub mod checksum;
 pub mod classifier;
 mod frame;
 pub mod key;
+pub mod meters;
 pub mod nic;
 pub mod slow;
 pub mod switch;

@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use ringspan_protocol::nic::{MAX_UPLINKS, UplinkStatus};
 use ringspan_protocol::{
-    Capabilities, DeviceSpec, Failure, FailureKind, MTU_RANGE, NicMode, NicPort, NicPortCounters, NicPortStatus,
-    NicSpec, NicStatus, Policy, Rule, RuleCounters, RuleId, RuleResult, VfSettings, ZeroCopy,
+    Action, Capabilities, DeviceSpec, Failure, FailureKind, MTU_RANGE, MeterSpec, NicMode, NicPort, NicPortCounters,
+    NicPortStatus, NicSpec, NicStatus, Policy, Rule, RuleCounters, RuleId, RuleResult, VfSettings, ZeroCopy,
 };
 
 use super::actions::{Program, number};
 use super::bridge::{Bridge, meter};
 use super::key::{ALWAYS, Key};
+use super::meters::Live;
 use super::slow::{SlowCounters, SlowPath, SlowPort};
 use super::switch::{Installed, Side, Switch, SwitchPort, is_tunnel};
 use super::tap::Tap;
@@ -43,6 +44,7 @@ pub struct Nic {
     slow_counters: Vec<Arc<SlowCounters>>,
     /// As they were asked for.
     rules: BTreeMap<RuleId, Rule>,
+    meters: BTreeMap<u32, MeterSpec>,
 }
 
 impl Nic {
@@ -108,7 +110,18 @@ impl Nic {
         let attached = worker.call(move |running| running.attach_switch(switch));
         attached.map_err(|error| failed(FailureKind::Failed, error.to_string()))?;
         worker.got_share();
-        Ok(Self { spec, id, shared, worker, load, uplink, slow, slow_counters, rules: BTreeMap::new() })
+        Ok(Self {
+            spec,
+            id,
+            shared,
+            worker,
+            load,
+            uplink,
+            slow,
+            slow_counters,
+            rules: BTreeMap::new(),
+            meters: BTreeMap::new(),
+        })
     }
 
     /// What was asked for.
@@ -174,7 +187,8 @@ impl Nic {
 
     /// What [`Nic::install`] would say of rules.
     pub fn validate(&self, rules: &[Rule]) -> Vec<RuleResult> {
-        let check = |rule: &Rule| RuleResult { id: rule.id, error: compile(rule, self.spec.vfs + 1).err() };
+        let check =
+            |rule: &Rule| RuleResult { id: rule.id, error: compile(rule, self.spec.vfs + 1, &self.meters).err() };
         rules.iter().map(check).collect()
     }
 
@@ -197,6 +211,43 @@ impl Nic {
         Ok(())
     }
 
+    /// Makes meters, or gives them other limits. One that is as it was has not forgotten what it let pass.
+    ///
+    /// # Errors
+    /// Limits that cannot be; those before it are made. The lane is stopping.
+    pub fn set_meters(&mut self, meters: &[MeterSpec]) -> Result<(), Failure> {
+        for spec in meters.iter().filter(|spec| self.meters.get(&spec.id) != Some(spec)).copied().collect::<Vec<_>>() {
+            let live = Some(spec).filter(|spec| spec.rate > 0).as_ref().and_then(Live::new).ok_or_else(|| {
+                let what =
+                    format!("NIC {}: meter {}: {} a second cannot be: 1 at least", self.spec.name, spec.id, spec.rate);
+                Failure::new(FailureKind::Invalid, what)
+            })?;
+            let old = self.ask(move |switch| switch.meters.set(spec.id, live))?;
+            drop(old);
+            self.meters.insert(spec.id, spec);
+        }
+        Ok(())
+    }
+
+    /// Removes meters.
+    ///
+    /// # Errors
+    /// A rule uses one of them; those before it are gone. The lane is stopping.
+    pub fn remove_meters(&mut self, ids: &[u32]) -> Result<(), Failure> {
+        for id in ids.iter().copied() {
+            let uses = |rule: &&Rule| rule.actions.contains(&Action::Meter(id));
+            if let Some(rule) = self.rules.values().find(uses) {
+                let what = format!("NIC {}: meter {id} is used by rule {}: remove that first", self.spec.name, rule.id);
+                return Err(Failure::new(FailureKind::Busy, what));
+            }
+            if self.meters.remove(&id).is_some() {
+                let old = self.ask(move |switch| switch.meters.remove(id))?;
+                drop(old);
+            }
+        }
+        Ok(())
+    }
+
     /// Installs rules, each by itself.
     ///
     /// # Errors
@@ -211,7 +262,7 @@ impl Nic {
         }
         let (mut results, mut ready) = (Vec::with_capacity(rules.len()), Vec::with_capacity(CHUNK));
         for rule in rules {
-            let compiled = compile(&rule, self.spec.vfs + 1);
+            let compiled = compile(&rule, self.spec.vfs + 1, &self.meters);
             results.push(RuleResult { id: rule.id, error: compiled.as_ref().err().cloned() });
             if let Ok(compiled) = compiled {
                 ready.push(compiled);
@@ -346,10 +397,13 @@ struct Compiled {
     installed: Installed,
 }
 
-fn compile(rule: &Rule, ports: u16) -> Result<Compiled, Failure> {
+fn compile(rule: &Rule, ports: u16, meters: &BTreeMap<u32, MeterSpec>) -> Result<Compiled, Failure> {
     let named = |kind, error: &dyn std::fmt::Display| Failure::new(kind, format!("rule {}: {error}", rule.id));
     rule.check().map_err(|error| named(FailureKind::Invalid, &error))?;
     let program = Program::new(rule, ports).map_err(|error| named(FailureKind::Unsupported, &error))?;
+    if let Some(meter) = program.meters().iter().find(|id| !meters.contains_key(id)) {
+        return Err(named(FailureKind::NotFound, &format_args!("the NIC has no meter {meter}: make it first")));
+    }
     let in_port = number(rule.in_port);
     if in_port >= ports {
         return Err(named(FailureKind::NotFound, &format_args!("the NIC has no port {}", rule.in_port)));

@@ -9,6 +9,7 @@ use super::actions::Program;
 use super::bridge::Bridge;
 use super::classifier::Classifier;
 use super::key::Key;
+use super::meters::Meters;
 use super::turn::{Turn, Work};
 use crate::BURST;
 use crate::nic::{Bell, Burst, Pool, QueuePair, SoftNic, VfLink, WayIn, WayOut};
@@ -118,6 +119,8 @@ pub struct Switch {
     pub rules: Classifier<Installed>,
     /// Rules among them that match a tunnel.
     pub tunnels: usize,
+    /// Meters that rules name.
+    pub meters: Meters,
     /// What decides instead of rules in legacy mode.
     pub bridge: Option<Box<Bridge>>,
     ports: Vec<SwitchPort>,
@@ -268,7 +271,21 @@ impl Switch {
         let wants_calls = |side: &Side| matches!(side, Side::Uplink(Some(queue)) if queue.tx.wants_calls());
         let call_at = ports.first().filter(|port| wants_calls(&port.side)).map(|_| 0);
         let (rules, segments, load) = (Classifier::default(), Burst::new(), Arc::default());
-        Self { id, nic, seen: 0, rules, tunnels: 0, bridge, ports, outside, work, segments, call_at, load }
+        Self {
+            id,
+            nic,
+            seen: 0,
+            rules,
+            tunnels: 0,
+            meters: Meters::default(),
+            bridge,
+            ports,
+            outside,
+            work,
+            segments,
+            call_at,
+            load,
+        }
     }
 
     /// Its number in this lane.
@@ -326,7 +343,7 @@ impl Switch {
     /// A burst from a port: keys, rules, and where each frame goes. What would be too much for one turn waits for the next.
     #[inline]
     fn forward(&mut self, from: usize) -> usize {
-        let Self { ports, rules, bridge, work, outside, segments, .. } = self;
+        let Self { ports, rules, meters, bridge, work, outside, segments, .. } = self;
         let Work { burst, keys, places, found, inner, .. } = &mut **work;
         let count = ports[from].receive(burst);
         if count == 0 {
@@ -344,7 +361,7 @@ impl Switch {
                 work.look_into_tunnels(rules, count);
             }
         }
-        let mut turn = Turn::new(ports, work, outside, from, marked);
+        let mut turn = Turn::new(ports, work, outside, meters, (from, marked));
         let mut done = 0;
         match bridge {
             None => {

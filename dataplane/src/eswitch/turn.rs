@@ -7,6 +7,7 @@ use super::actions::Program;
 use super::classifier::{Classifier, NONE};
 use super::frame::{checksum_is_right, copy};
 use super::key::{Key, Places};
+use super::meters::Meters;
 use super::switch::{Installed, Outside, SwitchPort};
 use crate::BURST;
 use crate::nic::{Burst, Deal, Frame, FrameMut};
@@ -89,6 +90,7 @@ pub(super) struct Turn<'a> {
     ports: &'a mut [SwitchPort],
     work: &'a mut Work,
     outside: &'a Outside,
+    meters: &'a mut Meters,
     from: usize,
     now: u64,
     /// Something is left to be done to some of the frames.
@@ -105,10 +107,10 @@ impl<'a> Turn<'a> {
         ports: &'a mut [SwitchPort],
         work: &'a mut Work,
         outside: &'a Outside,
-        from: usize,
-        marked: bool,
+        meters: &'a mut Meters,
+        (from, marked): (usize, bool),
     ) -> Self {
-        Self { ports, work, outside, from, now: ticks(), marked, dealt: 0, cut: 0 }
+        Self { ports, work, outside, meters, from, now: ticks(), marked, dealt: 0, cut: 0 }
     }
 
     /// Whether another frame may be looked at.
@@ -187,6 +189,10 @@ impl<'a> Turn<'a> {
         let len = frame.len();
         let counters = &mut self.ports[from].counters;
         rule.count(len, counters);
+        if !self.meters.pass(rule.program.meters(), len) {
+            counters.drop_meter += 1;
+            return NOWHERE;
+        }
         if rule.program.drops() {
             counters.drop_rule += 1;
             return NOWHERE;

@@ -104,6 +104,8 @@ impl Lane {
             | Request::NicRemove { .. }
             | Request::NicList
             | Request::NicSetVf { .. }
+            | Request::MeterSet { .. }
+            | Request::MeterRemove { .. }
             | Request::RuleInstall { .. }
             | Request::RuleValidate { .. }
             | Request::RuleRemove { .. }

@@ -30,6 +30,14 @@ impl Lane {
                 self.with_nic(&name, |nic| nic.set_vf(settings).and_then(|()| nic.status()))
                     .map(|status| Reply::Nic(Box::new(status)))
             }
+            Request::MeterSet { nic, meters } => {
+                bounded(meters.len())?;
+                self.with_nic(&nic, |nic| nic.set_meters(&meters)).map(|()| Reply::Done)
+            }
+            Request::MeterRemove { nic, ids } => {
+                bounded(ids.len())?;
+                self.with_nic(&nic, |nic| nic.remove_meters(&ids)).map(|()| Reply::Done)
+            }
             Request::RuleInstall { nic, rules } => {
                 bounded(rules.len())?;
                 self.with_nic(&nic, |nic| nic.install(rules)).map(Reply::RuleResults)

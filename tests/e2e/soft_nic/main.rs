@@ -313,3 +313,50 @@ fn what_cannot_be_is_refused_with_the_reason_and_changes_nothing() -> Result<()>
     ensure!(scene.net.ip(&["link", "show", "nic0_vf23"]).is_err(), "the representor is still there");
     Ok(())
 }
+
+#[test]
+fn a_meter_lets_pass_what_it_may_and_drops_the_rest() -> Result<()> {
+    needs!(Root, Lane);
+    use ringspan_protocol::{MeterSpec, MeterUnit, Request};
+    let mut scene = Scene::new("snic-meter", &nic(2, &[]), 2)?;
+    let set = |scene: &mut Scene, rate, burst, unit| {
+        let meters = vec![MeterSpec { id: 7, unit, rate, burst }];
+        scene.lane.client()?.ask(Request::MeterSet { nic: "nic0".parse()?, meters }).map(drop)
+    };
+    let begun = Instant::now();
+    let all_came = |scene: &mut Scene, sent| loop {
+        let port = scene.port(VF0)?;
+        if port.received >= sent {
+            return Ok::<_, anyhow::Error>(port);
+        }
+        ensure!(begun.elapsed() < Duration::from_secs(60), "{port:?}");
+        std::thread::sleep(Duration::from_millis(2));
+    };
+    let metered = vec![rule(1, VF0, &[], vec![Action::Meter(7), out(VF1)])];
+    ensure!(scene.install(metered.clone()).is_err(), "there is no such meter");
+    ensure!(set(&mut scene, 0, 5, MeterUnit::Packets).is_err());
+    set(&mut scene, 1, 1, MeterUnit::Packets)?;
+    scene.install(metered)?;
+    let frame = finished(&Packet::new(1000));
+    let sent = 200;
+    for _ in 0..sent {
+        send(&mut scene.guests[0], &frame, &NetHeader::default())?;
+    }
+    let port = all_came(&mut scene, sent)?;
+    // One at once, and one in each second that went by.
+    let most = 2 + begun.elapsed().as_secs();
+    ensure!(port.drop_meter >= sent - most && port.drop_meter < sent, "{port:?}");
+    ensure!(port.hits == sent && scene.counters()?[0].packets == sent);
+    // By bytes: 10 frames at once, and then 1 kbit/s.
+    set(&mut scene, 1, 8 * frame.len() as u64 / 100, MeterUnit::Kbit)?;
+    for _ in 0..sent {
+        send(&mut scene.guests[0], &frame, &NetHeader::default())?;
+    }
+    let now = all_came(&mut scene, 2 * sent)?;
+    ensure!((sent - 20..sent).contains(&(now.drop_meter - port.drop_meter)), "{now:?}");
+    let remove = Request::MeterRemove { nic: "nic0".parse()?, ids: vec![7] };
+    ensure!(scene.lane.client()?.ask(remove.clone()).is_err(), "a rule uses it");
+    scene.remove(&[1])?;
+    scene.lane.client()?.ask(remove)?;
+    scene.adds_up()
+}
