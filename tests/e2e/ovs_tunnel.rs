@@ -1,4 +1,4 @@
-//! Two hosts, each with a software NIC and an Open vSwitch of its own, and a VXLAN tunnel between them: what one guest sends comes to
+//! Two hosts, each with a software NIC and an Open vSwitch of its own, and a VXLAN or GENEVE tunnel between them: what one guest sends comes to
 //! the other, and the NICs make and take off the outer headers.
 
 use std::net::Ipv4Addr;
@@ -177,4 +177,10 @@ fn stories(hosts: &[Host; 2]) -> String {
 fn frames_cross_a_vxlan_tunnel_between_two_nics() -> Result<()> {
     needs!(Root, Ringspan, Ovs);
     a_tunnel("vxlan")
+}
+
+#[test]
+fn frames_cross_a_geneve_tunnel_between_two_nics() -> Result<()> {
+    needs!(Root, Ringspan, Ovs);
+    a_tunnel("geneve")
 }
