@@ -1,14 +1,16 @@
 //! `ringspan host`.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
+use serde_json::json;
 
+use super::client::Client;
 use super::table::Table;
 use super::{Failure, print_json, word};
 use crate::control::{PlanOf, plan_of};
-use crate::host::conf::{Kind, Level, Plan, Standing};
+use crate::host::conf::{Applied, AppliedOutcome, Kind, Level, Plan, Problem, Standing};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Host {
@@ -24,10 +26,53 @@ pub(super) enum Host {
         #[arg(long)]
         json: bool,
     },
+    /// Do it, card by card. What is so already is left alone. Exit code 1: a card is refused.
+    Apply {
+        /// The agent's host.conf.
+        #[arg(default_value = "/etc/yunion/host.conf", value_name = "FILE")]
+        file: PathBuf,
+        /// The common configuration, where host.conf does not name it.
+        #[arg(long, value_name = "FILE")]
+        common: Option<PathBuf>,
+        /// Change nothing, and say what would be done.
+        #[arg(long)]
+        dry_run: bool,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
-pub(super) fn run(command: Host) -> Result<(), Failure> {
-    let Host::Plan { file, common, json } = command;
+pub(super) fn run(control: &Path, command: Host) -> Result<(), Failure> {
+    match command {
+        Host::Plan { file, common, json } => plan(file, common, json),
+        Host::Apply { file, common, dry_run, json } => apply(Client::connect(control)?, &file, common, dry_run, json),
+    }
+}
+
+fn apply(mut client: Client, file: &Path, common: Option<PathBuf>, dry_run: bool, json: bool) -> Result<(), Failure> {
+    // The daemon's folder is another.
+    let whole = |path: &Path| std::path::absolute(path);
+    let common = common.map(|path| whole(&path)).transpose()?;
+    let params = json!({ "file": whole(file)?, "common": common, "dry_run": dry_run });
+    let answer = client.call("host.apply", params)?;
+    let applied: Applied = serde_json::from_value(answer.clone())?;
+    if json {
+        print_json(&answer)?;
+    } else {
+        let mut out = std::io::stdout();
+        problems(&applied.problems)?;
+        for item in &applied.items {
+            let steps = if item.steps.is_empty() { String::new() } else { format!(": {}", item.steps.join("; ")) };
+            writeln!(out, "{} {}{steps}", item.interface, word(&item.outcome))?;
+        }
+    }
+    let refused = applied.items.iter().filter(|item| item.outcome == AppliedOutcome::Refused);
+    let reasons: Vec<String> = refused.filter_map(|item| Some(item.error.as_ref()?.message.clone())).collect();
+    if reasons.is_empty() { Ok(()) } else { Err(Failure::Failed(reasons.join("; "))) }
+}
+
+fn plan(file: PathBuf, common: Option<PathBuf>, json: bool) -> Result<(), Failure> {
     let plan = plan_of(&PlanOf { file, common }).map_err(|error| Failure::Failed(error.message))?;
     if json {
         print_json(&serde_json::to_value(&plan)?)?;
@@ -42,10 +87,9 @@ pub(super) fn run(command: Host) -> Result<(), Failure> {
     }
 }
 
-fn print(plan: &Plan) -> Result<(), Failure> {
+fn problems(problems: &[Problem]) -> Result<(), Failure> {
     let mut out = std::io::stdout();
-    writeln!(out, "read {}", plan.files.join(", "))?;
-    for problem in &plan.problems {
+    for problem in problems {
         let place = match (&problem.file, problem.line) {
             (Some(file), Some(line)) => format!("{file}:{line}: "),
             (Some(file), None) => format!("{file}: "),
@@ -53,6 +97,13 @@ fn print(plan: &Plan) -> Result<(), Failure> {
         };
         writeln!(out, "{}: {place}{}: {}", word(&problem.level), problem.message, problem.remedy)?;
     }
+    Ok(())
+}
+
+fn print(plan: &Plan) -> Result<(), Failure> {
+    let mut out = std::io::stdout();
+    writeln!(out, "read {}", plan.files.join(", "))?;
+    problems(&plan.problems)?;
     if plan.items.is_empty() {
         return Ok(writeln!(out, "no card is asked for: sriov_nics and ovs_offload_nics are empty")?);
     }

@@ -108,7 +108,7 @@ fn run(options: Options) -> Result<(), Failure> {
         Command::Vf(command) => device::run_vf(client()?, command),
         Command::Ovs(command) => ovs::run(client()?, command),
         Command::Job(command) => job(client()?, command),
-        Command::Host(command) => host::run(command),
+        Command::Host(command) => host::run(&control, command),
         Command::Doctor(wish) => doctor::run(&control, &wish),
         Command::Flow(Flow::List(wish)) => flows::list(client()?, &wish),
         Command::Flow(Flow::Stats(output)) => flows::stats(client()?, output.json),

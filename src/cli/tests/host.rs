@@ -22,6 +22,8 @@ fn a_plan_names_what_is_wrong_with_file_and_line_and_has_exit_code_1() {
         (plan["items"][0]["standing"].as_str(), plan["problems"].as_array().map(Vec::len)),
         (Some("refused"), Some(0))
     );
+    let (code, said) = bench.fails("host apply {dir}/host.conf --dry-run");
+    assert!(code == 1 && said.contains("lo is no physical function"), "{said}");
     fs::write(&file, "networks:\n- lo/br0\nsriov_nics: 7\n").unwrap();
     let (code, said) = bench.fails("host plan {dir}/host.conf");
     assert!(code == 1 && said.contains("host.conf:3: sriov_nics is no list: write each entry"), "{said}");

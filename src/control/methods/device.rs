@@ -86,7 +86,7 @@ impl Around {
 /// One change of the host at a time.
 static CHANGES: Mutex<()> = Mutex::new(());
 /// Default of `timeout_ms` of `vf.enable`.
-const ENABLE_MS: u64 = 60_000;
+pub(super) const ENABLE_MS: u64 = 60_000;
 
 fn enable_ms() -> u64 {
     ENABLE_MS

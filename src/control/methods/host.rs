@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Call;
+use super::{Call, device};
 use crate::error::{Error, ErrorKind};
-use crate::host::conf::{self, Files, Inventory, Plan, Settings};
+use crate::host::conf::{self, Applied, Files, Inventory, Plan, Settings};
 use crate::host::doctor::{FilesOnly, Host};
+use crate::host::sriov::Count;
 
 /// Which files the agent reads.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -19,6 +20,35 @@ pub(crate) struct PlanOf {
     /// The common configuration, where host.conf does not name it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub common: Option<PathBuf>,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Apply {
+    /// The agent's host.conf, an absolute path.
+    pub file: PathBuf,
+    /// The common configuration, where host.conf does not name it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub common: Option<PathBuf>,
+    /// Changes nothing, and says what would be done.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+pub(super) fn apply(call: &mut Call, Apply { file, common, dry_run }: Apply) -> Result<Applied, Error> {
+    let plan = plan(call, PlanOf { file, common })?;
+    Ok(conf::apply(plan, dry_run, |interface, count| {
+        let count =
+            count.try_into().map_err(|_| Error::new(ErrorKind::Invalid, format!("{count} VFs are too many")))?;
+        let wish = device::EnableVfs {
+            pf: interface.into(),
+            count: Count::Number(count),
+            disturb: false,
+            timeout_ms: device::ENABLE_MS,
+        };
+        Ok(device::enable_vfs(call, wish)?.done)
+    }))
 }
 
 pub(super) fn plan(_: &mut Call, params: PlanOf) -> Result<Plan, Error> {

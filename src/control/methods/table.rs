@@ -4,7 +4,7 @@ use super::{Method, Nothing, daemon, device, doctor, flow, host, job, lane, nic,
 use crate::control::jobs::Job;
 use crate::control::peer::Role;
 use crate::host::bind::Bound;
-use crate::host::conf::Plan;
+use crate::host::conf::{Applied, Plan};
 use crate::host::doctor::Report;
 use crate::host::inventory::{Device, Pf};
 use crate::host::sriov::Enabled;
@@ -165,7 +165,11 @@ pub(crate) static METHODS: &[Method] = &[
     method!("host.plan", Change, host::plan, host::PlanOf => Plan,
         "What the host agent's host.conf, with its common configuration and host_local.conf in the agent's precedence, wants of this host's cards, what is so, and what would be done. Changes nothing; \
          needs the role `change` because the daemon reads the files. Each card stands by itself: look at each `standing`. A file that cannot be read as a whole is refused with `invalid`, its line and a remedy.",
-        r#"{"file":"/etc/yunion/host.conf"}"# => r#"{"files":["/etc/yunion/host.conf"],"items":[{"interface":"eth2","address":"0000:03:00.0","kind":"ovs-offload","bond":"bond0","bridge":"br1","wire":"wire1","from":"/etc/yunion/host.conf:5","standing":"to-do","steps":["set hw-tc-offload of eth2 on","set VFs of eth2 to 8, and wait for each","unbind VFs of eth2, set its eswitch to switchdev, and wait for 8 representors"],"vfs":8}],"problems":[],"give_up":[{"key":"ovs_offload_nics","entry":"bond0","from":"/etc/yunion/host.conf:5","why":"the agent unbinds eth2's VFs and writes its eswitch mode"}]}"#),
+        r#"{"file":"/etc/yunion/host.conf"}"# => r#"{"files":["/etc/yunion/host.conf"],"items":[{"interface":"eth2","address":"0000:03:00.0","kind":"ovs-offload","bond":"bond0","bridge":"br1","wire":"wire1","from":"/etc/yunion/host.conf:5","standing":"to-do","steps":["set hw-tc-offload of eth2 on","set VFs of eth2 to 8, and wait for each","unbind VFs of eth2, set its eswitch to switchdev, and wait for 8 representors"],"vfs":8,"switchdev":false}],"problems":[],"give_up":[{"key":"ovs_offload_nics","entry":"bond0","from":"/etc/yunion/host.conf:5","why":"the agent unbinds eth2's VFs and writes its eswitch mode"}]}"#),
+    method!("host.apply", Change, host::apply, host::Apply => Applied,
+        "Carries out what `host.plan` shows, card by card: each succeeds or fails by itself, and what is so already is left alone, so it can be repeated after a reboot. A card whose VFs are used is \
+         refused with `busy`, and one whose eswitch would have to change its mode with `unsupported`. With `dry_run` nothing is changed.",
+        r#"{"file":"/etc/yunion/host.conf","dry_run":false}"# => r#"{"files":["/etc/yunion/host.conf"],"items":[{"interface":"eth1","kind":"sriov","outcome":"changed","steps":["eth1 has 8 virtual functions"]}],"problems":[],"give_up":[]}"#),
     method!("doctor.run", Read, doctor::run, Nothing => Report,
         "What of this host stands in the way of VFs, offload and guests: each check with its evidence, and the commands that mend it. What could not be looked at is `unknown`. \
          Runs programs that only look (`lspci`, `mstconfig`, `ethtool`, `ip`), so it can take seconds; requests that come meanwhile share one answer.",

@@ -1,8 +1,9 @@
 //! The host agent's configuration, and the plan that follows from it: which cards shall have VFs, and how.
 //!
 //! `file` reads one file and knows the line of each value; `settings` puts the agent's files together with the agent's precedence; `inventory` is what the host has;
-//! `plan` compares the two and touches nothing.
+//! `plan` compares the two and touches nothing; `apply` carries the plan out.
 
+mod apply;
 mod file;
 mod inventory;
 mod network;
@@ -11,6 +12,7 @@ mod settings;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use apply::{Applied, AppliedOutcome, apply};
 pub(crate) use inventory::{Inventory, addresses};
-pub(crate) use plan::{Kind, Level, Plan, Standing, plan};
+pub(crate) use plan::{Kind, Level, Plan, Problem, Standing, plan};
 pub(crate) use settings::{Files, Settings};

@@ -55,6 +55,8 @@ pub(crate) struct Item {
     pub refused: Option<Problem>,
     /// VFs that it shall have.
     pub vfs: u32,
+    /// Whether it is in switchdev mode now.
+    pub switchdev: bool,
 }
 
 /// What a card's VFs are for.
@@ -320,6 +322,7 @@ impl Planner<'_> {
             steps,
             refused: None,
             vfs: total,
+            switchdev: card.switchdev,
         });
     }
 
@@ -398,6 +401,7 @@ impl Planner<'_> {
             steps: Vec::new(),
             refused: Some(problem),
             vfs: 0,
+            switchdev: false,
         });
     }
 

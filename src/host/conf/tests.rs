@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::apply::{AppliedOutcome, apply};
 use super::inventory::{Card, Interface, Inventory};
 use super::plan::{Item, Kind, Level, Plan, Standing, plan};
 use super::settings::{Files, Settings};
@@ -211,4 +212,31 @@ fn what_the_agent_took_already_is_told() {
     let plan = planned("sriov_nics: [eth1]\n", &host);
     assert!(plan.problems.iter().any(|one| one.message.contains("bound 8 VFs of eth1 to vfio-pci")), "{plan:#?}");
     assert!(plan.problems.iter().any(|one| one.message.contains("PCI domain")), "{plan:#?}");
+}
+
+#[test]
+fn the_plan_is_carried_out_card_by_card_and_a_dry_run_changes_nothing() {
+    let text = "sriov_nics: [eth1, eth0, ib0]\novs_offload_nics: [bond0]\n";
+    let dry = apply(planned(text, &host()), true, |_, _| panic!("a dry run changes nothing"));
+    let outcomes: Vec<_> = dry.items.iter().map(|item| item.outcome).collect();
+    use AppliedOutcome::{Changed, Refused, Unchanged, WouldChange};
+    assert_eq!(outcomes, [WouldChange, Refused, WouldChange, WouldChange, WouldChange]);
+    let mut asked = Vec::new();
+    let done = apply(planned(text, &host()), false, |interface, count| {
+        asked.push((interface.to_owned(), count));
+        match interface {
+            "eth1" => Err(Error::new(ErrorKind::Busy, "eth1: a guest has VF 3")),
+            _ => Ok(vec!["8 VFs".into()]),
+        }
+    });
+    assert_eq!(asked, [("eth1".to_owned(), 8), ("ib0".to_owned(), 8)]);
+    let outcomes: Vec<_> = done.items.iter().map(|item| item.outcome).collect();
+    assert_eq!(outcomes, [Refused, Refused, Changed, Refused, Refused]);
+    let error = done.items[3].error.as_ref().unwrap();
+    assert_eq!((error.kind, error.item.as_deref()), (ErrorKind::Unsupported, Some("eth2")));
+    // Again, when all is so.
+    let mut host = host();
+    host.interfaces.get_mut("eth1").unwrap().card.as_mut().unwrap().vfs = 8;
+    let again = apply(planned("sriov_nics: [eth1]\n", &host), false, |_, _| panic!("nothing is to do"));
+    assert_eq!(again.items[0].outcome, Unchanged);
 }
