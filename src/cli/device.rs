@@ -98,6 +98,73 @@ pub(super) struct SetVf {
     output: Output,
 }
 
+#[derive(Debug, Subcommand)]
+pub(super) enum Eswitch {
+    /// Show how a NIC's switch forwards, and the representors of its VFs.
+    Show {
+        /// The PF: its interface, its PCI address, or the device as devlink calls it.
+        pf: String,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Make a NIC's switch as it is wanted; what is not given stays.
+    Set {
+        /// The PF: its interface, its PCI address, or the device as devlink calls it.
+        pf: String,
+        /// legacy or switchdev.
+        #[arg(long, value_parser = ["legacy", "switchdev"])]
+        mode: Option<String>,
+        /// none, link, network or transport.
+        #[arg(long, value_parser = ["none", "link", "network", "transport"], value_name = "MODE")]
+        inline_mode: Option<String>,
+        /// none or basic.
+        #[arg(long, value_parser = ["none", "basic"], value_name = "MODE")]
+        encap_mode: Option<String>,
+        /// smfs or dmfs, where the driver has a choice.
+        #[arg(long, value_name = "MODE")]
+        steering_mode: Option<String>,
+        /// Whether the PF's interface offloads TC flows.
+        #[arg(long, value_name = "BOOL")]
+        hw_tc_offload: Option<bool>,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+pub(super) fn run_eswitch(mut client: Client, command: Eswitch) -> Result<(), Failure> {
+    match command {
+        Eswitch::Show { pf, output: Output { json } } => {
+            let eswitch = client.call("eswitch.get", json!({ "pf": pf }))?;
+            if json {
+                return print_json(&eswitch);
+            }
+            let mut plain = eswitch.clone();
+            let names = eswitch["representors"].as_array().into_iter().flatten();
+            let name = |one: &Value| format!("{}={}", one["vf"], one["interface"].as_str().unwrap_or("-"));
+            plain["representors"] = names.map(name).collect();
+            print_fields(&plain)
+        }
+        Eswitch::Set { pf, mode, inline_mode, encap_mode, steering_mode, hw_tc_offload, output } => {
+            let mut params = json!({ "pf": pf });
+            let wishes = [
+                ("mode", mode),
+                ("inline_mode", inline_mode),
+                ("encap_mode", encap_mode),
+                ("steering_mode", steering_mode),
+            ];
+            for (name, value) in wishes {
+                if let Some(value) = value {
+                    params[name] = json!(value);
+                }
+            }
+            if let Some(on) = hw_tc_offload {
+                params["hw_tc_offload"] = json!(on);
+            }
+            print_done(&client.call("eswitch.set", params)?, output)
+        }
+    }
+}
+
 fn count(text: &str) -> Result<Count, String> {
     match text {
         "max" => Ok(Count::Max(Max::Max)),

@@ -106,6 +106,7 @@ fn run(options: Options) -> Result<(), Failure> {
         Command::Device(command) => device::run(client()?, command),
         Command::Pf(command) => device::run_pf(client()?, command),
         Command::Vf(command) => device::run_vf(client()?, command),
+        Command::Eswitch(command) => device::run_eswitch(client()?, command),
         Command::Ovs(command) => ovs::run(client()?, command),
         Command::Job(command) => job(client()?, command),
         Command::Host(command) => host::run(&control, command),

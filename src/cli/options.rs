@@ -53,6 +53,9 @@ pub(super) enum Command {
     /// VFs: how many, and what their PFs have set for them.
     #[command(subcommand)]
     Vf(super::device::Vf),
+    /// Eswitches: how NICs' switches forward.
+    #[command(subcommand)]
+    Eswitch(super::device::Eswitch),
     /// Lanes: the DPDK processes that carry the ports.
     #[command(subcommand)]
     Lane(Lane),

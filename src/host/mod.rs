@@ -6,9 +6,9 @@
 pub(crate) mod bind;
 pub(crate) mod conf;
 pub(crate) mod doctor;
+pub(crate) mod eswitch;
 pub(crate) mod inventory;
 mod model;
-#[allow(dead_code, unused_imports, reason = "what changes things comes with the methods that do")]
 pub(crate) mod netlink;
 mod pci;
 mod representor;

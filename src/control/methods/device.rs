@@ -14,6 +14,7 @@ use crate::desired::DesiredPort;
 use crate::error::{Error, ErrorKind};
 use crate::host::Host;
 use crate::host::bind::{self, Bound, Memory};
+use crate::host::eswitch::{self, Eswitch};
 use crate::host::inventory::{Device, Inventory, Pf};
 use crate::host::sriov::{self, Count, Enabled};
 use crate::host::vf::{self, Set, Wish};
@@ -170,6 +171,19 @@ pub(super) fn enable_vfs(call: &mut Call, request: EnableVfs) -> Result<Enabled,
 pub(super) fn set_vf(call: &mut Call, wish: Wish) -> Result<Set, Error> {
     let (host, _one) = (call.daemon.host(), locked(&CHANGES));
     let set = vf::set(&host, &wish)?;
+    for done in &set.done {
+        tracing::info!("{done}, as process {} asked", call.peer.pid);
+    }
+    Ok(set)
+}
+
+pub(super) fn eswitch(call: &mut Call, ByPf { pf }: ByPf) -> Result<Eswitch, Error> {
+    eswitch::get(&call.daemon.host(), &pf)
+}
+
+pub(super) fn set_eswitch(call: &mut Call, wish: eswitch::Wish) -> Result<Eswitch, Error> {
+    let (host, _one) = (call.daemon.host(), locked(&CHANGES));
+    let set = eswitch::set(&host, &wish, |address| owners(call).remove(&address.to_string()))?;
     for done in &set.done {
         tracing::info!("{done}, as process {} asked", call.peer.pid);
     }

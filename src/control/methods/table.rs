@@ -6,6 +6,7 @@ use crate::control::peer::Role;
 use crate::host::bind::Bound;
 use crate::host::conf::{Applied, Plan};
 use crate::host::doctor::Report;
+use crate::host::eswitch::{self, Eswitch};
 use crate::host::inventory::{Device, Pf};
 use crate::host::sriov::Enabled;
 use crate::host::vf::{Set, Wish};
@@ -135,6 +136,13 @@ pub(crate) static METHODS: &[Method] = &[
         "What a PF has set for one of its VFs; what is absent stays. Each setting is read back. When one is refused, those before it are taken back. What switchdev mode forbids (VLAN, spoof check) \
          is refused with what to do in Open vSwitch instead.",
         r#"{"pf":"eth0","vf":1,"mac":"52:54:00:12:34:56","vlan":100,"max_rate":1000}"# => r#"{"pf":"0000:0a:00.0","settings":{"vf":1,"mac":"52:54:00:12:34:56","vlan":100,"qos":0,"min_rate":0,"max_rate":1000,"spoof_check":true,"trust":false,"link_state":"auto"},"done":["eth0 VF 1: MAC address 52:54:00:12:34:56","eth0 VF 1: VLAN 100, priority 0","eth0 VF 1: rate 0 to 1000 Mbit/s (0: none)"]}"#),
+    method!("eswitch.get", Read, device::eswitch, device::ByPf => Eswitch,
+        "How a NIC's switch forwards, by devlink, and the representors of its VFs.",
+        r#"{"pf":"eth0"}"# => r#"{"device":"pci/0000:0a:00.0","mode":"switchdev","inline_mode":"none","encap_mode":"basic","steering_mode":"smfs","hw_tc_offload":true,"interface":"eth0","switch_id":"0c42a1fffe112233","representors":[{"vf":0,"interface":"eth0_0"}]}"#),
+    method!("eswitch.set", Change, device::set_eswitch, eswitch::Wish => Eswitch,
+        "Makes a NIC's switch as it is wanted; what is absent stays. In the order that the driver wants: hw-tc-offload and steering mode first; VFs without drivers while the mode changes (mlx5_core), \
+         or no VFs (ice), and again as they were afterwards; answers when each VF has its representor. A busy switch is asked again for two seconds. All of it is done, or what was done is undone, and the error says so.",
+        r#"{"pf":"eth0","mode":"switchdev","hw_tc_offload":true}"# => r#"{"device":"pci/0000:0a:00.0","mode":"switchdev","inline_mode":"none","encap_mode":"basic","steering_mode":"smfs","hw_tc_offload":true,"interface":"eth0","switch_id":"0c42a1fffe112233","representors":[{"vf":0,"interface":"eth0_0"}],"done":["hw-tc-offload of eth0 is on","mlx5_core has let go of 0000:0a:00.2","eth0 is in switchdev mode, was in legacy mode","1 representors are there","mlx5_core has 0000:0a:00.2 again"]}"#),
     method!("device.bind", Change, device::bind, device::BindDevice => Bound,
         "Gives a function to another driver, this one alone (`driver_override`). The driver that it had at first is remembered over restarts, and `restore` gives it back. Refused with `busy` while a \
          port or a process has it; a PF with VFs, or whose interface is up, unless `disturb` is true. When the driver does not take it, the old one gets it back.",

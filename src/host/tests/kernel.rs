@@ -7,8 +7,12 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use crate::host::netlink::{
-    DevlinkName, DevlinkPort, DriverInfo, EswitchChange, EswitchState, Kernel, NetlinkError, VfChange, VfSettings,
+    DevlinkName, DevlinkPort, DriverInfo, EswitchChange, EswitchMode, EswitchState, Kernel, NetlinkError, VfChange,
+    VfSettings,
 };
+
+/// What a change of mode does; an error number: it is refused.
+type OnMode = Box<dyn FnMut(EswitchMode) -> Result<(), i32> + Send>;
 
 /// What it knows, shared with the test.
 #[derive(Default)]
@@ -25,6 +29,8 @@ pub(super) struct State {
     pub refusals: Vec<(&'static str, u32, i32, &'static str)>,
     /// What was asked that changes something.
     pub changes: Vec<String>,
+    /// What a change of mode does to the host, or why it is refused.
+    pub on_mode: Option<OnMode>,
     /// How often lists of VFs were asked for.
     pub vf_lists: usize,
 }
@@ -83,6 +89,11 @@ impl Kernel for FakeKernel {
         let mut state = self.0.lock().unwrap();
         let what = format!("eswitch {change:?}");
         state.refusal(&what)?;
+        if let (EswitchChange::Mode(mode), Some(act)) = (change, state.on_mode.as_mut())
+            && let Err(errno) = act(mode)
+        {
+            return refused(errno, "Failed setting eswitch mode");
+        }
         state.changes.push(what);
         let Some(eswitch) = state.eswitches.get_mut(device) else { return refused(libc::EOPNOTSUPP, "") };
         match change {

@@ -240,6 +240,13 @@ impl Acts {
             }
             ["bus", "pci", "drivers_probe"] => self.probe(text.trim()),
             ["bus", "pci", "drivers", driver, "unbind"] => self.unbind(text.trim(), driver),
+            ["bus", "pci", "drivers", driver, "bind"] => {
+                if self.at(text.trim(), "driver").exists() {
+                    return Err(error(libc::EBUSY));
+                }
+                self.bind(text.trim(), driver);
+                Ok(())
+            }
             _ => fs::write(self.root.join(path), text),
         }
     }
