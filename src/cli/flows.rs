@@ -5,26 +5,31 @@ use std::io::Write;
 use serde_json::{Value, json};
 
 use super::client::Client;
-use super::options::{FlowList, FlowTypeWord, api_word};
+use super::options::{FlowChoice, FlowList, FlowSortWord, FlowTypeWord, FlowWatch, api_word};
 use super::table::Table;
-use super::{Failure, print_json, word};
+use super::{Failure, print_json, terminal, word};
 use crate::control::RuleEntry;
 use crate::ovs::mirror::{FlowState, FlowStats, FlowView, Flows};
 
-pub(super) fn list(mut client: Client, wish: &FlowList) -> Result<(), Failure> {
-    if wish.rules {
-        return rules(client, wish);
-    }
-    let mut params = json!({ "limit": wish.limit });
+fn filter(choice: &FlowChoice, sort: Option<FlowSortWord>, limit: usize) -> Value {
+    let mut params = json!({ "limit": limit });
     let mut put = |key: &str, value: Option<Value>| {
         if let Some(value) = value {
             params[key] = value;
         }
     };
-    put("port", wish.port.clone().map(Value::from));
-    put("state", wish.state.map(|state| api_word(state).into()));
-    put("reason", wish.reason.clone().map(Value::from));
-    put("sort", wish.sort.map(|sort| api_word(sort).into()));
+    put("port", choice.port.clone().map(Value::from));
+    put("state", choice.state.map(|state| api_word(state).into()));
+    put("reason", choice.reason.clone().map(Value::from));
+    put("sort", sort.map(|sort| api_word(sort).into()));
+    params
+}
+
+pub(super) fn list(mut client: Client, wish: &FlowList) -> Result<(), Failure> {
+    if wish.rules {
+        return rules(client, wish);
+    }
+    let params = filter(&wish.choice, wish.sort, wish.limit);
     let answer = client.call("flow.list", params)?;
     if wish.output.json {
         return print_json(&answer);
@@ -37,7 +42,7 @@ pub(super) fn list(mut client: Client, wish: &FlowList) -> Result<(), Failure> {
         }
         return Ok(());
     }
-    table(&flows, wish.why).print()?;
+    table(&flows, wish.choice.why).print()?;
     let mut err = std::io::stderr();
     if flows.total > flows.flows.len() {
         writeln!(err, "{} more: --limit, or --json", flows.total - flows.flows.len())?;
@@ -46,6 +51,70 @@ pub(super) fn list(mut client: Client, wish: &FlowList) -> Result<(), Failure> {
         writeln!(err, "as it was: {trouble}")?;
     }
     Ok(())
+}
+
+/// What is shown beside flows: sums, and a heading of the table.
+const AROUND: usize = 3;
+/// Flows that are shown where there is no terminal.
+const USUAL: usize = 100;
+
+/// Shows flows at each interval: on a terminal in place, else one picture after the other, or one object a line.
+pub(super) fn watch(mut client: Client, wish: &FlowWatch) -> Result<(), Failure> {
+    if !(0.1..=3600.0).contains(&wish.interval) {
+        return Err(Failure::Failed(format!("--interval {}: give 0.1 to 3600 seconds", wish.interval)));
+    }
+    let size = if wish.output.json { None } else { terminal::size() };
+    let rows = size.map(|(rows, _)| rows);
+    let limit = wish.limit.unwrap_or(rows.map_or(USUAL, |rows| rows.saturating_sub(AROUND).max(1)));
+    let interval_ms = (wish.interval * 1000.0).round() as u64;
+    let filter = filter(&wish.choice, Some(wish.sort), limit);
+    client.call("flow.watch", json!({ "filter": filter, "interval_ms": interval_ms }))?;
+    client.wait_without_limit()?;
+    let mut looks = 0;
+    while wish.count.is_none_or(|count| looks < count) {
+        let Some(mut message) = client.next_message()? else {
+            return Err(Failure::Unreachable("the daemon ended".into()));
+        };
+        if message["method"] != "flows" {
+            continue;
+        }
+        looks += 1;
+        let mut params = message["params"].take();
+        let mut out = std::io::stdout().lock();
+        if wish.output.json {
+            writeln!(out, "{params}")?;
+            continue;
+        }
+        let stats: FlowStats = serde_json::from_value(params["stats"].take())?;
+        let flows: Flows = serde_json::from_value(params["list"].take())?;
+        let columns = terminal::size().filter(|_| rows.is_some()).map(|(_, columns)| columns);
+        let mut lines = vec![summary(&stats), String::new()];
+        lines.extend(table(&flows, wish.choice.why).lines());
+        if rows.is_some() {
+            // Home, then each line up to its end, then all that is below (ECMA-48: CUP, EL, ED).
+            write!(out, "\x1b[H")?;
+        }
+        for line in lines {
+            let shown: String = line.chars().take(columns.unwrap_or(usize::MAX)).collect();
+            writeln!(out, "{shown}{}", if rows.is_some() { "\x1b[K" } else { "" })?;
+        }
+        if rows.is_some() {
+            write!(out, "\x1b[J")?;
+        } else {
+            writeln!(out)?;
+        }
+        out.flush()?;
+    }
+    Ok(())
+}
+
+/// `120 flows: 100 offloaded, 20 not; 1.2M packets/s, 14G bits/s; trouble`
+fn summary(stats: &FlowStats) -> String {
+    let states: Vec<String> = stats.by_state.iter().map(|(state, count)| format!("{count} {state}")).collect();
+    let states = if states.is_empty() { "-".into() } else { states.join(", ") };
+    let (packets, bits) = (with_prefix(stats.rate.packets), with_prefix(stats.rate.bits));
+    let trouble = stats.trouble.as_ref().map_or_else(String::new, |trouble| format!("; {trouble}"));
+    format!("{} flows: {states}; {packets} packets/s, {bits} bits/s{trouble}", stats.flows)
 }
 
 fn table(flows: &Flows, why: bool) -> Table {

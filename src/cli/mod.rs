@@ -15,6 +15,7 @@ mod options;
 mod ovs;
 mod port;
 mod table;
+mod terminal;
 
 use std::io::Write;
 use std::path::Path;
@@ -112,6 +113,7 @@ fn run(options: Options) -> Result<(), Failure> {
         Command::Host(command) => host::run(&control, command),
         Command::Doctor(wish) => doctor::run(&control, &wish),
         Command::Flow(Flow::List(wish)) => flows::list(client()?, &wish),
+        Command::Flow(Flow::Watch(wish)) => flows::watch(client()?, &wish),
         Command::Flow(Flow::Stats(output)) => flows::stats(client()?, output.json),
         Command::Flow(Flow::Parse { file, json }) => flow::parse(&file, json),
         Command::Flow(Flow::Dump { datapath, follow, json }) => kernel_flows::dump(&datapath, follow, json),

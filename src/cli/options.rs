@@ -316,6 +316,8 @@ pub(super) enum Job {
 pub(super) enum Flow {
     /// List OVS's flows, each with its state and the packets of both paths.
     List(FlowList),
+    /// Show OVS's flows again and again, those with the highest rate first, until it is interrupted.
+    Watch(FlowWatch),
     /// Count OVS's flows by state and by the reason why they stay with it.
     Stats(Output),
     /// Read flows as ovs-appctl dpctl/dump-flows prints them, and print them back; the daemon is not asked.
@@ -340,9 +342,9 @@ pub(super) enum Flow {
     },
 }
 
-/// Which flows, and how.
+/// Which flows.
 #[derive(Debug, Args)]
-pub(super) struct FlowList {
+pub(super) struct FlowChoice {
     /// Say of each why it stays with OVS.
     #[arg(long)]
     pub why: bool,
@@ -355,6 +357,34 @@ pub(super) struct FlowList {
     /// Only those that stay with OVS for this reason.
     #[arg(long, value_name = "CODE")]
     pub reason: Option<String>,
+}
+
+/// What is watched.
+#[derive(Debug, Args)]
+pub(super) struct FlowWatch {
+    #[command(flatten)]
+    pub choice: FlowChoice,
+    /// The order.
+    #[arg(long, default_value = "rate")]
+    pub sort: FlowSortWord,
+    /// Seconds from one look to the next, 0.1 to 3600.
+    #[arg(long, default_value_t = 1.0, value_name = "SECONDS")]
+    pub interval: f64,
+    /// At most so many flows; when not given, as many as the terminal has room for, and 100 where there is none.
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+    /// End after so many looks.
+    #[arg(long, value_name = "N")]
+    pub count: Option<u64>,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// Which flows, and how.
+#[derive(Debug, Args)]
+pub(super) struct FlowList {
+    #[command(flatten)]
+    pub choice: FlowChoice,
     /// The order: by ufid when not given.
     #[arg(long)]
     pub sort: Option<FlowSortWord>,

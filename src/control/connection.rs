@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::engine::Lanes;
 use super::events::{Event, Missed, Next};
+use super::methods::flow::Watch;
 use super::methods::{self, Call};
 use super::peer::Peer;
 use super::{Daemon, Ending, locked, spawn};
@@ -27,6 +29,8 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(2);
 const OWN_BYTES: usize = 16 << 10;
 /// What all connections together may hold beyond that.
 const SHARED_BYTES: usize = 8 << 20;
+/// How often one who watches flows is looked for.
+const WATCH_STEP: Duration = Duration::from_millis(100);
 /// Events that are written at once.
 const EVENTS_AT_ONCE: usize = 64;
 
@@ -58,6 +62,8 @@ impl Drop for Connection {
 struct Then {
     /// The connection follows the events after this one.
     follow: Option<u64>,
+    /// The connection is sent these flows.
+    watch: Option<Watch>,
     /// The daemon ends.
     ending: Option<Ending>,
 }
@@ -104,6 +110,9 @@ impl Connection {
             }
             if let Some(after) = then.follow {
                 self.follow(daemon, after);
+            }
+            if let Some(watch) = then.watch {
+                self.watch(daemon, watch);
             }
         }
     }
@@ -198,9 +207,10 @@ impl Connection {
             let config = locked(&daemon.config);
             self.peer.role(&config.control, self.own_uid)
         };
-        let mut call = Call { daemon, peer: &self.peer, role, follows: self.follows, follow: None, ending: None };
+        let mut call =
+            Call { daemon, peer: &self.peer, role, follows: self.follows, follow: None, watch: None, ending: None };
         let result = methods::dispatch(&mut call, &request.method, request.params);
-        let then = Then { follow: call.follow, ending: call.ending };
+        let then = Then { follow: call.follow, watch: call.watch, ending: call.ending };
         tracing::debug!(uid = self.peer.uid, method = request.method, ok = result.is_ok());
         let line = match (request.id, result) {
             (None, _) => None,
@@ -208,6 +218,18 @@ impl Connection {
             (Some(id), Err(error)) => Some(error_line(id, &error)),
         };
         (line, then)
+    }
+
+    /// Sends flows from here on, in a thread of its own, until the connection ends.
+    fn watch(&mut self, daemon: &Arc<Daemon>, wish: Watch) {
+        self.follows = true;
+        let (daemon, stream, writing) = (Arc::clone(daemon), Arc::clone(&self.stream), Arc::clone(&self.writing));
+        spawn("control-flows".into(), move || {
+            if watch(&daemon, &stream, &writing, &wish).is_err() {
+                // Gone, or too slow.
+                let _ = stream.shutdown(Shutdown::Both);
+            }
+        });
     }
 
     /// Sends events from here on, in a thread of its own, until the connection ends.
@@ -220,6 +242,27 @@ impl Connection {
                 let _ = stream.shutdown(Shutdown::Both);
             }
         });
+    }
+}
+
+/// Sends flows until the connection ends, or the daemon.
+fn watch(daemon: &Arc<Daemon>, stream: &UnixStream, writing: &Mutex<()>, watch: &Watch) -> io::Result<()> {
+    let engine = Lanes::new(daemon);
+    let mut next = Instant::now();
+    loop {
+        let params = json!({
+            "time_ms": super::events::now_ms(),
+            "stats": daemon.mirror.stats(&engine),
+            "list": daemon.mirror.list(&watch.filter, &engine),
+        });
+        send(stream, writing, &line_of(&json!({ "jsonrpc": "2.0", "method": "flows", "params": params })))?;
+        next = (next + Duration::from_millis(watch.interval_ms)).max(Instant::now());
+        while Instant::now() < next {
+            if peer_is_gone(stream) || daemon.events.is_closed() {
+                return Ok(());
+            }
+            std::thread::sleep(next.saturating_duration_since(Instant::now()).min(WATCH_STEP));
+        }
     }
 }
 

@@ -186,6 +186,11 @@ impl EventLog {
         self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
+    /// Whether the daemon ends.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
     /// Number of the last event.
     pub(crate) fn last(&self) -> u64 {
         self.lock().last

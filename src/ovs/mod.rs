@@ -14,3 +14,5 @@ mod representor;
 pub(crate) mod restart;
 pub(crate) mod verify;
 pub(crate) mod view;
+
+pub use mirror::Replay;

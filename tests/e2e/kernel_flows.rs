@@ -114,6 +114,72 @@ fn flows_of_the_kernel_are_printed_as_ovs_prints_them_and_changes_are_told() -> 
     Ok(())
 }
 
+/// Open vSwitch with its kernel datapath, and a daemon with a software NIC, whose uplink is a TAP.
+const SWITCH: &str = "set -e
+    modprobe openvswitch; modprobe tun; mkdir -p /run/openvswitch /run/ringspan
+    ovsdb-tool create /run/conf.db /usr/share/openvswitch/vswitch.ovsschema
+    ovsdb-server --remote=punix:/run/openvswitch/db.sock --detach --pidfile=/run/openvswitch/ovsdb-server.pid --no-chdir /run/conf.db
+    ovs-vsctl --no-wait init
+    ovs-vswitchd --detach --pidfile=/run/openvswitch/ovs-vswitchd.pid --no-chdir unix:/run/openvswitch/db.sock
+    printf '%s\\n' '[control]' 'socket = \"/run/ringspan/control.sock\"' 'state_dir = \"/run/ringspan/state\"' 'run_dir = \"/run/ringspan/run\"' \
+        '[dataplane]' 'cores = [0]' 'memory_mib = 128' 'huge_pages = \"off\"' '[ovs]' 'run_dir = \"/run/openvswitch\"' \
+        '[[nic]]' 'name = \"nic0\"' 'vfs = 2' 'uplinks = [\"vdev:net_tap0,iface=up0,mac=02:00:00:00:0a:01\"]' >/run/ringspan/config.toml";
+
+/// Without an answer each packet is one more of the same flow.
+const SEND: &str = "ip link set up0 up; ip addr replace 10.0.0.1/24 dev up0; \
+    ip neigh replace 10.0.0.2 lladdr 02:00:00:00:00:02 dev up0; ping -q -c 20 -i 0.05 -W 1 10.0.0.2 >/dev/null; true";
+
+#[test]
+fn flows_of_the_kernels_datapath_are_in_the_nic_as_soon_as_the_kernel_tells() -> Result<()> {
+    needs!(Root, Guest, Ringspan, Ovs);
+    let mut guest = Guest::boot(&GuestSpec { memory_mib: 1024, cpus: 2, ..GuestSpec::default() })?;
+    let ringspan = guest.path_of(&paths::program("ringspan")?);
+    guest.sh(SWITCH)?;
+    guest.sh(&format!(
+        "export OVS_RUNDIR=/run/openvswitch; {ringspan} serve --config /run/ringspan/config.toml >/run/ringspan/log 2>&1 &
+         for try in $(seq 600); do ip link show nic0_vf1 >/dev/null 2>&1 && break; sleep 0.1; done; ip link show nic0_vf1 || cat /run/ringspan/log"
+    ))?;
+    guest.sh(
+        "set -e; ovs-vsctl add-br br0 -- set Bridge br0 fail_mode=secure
+         for port in nic0 nic0_vf0 nic0_vf1; do ovs-vsctl add-port br0 $port; done
+         ovs-ofctl add-flow br0 in_port=nic0,actions=output:nic0_vf0",
+    )?;
+    let cli = format!("RINGSPAN_CONTROL=/run/ringspan/control.sock {ringspan}");
+    let look = |guest: &mut Guest, output: &str| -> Result<serde_json::Value> {
+        let mut seen = serde_json::Value::Null;
+        for _ in 0..30 {
+            guest.sh(SEND)?;
+            let flows = guest.sh(&format!("{cli} flow list --state offloaded --json"))?;
+            let flows: serde_json::Value = serde_json::from_str(&flows).context(flows)?;
+            let found = flows["flows"].as_array().into_iter().flatten().find(|flow| {
+                flow["actions"] == output && flow["rule"]["packets"].as_u64().is_some_and(|packets| packets > 20)
+            });
+            if let Some(flow) = found {
+                return Ok(flow.clone());
+            }
+            seen = flows;
+        }
+        let story = guest.sh(&format!(
+            "{cli} flow list --why; {cli} flow stats; ovs-appctl dpctl/dump-flows -m --names; cat /run/ringspan/log"
+        ))?;
+        anyhow::bail!("no flow to {output} is offloaded and hit: {seen:#}\n{story}")
+    };
+    let flow = look(&mut guest, "nic0_vf0")?;
+    ensure!(flow["nic"] == "nic0" && flow["match"].as_str().is_some_and(|keys| keys.contains("in_port(nic0)")), "{flow}");
+    let stats = guest.sh(&format!("{cli} flow stats"))?;
+    ensure!(stats.contains("the kernel's datapath tells of changes at once"), "{stats}");
+    // What OVS decides next is told by the kernel, not found by a dump.
+    guest.sh("ovs-ofctl mod-flows br0 in_port=nic0,actions=output:nic0_vf1")?;
+    look(&mut guest, "nic0_vf1")?;
+    guest.sh("ovs-ofctl mod-flows br0 in_port=nic0,actions=drop; ovs-vsctl del-port br0 nic0")?;
+    let gone = guest.sh(&format!(
+        "for try in $(seq 100); do {cli} flow list --state offloaded | grep -q nic0_vf1 || break; sleep 0.1; done
+         {cli} flow list --state offloaded; kill $(cat /run/openvswitch/ovs-vswitchd.pid)"
+    ))?;
+    ensure!(!gone.contains("nic0_vf1"), "rules outlive their port: {gone}");
+    Ok(())
+}
+
 /// OVS's name of a flow.
 fn name(number: usize) -> String {
     format!("ufid:{number:08x}-0000-4000-8000-00000000abcd")

@@ -4,7 +4,7 @@
 mod daemon;
 pub(crate) mod device;
 mod doctor;
-mod flow;
+pub(super) mod flow;
 pub(crate) mod host;
 mod job;
 mod lane;
@@ -39,6 +39,8 @@ pub(crate) struct Call<'a> {
     pub(super) follows: bool,
     /// Set by `events.subscribe`: the connection follows from after this event.
     pub(super) follow: Option<u64>,
+    /// Set by `flow.watch`: the connection is sent these flows.
+    pub(super) watch: Option<flow::Watch>,
     /// Set by `daemon.stop`: done when the answer is sent.
     pub(super) ending: Option<Ending>,
 }

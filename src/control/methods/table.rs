@@ -186,6 +186,10 @@ pub(crate) static METHODS: &[Method] = &[
         "The rules that NICs' engines hold, in the order of their ids, each also as DPDK's testpmd would be told it: port 0 is the uplink, port 1 the first VF's representor. What \
          its syntax has no words for stands in a comment before it, with the rule's id.",
         r#"{"nic":"nic0","limit":1000}"# => r##"[{"nic":"nic0","rule":{"id":"0d7c5e2a-0000-0000-0000-000000000007","priority":0,"in_port":"vf0","match":["eth_dst=02:00:00:00:00:02","eth_type=0x800","vlan_tci=0x0/0x1000"],"actions":[{"output":"vf1"}],"refresh":true},"testpmd":"# 0d7c5e2a-0000-0000-0000-000000000007\nflow create 0 priority 7 transfer pattern represented_port ethdev_port_id is 1 / eth dst is 02:00:00:00:00:02 type is 0x800 / ipv4 / end actions count / represented_port ethdev_port_id 2 / end"}]"##),
+    method!("flow.watch", Read, flow::watch, flow::Watch => Nothing,
+        "From here on this connection is sent flows at each interval, as notifications with the method `flows`: `time_ms`, `stats` as of `flow.stats` and `list` as of `flow.list`. \
+         The connection goes on answering requests; it ends what it is sent by closing.",
+        r#"{"filter":{"sort":"rate","limit":20},"interval_ms":1000}"# => "{}"),
     method!("job.list", Read, job::list, Nothing => Vec<Job>,
         "Jobs that run, and the last 64 that ended, by number.",
         "{}" => r#"[{"id":1,"method":"lane.restart","item":"main","state":"running","started_ms":1790000000000}]"#),

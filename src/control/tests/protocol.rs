@@ -211,6 +211,25 @@ fn a_reader_of_events_gets_what_it_missed_and_what_comes() {
 }
 
 #[test]
+fn who_watches_flows_is_sent_them_again_and_again_and_may_go_on_asking() {
+    let bench = Bench::start("");
+    let mut watcher = bench.client();
+    let wrong = watcher.call("flow.watch", json!({ "filter": {}, "interval_ms": 10 })).unwrap_err();
+    assert_eq!(kind(&wrong), "invalid");
+    watcher.call("flow.watch", json!({ "filter": { "sort": "rate", "limit": 5 }, "interval_ms": 100 })).unwrap();
+    let mut looks = Vec::new();
+    while looks.len() < 2 {
+        let message = watcher.message();
+        assert_eq!(message["method"], "flows");
+        assert_eq!((&message["params"]["stats"]["flows"], &message["params"]["list"]["total"]), (&json!(0), &json!(0)));
+        looks.push(message["params"]["time_ms"].as_u64().unwrap());
+    }
+    assert!(looks[1] > looks[0]);
+    let again = watcher.call("flow.watch", json!({ "filter": {} })).unwrap_err();
+    assert_eq!(kind(&again), "exists");
+}
+
+#[test]
 fn the_schema_has_every_method_event_and_kind() {
     let bench = Bench::start("");
     let schema = bench.call("schema.get", json!({})).unwrap();

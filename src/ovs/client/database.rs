@@ -1,5 +1,6 @@
 //! ovsdb-server, RFC 7047: transactions on the database `Open_vSwitch`, and word of what changes there.
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
@@ -90,6 +91,11 @@ impl Database {
         }
     }
 
+    /// Whether something was told while something else was asked: a wait for the connection would not see it.
+    pub(crate) fn was_told(&self) -> bool {
+        self.rpc.has_notes()
+    }
+
     /// Whether something changed within `wait` that [`Database::watch`] asked for. Changes that are there already count once.
     pub(crate) fn changed(&mut self, wait: Duration) -> Result<bool, OvsError> {
         let is_change = |note: &Note| note.method.starts_with("update");
@@ -103,6 +109,12 @@ impl Database {
             changed |= is_change(&note);
         }
         Ok(changed)
+    }
+}
+
+impl AsFd for Database {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.rpc.as_fd()
     }
 }
 

@@ -1,10 +1,11 @@
 //! JSON-RPC 1.0 over unix sockets, as ovsdb-server (RFC 7047) and every daemon of OVS's (`unixctl`) speak it.
 //!
-//! `frame` cuts the stream into objects, `stream` gives one long text line by line, `rpc` is a connection, `database` and `unixctl` are the two kinds of peers, `place` says
-//! where they listen.
+//! `frame` cuts the stream into objects, `stream` gives one long text line by line, `rpc` is a connection, `database` and `unixctl` are the two kinds of peers, `openflow` tells of changes
+//! in a bridge's tables, `place` says where they listen.
 
 pub(crate) mod database;
 mod frame;
+mod openflow;
 mod place;
 mod rpc;
 mod stream;
@@ -16,6 +17,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub(crate) use database::Database;
+pub(crate) use openflow::FlowMonitor;
 pub(crate) use place::Place;
 pub(crate) use rpc::{Bounds, Rpc};
 pub(crate) use stream::Lines;

@@ -31,6 +31,11 @@ impl Place {
         self.folder.join("db.sock")
     }
 
+    /// The socket by which a bridge is managed.
+    pub(crate) fn management(&self, bridge: &str) -> PathBuf {
+        self.folder.join(format!("{bridge}.mgmt"))
+    }
+
     /// The switch's process, as its pid file says. The file may be older than the process of that number.
     pub(crate) fn switch_pid(&self) -> Result<u32, OvsError> {
         let path = self.folder.join("ovs-vswitchd.pid");

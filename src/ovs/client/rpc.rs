@@ -173,6 +173,11 @@ impl Rpc {
         }
     }
 
+    /// Whether something that the peer told unasked is there already.
+    pub(crate) fn has_notes(&self) -> bool {
+        !self.notes.is_empty()
+    }
+
     /// The next thing that the peer tells unasked; nothing when it told nothing within `wait`.
     pub(crate) fn note(&mut self, wait: Duration) -> Result<Option<Note>, OvsError> {
         const WAITING: &str = "waiting for changes";
@@ -288,7 +293,7 @@ impl AsFd for Rpc {
 }
 
 /// Connects without waiting longer than `limit`: a listener whose queue is full would hold a blocking connect for ever.
-fn connected(path: &Path, limit: Duration) -> nix::Result<OwnedFd> {
+pub(super) fn connected(path: &Path, limit: Duration) -> nix::Result<OwnedFd> {
     let address = UnixAddr::new(path)?;
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
@@ -301,6 +306,14 @@ fn connected(path: &Path, limit: Duration) -> nix::Result<OwnedFd> {
             Err(errno) => return Err(errno),
         }
     }
+}
+
+/// Waits until there is something to read, or the other end is gone.
+pub(super) fn readable(fd: BorrowedFd<'_>, limit: Duration) {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    let timeout = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
+    // Whatever it says, the read that follows tells.
+    let _ = poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], timeout);
 }
 
 fn is_timeout(error: &std::io::Error) -> bool {

@@ -245,6 +245,20 @@ impl Watch {
     }
 }
 
+/// The changes that a datagram of the kernel's tells, as [`Watch::wait`] reads them: for datagrams that were recorded. `families` are the numbers that the
+/// kernel had for flows and for ports, `index` is the datapath's.
+///
+/// # Errors
+/// It is not understood.
+pub fn changes_of(datagram: &[u8], families: [u16; 2], index: u32) -> Result<Vec<Change>, KernelError> {
+    let mut changes = vec![];
+    socket::each_of(datagram, |message| {
+        changes.extend(change(&message, families, index)?);
+        Ok(())
+    })?;
+    Ok(changes)
+}
+
 /// What a message says, if it is about flows or ports of that datapath.
 fn change(message: &Message<'_>, families: [u16; 2], index: u32) -> Result<Option<Change>, KernelError> {
     let Some((header, body)) = message.payload.split_first_chunk::<HEADER>() else { return Ok(None) };

@@ -216,14 +216,26 @@ impl Channel {
                 Err(KernelError::Socket { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error),
             };
-            for message in messages(&self.buffer[..length]) {
-                let Raw { kind, body, .. } = message?;
-                let result = generic(kind, body).and_then(&mut each);
-                failed = failed.or(result.err());
-            }
+            failed = failed.or(each_of(&self.buffer[..length], &mut each).err());
         }
         failed.map_or(Ok(true), Err)
     }
+}
+
+/// Gives each message of a datagram of a group's to `each`.
+///
+/// # Errors
+/// The first one of `each`, after the rest, or a message that is cut.
+pub fn each_of(
+    datagram: &[u8],
+    mut each: impl FnMut(Message<'_>) -> Result<(), KernelError>,
+) -> Result<(), KernelError> {
+    let mut failed = None;
+    for message in messages(datagram) {
+        let Raw { kind, body, .. } = message?;
+        failed = failed.or(generic(kind, body).and_then(&mut each).err());
+    }
+    failed.map_or(Ok(()), Err)
 }
 
 fn receive(socket: &Socket, buffer: &mut [u8], flags: i32) -> Result<usize, KernelError> {

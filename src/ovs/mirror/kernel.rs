@@ -27,7 +27,7 @@ const AT_ONCE: Duration = Duration::from_millis(20);
 const BETWEEN: usize = 128;
 
 /// Names of ports by their numbers.
-type Ports = HashMap<u32, Box<str>>;
+pub(super) type Ports = HashMap<u32, Box<str>>;
 
 /// Why it ends.
 enum End {
@@ -221,7 +221,7 @@ fn pass_on(
 }
 
 /// As the table has flows: with the names of ports. A number without a name is a port that is not known, and the flow stays with OVS.
-fn as_told(told: kernel::Told, ports: &Ports) -> Option<Told> {
+pub(super) fn as_told(told: kernel::Told, ports: &Ports) -> Option<Told> {
     let mut flow = match told {
         kernel::Told::Flow(flow) => flow,
         kernel::Told::Unreadable(Unreadable { ufid, reason }) => {

@@ -12,6 +12,7 @@ mod kernel;
 mod line;
 mod pace;
 mod poll;
+mod replay;
 mod report;
 mod run;
 mod sample;
@@ -22,5 +23,6 @@ mod tests;
 mod work;
 
 pub(crate) use engine::{Engine, Nic};
+pub use replay::Replay;
 pub(crate) use report::{FlowFilter, FlowState, FlowStats, FlowView, Flows};
 pub(crate) use run::{Mirror, Settings};

@@ -1,15 +1,18 @@
 //! ovs-vswitchd as a source: all flows that it has, when it is time to ask for them, or when something says that they changed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::AsFd;
 use std::sync::MutexGuard;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
 use super::run::{Common, Phase, Settings, Shared, lock};
 use super::table::{Misses, Source, Told};
 use super::work::News;
-use crate::ovs::client::{Database, Lines, OvsError, Place, Switch};
-use crate::ovs::view::View;
+use crate::ovs::client::{Database, FlowMonitor, Lines, OvsError, Place, Switch};
+use crate::ovs::view::{Bridge, View};
 
 /// How often it is looked whether there is a NIC, while there is none: OVS is not asked at all then.
 const NO_NIC: Duration = Duration::from_millis(100);
@@ -17,7 +20,11 @@ const NO_NIC: Duration = Duration::from_millis(100);
 const RETRY: Duration = Duration::from_millis(200);
 /// Longest wait for the database server, which is not needed, and time between attempts to reach it.
 const DATABASE: Duration = Duration::from_secs(1);
-const DATABASE_RETRY: Duration = Duration::from_secs(10);
+const RECONNECT: Duration = Duration::from_secs(10);
+/// Longest wait for a bridge.
+const MONITOR: Duration = Duration::from_millis(500);
+/// How many dumps follow at once when something is said to have changed: the datapath follows the tables a little later.
+const AFTER_CHANGE: u32 = 3;
 /// Longest time without looking whether the mirror is to end.
 const STEP: Duration = Duration::from_millis(200);
 /// What says that flows may have changed: ports come and go, bridges get other controllers, settings change.
@@ -33,6 +40,7 @@ const KERNEL: &str = "system@";
 /// Tells of ovs-vswitchd's flows until the mirror ends.
 pub(super) fn run(common: &Common, settings: &Settings, news: &SyncSender<News>) {
     let mut peers = Peers::default();
+    let mut follow = 0;
     loop {
         {
             let mut shared = lock(&common.shared);
@@ -65,26 +73,27 @@ pub(super) fn run(common: &Common, settings: &Settings, news: &SyncSender<News>)
                 continue;
             }
         }
-        wait(common, settings, &mut peers);
+        follow =
+            if wait(common, settings, &mut peers, follow > 0) { AFTER_CHANGE } else { u32::saturating_sub(follow, 1) };
     }
 }
 
-/// Waits until it is time for the next dump, or for one because something changed.
-fn wait(common: &Common, settings: &Settings, peers: &mut Peers) {
+/// Waits until it is time for the next dump, or for one because something changed, or changed before. Whether something did.
+fn wait(common: &Common, settings: &Settings, peers: &mut Peers, before: bool) -> bool {
     let mut changed = false;
     loop {
         let left = {
             let shared = lock(&common.shared);
             if shared.ending {
-                return;
+                return changed;
             }
             let now = Instant::now();
-            let left = if changed { shared.pace.wait_for_change(now) } else { shared.pace.wait(now) };
+            let left = if changed || before { shared.pace.wait_for_change(now) } else { shared.pace.wait(now) };
             // The last one was not taken yet.
             if left.is_zero() && shared.taking { Duration::from_millis(1) } else { left }
         };
         if left.is_zero() {
-            return;
+            return changed;
         }
         if changed {
             common.sleep(left.min(STEP));
@@ -99,8 +108,12 @@ fn wait(common: &Common, settings: &Settings, peers: &mut Peers) {
 struct Peers {
     switch: Option<Switch>,
     database: Option<Database>,
-    /// When the database server was last tried in vain.
+    /// When the database server was last tried.
     tried: Option<Instant>,
+    /// What tells of changes in bridges' tables, by bridge.
+    monitors: BTreeMap<String, FlowMonitor>,
+    /// When it was last looked which bridges there are.
+    looked: Option<Instant>,
     /// Types of the datapaths that have a port of a NIC; nothing when that is not known.
     types: Option<BTreeSet<String>>,
 }
@@ -179,37 +192,75 @@ impl Peers {
 
     /// Whether something told of a change within `limit`. Without a database the mirror only looks at its own times.
     fn changed(&mut self, place: &Place, common: &Common, limit: Duration) -> bool {
-        let database = match &mut self.database {
-            Some(database) => database,
-            None if self.tried.is_some_and(|tried| tried.elapsed() < DATABASE_RETRY) => {
-                common.sleep(limit);
-                return false;
+        if self.database.is_none() && self.tried.is_none_or(|tried| tried.elapsed() >= RECONNECT) {
+            self.tried = Some(Instant::now());
+            match connect(place) {
+                Ok(database) => self.database = Some(database),
+                Err(error) => tracing::debug!("{error}"),
             }
-            None => match connect(place) {
-                Ok(database) => {
-                    let database = self.database.insert(database);
-                    self.types = types(database, common);
-                    database
-                }
+            self.look(place, common);
+        }
+        let fds = self.database.iter().map(AsFd::as_fd).chain(self.monitors.values().map(AsFd::as_fd));
+        let mut fds: Vec<PollFd> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        if fds.is_empty() {
+            common.sleep(limit);
+            return false;
+        }
+        let limit = if self.database.as_ref().is_some_and(Database::was_told) { Duration::ZERO } else { limit };
+        let timeout = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
+        // What a failure of the wait would hide is found at the mirror's own times.
+        let _ = poll(&mut fds, timeout);
+        let mut changed = false;
+        if let Some(database) = &mut self.database {
+            match database.changed(Duration::from_micros(1)) {
+                Ok(told) => changed = told,
                 Err(error) => {
                     tracing::debug!("{error}");
-                    (self.tried, self.types) = (Some(Instant::now()), None);
-                    return false;
+                    (self.database, self.types) = (None, None);
                 }
-            },
-        };
-        let changed = match database.changed(limit) {
-            Ok(changed) => changed,
+            }
+        }
+        if changed || self.looked.is_none_or(|looked| looked.elapsed() >= RECONNECT) {
+            self.look(place, common);
+        }
+        self.monitors.retain(|_, monitor| match monitor.changed() {
+            Ok(told) => {
+                changed |= told;
+                true
+            }
             Err(error) => {
                 tracing::debug!("{error}");
-                (self.database, self.types) = (None, None);
-                return false;
+                false
             }
-        };
-        if changed {
-            self.types = types(database, common);
-        }
+        });
         changed
+    }
+
+    /// Which bridges have a port of a NIC: of these the flows are asked for, and word of changes in their tables.
+    fn look(&mut self, place: &Place, common: &Common) {
+        self.looked = Some(Instant::now());
+        let Some(view) = self.database.as_mut().and_then(|database| View::read(database).ok()) else {
+            self.types = None;
+            return;
+        };
+        let bridges: Vec<&Bridge> = {
+            let shared = lock(&common.shared);
+            let has_port = |bridge: &&Bridge| {
+                let mut interfaces = bridge.ports.iter().flat_map(|port| &port.interfaces);
+                interfaces.any(|interface| shared.work.has_port(&interface.name))
+            };
+            view.bridges.iter().filter(has_port).collect()
+        };
+        self.types = Some(bridges.iter().map(|bridge| bridge.datapath_type.clone()).collect());
+        self.monitors.retain(|name, _| bridges.iter().any(|bridge| bridge.name == *name));
+        for bridge in bridges {
+            if !self.monitors.contains_key(&bridge.name) {
+                match FlowMonitor::connect(place, &bridge.name, MONITOR) {
+                    Ok(monitor) => drop(self.monitors.insert(bridge.name.clone(), monitor)),
+                    Err(error) => tracing::debug!("{error}"),
+                }
+            }
+        }
     }
 }
 
@@ -217,14 +268,6 @@ fn connect(place: &Place) -> Result<Database, OvsError> {
     let mut database = Database::connect_within(place, DATABASE)?;
     database.watch(&WATCHED, DATABASE)?;
     Ok(database)
-}
-
-/// The types of datapaths that a NIC's port is on.
-fn types(database: &mut Database, common: &Common) -> Option<BTreeSet<String>> {
-    let view = View::read(database).ok()?;
-    let shared = lock(&common.shared);
-    let of_nics = view.interfaces().filter(|(_, _, interface)| shared.work.has_port(&interface.name));
-    Some(of_nics.map(|(bridge, ..)| bridge.datapath_type.clone()).collect())
 }
 
 /// Whether the flows of a datapath, `TYPE@NAME`, are to be asked for: not those of the kernel while it is listened to, and not those of one
