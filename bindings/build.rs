@@ -31,11 +31,13 @@ const FUNCTIONS: &[&str] = &[
 /// Types that the functions above do not pull in by themselves.
 const TYPES: &[&str] = &["rte_eth_.*mq_mode", "rte_eth_event_type", "rte_dev_event_type", "rte_iova_mode", "shim_.*"];
 
-const CONSTANTS: &[&str] = &["SHIM_.*", "RTE_LOG_.*"];
+const CONSTANTS: &[&str] = &["RTE_ETH_NAME_MAX_LEN", "SHIM_.*", "RTE_LOG_.*"];
 
 fn main() {
     println!("cargo:rerun-if-changed=shim.h");
     println!("cargo:rerun-if-changed=shim.c");
+    println!("cargo:rerun-if-changed=flow.h");
+    println!("cargo:rerun-if-changed=flow.c");
 
     let dpdk = match pkg_config::Config::new().atleast_version(OLDEST).probe("libdpdk") {
         Ok(dpdk) => dpdk,
@@ -70,6 +72,7 @@ fn main() {
         .opaque_type("rte_device")
         .opaque_type("rte_devargs")
         .opaque_type("rte_dev_iterator")
+        .opaque_type("rte_flow")
         .generate_comments(false);
     for name in FUNCTIONS {
         bindings = bindings.allowlist_function(name);
@@ -98,7 +101,7 @@ fn main() {
     println!("cargo:rustc-link-lib=rte_net_bond");
 
     let mut shim = cc::Build::new();
-    shim.file("shim.c").includes(&dpdk.include_paths).opt_level(3).warnings(true).extra_warnings(false);
+    shim.file("shim.c").file("flow.c").includes(&dpdk.include_paths).opt_level(3).warnings(true).extra_warnings(false);
     for flag in &flags {
         shim.flag(flag);
     }

@@ -29,6 +29,8 @@
 #include <rte_ring.h>
 #include <rte_version.h>
 
+#include "flow.h"
+
 /* Field offsets of rte_mbuf. They moved between DPDK 22.11 and 24.11, so they come from the headers at build time. */
 enum shim_mbuf_layout {
 	SHIM_MBUF_SIZE = sizeof(struct rte_mbuf),

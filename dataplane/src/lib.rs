@@ -6,6 +6,7 @@
 
 pub mod eswitch;
 pub mod events;
+pub mod flow;
 pub mod journal;
 pub mod lane;
 pub mod memory;

@@ -58,6 +58,21 @@ pub(super) struct Add {
     /// Largest frame without its Ethernet header, in bytes.
     #[arg(long, default_value_t = 1500)]
     mtu: u16,
+    /// The physical function of a NIC with a switch of its own, such as 0000:0a:00.0; without it the NIC is in software.
+    #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["uplinks", "bond", "mode"])]
+    pf: Option<String>,
+    /// Who brings flows into its switch: tc (Open vSwitch by itself), ringspan or off.
+    #[arg(long, requires = "pf")]
+    offload: Option<String>,
+    /// Its function is bonded with a second one, whose VFs are driven with it.
+    #[arg(long, requires = "pf")]
+    bonded: bool,
+    /// mlx5's way to program its switch: 1 by software steering, 2 by hardware steering.
+    #[arg(long, requires = "pf", value_name = "N")]
+    dv_flow_en: Option<u8>,
+    /// More device arguments, as DPDK takes them.
+    #[arg(long, requires = "pf", value_name = "ARGS")]
+    args: Option<String>,
     /// The lane that has it.
     #[arg(long)]
     lane: Option<LaneName>,
@@ -118,11 +133,19 @@ fn bond(text: &str) -> Result<BondMode, String> {
 
 pub(super) fn run(mut client: Client, command: Nic) -> Result<(), Failure> {
     match command {
-        Nic::Add(Add { name, vfs, uplinks, bond, mode, mtu, lane }) => {
+        Nic::Add(Add { name, vfs, uplinks, bond, mode, mtu, pf, offload, bonded, dv_flow_en, args, lane }) => {
             let mut params =
                 json!({ "name": name, "vfs": vfs, "uplinks": uplinks, "bond": bond, "mode": mode, "mtu": mtu });
-            if let Some(lane) = lane {
-                params["lane"] = json!(lane);
+            if pf.is_some() {
+                params["kind"] = json!("pci");
+                params["bonded"] = json!(bonded);
+            }
+            let more = [("pf", pf), ("offload", offload), ("args", args), ("lane", lane.map(|lane| lane.to_string()))];
+            for (key, value) in more.into_iter().filter_map(|(key, value)| Some((key, value?))) {
+                params[key] = json!(value);
+            }
+            if let Some(dv_flow_en) = dv_flow_en {
+                params["dv_flow_en"] = json!(dv_flow_en);
             }
             client.call("nic.add", params).map(drop)
         }
@@ -158,8 +181,12 @@ fn print(nics: &[NicEntry]) -> Result<(), Failure> {
             nic.lane.to_string(),
             word(&nic.spec.mode),
             nic.spec.vfs.to_string(),
-            if uplinks.is_empty() { "-".into() } else { uplinks.join(" ") },
-            number(status.map(|status| status.core.into())),
+            match &nic.spec.pci {
+                Some(pci) => pci.pf.to_string(),
+                None if uplinks.is_empty() => "-".into(),
+                None => uplinks.join(" "),
+            },
+            number(status.filter(|_| nic.spec.pci.is_none()).map(|status| status.core.into())),
             number(status.map(|status| status.rules)),
             number(status.map(|status| status.masks.into())),
             nic.reason.clone().unwrap_or_default(),
@@ -190,6 +217,16 @@ fn print_one(nic: &NicEntry) -> Result<(), Failure> {
         table.row(head.into_iter().chain(numbers.iter().map(u64::to_string)));
     }
     table.print()?;
+    if let Some(pci) = &nic.spec.pci {
+        let can = &status.capabilities;
+        let words = [("counts", can.counts), ("ages", can.ages), ("refreshes", can.refreshes)];
+        let words: Vec<&str> = words.into_iter().filter_map(|(word, is)| is.then_some(word)).collect();
+        let (offload, engine) = (word(&pci.offload), word(&can.engine));
+        let mut table = Table::new(&["OFFLOAD", "ENGINE", "CAN", "REFUSES"]);
+        let can_do = if words.is_empty() { "-".into() } else { words.join(" ") };
+        table.row([offload, engine, can_do, can.refuses.clone().unwrap_or_else(|| "-".into())]);
+        table.print()?;
+    }
     let yes_no = |yes| if yes { "yes" } else { "no" }.to_owned();
     if status.uplinks.len() > 1 {
         let mut table = Table::new(&["UPLINK", "UP", "SENDS"]);

@@ -273,6 +273,7 @@ mod tests {
             bond: Default::default(),
             mode: Default::default(),
             vf: Vec::new(),
+            pci: None,
             mtu: 1500,
         };
         let nics = |nics: &[NicSpec]| nics.iter().map(|nic| (nic.name.clone(), nic.clone())).collect();

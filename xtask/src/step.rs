@@ -50,7 +50,17 @@ pub fn target_folder() -> Result<PathBuf> {
 pub fn build_release() -> Result<PathBuf> {
     say("building ringspan and ringspan-lane in release");
     let start = Instant::now();
-    run(&mut cargo(&["build", "--release", "--package", "ringspan", "--package", "ringspan-dataplane", "--bins"]))?;
+    run(&mut cargo(&[
+        "build",
+        "--release",
+        "--package",
+        "ringspan",
+        "--package",
+        "ringspan-dataplane",
+        "--bins",
+        "--example",
+        "rte_flow",
+    ]))?;
     println!("    built in {} s", start.elapsed().as_secs());
     Ok(target_folder()?.join("release"))
 }

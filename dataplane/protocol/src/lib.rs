@@ -21,7 +21,9 @@ pub use message::{Envelope, Failure, FailureKind, Reply, Request, VERSION};
 pub use message::{LaneInfo, LaneLoad, PortChange, WorkerLoad};
 pub use meter::{MeterSpec, MeterUnit};
 pub use name::{LaneName, NicName, PortName};
-pub use nic::{Capabilities, EngineKind, NicMode, NicPort, NicPortCounters, NicPortStatus, NicSpec, NicStatus};
+pub use nic::{
+    Capabilities, EngineKind, NicMode, NicOffload, NicPort, NicPortCounters, NicPortStatus, NicSpec, NicStatus, PciNic,
+};
 pub use port::{
     Compat, DeviceStatus, OffloadBy, OffloadStatus, Policy, PolicyStatus, PortPhase, PortSpec, PortStatus, ReceiveWake,
     Role, ShareStatus, Spread, ZeroCopy, ZeroCopyStatus,

@@ -134,6 +134,9 @@ pub struct NicSpec {
     /// Largest frame without its Ethernet header, in bytes, 68 to 9216: of the uplinks and the representors.
     #[serde(default = "default_mtu")]
     pub mtu: u16,
+    /// A NIC of its own, in place of one in software.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pci: Option<Box<PciNic>>,
 }
 
 fn default_mtu() -> u16 {
@@ -143,8 +146,46 @@ fn default_mtu() -> u16 {
 impl NicSpec {
     /// All ports of its switch: the uplink first, then the VFs.
     pub fn ports(&self) -> impl Iterator<Item = NicPort> + use<> {
-        std::iter::once(NicPort::Uplink).chain((0..self.vfs).map(NicPort::Vf))
+        let functions = if self.pci.as_ref().is_some_and(|pci| pci.bonded) { 2 } else { 1 };
+        std::iter::once(NicPort::Uplink).chain((0..self.vfs * functions).map(NicPort::Vf))
     }
+}
+
+/// Who brings flows into a NIC's own switch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum NicOffload {
+    /// Open vSwitch's kernel datapath by itself, through TC flower (`hw-offload=true`): ringspan only looks whether it works.
+    #[default]
+    Tc,
+    /// ringspan's mirror, through DPDK's rte_flow.
+    Ringspan,
+    /// Nobody.
+    Off,
+}
+
+/// A NIC whose switch is its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PciNic {
+    /// The physical function, `pci:0000:0a:00.0`. A `vdev:` stands in for one in tests.
+    pub pf: DeviceSpec,
+    /// The function's kernel bond has a second one, whose VFs are driven with it.
+    #[serde(default)]
+    pub bonded: bool,
+    /// mlx5's way to program its switch: 1 by software steering, 2 by hardware steering (ConnectX-6 Dx and newer).
+    #[serde(default = "one")]
+    pub dv_flow_en: u8,
+    /// More device arguments, as DPDK takes them.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub args: String,
+    /// Who brings flows into its switch.
+    #[serde(default)]
+    pub offload: NicOffload,
+}
+
+fn one() -> u8 {
+    1
 }
 
 /// A port of a NIC's switch as it is now.

@@ -1,5 +1,6 @@
 //! A lane: its workers, its ports, and what control may ask of it.
 
+mod any_nic;
 mod balancer;
 mod nics;
 mod server;

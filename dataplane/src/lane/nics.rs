@@ -1,4 +1,4 @@
-//! A lane's software NICs, and what control may ask of them.
+//! A lane's NICs, and what control may ask of them.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,12 +7,12 @@ use ringspan_protocol::message::MAX_RULES;
 use ringspan_protocol::{Failure, FailureKind, NicName, NicSpec, NicStatus, Reply, Request};
 
 use super::Lane;
-use crate::eswitch::nic::Nic;
+use super::any_nic::AnyNic;
 
 /// The NICs by name.
 #[derive(Default)]
 pub(super) struct Nics {
-    by_name: BTreeMap<NicName, Nic>,
+    by_name: BTreeMap<NicName, AnyNic>,
     last_id: u64,
 }
 
@@ -23,7 +23,7 @@ impl Lane {
             Request::NicAdd(spec) => self.add_nic(*spec).map(|status| Reply::Nic(Box::new(status))),
             Request::NicRemove { name, representors } => self.remove_nic(&name, representors).map(|()| Reply::Done),
             Request::NicList => {
-                Ok(Reply::Nics(self.nics().by_name.values().map(Nic::status).collect::<Result<_, _>>()?))
+                Ok(Reply::Nics(self.nics().by_name.values().map(AnyNic::status).collect::<Result<_, _>>()?))
             }
             Request::NicSetVf { name, settings } => {
                 let _changing = self.change();
@@ -76,7 +76,7 @@ impl Lane {
             return Err(Failure::new(FailureKind::Exists, message));
         }
         nics.last_id += 1;
-        let nic = Nic::open(spec, nics.last_id, &self.workers, self.info.max_ports)?;
+        let nic = AnyNic::open(spec, nics.last_id, &self.workers, self.info.max_ports)?;
         let status = nic.status()?;
         nics.by_name.insert(nic.spec().name.clone(), nic);
         Ok(status)
@@ -99,8 +99,8 @@ impl Lane {
 
     /// What each NIC's switch did: its number, its worker's place, and ticks.
     pub(super) fn switch_loads(&self) -> Vec<(u64, usize, u64)> {
-        let load = |nic: &Nic| {
-            let (id, core, load) = nic.load();
+        let load = |nic: &AnyNic| {
+            let (id, core, load) = nic.load()?;
             let worker = self.workers.iter().position(|worker| worker.core() == core)?;
             Some((id, worker, load.ticks()))
         };
@@ -113,7 +113,7 @@ impl Lane {
         drop(all);
     }
 
-    fn with_nic<T>(&self, name: &NicName, ask: impl FnOnce(&mut Nic) -> Result<T, Failure>) -> Result<T, Failure> {
+    fn with_nic<T>(&self, name: &NicName, ask: impl FnOnce(&mut AnyNic) -> Result<T, Failure>) -> Result<T, Failure> {
         ask(self.nics().by_name.get_mut(name).ok_or_else(|| self.no_nic(name))?)
     }
 

@@ -62,6 +62,51 @@ impl Device {
         Self::start(port, spec.clone(), config)
     }
 
+    /// The same for a physical function whose switch takes rules: it gives up nothing of what the kernel receives by it. Drivers that cannot promise that
+    /// (virtual devices) are opened as others are.
+    ///
+    /// # Errors
+    /// [`DeviceError`]; the device is unplugged again.
+    pub fn open_isolated(spec: &DeviceSpec, config: &DeviceConfig) -> Result<(Self, Vec<QueuePair>), DeviceError> {
+        let port = Arc::new(plug(spec, config.queues)?);
+        if matches!(spec, DeviceSpec::Pci { .. }) {
+            // SAFETY: the port is ours, and not configured yet, as rte_flow_isolate() asks.
+            let (status, said) = log::listen(|| unsafe { sys::shim_flow_isolate(port.id()) });
+            if status != 0 {
+                let (device, driver) = (spec.to_string(), port.driver().to_string());
+                let (error, errno) =
+                    reason(spec, status.saturating_abs(), "its driver cannot leave the kernel its traffic");
+                return Err(DeviceError::Probe { device, driver, error, errno, said });
+            }
+        }
+        Self::start(port, spec.clone(), config)
+    }
+
+    /// The ports of DPDK that were made with this one, each with its name: representors.
+    pub fn siblings(&self) -> Vec<(u16, String)> {
+        let identity = self.spec.identity();
+        let own = identity.split(',').next().unwrap_or_default();
+        let Ok(filter) = CString::new(own) else { return Vec::new() };
+        let mut ports = [0; MOST_PORTS];
+        // SAFETY: EAL is started; the string is terminated; the array has as much room as the function is told.
+        let (found, _) =
+            log::listen(|| unsafe { sys::shim_matching_ports(filter.as_ptr(), ports.as_mut_ptr(), MOST_PORTS as i32) });
+        let found = usize::try_from(found).unwrap_or(0).min(MOST_PORTS);
+        let name = |id: &u16| {
+            let mut name = [0; sys::RTE_ETH_NAME_MAX_LEN as usize];
+            // SAFETY: the name has the room that the function asks for.
+            let status = unsafe { sys::rte_eth_dev_get_name_by_port(*id, name.as_mut_ptr()) };
+            // SAFETY: DPDK terminates the name.
+            (status == 0).then(|| (*id, unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned()))
+        };
+        ports[..found].iter().filter(|id| **id != self.port.id()).filter_map(name).collect()
+    }
+
+    /// The port itself, for what else is done with it in this module.
+    pub(super) fn port(&self) -> &Arc<Port> {
+        &self.port
+    }
+
     fn start(port: Arc<Port>, spec: DeviceSpec, config: &DeviceConfig) -> Result<(Self, Vec<QueuePair>), DeviceError> {
         let (pool, filters, offloads) = Setup { port: &port, spec: &spec }.run(config, None)?;
         let lending = Lending::choose(&port, &spec, config);

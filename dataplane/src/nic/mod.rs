@@ -22,6 +22,7 @@ mod dma;
 mod eal;
 mod error;
 mod filter;
+mod flow;
 #[cfg(test)]
 mod handmade;
 mod lending;
@@ -47,6 +48,7 @@ pub use configure::DeviceConfig;
 pub use device::{Device, Link};
 pub use eal::{Eal, EalConfig, HugePages, RegisteredThread};
 pub use error::{DeviceError, EalError};
+pub use flow::{Counted, Domain, FlowError, FlowPort, FlowRule, FlowStep, Installed as InstalledFlow};
 #[cfg(test)]
 pub(crate) use handmade::Handmade;
 pub use lending::Lending;

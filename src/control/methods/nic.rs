@@ -1,6 +1,8 @@
 //! Methods about software NICs.
 
-use ringspan_protocol::{LaneName, MacAddress, NicName, NicSpec, NicStatus, Reply, Request, VfChange, VfLink};
+use ringspan_protocol::{
+    LaneName, MacAddress, NicName, NicOffload, NicSpec, NicStatus, Reply, Request, VfChange, VfLink,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -9,6 +11,8 @@ use crate::control::{Daemon, locked};
 use crate::desired::{DesiredNic, Origin, nic_lane};
 use crate::error::{Error, ErrorKind};
 use crate::nic_request::NicRequest;
+use crate::ovs::client::Database;
+use crate::ovs::view::View;
 
 /// A software NIC, as wanted and as it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -117,6 +121,9 @@ pub(super) fn add(call: &mut Call, request: NicRequest) -> Result<NicEntry, Erro
     let daemon = call.daemon;
     let (spec, lane) = (request.spec()?, nic_lane(request.lane.as_ref())?);
     let name = spec.name.clone();
+    if spec.pci.as_ref().is_some_and(|pci| pci.offload == NicOffload::Ringspan) {
+        only_owner(call, &name)?;
+    }
     let home = daemon.lane(&lane)?;
     let nic = DesiredNic { spec: spec.clone(), lane, origin: Origin::RunTime };
     {
@@ -188,6 +195,20 @@ fn in_file(daemon: &Daemon, name: &NicName, remedy: &str) -> Error {
     let line = config.nic(name).map_or_else(String::new, |nic| format!(":{}", nic.line));
     let message = format!("NIC {name} is in {}{line}: {remedy} and run ringspan reload", config.file.display());
     Error::new(ErrorKind::Conflict, message).about(name)
+}
+
+/// Two that bring flows into one switch take each other's packets. Without a database to ask there is no second one.
+fn only_owner(call: &Call, name: &NicName) -> Result<(), Error> {
+    let database = Database::connect(&super::ovs::place(call));
+    let view = database.and_then(|mut database| View::read(&mut database));
+    if !view.is_ok_and(|view| view.hw_offload) {
+        return Ok(());
+    }
+    let message = format!(
+        "NIC {name}: Open vSwitch brings flows into NICs by itself (other_config:hw-offload is true), and offload is ringspan: take offload = \"tc\", or run ringspan ovs \
+         configure --hw-offload false --restart first"
+    );
+    Err(Error::new(ErrorKind::Conflict, message).about(name))
 }
 
 pub(super) fn remove(call: &mut Call, request: Remove) -> Result<Nothing, Error> {

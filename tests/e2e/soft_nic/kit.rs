@@ -25,7 +25,7 @@ pub struct Scene {
 pub fn nic(vfs: u16, uplinks: &[&str]) -> NicSpec {
     let uplinks = uplinks.iter().map(|device| device.parse().expect("a device")).collect();
     let (name, mode, bond) = ("nic0".parse().expect("a name"), NicMode::Switchdev, BondMode::ActiveBackup);
-    NicSpec { name, vfs, uplinks, bond, mode, vf: vec![], mtu: 1500 }
+    NicSpec { name, vfs, uplinks, bond, mode, vf: vec![], mtu: 1500, pci: None }
 }
 
 impl Scene {

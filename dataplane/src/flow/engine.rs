@@ -1,0 +1,316 @@
+//! The engine: which of a NIC's rules its driver has, and why it has not the others.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::time::Instant;
+
+use ringspan_protocol::rte::{Item, RteFlow, Step};
+use ringspan_protocol::{
+    Action, Capabilities, EngineKind, Failure, FailureKind, Field, NicPort, Rule, RuleCounters, RuleId, RuleResult,
+};
+
+use crate::nic::{Counted, Domain, FlowError, FlowPort, FlowRule, FlowStep, InstalledFlow};
+
+/// Attempts at what a driver says to try again (EAGAIN: its queues are full, or it is busy with others' rules).
+const ATTEMPTS: u32 = 8;
+/// A driver that counts ages is told to call a rule idle after so many seconds; nobody listens to that: only when there was a frame last is read.
+const AGE_SECONDS: u32 = 60;
+/// The group that rules are in which the driver does not take in the first one: mlx5 sets header fields only there.
+const INNER_GROUP: u32 = 1;
+/// Behind all rules: on to the inner group.
+const JUMP_PRIORITY: u32 = ringspan_protocol::rte::LEAST_PRIORITY + 1;
+
+/// A rule that the driver has.
+struct Held {
+    rule: Rule,
+    flow: InstalledFlow,
+    /// What was counted before it was installed anew.
+    before: Counted,
+    /// The last count, and when it changed.
+    last: (u64, Option<Instant>),
+}
+
+/// The rules of a NIC.
+pub struct Engine {
+    at: FlowPort,
+    ports: BTreeMap<NicPort, u16>,
+    domain: Domain,
+    capabilities: Capabilities,
+    rules: BTreeMap<RuleId, Held>,
+    /// What sends frames of a port on to the inner group.
+    jumps: BTreeMap<NicPort, InstalledFlow>,
+}
+
+impl Engine {
+    /// Asks the driver what it can do. `ports` are DPDK's numbers of the ports: the uplink's own, the VFs' representors'.
+    pub fn new(at: FlowPort, ports: BTreeMap<NicPort, u16>) -> Self {
+        let capabilities =
+            Capabilities { engine: EngineKind::RteFlow, refreshes: false, counts: false, ages: false, refuses: None };
+        let mut engine =
+            Self { at, ports, domain: Domain::Transfer, capabilities, rules: BTreeMap::new(), jumps: BTreeMap::new() };
+        let eth = [Item::any(ringspan_protocol::rte::ItemKind::Eth)];
+        if let Err(refused) = engine.probe(&eth, &[FlowStep::Drop]) {
+            engine.capabilities.refuses = Some(format!("its driver takes no rules between ports: {refused}"));
+            engine.domain = Domain::Ingress;
+        }
+        engine.capabilities.counts = engine.probe(&eth, &[FlowStep::Count, FlowStep::Drop]).is_ok();
+        let ages = [FlowStep::Age(AGE_SECONDS), FlowStep::Count, FlowStep::Drop];
+        engine.capabilities.ages = engine.capabilities.counts && engine.probe(&eth, &ages).is_ok();
+        engine
+    }
+
+    fn probe(&self, items: &[Item], steps: &[FlowStep]) -> Result<(), FlowError> {
+        self.at.validate(&self.told(0, ringspan_protocol::rte::LEAST_PRIORITY, NicPort::Uplink, items, steps))
+    }
+
+    fn told<'a>(
+        &self,
+        group: u32,
+        priority: u32,
+        from: NicPort,
+        items: &'a [Item],
+        steps: &'a [FlowStep],
+    ) -> FlowRule<'a> {
+        let from = self.ports.get(&from).copied().unwrap_or_else(|| self.at.uplink());
+        FlowRule { domain: self.domain, group, priority, from, items, steps }
+    }
+
+    /// What it can do.
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    /// How many rules the driver has.
+    pub fn len(&self) -> usize {
+        self.rules.len()
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.rules.is_empty()
+    }
+
+    /// What [`Engine::install`] would say, as far as the driver knows before.
+    pub fn validate(&self, rules: &[Rule]) -> Vec<RuleResult> {
+        let one = |rule: &Rule| {
+            let told = self.translate(rule).and_then(|(flow, steps)| {
+                let ask = |group| self.at.validate(&self.told(group, flow.priority, rule.in_port, &flow.items, &steps));
+                ask(0).or_else(|error| ask(INNER_GROUP).map_err(|_| error)).map_err(|error| refused(rule.id, &error))
+            });
+            RuleResult { id: rule.id, error: told.err() }
+        };
+        rules.iter().map(one).collect()
+    }
+
+    /// Installs rules, each by itself. What the driver refuses is the answer of its rule.
+    pub fn install(&mut self, rules: Vec<Rule>) -> Vec<RuleResult> {
+        let one = |rule: Rule| RuleResult { id: rule.id, error: self.install_one(rule).err() };
+        rules.into_iter().map(one).collect()
+    }
+
+    fn install_one(&mut self, rule: Rule) -> Result<(), Failure> {
+        let (flow, steps) = self.translate(&rule)?;
+        let old = self.rules.remove(&rule.id);
+        let same = |old: &Held| old.rule.in_port == rule.in_port && old.rule.matches == rule.matches;
+        let created = match self.create(&rule, &flow, &steps) {
+            // Drivers that find the old one in the way: it goes first, and its frames take the slow path for a moment.
+            Err(error) if error.errno == libc::EEXIST && old.as_ref().is_some_and(same) => {
+                return self.replace(rule, &flow, &steps, old);
+            }
+            other => other,
+        };
+        match created {
+            Ok(flow) => {
+                let (before, last) = match old {
+                    Some(old) => {
+                        let counted = self.counted(&old);
+                        let last = old.last;
+                        // Two rules about the same frames: one too many is removed at once, and tried again when that fails.
+                        if let Err((old, error)) = old.flow.remove() {
+                            tracing::warn!("rule {}: the old one could not be removed: {error}", rule.id);
+                            drop(old.remove());
+                        }
+                        (counted, (0, last.1))
+                    }
+                    None => Default::default(),
+                };
+                self.rules.insert(rule.id, Held { rule, flow, before, last });
+                Ok(())
+            }
+            Err(error) => {
+                let failure = refused(rule.id, &error);
+                // As before.
+                self.rules.extend(old.map(|old| (rule.id, old)));
+                Err(failure)
+            }
+        }
+    }
+
+    fn replace(&mut self, rule: Rule, flow: &RteFlow, steps: &[FlowStep], old: Option<Held>) -> Result<(), Failure> {
+        let mut before = Counted::default();
+        if let Some(old) = old {
+            before = self.counted(&old);
+            if let Err((flow, error)) = old.flow.remove() {
+                self.rules.insert(rule.id, Held { flow, ..old });
+                return Err(refused(rule.id, &error));
+            }
+        }
+        let flow = self.create(&rule, flow, steps).map_err(|error| refused(rule.id, &error))?;
+        self.rules.insert(rule.id, Held { rule, flow, before, last: (0, None) });
+        Ok(())
+    }
+
+    /// In the first group, or where the driver does not take it there, in the inner one.
+    fn create(&mut self, rule: &Rule, flow: &RteFlow, steps: &[FlowStep]) -> Result<InstalledFlow, FlowError> {
+        let first = self.told(0, flow.priority, rule.in_port, &flow.items, steps);
+        let refused = match again(|| self.at.create(&first)) {
+            Err(error) if self.domain == Domain::Transfer && is_about_the_rule(&error) => error,
+            other => return other,
+        };
+        let inner = FlowRule { group: INNER_GROUP, ..first };
+        if self.at.validate(&inner).is_err() {
+            return Err(refused);
+        }
+        if !self.jumps.contains_key(&rule.in_port) {
+            let eth = [Item::any(ringspan_protocol::rte::ItemKind::Eth)];
+            let jump = [FlowStep::Jump(INNER_GROUP)];
+            let jump = again(|| self.at.create(&self.told(0, JUMP_PRIORITY, rule.in_port, &eth, &jump)))?;
+            self.jumps.insert(rule.in_port, jump);
+        }
+        let inner = FlowRule { group: INNER_GROUP, ..self.told(0, flow.priority, rule.in_port, &flow.items, steps) };
+        again(|| self.at.create(&inner))
+    }
+
+    /// Removes rules; one that is not there is a success.
+    pub fn remove(&mut self, ids: &[RuleId]) -> Vec<RuleResult> {
+        let one = |id: &RuleId| {
+            let Some(held) = self.rules.remove(id) else { return RuleResult { id: *id, error: None } };
+            let Held { rule, flow, before, last } = held;
+            let mut told = flow.remove();
+            for _ in 1..ATTEMPTS {
+                told = match told {
+                    Err((flow, error)) if error.errno == libc::EAGAIN => flow.remove(),
+                    other => other,
+                };
+            }
+            let error = told.err().map(|(flow, error)| {
+                self.rules.insert(*id, Held { rule, flow, before, last });
+                Failure::new(FailureKind::Failed, format!("rule {id}: the NIC did not remove it: {error}"))
+                    .with_errno(error.errno)
+            });
+            RuleResult { id: *id, error }
+        };
+        ids.iter().map(one).collect()
+    }
+
+    /// What so many rules behind an id counted. Without ages of the driver, a rule is idle since it was last seen to have counted.
+    pub fn counters(&mut self, after: Option<RuleId>, limit: usize) -> Vec<RuleCounters> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let ids: Vec<RuleId> = self.rules.range((from, Bound::Unbounded)).take(limit).map(|(id, _)| *id).collect();
+        let now = Instant::now();
+        let mut all = Vec::with_capacity(ids.len());
+        for id in ids {
+            let Some(held) = self.rules.get(&id) else { continue };
+            let counted = self.counted(held);
+            let Some(held) = self.rules.get_mut(&id) else { continue };
+            if counted.packets != held.last.0 {
+                held.last = (counted.packets, Some(now));
+            }
+            let seen = held.last.1.map(|at| now.duration_since(at).as_millis() as u64);
+            let idle_ms = counted.idle_seconds.map(|seconds| u64::from(seconds) * 1000).or(seen);
+            let (packets, bytes) = (counted.packets, counted.bytes);
+            all.push(RuleCounters { id, packets, bytes, idle_ms: idle_ms.filter(|_| packets > 0) });
+        }
+        all
+    }
+
+    fn counted(&self, held: &Held) -> Counted {
+        let now = if self.capabilities.counts { held.flow.query().unwrap_or_default() } else { Counted::default() };
+        Counted { packets: held.before.packets + now.packets, bytes: held.before.bytes + now.bytes, ..now }
+    }
+
+    /// So many rules behind an id.
+    pub fn list(&self, after: Option<RuleId>, limit: usize) -> Vec<Rule> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.rules.range((from, Bound::Unbounded)).take(limit).map(|(_, held)| held.rule.clone()).collect()
+    }
+
+    /// The rule in rte_flow's words, with DPDK's numbers for its ports.
+    fn translate(&self, rule: &Rule) -> Result<(RteFlow, Vec<FlowStep>), Failure> {
+        let failed = |kind, what: &dyn std::fmt::Display| Failure::new(kind, format!("rule {}: {what}", rule.id));
+        let unsupported = |what: &dyn std::fmt::Display| failed(FailureKind::Unsupported, what);
+        rule.check().map_err(|error| failed(FailureKind::Invalid, &error))?;
+        let flow = RteFlow::new(rule).map_err(|error| unsupported(&error))?;
+        if let Some(missing) = flow.missing() {
+            return Err(unsupported(&missing));
+        }
+        // A frame whose time is over has to go to the slow path, which no action of rte_flow does.
+        let lives = rule.matches.exact(Field::IpTtl).is_some_and(|ttl| ttl > 1);
+        if rule.actions.contains(&Action::DecTtl) && !lives {
+            return Err(unsupported(
+                &"the time to live is taken down without being matched: frames whose time is over could not be told",
+            ));
+        }
+        if let Some(refuses) = &self.capabilities.refuses {
+            // At the wire's own port, what comes in can be dropped without a switch.
+            if rule.in_port != NicPort::Uplink || rule.actions != [Action::Drop] {
+                return Err(unsupported(refuses));
+            }
+        }
+        let number = |port: &NicPort| {
+            let found = self.ports.get(port).copied();
+            found.ok_or_else(|| failed(FailureKind::NotFound, &format_args!("the NIC has no port {port}")))
+        };
+        number(&rule.in_port)?;
+        let mut steps = Vec::with_capacity(flow.steps.len() + 1);
+        if self.capabilities.ages {
+            steps.push(FlowStep::Age(AGE_SECONDS));
+        }
+        for step in &flow.steps {
+            steps.push(match step {
+                Step::Count if !self.capabilities.counts => continue,
+                Step::Copy(port) => FlowStep::Copy(number(port)?),
+                Step::To(port) => FlowStep::To(number(port)?),
+                other => FlowStep::Other(other.clone()),
+            });
+        }
+        Ok((flow, steps))
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        let held = std::mem::take(&mut self.rules).into_values().map(|held| held.flow);
+        for flow in held.chain(std::mem::take(&mut self.jumps).into_values()) {
+            if let Err((_, error)) = flow.remove() {
+                tracing::warn!("a rule stays until its device is closed: {error}");
+            }
+        }
+    }
+}
+
+/// What is refused for what it is, and not for want of room or of time.
+fn is_about_the_rule(error: &FlowError) -> bool {
+    !matches!(error.errno, libc::EAGAIN | libc::ENOSPC | libc::ENOMEM | libc::EEXIST | libc::ENODEV)
+}
+
+fn again<T>(mut ask: impl FnMut() -> Result<T, FlowError>) -> Result<T, FlowError> {
+    let mut answer = ask();
+    for _ in 1..ATTEMPTS {
+        match &answer {
+            Err(error) if error.errno == libc::EAGAIN => answer = ask(),
+            _ => break,
+        }
+    }
+    answer
+}
+
+fn refused(id: RuleId, error: &FlowError) -> Failure {
+    let kind = match error.errno {
+        libc::ENOSPC | libc::ENOMEM => FailureKind::NoRoom,
+        libc::EAGAIN | libc::EBUSY | libc::EEXIST => FailureKind::Busy,
+        libc::ENODEV | libc::EIO => FailureKind::Failed,
+        _ => FailureKind::Unsupported,
+    };
+    Failure::new(kind, format!("rule {id}: the NIC refused it: {error}")).with_errno(error.errno)
+}
