@@ -139,11 +139,9 @@ fn flows_of_the_kernels_datapath_are_in_the_nic_as_soon_as_the_kernel_tells() ->
         "export OVS_RUNDIR=/run/openvswitch; {ringspan} serve --config /run/ringspan/config.toml >/run/ringspan/log 2>&1 &
          for try in $(seq 600); do ip link show nic0_vf1 >/dev/null 2>&1 && break; sleep 0.1; done; ip link show nic0_vf1 || cat /run/ringspan/log"
     ))?;
-    guest.sh(
-        "set -e; ovs-vsctl add-br br0 -- set Bridge br0 fail_mode=secure
+    guest.sh("set -e; ovs-vsctl add-br br0 -- set Bridge br0 fail_mode=secure
          for port in nic0 nic0_vf0 nic0_vf1; do ovs-vsctl add-port br0 $port; done
-         ovs-ofctl add-flow br0 in_port=nic0,actions=output:nic0_vf0",
-    )?;
+         ovs-ofctl add-flow br0 in_port=nic0,actions=output:nic0_vf0")?;
     let cli = format!("RINGSPAN_CONTROL=/run/ringspan/control.sock {ringspan}");
     let look = |guest: &mut Guest, output: &str| -> Result<serde_json::Value> {
         let mut seen = serde_json::Value::Null;
@@ -165,7 +163,10 @@ fn flows_of_the_kernels_datapath_are_in_the_nic_as_soon_as_the_kernel_tells() ->
         anyhow::bail!("no flow to {output} is offloaded and hit: {seen:#}\n{story}")
     };
     let flow = look(&mut guest, "nic0_vf0")?;
-    ensure!(flow["nic"] == "nic0" && flow["match"].as_str().is_some_and(|keys| keys.contains("in_port(nic0)")), "{flow}");
+    ensure!(
+        flow["nic"] == "nic0" && flow["match"].as_str().is_some_and(|keys| keys.contains("in_port(nic0)")),
+        "{flow}"
+    );
     let stats = guest.sh(&format!("{cli} flow stats"))?;
     ensure!(stats.contains("the kernel's datapath tells of changes at once"), "{stats}");
     // What OVS decides next is told by the kernel, not found by a dump.
