@@ -190,6 +190,11 @@ impl Program {
         self.steps.iter().all(|step| matches!(step, Step::Output(_)))
     }
 
+    /// Ports that a frame goes to.
+    pub fn outputs(&self) -> usize {
+        self.steps.iter().filter(|step| matches!(step, Step::Output(_))).count()
+    }
+
     /// Whether all can be done to this frame. `whole`: it lies in one piece.
     pub fn fits(&self, key: &Key, places: &Places, whole: bool) -> bool {
         let Needs { ip, arp, transport, whole: all, tunnel: _, ttl } = self.needs;
@@ -210,7 +215,7 @@ impl Program {
         inner: u16,
         mut out: impl FnMut(&mut E, u16, bool),
     ) -> bool {
-        let mut left = self.steps.iter().filter(|step| matches!(step, Step::Output(_))).count();
+        let mut left = self.outputs();
         for step in &self.steps {
             let done = match step {
                 Step::Output(port) => {

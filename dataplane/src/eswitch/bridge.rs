@@ -1,7 +1,8 @@
 //! Legacy mode: where a frame goes by its MAC address and VLAN, as the embedded bridge of an SR-IOV NIC has it.
 //!
 //! The table is what was said of the VFs. What is for nobody's address goes to the uplink, what is for a group to all in the VLAN. A VF of
-//! which no address was said has the one that it sent from last, as if its driver had told it; no other address is learnt.
+//! which no address was said has the one that it sent from last, as if its driver had told it, while nobody else has it and until its
+//! guest's port goes; no other address is learnt.
 
 use ringspan_protocol::nic::MAX_VFS;
 use ringspan_protocol::{Field, VfLink, VfSettings};
@@ -100,9 +101,12 @@ impl Bridge {
         Self { vfs: vfs.collect(), there: 0 }
     }
 
-    /// Something is at the other end of a port, or nothing.
+    /// Something else is at the other end of a port than before, or nothing: who is there now did not say an address yet.
     pub fn connect(&mut self, port: usize, there: bool) {
         self.there = self.there & !bit(port) | if there { bit(port) } else { 0 };
+        if let Some(vf) = port.checked_sub(1).and_then(|at| self.vfs.get_mut(at)) {
+            vf.address = word(&vf.settings);
+        }
     }
 
     /// Gives a VF other settings, with the meter for them. What it had is given back, to be freed elsewhere.
@@ -114,7 +118,9 @@ impl Bridge {
         }
         // One that goes on as it was has not forgotten what it let pass.
         let same = vf.meter.as_ref().map(Meter::limits) == meter.as_ref().map(Meter::limits);
-        if same { meter } else { std::mem::replace(&mut vf.meter, meter) }
+        let given = if same { meter } else { std::mem::replace(&mut vf.meter, meter) };
+        self.take_learnt(usize::from(settings.vf), word(&settings));
+        given
     }
 
     /// Where a frame goes that came from a port.
@@ -132,22 +138,18 @@ impl Bridge {
         let mut own = None;
         let mut trusted = true;
         if let Some(at) = from.checked_sub(1) {
-            self.may_send(at, source, len)?;
+            self.may_send(at, source, places.tags > 0, len)?;
             let settings = &self.vfs[at].settings;
             trusted = settings.trust;
             if settings.vlan != 0 {
-                if places.tags > 0 {
-                    return Err(Why::Spoof);
-                }
                 vlan = settings.vlan;
                 own = Some(u16::from(settings.qos) << 13 | vlan);
             }
         }
         let mut outputs =
             Outputs { as_it_is: 0, changed: 0, change: own.map_or(Change::Pop, Change::Push), known: false };
-        let has = |vf: &usize| self.vfs[*vf].address == to && self.is_in(*vf, vlan);
         if to & GROUP == 0
-            && let Some(vf) = (0..self.vfs.len()).find(has)
+            && let Some(vf) = self.find(to, vlan)
         {
             outputs.known = true;
             // What it sends to itself goes nowhere.
@@ -172,12 +174,26 @@ impl Bridge {
         outputs.or_nobody()
     }
 
-    /// Whether a VF may send a frame of this length from this address.
+    /// The VF that has an address in a VLAN: the same one may be in several. One that is in this VLAN only comes first. No address is
+    /// nobody's, though it stands for one that is not known.
     #[inline]
-    fn may_send(&mut self, at: usize, source: u64, len: usize) -> Result<(), Why> {
+    fn find(&self, to: u64, vlan: u16) -> Option<usize> {
+        if to == 0 {
+            return None;
+        }
+        let has = |own: u16| self.vfs.iter().position(|vf| vf.address == to && vf.settings.vlan == own);
+        has(vlan).or_else(|| if vlan == 0 { None } else { has(0) })
+    }
+
+    /// Whether a VF may send a frame of this length from this address, with or without a tag.
+    #[inline]
+    fn may_send(&mut self, at: usize, source: u64, tagged: bool, len: usize) -> Result<(), Why> {
         let vf = &self.vfs[at];
         if !vf.is_up() {
             return Err(Why::Nobody);
+        }
+        if tagged && vf.settings.vlan != 0 {
+            return Err(Why::Spoof);
         }
         if vf.address != source {
             match vf.settings.mac {
@@ -192,12 +208,23 @@ impl Bridge {
 
     #[cold]
     fn learn(&mut self, at: usize, source: u64) -> Result<(), Why> {
-        let taken = |vf: &Vf| vf.settings.mac.is_some() && vf.address == source;
-        if source == 0 || source & GROUP != 0 || self.vfs.iter().any(taken) {
+        let taken =
+            |vf: usize| self.vfs[vf].address == source && (self.vfs[vf].settings.mac.is_some() || self.reaches(vf));
+        if source == 0 || source & GROUP != 0 || (0..self.vfs.len()).any(taken) {
             return Err(Why::Spoof);
         }
         self.vfs[at].address = source;
+        self.take_learnt(at, source);
         Ok(())
+    }
+
+    /// An address is this VF's from now on, and no other one's that learnt it.
+    fn take_learnt(&mut self, at: usize, address: u64) {
+        for (other, vf) in self.vfs.iter_mut().enumerate() {
+            if other != at && vf.settings.mac.is_none() && vf.address == address {
+                vf.address = 0;
+            }
+        }
     }
 
     /// Whether a VF has frames of this VLAN.
@@ -316,6 +343,57 @@ mod tests {
         assert_eq!(decide(&mut bridge, 0, &frame(0x55, 0x66, None)), Ok((0b100000, 0)));
         assert_eq!(decide(&mut bridge, 5, &frame(1, 0x77, None)), Err(Why::Spoof));
         assert_eq!(decide(&mut bridge, 0, &frame(0x55, 1, None)), Ok((0b100, 0)));
+    }
+
+    #[test]
+    fn a_learnt_address_is_one_vfs_alone_and_goes_with_its_guest_or_when_it_is_given_to_another_vf() {
+        let mut bridge = bridge();
+        bridge.set(VfSettings::new(1), None);
+        assert_eq!(decide(&mut bridge, 5, &frame(0x66, 0x77, None)), Ok((1, 0)));
+        assert_eq!(decide(&mut bridge, 2, &frame(0x66, 0x77, None)), Err(Why::Spoof), "VF 4 has it");
+        assert_eq!(decide(&mut bridge, 0, &frame(0x55, 0x66, None)), Ok((0b100000, 0)));
+        // Another guest comes: the address was not its own.
+        bridge.connect(5, true);
+        assert_eq!(decide(&mut bridge, 0, &frame(0x55, 0x66, None)), Err(Why::Nobody));
+        assert_eq!(decide(&mut bridge, 2, &frame(0x66, 0x77, None)), Ok((1, 0)), "nobody has it any more");
+        // It is given to VF 0, which comes in front, and then to VF 4, which comes behind.
+        let mac = Some("02:00:00:00:00:66".parse().unwrap());
+        for (vf, port) in [(0, 0b10), (4, 0b100000)] {
+            bridge.set(VfSettings { mac, ..VfSettings::new(vf) }, None);
+            assert_eq!(decide(&mut bridge, 0, &frame(0x55, 0x66, None)), Ok((port, 0)));
+            assert_eq!(decide(&mut bridge, 2, &frame(0x66, 0x77, None)), Err(Why::Spoof));
+            bridge.set(VfSettings::new(vf), None);
+            assert_eq!(decide(&mut bridge, 2, &frame(0x66, 0x77, None)), Ok((1, 0)));
+        }
+        // One that is cut off does not keep it.
+        bridge.set(VfSettings { link: VfLink::Disable, ..VfSettings::new(1) }, None);
+        assert_eq!(decide(&mut bridge, 5, &frame(0x66, 0x77, None)), Ok((1, 0)));
+        bridge.set(VfSettings::new(1), None);
+        assert_eq!(decide(&mut bridge, 0, &frame(0x55, 0x66, None)), Ok((0b100000, 0)));
+    }
+
+    #[test]
+    fn an_address_may_be_in_two_vlans_and_none_is_nobodys() {
+        let mut bridge = bridge();
+        // VF 2, in VLAN 10, gets the address of VF 0, which is in all that no other VF is in.
+        let old = bridge.vfs[2].settings;
+        bridge.set(VfSettings { mac: bridge.vfs[0].settings.mac, ..old }, None);
+        assert_eq!(decide(&mut bridge, 0, &frame(0x55, 0, Some(10))), Ok((0, 0b1000)));
+        assert_eq!(decide(&mut bridge, 0, &frame(0x55, 0, Some(11))), Ok((0b10, 0)));
+        assert_eq!(decide(&mut bridge, 0, &frame(0x55, 0, None)), Ok((0b10, 0)));
+        assert_eq!(decide(&mut bridge, 4, &frame(3, 0, None)), Ok((0b1000, 0)));
+        // VF 4 is silent.
+        let mut nowhere = frame(0x55, 0, None);
+        nowhere[..6].fill(0);
+        assert_eq!(decide(&mut bridge, 0, &nowhere), Err(Why::Nobody));
+    }
+
+    #[test]
+    fn a_frame_with_a_tag_that_its_vf_may_not_send_teaches_nothing() {
+        let mut bridge = bridge();
+        bridge.set(VfSettings { vlan: 10, ..VfSettings::new(4) }, None);
+        assert_eq!(decide(&mut bridge, 5, &frame(0x66, 0x77, Some(10))), Err(Why::Spoof));
+        assert_eq!(decide(&mut bridge, 0, &frame(0x55, 0x66, Some(10))), Err(Why::Nobody));
     }
 
     #[test]

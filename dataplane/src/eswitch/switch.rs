@@ -392,8 +392,12 @@ impl Switch {
             let old = std::mem::replace(&mut port.side, Side::Vf(None));
             // SAFETY: what was had of this VF is not used any more.
             let link = unsafe { self.nic.link(vf as u16) };
+            let same = match (&old, &link) {
+                (Side::Vf(Some(old)), Some(link)) => link.is_same(old),
+                (_, link) => !matches!(old, Side::Vf(Some(_))) && link.is_none(),
+            };
             if let Side::Vf(Some(old)) = old
-                && !link.as_ref().is_some_and(|link| link.is_same(&old))
+                && !same
             {
                 // Nobody takes what is in the rings of a port that is gone: it goes with them.
                 let (to_vf, from_vf) = (old.waiting() as u64, old.not_received() as u64);
@@ -403,7 +407,7 @@ impl Switch {
             }
             let queues = link.as_ref().map_or(1, VfLink::queues);
             port.outs.resize_with(queues, Burst::new);
-            if let Some(bridge) = &mut self.bridge {
+            if let Some(bridge) = self.bridge.as_mut().filter(|_| !same) {
                 bridge.connect(vf + 1, link.is_some());
             }
             port.side = Side::Vf(link);

@@ -202,6 +202,10 @@ impl<'a> Turn<'a> {
             return port;
         }
         let program = &rule.program;
+        if program.outputs() > 1 {
+            // Copies leave at once, behind the frames that came before.
+            self.deal(at);
+        }
         match self.finish(at) {
             Err(nowhere) => nowhere,
             Ok(Some(cut)) => {

@@ -39,7 +39,12 @@ impl Turn<'_> {
     fn spread(&mut self, outputs: &Outputs, segments: &mut Burst, at: usize) -> u16 {
         let (from, places) = (self.from, self.work.places[at]);
         // Copies take time as segments do.
-        self.cut += (outputs.as_it_is | outputs.changed).count_ones() as usize;
+        let copies = (outputs.as_it_is | outputs.changed).count_ones() as usize;
+        self.cut += copies;
+        if copies > 1 {
+            // They leave at once, behind the frames that came before.
+            self.deal(at);
+        }
         match self.finish(at) {
             Err(nowhere) => nowhere,
             Ok(Some(cut)) => {
