@@ -141,7 +141,8 @@ impl Format for Packed {
             // Up to the end of the ring, all that is plain has the same flags.
             let position = self.next.wrapping_add(at);
             let slot = layout.slot(position);
-            let run = (room - count).min((layout.size() - slot).into());
+            // Chains of several slots leave fewer than there is room for.
+            let run = (room - count).min((layout.size() - slot).min(layout.size() - at).into());
             let plain = layout.available(position) | if WRITE { Descriptor::WRITE } else { 0 };
             let (mut found, mut odd) = (0, None);
             for chain in &mut window[count..count + run] {
