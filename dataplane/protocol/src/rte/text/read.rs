@@ -244,7 +244,7 @@ fn step(words: &mut Words<'_>, before: &Before, actions: &mut Vec<Action>) -> Re
                 bytes.extend(&one.spec);
             }
             // What the words do not say is the same in all of them.
-            let tunnel = bytes.len() - ItemKind::Geneve.size();
+            let tunnel = bytes.len().checked_sub(ItemKind::Geneve.size()).ok_or_else(missing)?;
             match items.last().map(|last| last.kind) {
                 Some(ItemKind::Geneve) => bytes[tunnel + 2..tunnel + 4].copy_from_slice(&[0x65, 0x58]),
                 Some(ItemKind::Vxlan) => bytes[tunnel] = 0x08,

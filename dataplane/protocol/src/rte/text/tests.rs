@@ -47,6 +47,10 @@ fn copies_and_tunnels_have_lines_of_their_own() {
     assert!(lines[3].ends_with("/ geneve vni is 0x42 / end_set"), "{}", lines[3]);
     assert!(lines[4].ends_with("raw_encap index 0 / represented_port ethdev_port_id 0 / end"), "{}", lines[4]);
     assert_eq!(read(&text), Ok(two));
+    // Headers of which none could be a tunnel's.
+    for short in ["set raw_encap 0 end_set", "set raw_encap 0 vlan tci is 5 / end_set"] {
+        assert!(read(&text.replace(lines[3], short)).is_err(), "{short}");
+    }
 }
 
 #[test]
