@@ -293,8 +293,9 @@ pub struct NicPortCounters {
     /// Dropped because a VF in legacy mode sent from an address, or with a VLAN tag, that it may not have.
     #[serde(default)]
     pub drop_spoof: u64,
-    /// Broadcast and multicast frames that came in on the uplink that does not send, of two in active-backup: the other one has them, too,
-    /// and those that are our own would come back.
+    /// Frames that came in on the uplink that does not send, of two in active-backup: the other one has them, too, and those that are our
+    /// own would come back. What is said on a link itself (LLDP) is not among them, nor what is for one address within a second after the
+    /// other uplink took over.
     #[serde(default)]
     pub drop_backup: u64,
     /// Dropped because a meter, or a VF's rate limit, said so.

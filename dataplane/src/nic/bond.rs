@@ -1,30 +1,36 @@
 //! Several devices as one, by DPDK's bonding driver (Poll Mode Driver guide, "Link Bonding").
 //!
 //! The bond is a port of its own, over ports that it configures, starts and stops. Their links are polled, because drivers do not always
-//! say when one changes. In active-backup the driver receives on the active one only; [`Backup`] looks at the others, because a switch
-//! outside may send to either.
+//! say when one changes. In active-backup the driver receives on the active one only; [`Backup`] looks at the others, for what is said on
+//! each link, and for what a switch outside still sends to the old one just after another became active.
 
 use std::ffi::CString;
 use std::mem::MaybeUninit;
 use std::sync::Arc;
+use std::time::Duration;
 
 use dpdk_sys as sys;
 use ringspan_protocol::nic::BondMode;
-use ringspan_protocol::{DeviceSpec, Policy};
+use ringspan_protocol::{DeviceSpec, Policy, PolicyStatus};
 
 use super::burst::Burst;
 use super::device::{self, Link};
-use super::error::{DeviceError, describe};
+use super::error::{DeviceError, describe, reason};
 use super::filter::Filter;
 use super::pool::Pool;
 use super::port::Port;
 use super::wake::Bell;
 use super::{log, registry};
+use crate::worker::{ticks, ticks_in};
 
 /// How often links are looked at, in milliseconds: a few looks, and another one sends, cost less than 100 ms.
 const POLL_MS: u32 = 20;
 /// Memory that the driver takes for LACP, for each device, in one piece at most: it ends the process when it cannot have it.
 const LACP_BYTES: u64 = 1 << 20;
+/// How long a device that is not active any more may still be sent to: until who is outside has heard from the new one.
+const LATE: Duration = Duration::from_secs(1);
+/// What is said on a link itself, LLDP for one (IEEE 802.1Q, table 8-1), but for the last four bits.
+const LINK_LOCAL: [u8; 6] = [0x01, 0x80, 0xc2, 0, 0, 0];
 
 /// The devices of a bond, of which the bond's port keeps hold.
 #[derive(Debug)]
@@ -62,15 +68,14 @@ pub(super) fn plug(
     let device = bond.to_string();
     let failed = |step: &'static str, errno: i32, said: String| {
         let (device, driver) = (device.clone(), "net_bonding".into());
-        DeviceError::Driver { device, driver, step, error: describe(errno), errno: errno.abs(), said }
+        // The driver answers a bare -1 to whatever is wrong.
+        let (error, errno) = reason(bond, errno, "it may be in another bond, or unlike the others");
+        DeviceError::Driver { device, driver, step, error, errno, said }
     };
     let ports = devices
         .iter()
         .map(|spec| Ok((spec.clone(), Arc::new(device::plug(spec, queues)?))))
         .collect::<Result<Vec<_>, DeviceError>>()?;
-    if mode == BondMode::Lacp && super::configure::largest_free() < LACP_BYTES * (ports.len() as u64 + 1) {
-        return Err(failed("having memory for LACP: raise memory_mib", libc::ENOMEM, String::new()));
-    }
     let DeviceSpec::Vdev { name, .. } = bond else { return Err(DeviceError::Kind { device, kind: "bond" }) };
     let name = CString::new(name.as_str()).map_err(|_| failed("naming it", libc::EINVAL, String::new()))?;
     let number = match mode {
@@ -85,7 +90,12 @@ pub(super) fn plug(
     let Ok(id) = u16::try_from(id) else { return Err(failed("making the bond", id, said)) };
     let mut info = MaybeUninit::<sys::rte_eth_dev_info>::zeroed();
     // SAFETY: a valid port; the function fills the structure, for which all zeroes are a valid value too.
-    let (_, info) = unsafe { (sys::rte_eth_dev_info_get(id, info.as_mut_ptr()), info.assume_init()) };
+    let (status, info) = unsafe { (sys::rte_eth_dev_info_get(id, info.as_mut_ptr()), info.assume_init()) };
+    if status != 0 {
+        // SAFETY: the name is read during the call; the bond of that name is ours, and nobody uses it.
+        unsafe { sys::rte_eth_bond_free(name.as_ptr()) };
+        return Err(failed("reading the bond's abilities", status, said));
+    }
     registry.claim(bond.identity(), id, info.device);
     drop(registry);
     let members = Members { mode, ports };
@@ -115,6 +125,11 @@ pub(super) fn plug(
 }
 
 impl Members {
+    /// Bytes that must be free in one piece when the bond starts. The driver takes what LACP needs when the link of a device comes up.
+    pub fn needs_free(&self) -> u64 {
+        if self.mode == BondMode::Lacp { LACP_BYTES * (self.ports.len() as u64 + 1) } else { 0 }
+    }
+
     /// The devices of the bond with this port as they are now.
     pub fn status(&self, bond: u16) -> Vec<Member> {
         let mut active = [0; sys::SHIM_MAX_ETHPORTS as usize];
@@ -146,14 +161,20 @@ impl Members {
         }
         for (spec, port) in &self.ports {
             for filter in [Filter::Promiscuous, Filter::AllMulticast] {
-                if let Err(errno) = filter.apply(port.id(), Policy::Auto) {
-                    tracing::warn!("device {spec} of {bond}: its {} filter: {}", filter.name(), describe(errno));
-                }
+                // Whoever may do without is not refused, only told.
+                let refused = match filter.apply(port.id(), Policy::Auto) {
+                    Ok(PolicyStatus::Refused(why)) => why,
+                    Ok(_) => continue,
+                    Err(errno) => describe(errno),
+                };
+                tracing::warn!("device {spec} of {bond}: its {} filter: {refused}", filter.name());
             }
         }
         Some(Backup {
             bond,
             ports: self.ports.iter().map(|(_, port)| port.id()).collect(),
+            active: None,
+            late_until: 0,
             came: Burst::new(),
             passed_over: 0,
         })
@@ -165,19 +186,29 @@ impl Members {
 pub(super) struct Backup {
     bond: u16,
     ports: Vec<u16>,
+    /// Which one was active when it was last looked.
+    active: Option<i32>,
+    /// Until when, in ticks, the others may still have what is for us.
+    late_until: u64,
     came: Burst,
     passed_over: u64,
 }
 
 impl Backup {
-    /// Appends frames that came in on them. Those for a group are dropped and counted: the active device has them, too, and what was sent
-    /// there may come back here (Linux: `bond_should_deliver_exact_match`).
+    /// Appends frames that came in on them and were meant for them: what is said on a link, and for [`LATE`] after another device became
+    /// active what is for one address. All else is dropped and counted: the active device has it, too, and what was sent there may come back
+    /// here (Linux: `bond_should_deliver_exact_match`).
     ///
     /// # Safety
     /// The bond runs, its members' `queue` exists and is polled by the caller alone, and `pool` is theirs.
     pub unsafe fn receive(&mut self, queue: u16, pool: &Pool, burst: &mut Burst) {
         // SAFETY: the port is ours and a bond.
         let active = unsafe { sys::rte_eth_bond_primary_get(self.bond) };
+        if self.active != Some(active) {
+            // Nothing was late before there was any.
+            self.late_until = if self.active.is_some() { ticks() + ticks_in(LATE) } else { 0 };
+            self.active = Some(active);
+        }
         for port in self.ports.iter().filter(|port| i32::from(**port) != active) {
             let room = burst.room();
             self.came.hold(pool);
@@ -186,12 +217,13 @@ impl Backup {
             let n = unsafe { sys::shim_rx_burst(*port, queue, spare.as_mut_ptr(), spare.len() as u16) };
             // SAFETY: the driver gave us that many frames, of the pool, which is held.
             unsafe { self.came.filled(usize::from(n)) };
+            let late = n > 0 && self.late_until > 0 && ticks() < self.late_until;
             while !self.came.is_empty() {
-                if self.came.frame(0).data().first().is_some_and(|byte| byte & 1 == 1) {
+                if is_for_backup(self.came.frame(0).data(), late) {
+                    self.came.move_front(1, burst);
+                } else {
                     self.came.drop_front(1);
                     self.passed_over += 1;
-                } else {
-                    self.came.move_front(1, burst);
                 }
             }
         }
@@ -200,5 +232,34 @@ impl Backup {
     /// Frames that were dropped since the last question.
     pub fn passed_over(&mut self) -> u64 {
         std::mem::take(&mut self.passed_over)
+    }
+}
+
+/// Whether a frame that came in on a device that does not send is to be received.
+fn is_for_backup(frame: &[u8], late: bool) -> bool {
+    match frame.first_chunk::<6>() {
+        Some([first @ .., last]) if first[..] == LINK_LOCAL[..5] => last & 0xf0 == 0,
+        Some([first, ..]) => late && first & 1 == 0,
+        None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_does_not_send_receives_what_is_said_on_its_link_and_what_is_late() {
+        for (to, always, late) in [
+            ([0x01, 0x80, 0xc2, 0, 0, 0x0e], true, true),
+            ([0x01, 0x80, 0xc2, 0, 0, 0x02], true, true),
+            ([0x01, 0x80, 0xc2, 0, 0, 0x10], false, false),
+            ([0x01, 0, 0x5e, 0, 0, 1], false, false),
+            ([0xff; 6], false, false),
+            ([2, 0, 0, 0, 0, 1], false, true),
+        ] {
+            assert_eq!((is_for_backup(&to, false), is_for_backup(&to, true)), (always, late), "{to:02x?}");
+        }
+        assert!(!is_for_backup(&[2, 0], true));
     }
 }

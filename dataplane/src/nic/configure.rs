@@ -101,10 +101,16 @@ impl Setup<'_> {
         self.check_mtu(config, &info)?;
         let offloads = Offloads::choose(self.port.driver(), &info, config.offloads);
         let rings = self.configure(config, &info, &offloads, interrupts)?;
+        let first = pool.is_none();
         let pool = self.pool(config, &info, rings, pool)?;
         self.port.keep_pools([&pool].into_iter());
         self.queues(config, rings, &pool)?;
         self.set_mtu(config)?;
+        // Its driver ends the process when it cannot have this later; what it has it keeps.
+        let needed = self.port.members().map_or(0, |members| members.needs_free());
+        if first && largest_free() < needed {
+            return Err(self.no_memory("LACP", needed));
+        }
         if let Some(mac) = config.mac {
             self.set_mac(mac)?;
         }

@@ -72,7 +72,7 @@ impl RxQueue {
         received + burst.len() - before
     }
 
-    /// Frames that a bond dropped since the last question, because another of its devices received them, too.
+    /// Frames that a bond dropped since the last question, because they came in on a device of it that does not send.
     pub fn passed_over(&mut self) -> u64 {
         self.backup.as_mut().map_or(0, |backup| backup.passed_over())
     }
@@ -144,6 +144,8 @@ impl TxQueue {
     pub fn call(&mut self) {
         // SAFETY: the queue exists and is used here alone (`&mut self`); no pointer is read.
         unsafe { sys::shim_tx_burst(self.port.id(), self.index, std::ptr::NonNull::dangling().as_ptr(), 0) };
+        // What it sent by itself is not left lying where somebody sleeps.
+        self.bells.iter().for_each(|bell| bell.ring());
     }
 
     /// Whether [`TxQueue::clean`] does anything.
