@@ -1,7 +1,7 @@
 //! Frames that are cut stay among those before and behind them, however many there are.
 
 use anyhow::{Result, ensure};
-use ringspan_protocol::Action;
+use ringspan_protocol::{Action, NicMode, NicSpec, VfSettings};
 use ringspan_testkit::guest::{Guest, NetHeader, Options, feature};
 use ringspan_testkit::needs;
 use ringspan_testkit::packet::Packet;
@@ -50,6 +50,41 @@ fn a_large_frame_that_is_cut_stays_between_the_small_ones_around_it() -> Result<
         scene.guests[0].tx[0].reclaim();
     }
     scene.adds_up()
+}
+
+#[test]
+fn a_copy_for_many_stays_behind_the_frames_that_came_before_it() -> Result<()> {
+    needs!(Root, Lane);
+    let mac = |vf: u16| format!("02:00:00:00:00:{vf:02x}").parse().ok();
+    let vf = (0..3).map(|vf| VfSettings { mac: mac(vf), ..VfSettings::new(vf) }).collect();
+    for (label, spec) in
+        [("snic-copies", nic(3, &[])), ("snic-legacy", NicSpec { mode: NicMode::Legacy, vf, ..nic(3, &[]) })]
+    {
+        let mut scene = Scene::with(label, &spec, 3, |options| options)?;
+        if spec.mode == NicMode::Switchdev {
+            scene.install(vec![
+                rule(1, VF0, &["eth_dst=02:00:00:00:00:01"], vec![out(VF1)]),
+                rule(2, VF0, &["eth_dst=ff:ff:ff:ff:ff:ff"], vec![out(VF1), out(crate::NicPort::Vf(2))]),
+            ])?;
+        }
+        let frames: Vec<_> = (0..16)
+            .map(|at| {
+                let mut frame = finished(&Packet::new(100 + at));
+                frame[..12].copy_from_slice(&[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 0]);
+                if at % 4 == 3 {
+                    frame[..6].fill(0xff);
+                }
+                (NetHeader::default(), frame)
+            })
+            .collect();
+        send_together(&mut scene.guests[0], &frames);
+        for (at, (_, frame)) in frames.iter().enumerate() {
+            let got = receive(&mut scene.guests[1])?.1;
+            ensure!(got == *frame, "{label}: frame {at} is one of {} bytes, not {}", got.len(), frame.len());
+        }
+        scene.adds_up()?;
+    }
+    Ok(())
 }
 
 #[test]
