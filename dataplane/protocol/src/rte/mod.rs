@@ -69,6 +69,35 @@ impl RteFlow {
             Action::Meter(_) => "meters of a NIC are not made".into(),
             other => format!("no action of rte_flow does {other:?}"),
         };
-        matches.or_else(|| self.undone.first().map(does))
+        // A rule about GENEVE is about packets without options, which the pattern does not say: its header is longer with them.
+        let is_geneve = self.items.iter().any(|item| item.kind == ItemKind::Geneve);
+        let options = is_geneve.then(|| "no item of rte_flow says that a GENEVE packet has no options".into());
+        matches.or(options).or_else(|| self.undone.first().map(does))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::NicPort;
+    use crate::rule::Match;
+
+    fn missing(fields: &[&str]) -> Option<String> {
+        let matches = Match::new(fields.iter().map(|text| text.parse().unwrap())).unwrap();
+        let (in_port, actions) = (NicPort::Uplink, vec![Action::TunnelPop, Action::Output(NicPort::Vf(0))]);
+        RteFlow::new(&Rule { id: crate::RuleId(1), priority: 0, in_port, matches, actions, refresh: false })
+            .unwrap()
+            .missing()
+    }
+
+    #[test]
+    fn a_rule_about_geneve_is_not_told_as_one_about_packets_with_any_options() {
+        let tunnel = |kind: u32, port: u32| {
+            let fields =
+                [format!("tunnel_kind={kind}"), format!("tunnel_tp_dst={port}"), "tunnel_ipv4_dst=192.0.2.1".into()];
+            missing(&fields.each_ref().map(String::as_str))
+        };
+        assert_eq!(tunnel(1, 4789), None);
+        assert!(tunnel(2, 6081).unwrap().contains("GENEVE"));
     }
 }
