@@ -49,15 +49,17 @@ pub(crate) trait Memory {
 /// Refuses when somebody would lose the function.
 fn free(host: &Host, name: &str, function: &Function, disturb: bool, owner: Option<String>) -> Result<(), Error> {
     let busy = |message: String| Err(Error::new(ErrorKind::Busy, message).about(name));
-    if let Some(port) = owner {
-        return busy(format!("{name}: the port {port} has it: remove that first (ringspan port remove {port})"));
+    if let Some(owner) = owner {
+        return busy(format!(
+            "{name}: ringspan's {owner} has it: remove that first (ringspan port remove {owner}, or ringspan nic remove {owner} where it is a NIC)"
+        ));
     }
     if let Some(process) = host.vfio_user(function) {
         return busy(format!(
-            "{name}: process {process} has it open by vfio: stop that guest first, the kernel would wait for it"
+            "{name}: process {process} has it open by vfio or uio: stop that guest first, the kernel would wait for it"
         ));
     }
-    if function.pf.is_none() && !disturb {
+    if !disturb {
         let vfs = function.vf_counts.map_or(0, |(_, now)| now);
         if vfs > 0 {
             return busy(format!(
@@ -115,12 +117,18 @@ pub(crate) fn bind(
         steps.did(what, move || memory.remember(address, None));
     }
     let place = Place { host, name, address };
-    let (old, had) = (overridden, before.clone());
-    steps.did(format!("{} has let go of {address}", said(before.as_deref())), move || {
-        place.hand_over(old.as_deref(), had.is_some()).map(drop)
-    });
     let probe = wanted != Some(None);
-    let now = match place.hand_over(driver, probe) {
+    let let_go = match place.take(overridden.as_deref(), driver, probe) {
+        Ok(let_go) => let_go,
+        Err(error) => return Err(steps.fail(error)),
+    };
+    let (old, had) = (overridden, before.clone());
+    let what = match (&before, let_go) {
+        (Some(driver), true) => format!("{driver} has let go of {address}"),
+        _ => format!("driver_override of {address} is {}", driver.unwrap_or("none")),
+    };
+    steps.did(what, move || place.give_back(old.as_deref(), had.as_deref()));
+    let now = match if probe { place.probe() } else { Ok(place.driver()) } {
         Ok(now) => now,
         Err(error) => return Err(steps.fail(error)),
     };
@@ -174,21 +182,64 @@ impl Place<'_> {
         written.map_err(|error| Error::io(format!("{}: {what}", self.name), &error).about(self.name))
     }
 
-    /// Takes the function from the driver that has it, and where it is to be probed has the kernel find one: the one named, and no other, or
-    /// the one that it chooses. Returns who has it then.
-    fn hand_over(&self, to: Option<&str>, probe: bool) -> Result<Option<String>, Error> {
+    fn set_override(&self, to: Option<&str>) -> Result<(), Error> {
         // An empty line takes the override away.
         let line = format!("{}\n", to.unwrap_or_default());
-        self.write(&attribute(self.address, "driver_override"), &line, "driver_override")?;
-        if let Some(driver) = self.driver().filter(|now| !probe || to.is_none_or(|to| to != now)) {
-            let at = format!("bus/pci/drivers/{driver}/unbind");
-            self.write(&at, &self.address.to_string(), &format!("{driver} does not let go of it"))?;
+        self.write(&attribute(self.address, "driver_override"), &line, "driver_override")
+    }
+
+    fn unbind(&self, driver: &str) -> Result<(), Error> {
+        let at = format!("bus/pci/drivers/{driver}/unbind");
+        self.write(&at, &self.address.to_string(), &format!("{driver} does not let go of it"))
+    }
+
+    /// Takes the function from the driver that has it, unless that is the one it is to go `to`. Returns whether it did; when the driver does
+    /// not let go, the `old` override is there again.
+    fn take(&self, old: Option<&str>, to: Option<&str>, probe: bool) -> Result<bool, Error> {
+        self.set_override(to)?;
+        let Some(driver) = self.driver().filter(|now| !probe || to.is_none_or(|to| to != now)) else {
+            return Ok(false);
+        };
+        if let Err(error) = self.unbind(&driver) {
+            return Err(match self.set_override(old) {
+                Ok(()) => error,
+                Err(why) => {
+                    let message = format!("{}; left: its driver_override ({})", error.message, why.message);
+                    Error { message, ..error }
+                }
+            });
         }
-        if !probe {
-            return Ok(self.driver());
-        }
+        Ok(true)
+    }
+
+    /// Has the kernel find a driver: the one that `driver_override` names, and no other, or the one that it chooses. Returns who has it then.
+    fn probe(&self) -> Result<Option<String>, Error> {
         self.write("bus/pci/drivers_probe", &self.address.to_string(), "no driver takes it")?;
         Ok(wait(LIMIT, || self.driver()))
+    }
+
+    /// Gives the function back to the driver that `had` it, by name: another one might match it too. An error when somebody else has it afterwards.
+    fn give_back(&self, old: Option<&str>, had: Option<&str>) -> Result<(), Error> {
+        self.set_override(old)?;
+        if self.driver().as_deref() == had {
+            return Ok(());
+        }
+        if let Some(now) = self.driver() {
+            self.unbind(&now)?;
+        }
+        if let Some(had) = had {
+            let at = format!("bus/pci/drivers/{had}/bind");
+            self.write(&at, &self.address.to_string(), &format!("{had} does not take it back"))?;
+            // A driver may take it on a thread of its own.
+            let _ = wait(LIMIT, || self.driver());
+        }
+        match self.driver() {
+            now if now.as_deref() == had => Ok(()),
+            now => {
+                let message = format!("{}: {} has it, not {}", self.name, said(now.as_deref()), said(had));
+                Err(Error::new(ErrorKind::Failed, message).about(self.name))
+            }
+        }
     }
 }
 

@@ -13,7 +13,7 @@ pub(crate) mod netlink;
 mod pci;
 mod representor;
 pub(crate) mod sriov;
-mod steps;
+pub(crate) mod steps;
 pub(crate) mod sysfs;
 #[cfg(test)]
 mod tests;

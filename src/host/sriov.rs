@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::Host;
 use super::inventory::find;
 use super::pci::{Answer, Function, attribute};
+use super::representor::index;
 use super::steps::{Steps, wait};
 use crate::error::{Error, ErrorKind};
 
@@ -96,7 +97,12 @@ pub(crate) fn enable(
     if wanted != before {
         if before > 0 {
             unused(host, name, &function, disturb, owner)?;
+            let lost = settings(host, &function);
             set(host, name, address, 0)?;
+            for lost in lost {
+                // New VFs have none of it, also when the old number is restored.
+                steps.note(lost);
+            }
             steps.did(format!("{name} had {before} virtual functions, and has none"), move || {
                 set(host, name, address, before)
             });
@@ -120,6 +126,31 @@ pub(crate) fn enable(
     };
     let vfs = function.vfs.values().copied().collect();
     Ok(Enabled { pf: address, before, enabled: wanted, total, vfs, done: steps.finish() })
+}
+
+/// What VFs lose when they are taken away: what was said of them, and the drivers that they were given to.
+fn settings(host: &Host, pf: &Function) -> Vec<String> {
+    let index = pf.interfaces(&host.sysfs).into_iter().find_map(|interface| {
+        let port = host.sysfs.text(&attribute(pf.address, &format!("net/{interface}/phys_port_name")));
+        // Beside the PF's own interface there are those of representors.
+        let representor = port.is_some_and(|port| port.contains("vf"));
+        index(&host.sysfs, &interface).filter(|_| !representor)
+    });
+    let set = index.and_then(|index| host.kernel.vfs(index).ok()).unwrap_or_default();
+    let lost = pf.vfs.iter().filter_map(|(number, address)| {
+        let mut what = vec![];
+        if let Some(set) = set.iter().find(|set| set.vf == u32::from(*number)) {
+            what.extend(set.mac.filter(|mac| mac.0 != [0; 6]).map(|mac| format!("MAC address {mac}")));
+            what.extend((set.vlan != 0).then(|| format!("VLAN {}", set.vlan)));
+            let rate = (set.min_rate, set.max_rate);
+            what.extend((rate != (0, 0)).then(|| format!("rate {} to {} Mbit/s", rate.0, rate.1)));
+            what.extend((set.trust == Some(true)).then(|| "trust".to_owned()));
+        }
+        let given = host.sysfs.text(&attribute(*address, "driver_override")).filter(|text| text != "(null)");
+        what.extend(given.map(|driver| format!("binding to {driver}")));
+        (!what.is_empty()).then(|| format!("VF {number} ({address}) has lost its {}", what.join(", ")))
+    });
+    lost.collect()
 }
 
 /// Whether each VF is there, link and function.
@@ -147,11 +178,11 @@ fn unused(
         let Some(vf) = Function::read(&host.sysfs, *address) else { continue };
         if let Some(process) = host.vfio_user(&vf) {
             return busy(format!(
-                "{name}: process {process} has VF {number} ({address}) open by vfio: stop that guest first, the kernel would wait for it"
+                "{name}: process {process} has VF {number} ({address}) open by vfio or uio: stop that guest first, the kernel would wait for it"
             ));
         }
         let how = match vf.driver.as_deref() {
-            Some("vfio-pci") => Some("bound to vfio-pci".to_owned()),
+            Some(driver) if driver.contains("vfio") || driver.contains("uio") => Some(format!("bound to {driver}")),
             _ => host.busy_interface(&vf),
         };
         if let Some(how) = how {

@@ -9,17 +9,28 @@ use super::pci::{Function, attribute};
 const UP: u32 = 1;
 
 impl Host {
-    /// The process that has a function open by vfio: a guest. The kernel would wait for it, for as long as it runs.
+    /// The process that has a function open by vfio or uio: a guest, or DPDK. The kernel would wait for it, for as long as it runs.
     pub(crate) fn vfio_user(&self, function: &Function) -> Option<u32> {
-        if function.driver.as_deref() != Some("vfio-pci") {
+        let at = |name: &str| attribute(function.address, name);
+        // By iommufd each function has a node of its own (Documentation/driver-api/vfio.rst); by uio too.
+        let devices = self.sysfs.names(&at("vfio-dev")).into_iter().map(|name| format!("/dev/vfio/devices/{name}"));
+        let uio = self.sysfs.names(&at("uio")).into_iter().map(|name| format!("/dev/{name}"));
+        let mut nodes: Vec<String> = devices.chain(uio).collect();
+        // Drivers of vfio are not vfio-pci alone: mlx5_vfio_pci, hisi_acc_vfio_pci, nvgrace_gpu_vfio_pci.
+        let by_vfio = function.driver.as_deref().is_some_and(|driver| driver.contains("vfio"));
+        if let Some(group) = function.iommu_group.filter(|_| by_vfio) {
+            nodes.extend([format!("/dev/vfio/{group}"), format!("/dev/vfio/noiommu-{group}")]);
+        }
+        if nodes.is_empty() {
             return None;
         }
-        let group = format!("/dev/vfio/{}", function.iommu_group?);
         let entries = fs::read_dir(&self.proc).into_iter().flatten().flatten();
         let mut processes = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
         processes.find(|process| {
             let files = fs::read_dir(self.proc.join(process.to_string()).join("fd")).into_iter().flatten().flatten();
-            files.filter_map(|file| fs::read_link(file.path()).ok()).any(|to| to.as_os_str() == group.as_str())
+            files
+                .filter_map(|file| fs::read_link(file.path()).ok())
+                .any(|to| nodes.iter().any(|node| to.as_os_str() == node.as_str()))
         })
     }
 

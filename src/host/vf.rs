@@ -82,7 +82,8 @@ impl Wish {
         let qos = if vlan == 0 { 0 } else { qos };
         let (min, max) = (self.min_rate.unwrap_or(now.min_rate), self.max_rate.unwrap_or(now.max_rate));
         [
-            self.mac.filter(|mac| Some(*mac) != now.mac).map(VfChange::Mac),
+            // Always: what the kernel reports may be the VF's own choice (or a random one), which a guest may change as long as nobody gave it one.
+            self.mac.map(VfChange::Mac),
             ((vlan, qos) != (now.vlan, now.qos)).then_some(VfChange::Vlan(vlan, qos)),
             ((min, max) != (now.min_rate, now.max_rate)).then_some(VfChange::Rate(min, max)),
             differs(self.spoof_check, now.spoof_check).map(VfChange::SpoofCheck),
@@ -162,7 +163,8 @@ pub(crate) fn set(host: &Host, wish: &Wish) -> Result<Set, Error> {
         Ok(after) => after,
         Err(error) => return Err(steps.fail(error)),
     };
-    if let Some(change) = wish.changes(&after).first() {
+    let there = |change: &VfChange| matches!(change, VfChange::Mac(mac) if Some(*mac) == after.mac);
+    if let Some(change) = wish.changes(&after).iter().find(|change| !there(change)) {
         let message =
             format!("{name} VF {vf}: the driver took {} and does not have it: it has no such setting", said(*change));
         return Err(steps.fail(Error::new(ErrorKind::Unsupported, message).about(name)));

@@ -1,22 +1,22 @@
 //! Methods about the host's NICs: the inventory, and what is changed of them.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, TryLockError};
 use std::time::Duration;
 
-use ringspan_protocol::{DeviceSpec, PciAddress, PortName};
+use ringspan_protocol::{DeviceSpec, NicOffload, PciAddress};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Call, Nothing};
 use crate::control::{Daemon, locked};
-use crate::desired::DesiredPort;
 use crate::error::{Error, ErrorKind};
 use crate::host::Host;
 use crate::host::bind::{self, Bound, Memory};
 use crate::host::eswitch::{self, Eswitch};
 use crate::host::inventory::{Device, Inventory, Pf};
 use crate::host::sriov::{self, Count, Enabled};
+use crate::host::steps::wait;
 use crate::host::vf::{self, Set, Wish};
 use crate::ovs::client::{Database, Place};
 use crate::ovs::view::View;
@@ -86,6 +86,22 @@ impl Around {
 
 /// One change of the host at a time.
 static CHANGES: Mutex<()> = Mutex::new(());
+/// Longest wait for another change to end.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Takes the right to change the host. A write into the kernel may hang: who comes then is told so, and does not hang too.
+fn one_at_a_time(changes: &Mutex<()>, patience: Duration) -> Result<MutexGuard<'_, ()>, Error> {
+    let taken = wait(patience, || match changes.try_lock() {
+        Ok(guard) => Some(guard),
+        Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    });
+    taken.ok_or_else(|| {
+        let message = "another change of this host's NICs is under way: try again when it has ended, and look into the kernel's log if it never does";
+        Error::new(ErrorKind::Busy, message)
+    })
+}
+
 /// Default of `timeout_ms` of `vf.enable`.
 pub(super) const ENABLE_MS: u64 = 60_000;
 
@@ -144,22 +160,31 @@ impl Memory for Drivers<'_> {
     }
 }
 
-/// The ports by the functions that they have.
+/// The ports, and the NICs in software, by the functions that they have.
 fn owners(call: &Call) -> BTreeMap<String, String> {
     let desired = locked(&call.daemon.desired);
-    let owner = |(name, port): (&PortName, &DesiredPort)| match &port.spec.device {
-        // A representor's port has the PF's address, and does not own the PF.
-        DeviceSpec::Pci { address, args } if !args.contains("representor=") => {
-            Some((address.to_string(), name.to_string()))
+    let mut owners = BTreeMap::new();
+    for (name, nic) in &desired.nics {
+        // A NIC of its own, where ringspan and not TC brings flows into its switch.
+        let own = nic.spec.pci.as_ref().filter(|pci| pci.offload == NicOffload::Ringspan).map(|pci| &pci.pf);
+        for uplink in nic.spec.uplinks.iter().chain(own) {
+            if let DeviceSpec::Pci { address, .. } = uplink {
+                owners.insert(address.to_string(), name.to_string());
+            }
         }
-        _ => None,
-    };
-    desired.ports.iter().filter_map(owner).collect()
+    }
+    for (name, port) in &desired.ports {
+        // A representor's port has the PF open too.
+        if let DeviceSpec::Pci { address, .. } = &port.spec.device {
+            owners.insert(address.to_string(), name.to_string());
+        }
+    }
+    owners
 }
 
 pub(super) fn enable_vfs(call: &mut Call, request: EnableVfs) -> Result<Enabled, Error> {
     let limit = Duration::from_millis(request.timeout_ms.min(600_000));
-    let (host, _one) = (call.daemon.host(), locked(&CHANGES));
+    let (host, _one) = (call.daemon.host(), one_at_a_time(&CHANGES, PATIENCE)?);
     let owner = |address: PciAddress| owners(call).remove(&address.to_string());
     let enabled = sriov::enable(&host, &request.pf, request.count, request.disturb, limit, owner)?;
     for done in &enabled.done {
@@ -169,7 +194,7 @@ pub(super) fn enable_vfs(call: &mut Call, request: EnableVfs) -> Result<Enabled,
 }
 
 pub(super) fn set_vf(call: &mut Call, wish: Wish) -> Result<Set, Error> {
-    let (host, _one) = (call.daemon.host(), locked(&CHANGES));
+    let (host, _one) = (call.daemon.host(), one_at_a_time(&CHANGES, PATIENCE)?);
     let set = vf::set(&host, &wish)?;
     for done in &set.done {
         tracing::info!("{done}, as process {} asked", call.peer.pid);
@@ -182,7 +207,7 @@ pub(super) fn eswitch(call: &mut Call, ByPf { pf }: ByPf) -> Result<Eswitch, Err
 }
 
 pub(super) fn set_eswitch(call: &mut Call, wish: eswitch::Wish) -> Result<Eswitch, Error> {
-    let (host, _one) = (call.daemon.host(), locked(&CHANGES));
+    let (host, _one) = (call.daemon.host(), one_at_a_time(&CHANGES, PATIENCE)?);
     let set = eswitch::set(&host, &wish, |address| owners(call).remove(&address.to_string()))?;
     for done in &set.done {
         tracing::info!("{done}, as process {} asked", call.peer.pid);
@@ -195,7 +220,7 @@ pub(super) fn bind(call: &mut Call, request: BindDevice) -> Result<Bound, Error>
     if driver.is_some() == restore {
         return Err(Error::new(ErrorKind::Usage, "device.bind: give either driver or restore: see schema.get"));
     }
-    let (host, _one) = (call.daemon.host(), locked(&CHANGES));
+    let (host, _one) = (call.daemon.host(), one_at_a_time(&CHANGES, PATIENCE)?);
     let (owner, memory) =
         (|address: PciAddress| owners(call).remove(&address.to_string()), Drivers(&call.daemon.state_dir));
     let bound = bind::bind(&host, &memory, &device, driver.as_deref(), disturb, owner)?;
@@ -226,4 +251,18 @@ pub(super) fn pf_list(call: &mut Call, _: Nothing) -> Result<Vec<Pf>, Error> {
 pub(super) fn pf_get(call: &mut Call, ByPf { pf }: ByPf) -> Result<Pf, Error> {
     let host = call.daemon.host();
     Ok(Around::look(call).pf(Inventory::take(&host).pf_named(&pf)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_comes_while_a_change_hangs_is_told_so() {
+        let changes = Mutex::new(());
+        let held = one_at_a_time(&changes, PATIENCE).unwrap();
+        assert_eq!(one_at_a_time(&changes, Duration::from_millis(20)).unwrap_err().kind, ErrorKind::Busy);
+        drop(held);
+        assert!(one_at_a_time(&changes, PATIENCE).is_ok());
+    }
 }

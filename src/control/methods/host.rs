@@ -1,5 +1,8 @@
 //! Methods about what the agent's files want of this host.
 
+use std::fs::OpenOptions;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
@@ -62,10 +65,48 @@ pub(super) fn plan(_: &mut Call, params: PlanOf) -> Result<Plan, Error> {
     plan_of(&params)
 }
 
+/// More than this is no configuration.
+const LONGEST: u64 = 1 << 20;
+
+/// Reads a file whose path a client gave, or another file: the daemon, which may read everything, does not wait for a pipe or a device, nor fill
+/// its memory.
+fn read(path: &Path) -> io::Result<String> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
+    }
+    let mut text = String::new();
+    file.take(LONGEST + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > LONGEST {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is longer than {LONGEST} bytes")));
+    }
+    Ok(text)
+}
+
 /// The plan for this machine.
 pub(crate) fn plan_of(params: &PlanOf) -> Result<Plan, Error> {
     let files = Files { host: params.file.clone(), common: params.common.clone() };
-    let settings = Settings::read(&files, &|path| std::fs::read_to_string(path))?;
+    let settings = Settings::read(&files, &read)?;
     let host = Host::new(Path::new("/"), None, Box::new(FilesOnly));
     Ok(conf::plan(&settings, &Inventory::read(&host, conf::addresses())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_regular_files_of_a_bounded_length_are_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("host.conf");
+        std::fs::write(&path, "rack: r1\n").unwrap();
+        assert_eq!(read(&path).unwrap(), "rack: r1\n");
+        std::fs::write(&path, vec![b'#'; LONGEST as usize + 1]).unwrap();
+        assert!(read(&path).is_err());
+        let pipe = folder.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for other in [&pipe, Path::new("/dev/zero"), folder.path()] {
+            assert!(read(other).is_err(), "{}", other.display());
+        }
+    }
 }

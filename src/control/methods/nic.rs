@@ -1,5 +1,7 @@
 //! Methods about software NICs.
 
+use std::sync::Mutex;
+
 use ringspan_protocol::{
     LaneName, MacAddress, NicName, NicOffload, NicSpec, NicStatus, Reply, Request, VfChange, VfLink,
 };
@@ -155,10 +157,15 @@ pub(super) fn add(call: &mut Call, request: NicRequest) -> Result<NicEntry, Erro
     Ok(entry(daemon, &name, nic))
 }
 
+/// One change of a NIC's VFs at a time.
+static CHANGES: Mutex<()> = Mutex::new(());
+
 pub(super) fn set_vf(call: &mut Call, request: SetVf) -> Result<NicEntry, Error> {
     let daemon = call.daemon;
     let SetVf { name, vf, mac, vlan, qos, spoof_check, trust, max_mbit, link } = request;
     let change = VfChange { mac, vlan, qos, spoof_check, trust, max_mbit, link };
+    // From here to where it is saved: of two changes of one VF, the later one is to know of the earlier one.
+    let _one = locked(&CHANGES);
     let nic = locked(&daemon.desired).nics.get(&name).cloned().ok_or_else(|| unknown(&name))?;
     if nic.origin == Origin::Config {
         return Err(in_file(daemon, &name, "change it there"));

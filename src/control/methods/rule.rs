@@ -17,10 +17,13 @@ pub(crate) struct RuleFilter {
     /// Of this NIC; of all when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nic: Option<NicName>,
-    /// At most so many.
+    /// At most so many, 10000 at most.
     #[serde(default = "most")]
     pub limit: usize,
 }
+
+/// More than this is no answer that a client can be sent at once.
+const MOST: usize = 10_000;
 
 fn most() -> usize {
     1000
@@ -48,9 +51,10 @@ pub(super) fn list(call: &mut Call, filter: RuleFilter) -> Result<Vec<RuleEntry>
         let message = format!("no lane has a NIC {name} at this moment: see ringspan nic list");
         return Err(Error::new(ErrorKind::NotFound, message).about(name));
     }
+    let limit = filter.limit.min(MOST);
     let mut entries = Vec::new();
     for nic in nics.iter().filter(|nic| filter.nic.as_ref().is_none_or(|wanted| wanted == *nic)) {
-        let left = filter.limit.saturating_sub(entries.len());
+        let left = limit.saturating_sub(entries.len());
         let entry = |rule: Rule| {
             let printed = text::print(&rule);
             let why = printed.as_ref().err().map(ToString::to_string);

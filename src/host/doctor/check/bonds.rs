@@ -37,7 +37,7 @@ fn look(host: &Host, bond: &str) -> Vec<Found> {
     if with_vfs && !MODES.contains(&mode.as_str()) {
         add(Found::fail(format!("mode {mode}: VF LAG and bonds of VFs need active-backup, balance-xor or 802.3ad"))
             .evidence([format!("{folder}/mode: {mode}")])
-            .remedy([format!("ip link set {bond} down && ip link set {bond} type bond mode active-backup miimon 100 && ip link set {bond} up")]));
+            .remedy([format!("# in the network's configuration (ifupdown, netplan, NetworkManager) make {bond} active-backup or 802.3ad, then boot anew: a bond's mode cannot change while it has members")]));
     }
     if miimon == "0" && host.text(&format!("{folder}/arp_interval")).is_ok_and(|text| text == "0") {
         add(Found::warn("its members' links are not watched: a dead link goes on being used")
@@ -86,7 +86,7 @@ fn vf_lag(host: &Host, cards: &[&Nic]) -> Option<Found> {
         Ok(state) if state.starts_with("active") => Found::pass("VF LAG is active").evidence([format!("{place}: {state}")]),
         Ok(state) => Found::fail("VF LAG is not active: VFs of one port lose their network when its link goes down")
             .evidence([format!("{place}: {state}")])
-            .remedy(["# unbind all VFs of both functions, then: ringspan call bond.create with both functions in switchdev mode"]),
+            .remedy(["# unbind all VFs of both functions, set both to switchdev mode (ringspan eswitch set), then make the bond anew in the network's configuration"]),
         Err(why) => Found::unseen(&place, &why),
     })
 }

@@ -34,10 +34,23 @@ const FOLDER: &str = "/sys/kernel/mm/hugepages";
 /// What a lane takes when its configuration does not say.
 const A_LANE_MIB: u64 = 256;
 
-fn reserve(count: u64) -> Vec<String> {
+/// The size whose pages are reserved by remedies, in KiB: 2 MiB where there is that one, else the smallest. `vm.nr_hugepages` counts pages of
+/// the default size, which can be 1 GiB.
+fn size(host: &Host, folder: &str) -> u64 {
+    let size = |name: &String| name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok();
+    let sizes: Vec<u64> = host.names(folder).unwrap_or_default().iter().filter_map(size).collect();
+    if sizes.contains(&2048) { 2048 } else { sizes.into_iter().min().unwrap_or(2048) }
+}
+
+/// Reserves this much more than there is, now and at each boot.
+fn reserve(host: &Host, all: &[Pages], more_mib: u64) -> Vec<String> {
+    let kib = size(host, FOLDER);
+    let now = all.iter().find(|pages| pages.kib == kib).map_or(0, |pages| pages.count);
+    let count = now + (more_mib * 1024).div_ceil(kib);
+    let place = format!("{FOLDER}/hugepages-{kib}kB/nr_hugepages");
     vec![
-        format!("sysctl -w vm.nr_hugepages={count}"),
-        format!("echo vm.nr_hugepages={count} > /etc/sysctl.d/60-ringspan.conf"),
+        format!("echo {count} > {place}"),
+        format!("echo 'w {place} - - - - {count}' > /etc/tmpfiles.d/ringspan-hugepages.conf"),
     ]
 }
 
@@ -54,7 +67,7 @@ pub(super) fn reserved(host: &Host) -> Vec<Found> {
         let message =
             "no hugepage is reserved: lanes run on ordinary pages, slower, and not with VFs of a card without an IOMMU";
         let found = if host.wants_vfs() { Found::fail(message) } else { Found::warn(message) };
-        return vec![found.evidence([format!("{FOLDER}: no pages of any size")]).remedy(reserve(1024))];
+        return vec![found.evidence([format!("{FOLDER}: no pages of any size")]).remedy(reserve(host, &all, 2048))];
     }
     let total: u64 = all.iter().map(|one| one.mib(one.count)).sum();
     let free: u64 = all.iter().map(|one| one.mib(one.free)).sum();
@@ -63,7 +76,7 @@ pub(super) fn reserved(host: &Host) -> Vec<Found> {
     } else {
         // Who runs already has its memory: only what is started next lacks it.
         Found::warn(format!("{free} of {total} MiB of hugepages are free: the next lane ({A_LANE_MIB} MiB) or guest does not start in them"))
-            .remedy(reserve(all.iter().filter(|one| one.kib == 2048).map(|one| one.count).sum::<u64>() + 512))
+            .remedy(reserve(host, &all, 1024))
     };
     let mut found = vec![first.evidence(evidence(&all))];
     found.extend(nodes(host));
@@ -85,13 +98,15 @@ fn nodes(host: &Host) -> Vec<Found> {
     };
     let found = wanted.into_iter().filter_map(|(node, card)| {
         let folder = lacks(node)?;
+        let kib = size(host, &folder);
+        let count = (2048u64 * 1024).div_ceil(kib);
         Some(
             Found::warn(format!(
                 "NUMA node {node} has no hugepages, and {card} is there: its packets go over to another node"
             ))
             .about(format!("node {node}"))
             .evidence([format!("{folder}: no pages of any size")])
-            .remedy([format!("echo 1024 > {folder}/hugepages-2048kB/nr_hugepages")]),
+            .remedy([format!("echo {count} > {folder}/hugepages-{kib}kB/nr_hugepages")]),
         )
     });
     found.collect()

@@ -1,7 +1,7 @@
 //! The IOMMU: on, not in the host's own way, and telling functions apart.
 
 use super::Found;
-use crate::host::doctor::host::Host;
+use crate::host::doctor::host::{Host, Unseen};
 
 const GROUPS: &str = "/sys/kernel/iommu_groups";
 /// What the firmware tells the kernel of IOMMUs by: Intel's, AMD's, Arm's.
@@ -28,8 +28,16 @@ fn turned_off(word: &str) -> bool {
     matches!(word.split_once('='), Some(("intel_iommu" | "amd_iommu" | "iommu", values)) if values.split(',').any(|value| value == "off"))
 }
 
+/// The groups behind an IOMMU. vfio makes some without one, too (enable_unsafe_noiommu_mode), which have no type of a domain and this name
+/// (drivers/vfio/group.c).
+fn groups(host: &Host) -> Result<Vec<String>, Unseen> {
+    let mut groups = host.names(GROUPS)?;
+    groups.retain(|group| host.text(&format!("{GROUPS}/{group}/name")).as_deref() != Ok("vfio-noiommu"));
+    Ok(groups)
+}
+
 pub(super) fn enabled(host: &Host) -> Vec<Found> {
-    let groups = match host.names(GROUPS) {
+    let groups = match groups(host) {
         Ok(groups) => groups,
         Err(why) => return vec![Found::unseen(GROUPS, &why)],
     };
@@ -71,7 +79,7 @@ pub(super) fn enabled(host: &Host) -> Vec<Found> {
 }
 
 pub(super) fn passthrough(host: &Host) -> Vec<Found> {
-    let groups = match host.names(GROUPS) {
+    let groups = match groups(host) {
         Ok(groups) if groups.is_empty() => return vec![Found::unknown("the IOMMU is off")],
         Ok(groups) => groups,
         Err(why) => return vec![Found::unseen(GROUPS, &why)],

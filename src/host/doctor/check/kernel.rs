@@ -58,10 +58,7 @@ const MATCHERS: &[Matcher] = &[
         words: &["Failed to activate VF LAG"],
         state: State::Fail,
         cause: "VF LAG was not activated: a VF was bound to a driver, or the two functions were in different modes",
-        remedy: Commands(&[
-            "ringspan call bond.status '{}'",
-            "# unbind all VFs of both functions, then bring the bond down and up",
-        ]),
+        remedy: Commands(&["# unbind all VFs of both functions, then bring the bond down and up"]),
     },
     Matcher {
         words: &["Device is ineligible for IOMMU domain attach due to platform RMRR"],

@@ -6,6 +6,17 @@ use crate::host::doctor::host::Host;
 /// CAP_IPC_LOCK in a capability set (capabilities(7)): memory is locked without limit.
 const IPC_LOCK: u64 = 1 << 14;
 
+const UNLIMITED: [&str; 3] = [
+    "mkdir -p /etc/systemd/system/ringspan.service.d && printf '[Service]\\nLimitMEMLOCK=infinity\\n' > /etc/systemd/system/ringspan.service.d/memlock.conf",
+    "systemctl daemon-reload && systemctl restart ringspan",
+    "# in this shell: ulimit -l unlimited",
+];
+
+/// Devices of the kernel's vDPA bus.
+fn vdpa(host: &Host) -> Vec<String> {
+    host.names("/sys/bus/vdpa/devices").unwrap_or_default()
+}
+
 pub(super) fn memlock(host: &Host) -> Vec<Found> {
     let limits = match host.text("/proc/self/limits") {
         Ok(text) => text,
@@ -20,17 +31,19 @@ pub(super) fn memlock(host: &Host) -> Vec<Found> {
     let evidence = [format!("/proc/self/limits: {}", line.split_whitespace().collect::<Vec<_>>().join(" "))];
     let found = if soft == "unlimited" {
         Found::pass("RLIMIT_MEMLOCK is unlimited")
+    } else if effective.is_some_and(|set| set & IPC_LOCK != 0) && !vdpa(host).is_empty() {
+        // drivers/vhost/vdpa.c, vhost_vdpa_pa_map: pages beyond the limit are refused, whatever the capabilities.
+        Found::warn(format!(
+            "RLIMIT_MEMLOCK is {soft} bytes: vhost-vdpa counts a guest's memory against it (ENOMEM), and CAP_IPC_LOCK does not pass it by there"
+        ))
+        .remedy(UNLIMITED)
     } else if effective.is_some_and(|set| set & IPC_LOCK != 0) {
         Found::pass(format!("RLIMIT_MEMLOCK is {soft} bytes, and CAP_IPC_LOCK passes it by"))
     } else {
         let message = format!(
             "RLIMIT_MEMLOCK is {soft} bytes: VFIO and vhost-vdpa cannot pin a guest's memory (EFAULT, ENOMEM) for who is started like this"
         );
-        Found::warn(message).remedy([
-            "mkdir -p /etc/systemd/system/ringspan.service.d && printf '[Service]\\nLimitMEMLOCK=infinity\\n' > /etc/systemd/system/ringspan.service.d/memlock.conf",
-            "systemctl daemon-reload && systemctl restart ringspan",
-            "# in this shell: ulimit -l unlimited",
-        ])
+        Found::warn(message).remedy(UNLIMITED)
     };
     vec![found.evidence(evidence)]
 }
@@ -59,7 +72,7 @@ pub(super) fn nodes(host: &Host) -> Vec<Found> {
         });
     }
     // Only with a device of the kernel's vDPA bus does a node belong there.
-    let devices = host.names("/sys/bus/vdpa/devices").unwrap_or_default();
+    let devices = vdpa(host);
     if !devices.is_empty() {
         let nodes =
             host.names("/dev").unwrap_or_default().iter().filter(|name| name.starts_with("vhost-vdpa-")).count();

@@ -35,6 +35,15 @@ fn an_iommu_that_nobody_asked_for() {
 }
 
 #[test]
+fn groups_that_vfio_made_without_an_iommu_are_not_one() {
+    let mut tree = Tree::healthy();
+    without_iommu(&mut tree);
+    tree.file("/proc/cmdline", "root=/dev/sda1 quiet");
+    tree.file("/sys/kernel/iommu_groups/0/name", "vfio-noiommu\n");
+    tree.trouble("iommu", State::Fail, "intel_iommu=on is not on the command line");
+}
+
+#[test]
 fn an_iommu_that_the_command_line_turns_off() {
     let mut tree = Tree::healthy();
     without_iommu(&mut tree);
@@ -258,11 +267,11 @@ fn hugepages_that_are_not_there_used_up_or_on_another_node() {
     let folder = "/sys/kernel/mm/hugepages/hugepages-2048kB";
     tree.file(&format!("{folder}/nr_hugepages"), "0\n");
     let found = tree.trouble("hugepages", State::Fail, "no hugepage is reserved");
-    assert_eq!(found.remedy[0], "sysctl -w vm.nr_hugepages=1024");
+    assert_eq!(found.remedy[0], "echo 1024 > /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages");
     tree.file(&format!("{folder}/nr_hugepages"), "1024\n");
     tree.file(&format!("{folder}/free_hugepages"), "10\n");
     let found = tree.trouble("hugepages", State::Warn, "20 of 2048 MiB of hugepages are free");
-    assert_eq!(found.remedy[0], "sysctl -w vm.nr_hugepages=1536");
+    assert_eq!(found.remedy[0], "echo 1536 > /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages");
     tree.file(&format!("{folder}/free_hugepages"), "1024\n");
     tree.file("/sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages", "0\n");
     let found = tree.trouble("hugepages", State::Warn, "NUMA node 0 has no hugepages");
