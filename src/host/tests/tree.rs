@@ -1,9 +1,9 @@
 //! A made-up `/sys`, which acts on what is written to it as the kernel does.
 //!
-//! Not seen on hardware. An 82576 is laid out as the lab's checks of zero copy find QEMU's (Linux 6.1), and, as the kernel's sources and public
-//! documentation have them, a ConnectX (drivers/net/ethernet/mellanox/mlx5/core/{sriov,esw/devlink_port}.c;
-//! Documentation/networking/representors.rst) and an I350. SR-IOV: drivers/pci/iov.c, `sriov_numvfs_store`; binding: drivers/pci/pci-driver.c,
-//! drivers/base/bus.c.
+//! Not seen on hardware. An 82576 is laid out as Linux 6.1 shows QEMU's: `cargo xtask lab` checks there what the tests here take for given.
+//! As the kernel's sources and public documentation have them: a ConnectX
+//! (drivers/net/ethernet/mellanox/mlx5/core/{sriov,esw/devlink_port}.c; Documentation/networking/representors.rst) and an I350.
+//! SR-IOV: drivers/pci/iov.c, `sriov_numvfs_store`; binding: drivers/pci/pci-driver.c, drivers/base/bus.c.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -18,7 +18,7 @@ use ringspan_testkit::{paths, wait};
 
 use super::kernel_log::KernelLog;
 use super::registers::Registers;
-use super::{FIRST, SECOND, checks, story_port};
+use super::{FIRST, SECOND, checks, control, story_port};
 
 /// Longest frame without its Ethernet header.
 pub const MTU: u16 = 9000;
@@ -50,9 +50,13 @@ pub struct Host {
 
 /// Makes the host ready and runs the checks whose names contain `only`, on a physical function and on a virtual one.
 pub fn run(only: &str) -> Result<()> {
-    let mut host = Host::prepare()?;
+    for module in ["igb", "igbvf", "vfio-pci", "vfio_iommu_type1"] {
+        wait::run(Command::new("modprobe").arg(module), Duration::from_secs(60))?.success(module)?;
+    }
+    let mut story = story_port()?;
+    let mut done = control::run(&mut story, only)?;
+    let mut host = Host::prepare(story)?;
     let mut log = KernelLog::from_now()?;
-    let mut done = 0;
     for begin in [checks::FUNCTION, checks::VIRTUAL_FUNCTION] {
         for (name, check) in begin.iter().chain(checks::BOTH.iter().filter(|(name, _)| name.contains(only))) {
             let start = Instant::now();
@@ -76,12 +80,8 @@ pub fn run(only: &str) -> Result<()> {
 }
 
 impl Host {
-    fn prepare() -> Result<Self> {
-        let mut story = story_port()?;
+    fn prepare(mut story: fs::File) -> Result<Self> {
         fs::write("/proc/sys/vm/nr_hugepages", HUGE_PAGES.to_string())?;
-        for module in ["igb", "vfio-pci", "vfio_iommu_type1"] {
-            wait::run(Command::new("modprobe").arg(module), Duration::from_secs(60))?.success(module)?;
-        }
         let (nic, far_nic) = (Function::at(FIRST)?, Function::at(SECOND)?);
         for function in [&nic, &far_nic] {
             let (driver, group) = (function.driver(), function.iommu_group());

@@ -1,9 +1,10 @@
-//! `cargo xtask lab`: zero copy by DMA, checked in an emulated SR-IOV host.
+//! `cargo xtask lab`: the host's NICs under `ringspan`'s hand, and zero copy by DMA, checked in an emulated SR-IOV host.
 //!
 //! The host is a QEMU guest with an IOMMU and two igb NICs, joined by a wire (docs/decisions/0011-lab.md). This side makes it and shows what it
 //! says; [`inside`] is the other side: this same program in there, which runs a lane and plays the lane's guest.
 
 mod checks;
+mod control;
 mod flow;
 mod inside;
 mod kernel_log;
