@@ -11,6 +11,7 @@ use ringspan_testkit::needs;
 use ringspan_testkit::ovs::Ovs;
 
 use super::report::{FlowFilter, FlowState, Sort};
+use super::step::Outcome;
 use super::table::{Misses, Source, Told as ToldFlow};
 use super::work::{Change, News, Work};
 use super::{Engine, Mirror, Nic, Settings};
@@ -252,6 +253,34 @@ fn a_lane_that_lost_its_rules_gets_them_again_and_what_it_kept_is_not_touched() 
     let mut new = Work::default();
     assert_eq!(round(&mut new, &fake, &lines[..1]), ["-2"]);
     assert_eq!(round(&mut new, &fake, &lines[..1]), [""; 0]);
+}
+
+#[test]
+fn a_rule_that_two_nics_have_stays_in_the_one_that_it_belongs_to() {
+    let (mut work, fake) = (Work::default(), Fake::default());
+    let lines = [line(1, "nic0_vf0", 0x1234, "nic0_vf1")];
+    round(&mut work, &fake, &lines);
+    let rule = fake.told().rules[&RuleId(1)].clone();
+    let right = fake.nics().remove(0);
+    let wrong = Nic { name: "nic1".parse().unwrap(), ..right.clone() };
+    for found in [[&right, &wrong], [&wrong, &right]] {
+        // As a new daemon finds it.
+        let mut work = Work::new(10);
+        work.complete = true;
+        work.look(&[right.clone(), wrong.clone()]);
+        work.table.begin(Source::Text);
+        let told = vec![told(1, "nic0_vf0", 0x1234, "nic0_vf1")];
+        work.take(News::Dump { source: Source::Text, told, misses: Misses::default() });
+        let asked = work.next().unwrap();
+        assert_eq!(asked.ask.len(), 2);
+        let found = found.map(|nic| (nic.clone(), vec![rule.clone()])).to_vec();
+        work.done(Outcome { found, ..Outcome::default() });
+        let step = work.next().unwrap();
+        assert_eq!(step.removals.get(&wrong.name), Some(&vec![RuleId(1)]));
+        // Either it is not touched there, or it is installed again after it was removed.
+        assert_eq!(step.removals.contains_key(&right.name), step.installs.contains_key(&right.name));
+        assert!(!step.installs.contains_key(&wrong.name));
+    }
 }
 
 #[test]

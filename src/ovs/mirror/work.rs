@@ -330,7 +330,15 @@ impl Work {
         for rule in rules {
             match self.table.flows.get_mut(&rule.id.0) {
                 Some(entry) => {
+                    let other = entry.state.nic().filter(|other| **other != name).cloned();
                     entry.state = State::Offloaded(name.clone());
+                    // An entry knows one NIC only: in the other one nobody would remove it when the flow goes.
+                    if let Some(other) = other {
+                        if let Some(found) = self.found.get_mut(&other) {
+                            found.remove(&rule.id);
+                        }
+                        self.gone.entry(other).or_default().push(rule.id);
+                    }
                     found.insert(rule.id, rule);
                 }
                 None => gone.push(rule.id),
