@@ -21,8 +21,12 @@ const STEP: Duration = Duration::from_millis(100);
 /// Shortest time between dumps for counters, and how many times its own length that is at least.
 const AGAIN: Duration = Duration::from_secs(2);
 const SHARE: u32 = 50;
-/// Shortest time between dumps because something was lost.
+/// Shortest time between dumps because something was lost, how many times its own length that is at least, and how many may fail, one after
+/// the other, before ovs-vswitchd is asked instead; and for how long.
 const AT_ONCE: Duration = Duration::from_millis(20);
+const LOST_SHARE: u32 = 4;
+const FAILURES: u32 = 6;
+const GIVEN_UP: Duration = Duration::from_secs(30);
 /// Flows of a dump between two looks at what changed meanwhile.
 const BETWEEN: usize = 128;
 
@@ -53,9 +57,12 @@ pub(super) fn run(common: &Common, place: &Place, news: &SyncSender<News>) {
             std::thread::sleep(STEP);
             continue;
         }
-        let end = match Kernel::open(place) {
-            Ok(mut kernel) => kernel.run(common, news),
-            Err(error) => End::Error(error),
+        let (end, begun, failed) = match Kernel::open(place) {
+            Ok(mut kernel) => {
+                let end = kernel.run(common, news);
+                (end, kernel.begun, kernel.dumps.failed)
+            }
+            Err(error) => (End::Error(error), false, 0),
         };
         let phase = match end {
             End::Ending => return,
@@ -71,11 +78,12 @@ pub(super) fn run(common: &Common, place: &Place, news: &SyncSender<News>) {
         if was == Phase::Live {
             tracing::info!("the kernel's flows are not followed any more");
             said = false;
-            if news.send(News::KernelLost).is_err() {
-                return;
-            }
         }
-        common.sleep(RETRY);
+        // Whatever was told by then is in the table as the kernel's, even when no dump became whole: without this nobody would take it out.
+        if begun && news.send(News::KernelLost).is_err() {
+            return;
+        }
+        common.sleep(if failed >= FAILURES { GIVEN_UP } else { RETRY });
     }
 }
 
@@ -84,11 +92,44 @@ struct Kernel {
     datapath: Datapath,
     watch: Watch,
     ports: Ports,
-    /// When the last dump was whole, and how long it took.
-    dumped: Instant,
+    dumps: Dumps,
+    /// Something was told, or is about to be.
+    begun: bool,
+}
+
+/// When all is dumped.
+#[derive(Debug, Default)]
+struct Dumps {
+    /// When the last one ended, whole or not.
+    ended: Option<Instant>,
+    /// How long it took.
     took: Duration,
+    /// How many failed since the last one that was whole.
+    failed: u32,
     /// Ports or flows may be other ones than those that are known.
     stale: bool,
+}
+
+impl Dumps {
+    fn is_due(&self, now: Instant) -> bool {
+        self.ended.is_none_or(|ended| now.saturating_duration_since(ended) >= self.pause())
+    }
+
+    /// Time from the end of the last one to the next.
+    fn pause(&self) -> Duration {
+        let again = AGAIN.max(self.took * SHARE);
+        if !self.stale {
+            return again;
+        }
+        // One that fails is likely to fail again while as much changes: each time it is left longer alone.
+        (AT_ONCE.max(self.took * LOST_SHARE) * (1 << self.failed.min(FAILURES))).min(again)
+    }
+
+    fn ended(&mut self, since: Instant, is_whole: bool) {
+        let now = Instant::now();
+        (self.took, self.ended) = (now - since, Some(now));
+        self.failed = if is_whole { 0 } else { self.failed + 1 };
+    }
 }
 
 impl Kernel {
@@ -102,30 +143,26 @@ impl Kernel {
         let datapath = Datapath::open(OVS_SYSTEM)?;
         // Before the dump, so that nothing that changes falls between the two.
         let watch = datapath.watch()?;
-        Ok(Self { datapath, watch, ports: HashMap::new(), dumped: Instant::now(), took: Duration::ZERO, stale: true })
+        Ok(Self { datapath, watch, ports: HashMap::new(), dumps: Dumps::default(), begun: false })
     }
 
     fn run(&mut self, common: &Common, news: &SyncSender<News>) -> End {
-        let mut begun = false;
         loop {
-            let result = self.round(common, news, &mut begun);
-            match result {
+            match self.round(common, news) {
                 Ok(None) => {}
                 Ok(Some(end)) => return end,
                 // What was lost is dumped anew.
-                Err(KernelError::Overrun | KernelError::Changed | KernelError::Decode(_)) if begun => self.stale = true,
+                Err(KernelError::Overrun | KernelError::Changed | KernelError::Decode(_))
+                    if self.begun && self.dumps.failed < FAILURES =>
+                {
+                    self.dumps.stale = true;
+                }
                 Err(error) => return End::Error(error),
             }
         }
     }
 
-    fn round(
-        &mut self,
-        common: &Common,
-        news: &SyncSender<News>,
-        begun: &mut bool,
-    ) -> Result<Option<End>, KernelError> {
-        let again = self.dumped.elapsed() >= AGAIN.max(self.took * SHARE);
+    fn round(&mut self, common: &Common, news: &SyncSender<News>) -> Result<Option<End>, KernelError> {
         let wanted = {
             let mut shared = lock(&common.shared);
             if shared.ending {
@@ -133,29 +170,37 @@ impl Kernel {
             }
             std::mem::take(&mut shared.dump_kernel)
         };
-        if self.stale && self.dumped.elapsed() >= AT_ONCE || !*begun || again || wanted {
-            self.ports = self.datapath.ports()?.into_iter().collect();
-            let shared = lock(&common.shared);
+        if wanted || self.dumps.is_due(Instant::now()) {
+            let since = Instant::now();
+            let dumped = self.named_dump(common, news);
+            self.dumps.ended(since, dumped.is_ok());
+            if let Some(end) = dumped? {
+                return Ok(Some(end));
+            }
+            let mut shared = lock(&common.shared);
+            shared.kernel_dumps += 1;
+            shared.kernel_took = self.dumps.took;
+        }
+        let limit = if self.dumps.stale { AT_ONCE } else { STEP };
+        Ok(self.pass_on(limit, news)?.then_some(End::Ending))
+    }
+
+    /// Asks for the ports, and dumps all flows.
+    fn named_dump(&mut self, common: &Common, news: &SyncSender<News>) -> Result<Option<End>, KernelError> {
+        self.ports = self.datapath.ports()?.into_iter().collect();
+        {
+            let mut shared = lock(&common.shared);
             if !self.ports.values().any(|name| shared.work.has_port(name)) {
                 return Ok(Some(End::NoPort));
             }
-            drop(shared);
-            if !*begun {
-                lock(&common.shared).phase = Phase::Starting;
+            // Where ovs-vswitchd is asked for these flows, that goes on until all of them were told from here.
+            if !self.begun && shared.phase != Phase::Off {
+                shared.phase = Phase::Starting;
             }
-            *begun = true;
-            self.stale = false;
-            let since = Instant::now();
-            if self.dump(news)? {
-                return Ok(Some(End::Ending));
-            }
-            (self.took, self.dumped) = (since.elapsed(), Instant::now());
-            let mut shared = lock(&common.shared);
-            shared.kernel_dumps += 1;
-            shared.kernel_took = self.took;
         }
-        let limit = if self.stale { AT_ONCE } else { STEP };
-        Ok(self.pass_on(limit, news)?.then_some(End::Ending))
+        self.begun = true;
+        self.dumps.stale = false;
+        Ok(self.dump(news)?.then_some(End::Ending))
     }
 
     /// Dumps all flows. Whether nobody takes them any more.
@@ -184,10 +229,10 @@ impl Kernel {
     }
 
     fn pass_on(&mut self, limit: Duration, news: &SyncSender<News>) -> Result<bool, KernelError> {
-        let Self { datapath, watch, ports, stale, .. } = self;
+        let Self { datapath, watch, ports, dumps, .. } = self;
         // What comes is named as the kernel would forward it now; what is there already is named anew by the next dump.
         let mut named = |ports: &mut Ports| {
-            *stale = true;
+            dumps.stale = true;
             *ports = datapath.ports()?.into_iter().collect();
             Ok(())
         };
@@ -279,6 +324,26 @@ fn is_our_namespace(place: &Place) -> bool {
 mod tests {
     use super::*;
     use crate::ovs::flow::{Names, parse};
+
+    #[test]
+    fn dumps_that_fail_follow_each_other_ever_more_slowly() {
+        let now = Instant::now();
+        let mut dumps = Dumps::default();
+        assert!(dumps.is_due(now), "the first one");
+        dumps = Dumps { ended: Some(now), took: Duration::from_millis(1), failed: 0, stale: false };
+        assert!(!dumps.is_due(now + AGAIN / 2) && dumps.is_due(now + AGAIN));
+        dumps.stale = true;
+        assert!(!dumps.is_due(now) && dumps.is_due(now + AT_ONCE));
+        dumps.failed = 1;
+        assert!(!dumps.is_due(now + AT_ONCE) && dumps.is_due(now + 2 * AT_ONCE));
+        // A long one is left alone for some times its own length, even if only what was told between dumps is lost.
+        dumps = Dumps { took: Duration::from_millis(100), failed: 0, ..dumps };
+        assert!(!dumps.is_due(now + 3 * dumps.took) && dumps.is_due(now + LOST_SHARE * dumps.took));
+        dumps.ended(Instant::now(), false);
+        assert_eq!(dumps.failed, 1);
+        dumps.ended(Instant::now(), true);
+        assert_eq!(dumps.failed, 0);
+    }
 
     #[test]
     fn ports_get_their_names_wherever_they_stand_and_unknown_ones_stay_numbers() {

@@ -27,6 +27,8 @@ const MONITOR: Duration = Duration::from_millis(500);
 const AFTER_CHANGE: u32 = 3;
 /// Longest time without looking whether the mirror is to end.
 const STEP: Duration = Duration::from_millis(200);
+/// How long a datapath is asked for its flows when no NIC's port is on it any more: a NIC that is busy or restarted is not there for a moment.
+const STAYS: Duration = Duration::from_secs(30);
 /// What says that flows may have changed: ports come and go, bridges get other controllers, settings change.
 const WATCHED: [(&str, &[&str]); 4] = [
     ("Open_vSwitch", &["bridges", "other_config"]),
@@ -114,8 +116,10 @@ struct Peers {
     monitors: BTreeMap<String, FlowMonitor>,
     /// When it was last looked which bridges there are.
     looked: Option<Instant>,
-    /// Types of the datapaths that have a port of a NIC; nothing when that is not known.
-    types: Option<BTreeSet<String>>,
+    /// All interfaces by name, with the types of their datapaths; nothing when that is not known.
+    interfaces: Option<BTreeMap<String, String>>,
+    /// Types of the datapaths that have a port of a NIC, and when that was last seen.
+    types: BTreeMap<String, Instant>,
 }
 
 /// The flows of all datapaths that matter.
@@ -157,6 +161,7 @@ impl Lines for Taken<'_> {
 
 impl Peers {
     fn dump(&mut self, place: &Place, common: &Common) -> Result<Dump, OvsError> {
+        let types = self.types(Instant::now(), |port| lock(&common.shared).work.has_port(port));
         let switch = match &mut self.switch {
             Some(switch) => switch,
             None => self.switch.insert(Switch::connect(place)?),
@@ -167,12 +172,13 @@ impl Peers {
             let mut shared = lock(&common.shared);
             shared.work.table.begin(Source::Text);
             shared.taking = true;
+            shared.dumping = shared.phase;
             shared.phase
         };
         let mut taken = Taken { common, held: None, told: Vec::new(), misses: Misses::default() };
         let mut refused = None;
         for name in names.lines().map(str::trim).filter(|name| !name.is_empty()) {
-            if !matters(name, kernel, self.types.as_ref()) {
+            if !matters(name, kernel, types.as_ref()) {
                 continue;
             }
             let dumped = switch.dump_lines(name, &mut taken);
@@ -216,7 +222,7 @@ impl Peers {
                 Ok(told) => changed = told,
                 Err(error) => {
                     tracing::debug!("{error}");
-                    (self.database, self.types) = (None, None);
+                    (self.database, self.interfaces) = (None, None);
                 }
             }
         }
@@ -236,11 +242,21 @@ impl Peers {
         changed
     }
 
+    /// Types of the datapaths that have a port of a NIC, or had one a little while ago; nothing when that is not known.
+    fn types(&mut self, now: Instant, mut has_port: impl FnMut(&str) -> bool) -> Option<BTreeSet<String>> {
+        let interfaces = self.interfaces.as_ref()?;
+        for (_, kind) in interfaces.iter().filter(|(name, _)| has_port(name)) {
+            self.types.insert(kind.clone(), now);
+        }
+        self.types.retain(|_, seen| now.saturating_duration_since(*seen) < STAYS);
+        Some(self.types.keys().cloned().collect())
+    }
+
     /// Which bridges have a port of a NIC: of these the flows are asked for, and word of changes in their tables.
     fn look(&mut self, place: &Place, common: &Common) {
         self.looked = Some(Instant::now());
         let Some(view) = self.database.as_mut().and_then(|database| View::read(database).ok()) else {
-            self.types = None;
+            self.interfaces = None;
             return;
         };
         let bridges: Vec<&Bridge> = {
@@ -251,7 +267,11 @@ impl Peers {
             };
             view.bridges.iter().filter(has_port).collect()
         };
-        self.types = Some(bridges.iter().map(|bridge| bridge.datapath_type.clone()).collect());
+        let interfaces = view.bridges.iter().flat_map(|bridge| {
+            let interfaces = bridge.ports.iter().flat_map(|port| &port.interfaces);
+            interfaces.map(|interface| (interface.name.clone(), bridge.datapath_type.clone()))
+        });
+        self.interfaces = Some(interfaces.collect());
         self.monitors.retain(|name, _| bridges.iter().any(|bridge| bridge.name == *name));
         for bridge in bridges {
             if !self.monitors.contains_key(&bridge.name) {
@@ -283,6 +303,21 @@ fn matters(datapath: &str, kernel: Phase, types: Option<&BTreeSet<String>>) -> b
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_nic_that_is_back_has_its_flows_asked_for_again_without_word_from_the_database() {
+        let mut peers = Peers::default();
+        let now = Instant::now();
+        assert_eq!(peers.types(now, |_| false), None);
+        let interfaces = [("nic0", "netdev"), ("tap0", "dummy")].map(|(name, kind)| (name.to_owned(), kind.to_owned()));
+        peers.interfaces = Some(BTreeMap::from(interfaces));
+        assert_eq!(peers.types(now, |_| false), Some(BTreeSet::new()));
+        let all = Some(BTreeSet::from(["netdev".to_owned()]));
+        assert_eq!(peers.types(now, |port| port == "nic0"), all);
+        assert_eq!(peers.types(now + STAYS / 2, |_| false), all, "it is only busy");
+        assert_eq!(peers.types(now + STAYS, |_| false), Some(BTreeSet::new()));
+        assert_eq!(peers.types(now + STAYS, |port| port == "nic0"), all);
+    }
 
     #[test]
     fn what_the_kernel_tells_and_what_no_nic_is_on_is_not_dumped() {

@@ -77,6 +77,12 @@ pub(super) struct Shared {
     cleared: bool,
     /// It told all it has at least once, or was gone for longer than the grace period.
     heard: bool,
+    /// How the kernel was followed when the dump of ovs-vswitchd that is on its way began, and the last one that was taken: what matters
+    /// is whether the kernel's flows are in it.
+    pub(super) dumping: Phase,
+    told: Option<Phase>,
+    /// The begin of a dump of the kernel was taken, and its end was not.
+    kernel_begun: bool,
     pub(super) ending: bool,
 }
 
@@ -84,7 +90,7 @@ pub(super) struct Shared {
 #[derive(Debug)]
 pub(super) struct Common {
     pub(super) shared: Mutex<Shared>,
-    pub(super) sampling: Mutex<Sampling>,
+    pub(super) sampling: Sampling,
     /// Told when the mirror ends.
     ended: Condvar,
 }
@@ -127,6 +133,9 @@ impl Shared {
             taking: false,
             cleared: false,
             heard: false,
+            dumping: Phase::Starting,
+            told: None,
+            kernel_begun: false,
             ending: false,
         }
     }
@@ -174,20 +183,48 @@ impl Shared {
         if is_over && !self.cleared && !is_patient {
             tracing::warn!("Open vSwitch is gone for {grace:?}: its rules go");
             (self.cleared, self.heard) = (true, true);
+            (self.told, self.kernel_begun) = (None, false);
             self.work.clear();
         }
     }
 
     fn take(&mut self, news: News) {
         match &news {
-            News::Dump { source: Source::Text, .. } => self.taking = false,
-            News::Dump { source: Source::Kernel, .. } => self.phase = Phase::Live,
+            News::Dump { source: Source::Text, .. } => {
+                self.taking = false;
+                self.told = Some(self.dumping).filter(|_| !self.cleared);
+            }
+            News::Dump { source: Source::Kernel, .. } => {
+                // What was told before its begin, and not believed, is missing: all is dumped again.
+                if !std::mem::take(&mut self.kernel_begun) {
+                    return;
+                }
+                self.phase = Phase::Live;
+            }
             News::Kernel(changes) => self.kernel_changes += changes.len() as u64,
-            News::KernelBegins | News::KernelLost => {}
+            News::KernelBegins => self.kernel_begun = !self.cleared,
+            News::KernelLost => {
+                self.kernel_begun = false;
+                // Its last dump was taken after its end.
+                if self.phase == Phase::Live {
+                    self.phase = Phase::Off;
+                }
+            }
         }
         if !self.cleared {
             self.work.take(news);
         }
+    }
+
+    /// Whether all sources told all they have, so that a rule without a flow is nobody's.
+    fn is_complete(&self) -> bool {
+        let told = match self.phase {
+            Phase::Starting => false,
+            Phase::Live | Phase::Idle => self.told.is_some(),
+            // Those of the kernel come with the dumps of ovs-vswitchd, if the dump began when that was known.
+            Phase::Off => self.told == Some(Phase::Off),
+        };
+        told || self.cleared
     }
 }
 
@@ -195,7 +232,7 @@ impl Mirror {
     /// A mirror that does nothing yet.
     pub(crate) fn new(settings: Settings) -> Self {
         let common =
-            Common { shared: Mutex::new(Shared::new(&settings)), sampling: Mutex::default(), ended: Condvar::new() };
+            Common { shared: Mutex::new(Shared::new(&settings)), sampling: Sampling::default(), ended: Condvar::new() };
         Self { common: Arc::new(common), settings }
     }
 
@@ -268,12 +305,62 @@ fn run(common: &Common, settings: &Settings, engine: &dyn Engine, news: &Receive
             for news in told.into_iter().chain(news.try_iter().take(NEWS)) {
                 shared.take(news);
             }
-            shared.work.complete = shared.heard && (shared.phase != Phase::Starting || shared.cleared);
+            shared.work.complete = shared.is_complete();
             shared.work.next()
         };
         if let Some(step) = step {
             let outcome = step.run(engine);
             lock(&common.shared).work.done(outcome);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::table::Misses;
+    use super::*;
+
+    fn dump(source: Source) -> News {
+        News::Dump { source, told: Vec::new(), misses: Misses::default() }
+    }
+
+    fn new() -> Shared {
+        Shared::new(&Settings { place: Place::new(None), max_flows: 10, grace: Duration::ZERO })
+    }
+
+    #[test]
+    fn what_nobody_told_of_yet_is_not_missing() {
+        let mut shared = new();
+        shared.phase = Phase::Off;
+        shared.answered(Duration::ZERO, None);
+        assert!(!shared.is_complete(), "the dump was not taken yet");
+        // It began when it was not known that the kernel's flows have to be asked for.
+        shared.take(dump(Source::Text));
+        assert!(!shared.is_complete());
+        shared.dumping = Phase::Off;
+        shared.take(dump(Source::Text));
+        assert!(shared.is_complete());
+        shared.phase = Phase::Starting;
+        assert!(!shared.is_complete());
+        shared.take(News::KernelBegins);
+        shared.take(dump(Source::Kernel));
+        assert!(shared.phase == Phase::Live && shared.is_complete());
+    }
+
+    #[test]
+    fn a_dump_of_the_kernel_whose_begin_was_not_believed_is_not_either() {
+        let mut shared = new();
+        shared.tick(Duration::ZERO);
+        assert!(shared.cleared && shared.is_complete());
+        shared.take(News::KernelBegins);
+        shared.answered(Duration::ZERO, None);
+        shared.take(dump(Source::Kernel));
+        assert!(shared.phase == Phase::Starting && shared.dump_kernel);
+        shared.take(News::KernelBegins);
+        shared.take(dump(Source::Kernel));
+        assert_eq!(shared.phase, Phase::Live);
+        // One that is taken when the kernel is not listened to any more.
+        shared.take(News::KernelLost);
+        assert_eq!(shared.phase, Phase::Off);
     }
 }
