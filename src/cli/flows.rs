@@ -264,9 +264,18 @@ pub(super) fn stats(mut client: Client, as_json: bool) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::{dumped, short};
+    use crate::cli::options::Options;
     use crate::ovs::flow::{Names, parse};
     use crate::ovs::mirror::FlowView;
+
+    #[test]
+    fn options_name_only_options_that_there_are() {
+        // A conflict with one that is not there ends a debug build only when that command is used.
+        Options::command().debug_assert();
+    }
 
     #[test]
     fn a_dumped_flow_is_read_as_one_and_printed_back() {
