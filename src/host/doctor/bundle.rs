@@ -2,6 +2,7 @@
 //!
 //! `files/` has what was read of `/proc`, `/sys` and `/etc`, `programs/` what programs printed, `links/` where links point to.
 
+use std::borrow::Cow;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -35,6 +36,7 @@ const PROGRAMS: &[(&str, &[&str])] = &[
     ("ovs-vsctl", &["show"]),
     ("dpkg-query", &["-W", "dpdk*", "openvswitch*", "librte*", "iproute2", "mstflint"]),
 ];
+const LEFT_OUT: &str = "(left out)";
 /// A line with one of these as a key, or in it, has a secret.
 const SECRET: [&str; 9] =
     ["password", "passwd", "secret", "token", "credential", "private_key", "api_key", "apikey", "psk"];
@@ -72,24 +74,50 @@ fn append(archive: &mut tar::Builder<impl Write>, name: &str, content: &[u8]) ->
     archive.append_data(&mut header, Path::new("ringspan-doctor").join(name.trim_start_matches('/')), content)
 }
 
-/// A text without the values of its secrets; what is no text is left as it is.
+/// What of a process's arguments is worth seeing: options, and how a guest's memory and NICs are made. The rest may hold keys of its
+/// disks.
+const ARGUMENTS: [&str; 4] = ["memory-backend", "share=", "vhost-user", "vfio-pci"];
+
+/// A text without the values of its secrets; what is no text, but bytes of a device, is left as it is.
 fn blotted(content: &[u8]) -> Vec<u8> {
-    let Ok(text) = std::str::from_utf8(content) else { return content.to_vec() };
-    if text.contains('\0') && !text.contains('\n') {
-        // Arguments of a process.
-        return text.split('\0').map(blot).collect::<Vec<_>>().join("\0").into_bytes();
+    let binary = content.contains(&0);
+    let text = String::from_utf8_lossy(content);
+    if binary && !text.contains('\n') && matches!(text, Cow::Borrowed(_)) {
+        let shown = |word: &str| word.starts_with('-') || ARGUMENTS.iter().any(|known| word.contains(known));
+        let words = text.split('\0').enumerate();
+        let words = words
+            .map(|(at, word)| if at == 0 || word.is_empty() || shown(word) { blot(word) } else { LEFT_OUT.into() });
+        return words.collect::<Vec<_>>().join("\0").into_bytes();
+    }
+    if binary {
+        return content.to_vec();
     }
     let mut lines = Vec::new();
-    let mut inside: Option<usize> = None;
+    let (mut inside, mut block): (Option<usize>, Option<&str>) = (None, None);
     for line in text.split('\n') {
+        let words = line.trim();
+        // A key in PEM, or a string over several lines, goes whole.
+        if let Some(end) = block {
+            block = (!words.contains(end)).then_some(end);
+            continue;
+        }
         let depth = line.len() - line.trim_start().len();
-        // A value of several lines is deeper than its key.
-        if inside.is_some_and(|key| depth > key && !line.trim().is_empty()) {
+        // A value of several lines is deeper than its key, or a list beside it.
+        if inside.is_some_and(|key| depth > key || depth == key && words.starts_with('-')) {
+            continue;
+        }
+        if words.is_empty() {
+            lines.push(line.into());
             continue;
         }
         let blotted = blot(line);
-        inside = (blotted != line && !line.trim_start().starts_with('#')).then_some(depth);
-        lines.push(blotted);
+        inside = (blotted != without_login(line) && !words.starts_with('#')).then_some(depth);
+        if words.starts_with("-----BEGIN") {
+            block = Some("-----END");
+        } else if inside.is_some() && words.matches("\"\"\"").count() == 1 {
+            block = Some("\"\"\"");
+        }
+        lines.push(if block == Some("-----END") { LEFT_OUT.into() } else { blotted });
     }
     lines.join("\n").into_bytes()
 }
@@ -98,14 +126,14 @@ fn blotted(content: &[u8]) -> Vec<u8> {
 fn blot(line: &str) -> String {
     let lower = line.to_lowercase();
     if lower.len() != line.len() {
-        return if SECRET.iter().any(|word| lower.contains(word)) { "(left out)".into() } else { line.into() };
+        return if SECRET.iter().any(|word| lower.contains(word)) { LEFT_OUT.into() } else { without_login(line) };
     }
     let Some(at) = SECRET.iter().filter_map(|word| lower.find(word)).min() else {
         return without_login(line);
     };
     match line[at..].find([':', '=', ' ']) {
-        Some(end) => format!("{} (left out)", &line[..at + end + 1]),
-        None => line.into(),
+        Some(end) => format!("{} (left out)", without_login(&line[..at + end + 1])),
+        None => without_login(line),
     }
 }
 
@@ -132,8 +160,23 @@ mod tests {
         assert_eq!(text("admin_password: hunter2\nrack: r1\n"), "admin_password: (left out)\nrack: r1\n");
         assert_eq!(text("a: 1\nprivate_key: |\n  -----BEGIN\n  abc\nb: 2"), "a: 1\nprivate_key: (left out)\nb: 2");
         assert_eq!(text("quiet rd.iscsi.password=x"), "quiet rd.iscsi.password= (left out)");
-        assert_eq!(text("qemu\0-object\0secret,id=s,data=abc\0-m"), "qemu\0-object\0secret,id= (left out)\0-m");
+        assert_eq!(
+            text("qemu\0-object\0secret,id=s,data=abc\0-m\0-drive\0file=rbd:p/i:id=x:key=AQB==:mon_host=h"),
+            "qemu\0-object\0(left out)\0-m\0-drive\0(left out)"
+        );
+        assert_eq!(text("-object\0memory-backend-memfd,id=m,share=on"), "-object\0memory-backend-memfd,id=m,share=on");
         assert_eq!(text("url = \"mysql://me:pw@db/x\""), "url = \"mysql://(left out)@db/x\"");
         assert_eq!(text("nothing of it: 7"), "nothing of it: 7");
+        assert_eq!(text("sql: mysql://u:pw@h/db?token=1"), "sql: mysql://(left out)@h/db?token= (left out)");
+        assert_eq!(text("tokens:\n- abc\n\n- def\nb: 2"), "tokens: (left out)\n\nb: 2");
+        assert_eq!(text("a\n-----BEGIN X-----\nabc\n\ndef\n-----END X-----\nb"), "a\n(left out)\nb");
+        assert_eq!(text("private_key = \"\"\"\nabc\n\"\"\"\nb = 2"), "private_key  (left out)\nb = 2");
+    }
+
+    #[test]
+    fn a_file_that_is_not_all_utf8_has_its_secrets_left_out_too_and_bytes_of_devices_are_kept() {
+        let text = blotted(b"# \xc3\x28\npassword: hunter2\n");
+        assert!(!String::from_utf8_lossy(&text).contains("hunter2"));
+        assert_eq!(blotted(&[0x86, 0x80, 0, 0, b'\n']), [0x86, 0x80, 0, 0, b'\n']);
     }
 }
