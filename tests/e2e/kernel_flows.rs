@@ -137,7 +137,8 @@ fn flows_of_the_kernels_datapath_are_in_the_nic_as_soon_as_the_kernel_tells() ->
     guest.sh(SWITCH)?;
     guest.sh(&format!(
         "export OVS_RUNDIR=/run/openvswitch; {ringspan} serve --config /run/ringspan/config.toml >/run/ringspan/log 2>&1 &
-         for try in $(seq 600); do ip link show nic0_vf1 >/dev/null 2>&1 && break; sleep 0.1; done; ip link show nic0_vf1 || cat /run/ringspan/log"
+         export RINGSPAN_CONTROL=/run/ringspan/control.sock
+         for try in $(seq 600); do {ringspan} nic show nic0 2>/dev/null | grep -q nic0_vf1 && break; sleep 0.1; done; ip link show nic0_vf1 || cat /run/ringspan/log"
     ))?;
     guest.sh("set -e; ovs-vsctl add-br br0 -- set Bridge br0 fail_mode=secure
          for port in nic0 nic0_vf0 nic0_vf1; do ovs-vsctl add-port br0 $port; done
@@ -158,7 +159,7 @@ fn flows_of_the_kernels_datapath_are_in_the_nic_as_soon_as_the_kernel_tells() ->
             seen = flows;
         }
         let story = guest.sh(&format!(
-            "{cli} flow list --why; {cli} flow stats; ovs-appctl dpctl/dump-flows -m --names; cat /run/ringspan/log"
+            "{cli} flow list --why; {cli} flow stats; {cli} nic show nic0; ip -s link; ovs-vsctl show; ovs-ofctl dump-ports br0; ovs-appctl dpctl/dump-flows -m --names; cat /run/ringspan/log"
         ))?;
         anyhow::bail!("no flow to {output} is offloaded and hit: {seen:#}\n{story}")
     };
