@@ -40,7 +40,7 @@ impl Surroundings for Machine {
         // Both pipes are emptied meanwhile, so that the program cannot be stuck on them.
         let stdout = child.stdout.take().map(|pipe| thread::spawn(move || all_of(pipe)));
         let stderr = child.stderr.take().map(|pipe| thread::spawn(move || all_of(pipe)));
-        let good = wait(&mut child, program)?;
+        let good = wait(child, program)?;
         let text =
             |pipe: Option<thread::JoinHandle<String>>| pipe.and_then(|pipe| pipe.join().ok()).unwrap_or_default();
         Ok(Ran { good, stdout: text(stdout), stderr: text(stderr) })
@@ -67,7 +67,7 @@ fn all_of(mut pipe: impl Read) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
-fn wait(child: &mut Child, program: &str) -> Result<bool, Unseen> {
+fn wait(mut child: Child, program: &str) -> Result<bool, Unseen> {
     let begun = Instant::now();
     loop {
         match child.try_wait() {
@@ -75,7 +75,8 @@ fn wait(child: &mut Child, program: &str) -> Result<bool, Unseen> {
             Ok(None) if begun.elapsed() < PATIENCE => thread::sleep(Duration::from_millis(5)),
             Ok(None) => {
                 let _ = child.kill();
-                let _ = child.wait();
+                // One that hangs in the kernel, say on a card's firmware, ends when that lets it: nobody waits for it here.
+                thread::spawn(move || child.wait());
                 return Err(Unseen::Other(format!("{program} did not end within {} s", PATIENCE.as_secs())));
             }
             Err(error) => return Err(Unseen::from(&error)),
