@@ -115,12 +115,17 @@ fn flows_of_the_kernel_are_printed_as_ovs_prints_them_and_changes_are_told() -> 
 }
 
 /// Open vSwitch with its kernel datapath, and a daemon with a software NIC, whose uplink is a TAP.
+///
+/// It starts when the guest is ten seconds old. Before that, OVS 3.1 counts no processor: lib/ovs-thread.c, count_cpu_cores(),
+/// looks only when ten seconds passed since it last did, and the clock began at zero. Without a processor no thread of it takes
+/// packets from the kernel, then or later.
 const SWITCH: &str = "set -e
+    until [ $(cut -d. -f1 /proc/uptime) -ge 10 ]; do sleep 0.2; done
     modprobe openvswitch; modprobe tun; mkdir -p /run/openvswitch /run/ringspan
     ovsdb-tool create /run/conf.db /usr/share/openvswitch/vswitch.ovsschema
     ovsdb-server --remote=punix:/run/openvswitch/db.sock --detach --pidfile=/run/openvswitch/ovsdb-server.pid --no-chdir /run/conf.db
     ovs-vsctl --no-wait init
-    ovs-vswitchd --detach --pidfile=/run/openvswitch/ovs-vswitchd.pid --no-chdir unix:/run/openvswitch/db.sock
+    ovs-vswitchd --detach --pidfile=/run/openvswitch/ovs-vswitchd.pid --no-chdir --log-file=/run/ovs.log unix:/run/openvswitch/db.sock
     printf '%s\\n' '[control]' 'socket = \"/run/ringspan/control.sock\"' 'state_dir = \"/run/ringspan/state\"' 'run_dir = \"/run/ringspan/run\"' \
         '[dataplane]' 'cores = [0]' 'memory_mib = 128' 'huge_pages = \"off\"' '[ovs]' 'run_dir = \"/run/openvswitch\"' \
         '[[nic]]' 'name = \"nic0\"' 'vfs = 2' 'uplinks = [\"vdev:net_tap0,iface=up0,mac=02:00:00:00:0a:01\"]' >/run/ringspan/config.toml";
@@ -159,7 +164,8 @@ fn flows_of_the_kernels_datapath_are_in_the_nic_as_soon_as_the_kernel_tells() ->
             seen = flows;
         }
         let story = guest.sh(&format!(
-            "{cli} flow list --why; {cli} flow stats; {cli} nic show nic0; ip -s link; ovs-vsctl show; ovs-ofctl dump-ports br0; ovs-appctl dpctl/dump-flows -m --names; cat /run/ringspan/log"
+            "{cli} flow list --why; {cli} flow stats; {cli} nic show nic0; ip -s link; ovs-vsctl show; ovs-ofctl dump-ports br0; ovs-ofctl dump-flows br0; \
+             ovs-appctl dpctl/dump-flows -m --names; ovs-appctl dpctl/show -s; cat /run/ovs.log /run/ringspan/log"
         ))?;
         anyhow::bail!("no flow to {output} is offloaded and hit: {seen:#}\n{story}")
     };
