@@ -118,7 +118,7 @@ impl Debian13 {
         loader.into_iter().chain([at("usr/bin/qemu-system-x86_64")]).chain(firmware).collect()
     }
 
-    /// Builds, runs the unit tests, and one end-to-end run with a guest.
+    /// Builds, runs the unit tests, one end-to-end run with a guest, and those with Open vSwitch.
     pub fn test(&self, tally: &mut Tally) -> Result<()> {
         let skipped = self.target.join("skipped");
         let _ = fs::remove_file(&skipped);
@@ -152,6 +152,13 @@ impl Debian13 {
         let pings = ["a_guest_pings_and_moves_data_both_ways".to_owned()];
         tally.run("Debian 13: end to end with a guest", |chosen| {
             with(&guest, if chosen.is_empty() { &pings } else { chosen })
+        })?;
+        // Debian 13's Open vSwitch is two years younger: what its flows look like, and what it says when it is asked.
+        let switch =
+            ["cargo", "test", "--locked", "--release", "--package", "ringspan-testkit", "--test", "ovs_offload", "--"];
+        let alone = ["--test-threads".to_owned(), "1".to_owned()];
+        tally.run("Debian 13: flows of its Open vSwitch", |chosen| {
+            with(&switch, if chosen.is_empty() { &alone } else { chosen })
         })?;
         tally.settle_skipped(&skipped);
         Ok(())
