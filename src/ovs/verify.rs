@@ -70,6 +70,8 @@ pub(crate) enum Checked {
     Qdiscs,
     /// Flows that need connection tracking.
     Conntrack,
+    /// Packets without a flow that the datapath could not hand to ovs-vswitchd.
+    Upcalls,
 }
 
 /// How it is.
@@ -101,6 +103,10 @@ pub(crate) struct Datapath {
     pub partial: u64,
     /// Those that track connections.
     pub conntrack: u64,
+    /// Packets, since the datapath is there, for which it had no flow and that it had to hand to ovs-vswitchd.
+    pub missed: u64,
+    /// Those of them that did not get there.
+    pub lost: u64,
 }
 
 /// What ringspan itself has to do with it.
@@ -130,6 +136,7 @@ pub(crate) fn verify(place: &Place, sysfs: &Path, own: &Own) -> Result<Verified,
         Err(error) => Check::new(Checked::Qdiscs, State::Unknown, format!("the kernel does not say: {error}")),
     });
     checks.push(conntrack(&datapaths, &representors));
+    checks.push(upcalls(&datapaths));
     let (verdict, summary) = judge(&view, &datapaths, own, !representors.is_empty());
     Ok(Verified { verdict, summary, checks, datapaths })
 }
@@ -149,8 +156,9 @@ fn datapaths(switch: &mut Switch) -> Result<Vec<Datapath>, Error> {
     let mut found = Vec::new();
     for name in names.lines().map(str::trim).filter(|name| !name.is_empty()) {
         // One that goes in this moment has no flows any more.
-        match switch.dump_flows(name, &[]) {
-            Ok(text) => found.push(Datapath::count(name, &text)),
+        let seen = switch.dump_flows(name, &[]).and_then(|flows| Ok((flows, switch.call("dpctl/show", &[name])?)));
+        match seen {
+            Ok((flows, show)) => found.push(Datapath::count(name, &flows).with_lookups(&show)),
             Err(error) if error.connection_is_good() => {}
             Err(error) => return Err(error.into()),
         }
@@ -172,6 +180,13 @@ impl Datapath {
             all.conntrack += u64::from(tracked || actions.split(['(', ')', ',']).any(|word| word == "ct"));
         }
         all
+    }
+
+    /// Adds what `dpctl/show` says of packets without a flow: `lookups: hit:7 missed:3 lost:0`.
+    fn with_lookups(self, text: &str) -> Self {
+        let lookups = text.lines().find_map(|line| line.trim().strip_prefix("lookups:")).unwrap_or_default();
+        let value = |name: &str| lookups.split_whitespace().find_map(|word| word.strip_prefix(name)?.parse().ok());
+        Self { missed: value("missed:").unwrap_or(0), lost: value("lost:").unwrap_or(0), ..self }
     }
 }
 
@@ -287,6 +302,25 @@ fn conntrack(datapaths: &[Datapath], representors: &[Representor]) -> Check {
     }
 }
 
+/// An ovs-vswitchd whose datapath reaches none of its threads looks healthy in all else. Open vSwitch 3.1 is like that for good when
+/// it started in the first ten seconds of a host's life: it counts no processors then (lib/ovs-thread.c, count_cpu_cores).
+fn upcalls(datapaths: &[Datapath]) -> Check {
+    let check = |state, message: String| Check::new(Checked::Upcalls, state, message);
+    let losing: Vec<&Datapath> = datapaths.iter().filter(|one| one.lost > 0).collect();
+    let words: Vec<String> =
+        losing.iter().map(|one| format!("{}: {} of {} were lost", one.name, one.lost, one.missed)).collect();
+    let words = words.join("; ");
+    if losing.is_empty() {
+        return check(State::Ok, "every packet without a flow reached ovs-vswitchd".into());
+    }
+    match losing.iter().any(|one| one.lost >= one.missed) {
+        true => check(State::Failed, format!("no packet without a flow reaches ovs-vswitchd ({words})"))
+            .remedy("restart ovs-vswitchd, which has no thread for them: systemctl restart openvswitch-switch (openvswitch elsewhere than on Debian)"),
+        false => check(State::Warning, format!("packets without a flow did not all reach ovs-vswitchd ({words})"))
+            .remedy("give ovs-vswitchd more processor time: what a burst of new flows overruns is lost"),
+    }
+}
+
 fn judge(view: &View, datapaths: &[Datapath], own: &Own, has_nic: bool) -> (Verdict, String) {
     let sum = |count: fn(&Datapath) -> u64| datapaths.iter().map(count).sum::<u64>();
     let (flows, hit, offloaded) = (sum(|one| one.flows), sum(|one| one.with_packets), sum(|one| one.offloaded));
@@ -347,6 +381,19 @@ mod tests {
         assert_eq!(judge(&View::default(), &busy, &own, false).0, Verdict::Off);
         let ours = Own { rules: Some(3), ..Own::default() };
         assert_eq!(judge(&View::default(), &busy, &ours, false).0, Verdict::Working);
+    }
+
+    #[test]
+    fn a_switch_that_no_packet_reaches_is_told_from_one_that_lost_some() {
+        let show = |lookups: &str| {
+            count(&[]).with_lookups(&format!("system@ovs-system:\n  lookups: {lookups}\n  flows: 0\n  port 0: x\n"))
+        };
+        assert_eq!((show("hit:7 missed:3 lost:1").missed, show("hit:7 missed:3 lost:1").lost), (3, 1));
+        let state = |lookups| upcalls(&[show("hit:9 missed:9 lost:0"), show(lookups)]).state;
+        assert_eq!(state("hit:0 missed:607 lost:607"), State::Failed);
+        assert_eq!(state("hit:7 missed:3 lost:1"), State::Warning);
+        assert_eq!(state("hit:0 missed:0 lost:0"), State::Ok);
+        assert!(upcalls(&[show("hit:0 missed:6 lost:6")]).message.contains("system@ovs-system: 6 of 6 were lost"));
     }
 
     #[test]
