@@ -20,6 +20,8 @@ use crate::load::{self, Load, Measured, Queues};
 const BURST: usize = 128;
 /// Packet buffers that are used in turn: the first lines of so many are 128 KiB at least, several times the nearest cache.
 const POOL: usize = 2048;
+/// Descriptors of a packed ring in a cache line.
+const SLOTS_OF_A_LINE: u16 = 4;
 /// After so many buffers each of the largest ring was seen.
 const LAP: usize = 1 << 15;
 
@@ -109,12 +111,18 @@ impl Device {
         let mut burst = [(0, std::ptr::null_mut(), 0); BURST];
         let (mut at, mut wrap) = (0_u16, true);
         while !stop.load(Ordering::Relaxed) {
+            if copier.is_done() {
+                return self.hand_packed_back(stop, desc, (at, wrap), copier.written);
+            }
             // Up to the end of the ring: the wrap bit is the same for a whole burst.
             let most = usize::from(self.size - at).min(BURST);
             let available = if wrap { 0x0080 } else { 0x8000 };
             let mut count = 0;
             while count < most {
                 let slot = at + count as u16;
+                if slot.is_multiple_of(SLOTS_OF_A_LINE) && count > 0 {
+                    prefetch_write(desc.wrapping_add(2 * usize::from(slot + SLOTS_OF_A_LINE)).cast());
+                }
                 let word = tail(slot).load(Ordering::Acquire);
                 if flags(word) != available {
                     break;
@@ -135,6 +143,38 @@ impl Device {
                 tail(at + i as u16).store(word, Ordering::Release);
             }
             at += count as u16;
+            if at == self.size {
+                (at, wrap) = (0, !wrap);
+            }
+        }
+    }
+
+    /// Hands the chains of a packed ring back, with nothing else to do: what is there is looked at by the line, and given back at once.
+    fn hand_packed_back(self, stop: &AtomicBool, desc: *mut u64, from: (u16, bool), written: u32) {
+        // SAFETY: slots are below the ring's size.
+        let tail = |slot: u16| unsafe { AtomicU64::from_ptr(desc.add(2 * usize::from(slot) + 1)) };
+        let (mut at, mut wrap) = from;
+        while !stop.load(Ordering::Relaxed) {
+            let most = (self.size - at).min(BURST as u16);
+            let (available, used) = if wrap { (0x0080_u64, 0x8080_u64) } else { (0x8000, 0) };
+            let is_there = |slot| (tail(slot).load(Ordering::Acquire) >> 48) & 0x8080 == available;
+            let mut count = 0;
+            while count < most && is_there(at + count) {
+                // The driver shows whole bursts, so that what follows the first is there with it.
+                if (at + count).is_multiple_of(SLOTS_OF_A_LINE) {
+                    prefetch_write(desc.wrapping_add(2 * usize::from(at + count + 2 * SLOTS_OF_A_LINE)).cast());
+                }
+                count += 1;
+            }
+            if count == 0 {
+                std::hint::spin_loop();
+                continue;
+            }
+            for slot in (at..at + count).rev() {
+                let id = tail(slot).load(Ordering::Relaxed) & 0xffff << 32;
+                tail(slot).store(u64::from(written) | id | used << 48, Ordering::Release);
+            }
+            at += count;
             if at == self.size {
                 (at, wrap) = (0, !wrap);
             }
@@ -187,6 +227,11 @@ impl Copier {
             buffer[..HEADER].copy_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
         });
         Self { work, pool, stride, next: 0, written, headers: 0 }
+    }
+
+    /// Whether buffers need not be touched from here on.
+    fn is_done(&self) -> bool {
+        self.work == Work::HandBack || matches!(self.work, Work::Fill(_)) && self.headers >= LAP
     }
 
     #[inline(always)]

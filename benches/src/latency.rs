@@ -109,7 +109,7 @@ impl<R: Ring> Queues<'_, R> {
                 break;
             }
             for rx in &mut self.rx {
-                rx.receive(u16::MAX, |number| {
+                rx.receive(1, u16::MAX, |number| {
                     received += 1;
                     let due = start + (number as f64 * interval) as u64;
                     if number >= first {

@@ -133,7 +133,7 @@ impl<R: Ring> Queues<'_, R> {
             tx.send(1, 0);
             let taken = until(|| Ok(tx.reclaim(size)? == size))?;
             let answered = until(|| {
-                rx.receive(u16::MAX, |_| ())?;
+                rx.receive(1, u16::MAX, |_| ())?;
                 Ok(rx.frames > frames)
             })?;
             seen.push((Kind::Taken, taken.map(|at| micros(at - start))));
@@ -149,7 +149,7 @@ impl<R: Ring> Queues<'_, R> {
         let start = ticks();
         tx.send(size, 0);
         let end = until(|| {
-            rx.receive(u16::MAX, |_| ())?;
+            rx.receive(1, u16::MAX, |_| ())?;
             Ok(tx.reclaim(size)? == size)
         })?;
         Ok(end.map(|end| end - start))
@@ -188,7 +188,7 @@ fn wake_by_device<R: Ring>(guests: &mut [Guest<R>], seen: &mut Seen) -> Result<(
         let start = ticks();
         tx.send(1, 0);
         let received = until(|| {
-            rx.receive(u16::MAX, |_| ())?;
+            rx.receive(1, u16::MAX, |_| ())?;
             Ok(rx.frames > frames)
         })?;
         if count >= 2 {

@@ -67,17 +67,21 @@ pub trait Ring: Sized + Send {
     /// Slots.
     fn size(&self) -> u16;
 
-    /// How many of the slots that follow the taken ones have come back. May say 0 when fewer than `wanted` have.
-    fn pending(&mut self, wanted: u16) -> u16;
+    /// How many of the slots that follow the taken ones have come back. May say less when that is fewer than `least`, and need not look for
+    /// more than `most`, which is no less than that.
+    fn pending(&mut self, least: u16, most: u16) -> u16;
 
     /// Whether the first `count` pending slots are those that were expected there.
     fn in_order(&self, count: u16) -> bool;
 
-    /// Bytes that the device wrote to the slot `ahead` of the first pending one.
-    fn written(&self, ahead: u16) -> u32;
+    /// Bytes that the device wrote to the first `count` pending slots.
+    fn written(&self, count: u16) -> u64;
 
     /// Takes the first `count` pending slots.
     fn take(&mut self, count: u16);
+
+    /// Asks for the memory that the next [`Ring::offer`] of so many slots writes.
+    fn prepare(&self, count: u16);
 
     /// Offers the next `count` slots and shows them to the device; whether it wants to be kicked for that.
     fn offer(&mut self, count: u16) -> bool;
@@ -92,6 +96,19 @@ pub trait Ring: Sized + Send {
     "the back-end returned buffers in another order than it got them, or more than it got, which this generator does not serve"
 )]
 pub struct OutOfOrder;
+
+/// What was written before is visible to the device before what comes is read. Once a burst.
+#[inline(always)]
+fn full_fence() {
+    // SAFETY: a locked addition of nothing to the top of the stack, as Linux's `smp_mb()`: it orders as MFENCE does, which takes
+    // longer on most processors.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::asm!("lock add dword ptr [rsp], 0");
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+}
 
 /// Asks for a cache line that will be written.
 #[inline(always)]

@@ -1,7 +1,10 @@
 //! The driver's side of a packed ring, lean. Virtio 1.2, section 2.8.
 //!
+//! A line of the ring goes from core to core twice for every four frames, so that is what counts: the lines of a burst are asked for, for
+//! writing, before the first is looked at, are looked at all together, and the slot at the burst's end tells whether it is worth to begin.
+//!
 //! # Invariants
-//! The descriptors and both event structures are as long as `size` asks for and stay mapped with `memory`; slots are masked before
+//! The descriptors and both event structures are as long as `size` asks for and stay mapped with `memory`; positions are masked before
 //! they become an address. The second half of a descriptor (length, id, flags) is one atomic, so flags never come before the rest.
 
 use std::ptr::NonNull;
@@ -11,13 +14,17 @@ use std::sync::atomic::{AtomicU16, AtomicU64, Ordering, fence};
 use anyhow::ensure;
 use ringspan_testkit::guest::Memory;
 
-use super::{Chain, Ring};
+use super::{Chain, LINE, Ring, prefetch_write};
 
 const AVAIL: u16 = 1 << 7;
 const USED: u16 = 1 << 15;
 /// Event flags: no notifications, please; or at a certain descriptor only.
 const DISABLE: u16 = 1;
 const AT_DESCRIPTOR: u16 = 2;
+/// Bytes of a descriptor.
+const DESCRIPTOR: usize = 16;
+/// In a descriptor's second half: the flags that tell whose it is, and the id.
+const STATE: u64 = ((AVAIL | USED) as u64) << 48 | 0xffff << 32;
 
 /// A packed ring whose descriptor and buffer have the same number, which is its id.
 #[derive(Debug)]
@@ -31,44 +38,131 @@ pub struct PackedRing {
     device: NonNull<u16>,
     /// What each slot says, with the wrap bits left out.
     chains: Box<[[u64; 2]]>,
+    /// Positions count on; the bit above a slot's number says whether the lap is an odd one.
     offered: u16,
     taken: u16,
     /// Pending slots that were looked at.
     seen: u16,
-    /// Bit 16 and up of the positions above would be laps: whether the lap is an odd one.
-    offered_wrap: bool,
-    taken_wrap: bool,
+    /// One of them had another slot's id.
+    wrong: bool,
     batches: bool,
 }
 
 // SAFETY: the pointers go into `memory`, which is held; a ring has one user at a time.
 unsafe impl Send for PackedRing {}
 
-/// A descriptor's flags in a lap: as the driver offers it.
-#[inline(always)]
-fn available(wrap: bool) -> u64 {
-    u64::from(if wrap { AVAIL } else { USED }) << 48
-}
-
 impl PackedRing {
     #[inline(always)]
-    fn tail(&self, slot: u16) -> &AtomicU64 {
-        // SAFETY: callers mask the slot; aligned to 8; atomics may be shared with another process.
-        unsafe { AtomicU64::from_ptr(self.desc.as_ptr().add(2 * usize::from(slot) + 1)) }
+    fn slot(&self, position: u16) -> u16 {
+        position & (self.size - 1)
     }
 
-    /// The slot `ahead` of the first that was not taken, and the wrap bit of its lap.
+    /// The wrap bit in a position's lap.
     #[inline(always)]
-    fn ahead(&self, ahead: u16) -> (u16, bool) {
-        let at = self.taken + ahead;
-        if at >= self.size { (at - self.size, !self.taken_wrap) } else { (at, self.taken_wrap) }
+    fn wrap(&self, position: u16) -> bool {
+        position & self.size == 0
     }
 
+    #[inline(always)]
+    fn descriptor(&self, slot: u16) -> *mut u64 {
+        // SAFETY: callers mask the slot.
+        unsafe { self.desc.as_ptr().add(2 * usize::from(slot)) }
+    }
+
+    #[inline(always)]
+    fn tail(&self, slot: u16) -> &AtomicU64 {
+        // SAFETY: as above; aligned to 8; atomics may be shared with another process.
+        unsafe { AtomicU64::from_ptr(self.descriptor(slot).add(1)) }
+    }
+
+    /// Flags of a slot that the driver offers, or the device gives back, at that position.
+    #[inline(always)]
+    fn available(&self, position: u16) -> u64 {
+        u64::from(if self.wrap(position) { AVAIL } else { USED }) << 48
+    }
+
+    #[inline(always)]
+    fn used(&self, position: u16) -> u64 {
+        u64::from(if self.wrap(position) { AVAIL | USED } else { 0 }) << 48
+    }
+
+    /// Whether the slot `ahead` of the first that was not taken came back.
     #[inline(always)]
     fn is_used(&self, ahead: u16) -> bool {
-        let (slot, wrap) = self.ahead(ahead);
-        let flags = (self.tail(slot).load(Ordering::Acquire) >> 48) as u16 & (AVAIL | USED);
-        flags == if wrap { AVAIL | USED } else { 0 }
+        let position = self.taken.wrapping_add(ahead);
+        let state = self.tail(self.slot(position)).load(Ordering::Acquire) ^ self.used(position);
+        state & u64::from(AVAIL | USED) << 48 == 0
+    }
+
+    /// The pieces of `count` slots from a position on that lie in one lap each: two at most.
+    #[inline(always)]
+    fn laps(&self, position: u16, count: u16) -> [(u16, u16); 2] {
+        let here = count.min(self.size - self.slot(position));
+        [(position, here), (position.wrapping_add(here), count - here)]
+    }
+
+    /// Asks for the lines of `count` slots, which the driver has or is about to have, to write them.
+    #[inline(always)]
+    fn ask(&self, position: u16, count: u16) {
+        for (from, count) in self.laps(position, count) {
+            let start = self.descriptor(self.slot(from)).cast::<u8>();
+            for at in (0..usize::from(count) * DESCRIPTOR).step_by(LINE) {
+                prefetch_write(start.wrapping_add(at));
+            }
+        }
+    }
+
+    /// Whether all of `count` slots, `ahead` of the first that was not taken, came back, each as itself.
+    #[inline(always)]
+    fn all_back(&self, ahead: u16, count: u16) -> bool {
+        let mut wrong = 0;
+        for (from, count) in self.laps(self.taken.wrapping_add(ahead), count) {
+            let slot = self.slot(from);
+            let mut expected = self.used(from) | u64::from(slot) << 32;
+            for i in 0..count {
+                wrong |= self.tail(slot + i).load(Ordering::Relaxed) ^ expected;
+                expected += 1 << 32;
+            }
+        }
+        fence(Ordering::Acquire);
+        wrong & STATE == 0
+    }
+
+    /// Looks at all up to `wanted` when the last of them came back; whether they have.
+    #[inline(always)]
+    fn look_at_once(&mut self, wanted: u16) -> bool {
+        if !self.is_used(wanted - 1) {
+            return false;
+        }
+        let (seen, count) = (self.seen, wanted - self.seen);
+        self.ask(self.taken.wrapping_add(seen), count);
+        if self.all_back(seen, count) {
+            self.seen = wanted;
+        } else {
+            self.look_singly(wanted);
+        }
+        self.seen == wanted
+    }
+
+    /// One after another.
+    #[inline(never)]
+    fn look_singly(&mut self, most: u16) {
+        while self.seen < most && self.is_used(self.seen) {
+            let slot = self.slot(self.taken.wrapping_add(self.seen));
+            let id = (self.tail(slot).load(Ordering::Relaxed) >> 32) as u16;
+            self.wrong |= id != slot;
+            self.seen += 1;
+        }
+    }
+
+    /// From one batch to the next: those in between stay as they were offered. More than the ring's size is an error of the device's,
+    /// which the caller sees.
+    fn look_at_batches(&mut self) {
+        while self.seen < self.size && self.is_used(self.seen) {
+            let slot = self.slot(self.taken.wrapping_add(self.seen));
+            let id = (self.tail(slot).load(Ordering::Relaxed) >> 32) as u16;
+            self.seen += (id.wrapping_sub(slot) & (self.size - 1)) + 1;
+        }
     }
 }
 
@@ -76,9 +170,12 @@ impl Ring for PackedRing {
     const PACKED: bool = true;
 
     fn new(memory: &Arc<Memory>, size: u16, event_idx: bool, chain: impl Fn(u16) -> Chain) -> anyhow::Result<Self> {
-        ensure!(size.is_power_of_two(), "a ring of {size} descriptors: not a power of two");
+        ensure!(
+            size.is_power_of_two() && size <= 1 << 14,
+            "a ring of {size} descriptors: not a power of two up to 16384"
+        );
         let _ = event_idx; // What the device wants is told by its flags.
-        let desc = memory.allocate(16 * usize::from(size), 4096)?;
+        let desc = memory.allocate(DESCRIPTOR * usize::from(size), 4096)?;
         let driver = memory.allocate(4, 4096)?;
         let device = memory.allocate(4, 4096)?;
         for piece in [desc, driver, device] {
@@ -94,22 +191,8 @@ impl Ring for PackedRing {
         unsafe { AtomicU16::from_ptr(driver.as_ptr().add(1)) }.store(DISABLE, Ordering::Relaxed);
         let chains = chains.collect();
         let _memory = Arc::clone(memory);
-        let (offered, taken, seen, offered_wrap, taken_wrap) = (0, 0, 0, true, true);
-        let batches = false;
-        Ok(Self {
-            _memory,
-            size,
-            desc,
-            driver,
-            device,
-            chains,
-            offered,
-            taken,
-            seen,
-            offered_wrap,
-            taken_wrap,
-            batches,
-        })
+        let (offered, taken, seen, wrong, batches) = (0, 0, 0, false, false);
+        Ok(Self { _memory, size, desc, driver, device, chains, offered, taken, seen, wrong, batches })
     }
 
     fn user_addresses(&self) -> [u64; 3] {
@@ -130,77 +213,72 @@ impl Ring for PackedRing {
     }
 
     #[inline(always)]
-    fn pending(&mut self, wanted: u16) -> u16 {
+    fn pending(&mut self, least: u16, most: u16) -> u16 {
         if self.batches {
-            // From one batch to the next: those in between stay as they were offered. More than the ring's size is an error of the device's,
-            // which the caller sees.
-            while self.seen < self.size && self.is_used(self.seen) {
-                let slot = self.ahead(self.seen).0;
-                let id = (self.tail(slot).load(Ordering::Relaxed) >> 32) as u16;
-                self.seen += (id.wrapping_sub(slot) & (self.size - 1)) + 1;
-            }
+            self.look_at_batches();
             return self.seen;
         }
-        // Where `wanted` are needed, the last of them is looked at first: slots come back in their order, and this does not take the
-        // line away on which the device is writing.
-        if self.seen < wanted && !self.is_used(wanted - 1) {
-            return 0;
+        // The last of those that are needed is looked at first: slots come back in their order, and this does not take the line away on
+        // which the device is writing.
+        if self.seen < least && !self.look_at_once(least.min(self.size)) {
+            return self.seen;
         }
-        while self.seen < self.size && self.is_used(self.seen) {
-            self.seen += 1;
+        let most = most.min(self.size);
+        if self.seen < most && !self.look_at_once(most) {
+            self.look_singly(most);
         }
         self.seen
     }
 
     #[inline(always)]
-    fn in_order(&self, count: u16) -> bool {
-        if self.batches {
-            // Each batch was found at the end of the one before it.
-            return true;
-        }
-        let mut wrong = 0;
-        for ahead in 0..count {
-            let (slot, _) = self.ahead(ahead);
-            wrong |= (self.tail(slot).load(Ordering::Relaxed) >> 32) as u16 ^ slot;
-        }
-        wrong == 0
+    fn in_order(&self, _count: u16) -> bool {
+        // Looked at with the rest. Each batch was found at the end of the one before it.
+        !self.wrong
     }
 
     #[inline(always)]
-    fn written(&self, ahead: u16) -> u32 {
-        self.tail(self.ahead(ahead).0).load(Ordering::Relaxed) as u32
+    fn written(&self, count: u16) -> u64 {
+        let mut sum = 0;
+        for (from, count) in self.laps(self.taken, count) {
+            let slot = self.slot(from);
+            sum += (0..count).map(|i| self.tail(slot + i).load(Ordering::Relaxed) & 0xffff_ffff).sum::<u64>();
+        }
+        sum
     }
 
     #[inline(always)]
     fn take(&mut self, count: u16) {
-        (self.taken, self.taken_wrap) = self.ahead(count);
+        self.taken = self.taken.wrapping_add(count);
         self.seen -= count;
     }
 
     #[inline(always)]
+    fn prepare(&self, count: u16) {
+        self.ask(self.offered, count);
+    }
+
+    #[inline(always)]
     fn offer(&mut self, count: u16) -> bool {
-        let (first, first_wrap) = (self.offered, self.offered_wrap);
-        let (mut slot, mut wrap) = (first, first_wrap);
-        for i in 0..count {
-            let [address, tail] = self.chains[usize::from(slot)];
-            // SAFETY: slot < size. The descriptor is the driver's until its flags are written.
-            unsafe { self.desc.add(2 * usize::from(slot)).write(address) };
-            if i > 0 {
-                self.tail(slot).store(tail | available(wrap), Ordering::Release);
-            }
-            slot += 1;
-            if slot == self.size {
-                (slot, wrap) = (0, !wrap);
+        let first = self.offered;
+        let Some(others) = count.checked_sub(1) else { return false };
+        for (from, count) in self.laps(first.wrapping_add(1), others) {
+            let (slot, flags) = (self.slot(from), self.available(from));
+            let chains = &self.chains[usize::from(slot)..][..usize::from(count)];
+            for (slot, [address, tail]) in (slot..).zip(chains) {
+                // SAFETY: slot < size. The descriptor is the driver's until the first of the burst is shown.
+                unsafe { self.descriptor(slot).write(*address) };
+                self.tail(slot).store(tail | flags, Ordering::Relaxed);
             }
         }
-        (self.offered, self.offered_wrap) = (slot, wrap);
         // The first comes last, and with it the burst: the device looks at no other before.
-        if count > 0 {
-            let tail = self.chains[usize::from(first)][1] | available(first_wrap);
-            self.tail(first).store(tail, Ordering::Release);
-        }
+        let slot = self.slot(first);
+        let [address, tail] = self.chains[usize::from(slot)];
+        // SAFETY: as above.
+        unsafe { self.descriptor(slot).write(address) };
+        self.tail(slot).store(tail | self.available(first), Ordering::Release);
+        self.offered = first.wrapping_add(count);
         // The descriptors must be visible before the device's wish is read: 2.8.21.3.
-        fence(Ordering::SeqCst);
+        super::full_fence();
         // SAFETY: the second half-word of the device's event structure.
         let flags = unsafe { AtomicU16::from_ptr(self.device.as_ptr().add(1)) }.load(Ordering::Acquire) & 3;
         if flags != AT_DESCRIPTOR {
@@ -208,6 +286,7 @@ impl Ring for PackedRing {
         }
         // SAFETY: the first half-word.
         let event = unsafe { AtomicU16::from_ptr(self.device.as_ptr()) }.load(Ordering::Relaxed);
+        let (slot, wrap) = (self.slot(self.offered), self.wrap(self.offered));
         let (mut at, lap) = (event & 0x7fff, event & 0x8000 != 0);
         if lap != wrap {
             at = at.wrapping_sub(self.size);
@@ -217,6 +296,6 @@ impl Ring for PackedRing {
 
     #[inline(always)]
     fn first_pending(&self) -> u16 {
-        self.taken
+        self.slot(self.taken)
     }
 }

@@ -60,12 +60,12 @@ impl<R: Ring> Receiver<R> {
         }
     }
 
-    /// Takes up to `most` used buffers, reads the first line of each frame, and posts the buffers again. `look` gets the number that each
-    /// frame carries. How many buffers there were.
+    /// Takes up to `most` used buffers, unless there are fewer than `least`, reads the first line of each frame, and posts the buffers
+    /// again. `look` gets the number that each frame carries. How many buffers were taken.
     #[inline(always)]
-    pub fn receive(&mut self, most: u16, mut look: impl FnMut(u64)) -> Result<u16, OutOfOrder> {
-        let count = self.ring.pending(1);
-        if count == 0 {
+    pub fn receive(&mut self, least: u16, most: u16, mut look: impl FnMut(u64)) -> Result<u16, OutOfOrder> {
+        let count = self.ring.pending(least, most);
+        if count == 0 || count < least {
             return Ok(0);
         }
         if count > self.ring.size() {
@@ -79,9 +79,8 @@ impl<R: Ring> Receiver<R> {
         if !self.ring.in_order(count) {
             return Err(OutOfOrder);
         }
-        let mut bytes = 0;
+        let mut bytes = self.ring.written(count);
         for i in 0..count {
-            bytes += u64::from(self.ring.written(i));
             if self.rest > 0 {
                 self.rest -= 1;
                 continue;

@@ -5,7 +5,7 @@
 
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering, fence};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use anyhow::ensure;
 use ringspan_testkit::guest::Memory;
@@ -112,7 +112,7 @@ impl Ring for SplitRing {
     }
 
     #[inline(always)]
-    fn pending(&mut self, _wanted: u16) -> u16 {
+    fn pending(&mut self, _least: u16, _most: u16) -> u16 {
         self.atomic(self.used, 1).load(Ordering::Acquire).wrapping_sub(self.taken)
     }
 
@@ -136,13 +136,18 @@ impl Ring for SplitRing {
     }
 
     #[inline(always)]
-    fn written(&self, ahead: u16) -> u32 {
-        self.element(ahead).length
+    fn written(&self, count: u16) -> u64 {
+        (0..count).map(|ahead| u64::from(self.element(ahead).length)).sum()
     }
 
     #[inline(always)]
     fn take(&mut self, count: u16) {
         self.taken = self.taken.wrapping_add(count);
+    }
+
+    #[inline(always)]
+    fn prepare(&self, _count: u16) {
+        // A line of the available ring has 32 entries: three lines at most, which are written one after another.
     }
 
     #[inline(always)]
@@ -156,7 +161,7 @@ impl Ring for SplitRing {
         self.offered = old.wrapping_add(count);
         self.atomic(self.avail, 1).store(self.offered, Ordering::Release);
         // The index must be visible before the device's wish is read: 2.7.13.4.
-        fence(Ordering::SeqCst);
+        super::full_fence();
         if self.event_idx {
             let event = self.atomic(self.used, 2 + 4 * usize::from(self.size)).load(Ordering::Relaxed);
             self.offered.wrapping_sub(event).wrapping_sub(1) < count

@@ -43,6 +43,14 @@ impl Frames {
         sum as f64 / f64::from(ring_size)
     }
 
+    /// The same of the mix itself.
+    pub fn usual(self) -> usize {
+        match self {
+            Self::Fixed(length) => length.into(),
+            Self::Imix => Self::IMIX.iter().map(|length| usize::from(*length)).sum::<usize>() / Self::IMIX.len(),
+        }
+    }
+
     /// The different sizes.
     pub fn sizes(self) -> Vec<u16> {
         match self {

@@ -12,8 +12,21 @@ use super::{Chain, HEADER, LINE, OutOfOrder, Ring, Slots, prefetch_write};
 
 /// Bytes of a buffer that holds a small frame: written by a copy of this length, which needs no loop.
 const SMALL: usize = 80;
+/// Lines of a buffer that are written by a loop; longer ones by the C library, whose wide copies are worth a call then.
+const SHORT: u16 = 10;
 /// Bytes of frames whose lines are asked for ahead of the copy.
 const AHEAD: usize = 8192;
+
+/// What is written to a slot.
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    /// Bytes of the frame.
+    length: u16,
+    /// Lines of the buffer.
+    lines: u16,
+    /// Which of the images.
+    image: u8,
+}
 
 /// A transmit queue.
 #[derive(Debug)]
@@ -21,11 +34,14 @@ pub struct Transmitter<R> {
     ring: R,
     slots: Slots,
     frames: Frames,
-    /// What buffers look like, by the size of their frame.
-    images: Vec<(u16, Box<[u8]>)>,
+    /// What buffers look like, by the size of their frame, and which of them each slot gets.
+    images: Vec<Box<[u8]>>,
+    shapes: Box<[Shape]>,
     kick: EventFd,
     /// The slot that is offered next.
     next: u16,
+    /// Slots from there on whose lines were asked for.
+    asked: u16,
     in_flight: u16,
     /// Frames that came back.
     pub done: u64,
@@ -66,10 +82,17 @@ impl<R: Ring> Transmitter<R> {
             Some(tables) => Chain { address: tables.guest + 32 * u64::from(slot), length: 32, flags: INDIRECT },
             None => Chain { address: slots.guest(slot), length: total(slot), flags: 0 },
         })?;
-        let images = frames.sizes().into_iter().map(|size| (size, image(size, queue))).collect();
+        let sizes = frames.sizes();
+        let images = sizes.iter().map(|&size| image(size, queue)).collect();
+        let shape = |slot| {
+            let length = frames.length(slot);
+            let image = sizes.iter().position(|&size| size == length).unwrap_or(0) as u8;
+            Shape { length, lines: (HEADER + usize::from(length)).div_ceil(LINE) as u16, image }
+        };
+        let shapes = (0..size).map(shape).collect();
         let kick = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
-        let (next, in_flight, done, bytes, kicks) = (0, 0, 0, 0, 0);
-        Ok(Self { ring, slots, frames, images, kick, next, in_flight, done, bytes, kicks })
+        let (next, asked, in_flight, done, bytes, kicks) = (0, 0, 0, 0, 0, 0);
+        Ok(Self { ring, slots, frames, images, shapes, kick, next, asked, in_flight, done, bytes, kicks })
     }
 
     /// With `VIRTIO_F_IN_ORDER`: what comes back may come by the batch.
@@ -99,21 +122,28 @@ impl<R: Ring> Transmitter<R> {
         if free >= wanted {
             return Ok(free);
         }
-        let back = self.ring.pending(wanted - free);
+        let least = wanted - free;
+        let mut back = self.ring.pending(least, least);
         if back > self.in_flight {
             return Err(OutOfOrder);
         }
-        if free + back < wanted {
+        if back < least {
             return Ok(free);
         }
-        if !self.ring.in_order(back) {
+        // As many more, if they are there already: so the lines of the next burst can be asked for in time.
+        let more = least.saturating_add(wanted).min(self.in_flight);
+        if back < more {
+            back = self.ring.pending(more, more);
+        }
+        if back > self.in_flight || !self.ring.in_order(back) {
             return Err(OutOfOrder);
         }
         if let Frames::Fixed(length) = self.frames {
             self.bytes += u64::from(back) * u64::from(length);
         } else {
             let (first, mask) = (self.ring.first_pending(), self.ring.size() - 1);
-            self.bytes += (0..back).map(|i| u64::from(self.frames.length((first + i) & mask))).sum::<u64>();
+            let length = |i| u64::from(self.shapes[usize::from((first + i) & mask)].length);
+            self.bytes += (0..back).map(length).sum::<u64>();
         }
         self.ring.take(back);
         self.in_flight -= back;
@@ -126,12 +156,19 @@ impl<R: Ring> Transmitter<R> {
     #[inline(always)]
     pub fn send(&mut self, count: u16, stamp: u64) {
         debug_assert!(count <= self.ring.size() - self.in_flight);
-        match self.frames {
-            Frames::Fixed(length) if usize::from(length) + HEADER <= SMALL => self.write_small(count, stamp),
-            _ => self.write(count, stamp),
+        self.ring.prepare(count);
+        if self.is_small() {
+            self.write_small(count, stamp)
+        } else {
+            self.write(count, stamp)
         }
         self.next = (self.next + count) & (self.ring.size() - 1);
+        self.asked = self.asked.saturating_sub(count);
         self.in_flight += count;
+        // The lines of the next burst come while this one is shown, if it is known that the device has done with them.
+        if self.ring.size() - self.in_flight >= count {
+            self.ask(if self.is_small() { count } else { self.distance().min(count) });
+        }
         if self.ring.offer(count) {
             self.kicks += 1;
             let _ = self.kick.write(1);
@@ -139,14 +176,39 @@ impl<R: Ring> Transmitter<R> {
     }
 
     #[inline(always)]
-    fn write_small(&mut self, count: u16, stamp: u64) {
-        let first = usize::from(self.next);
-        for i in 0..usize::from(count) {
-            let line = self.slots.pointer(first + i);
+    fn is_small(&self) -> bool {
+        matches!(self.frames, Frames::Fixed(length) if usize::from(length) + HEADER <= SMALL)
+    }
+
+    /// Frames whose lines are asked for ahead of the copy.
+    #[inline(always)]
+    fn distance(&self) -> u16 {
+        (AHEAD / self.frames.usual()).max(1) as u16
+    }
+
+    /// Asks for the lines of the next `count` slots that were not asked for yet.
+    #[inline(always)]
+    fn ask(&mut self, count: u16) {
+        let (small, mask) = (self.is_small(), self.ring.size() - 1);
+        for i in self.asked..count {
+            let slot = usize::from((self.next + i) & mask);
+            let line = self.slots.pointer(slot);
             prefetch_write(line);
             prefetch_write(line.wrapping_add(LINE));
+            if !small {
+                for at in 2..self.shapes[slot].lines {
+                    prefetch_write(line.wrapping_add(LINE * usize::from(at)));
+                }
+            }
         }
-        let image = self.images[0].1.as_ptr();
+        self.asked = self.asked.max(count);
+    }
+
+    #[inline(always)]
+    fn write_small(&mut self, count: u16, stamp: u64) {
+        self.ask(count);
+        let first = usize::from(self.next);
+        let image = self.images[0].as_ptr();
         for i in 0..usize::from(count) {
             let buffer = self.slots.pointer(first + i);
             // SAFETY: a slot has whole lines, at least 2, and so has the image; the slot is the driver's.
@@ -159,30 +221,23 @@ impl<R: Ring> Transmitter<R> {
 
     #[inline(always)]
     fn write(&mut self, count: u16, stamp: u64) {
-        let (first, mask) = (self.next, self.ring.size() - 1);
-        let distance = (AHEAD / usize::from(self.frames.most())).clamp(1, usize::from(count)) as u16;
-        let ask = |i: u16| {
-            let slot = (first + i) & mask;
-            let line = self.slots.pointer(usize::from(slot));
-            for at in (0..HEADER + usize::from(self.frames.length(slot))).step_by(LINE) {
-                prefetch_write(line.wrapping_add(at));
-            }
-        };
-        (0..distance).for_each(ask);
+        let mask = self.ring.size() - 1;
+        let distance = self.distance();
         for i in 0..count {
-            if i + distance < count {
-                ask(i + distance);
-            }
-            let slot = (first + i) & mask;
-            let length = self.frames.length(slot);
-            let image = match &self.images[..] {
-                [(_, image)] => image,
-                images => &images.iter().find(|(size, _)| *size == length).expect("each size has an image").1,
-            };
-            let buffer = self.slots.pointer(usize::from(slot));
-            // SAFETY: a slot and the image have room for the largest frame with its header; the slot is the driver's.
+            self.ask((i + distance).min(count));
+            let slot = usize::from((self.next + i) & mask);
+            let Shape { length, lines, image } = self.shapes[slot];
+            let image = self.images[usize::from(image)].as_ptr();
+            let buffer = self.slots.pointer(slot);
+            // SAFETY: a slot and the image have whole lines, enough for the frame with its header; the slot is the driver's.
             unsafe {
-                ptr::copy_nonoverlapping(image.as_ptr(), buffer, HEADER + usize::from(length));
+                if lines <= SHORT {
+                    for at in 0..usize::from(lines) {
+                        ptr::copy_nonoverlapping(image.add(LINE * at), buffer.add(LINE * at), LINE);
+                    }
+                } else {
+                    ptr::copy_nonoverlapping(image, buffer, HEADER + usize::from(length));
+                }
                 buffer.add(STAMP).cast::<u64>().write(stamp.wrapping_add(u64::from(i)));
             }
         }
