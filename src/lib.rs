@@ -7,6 +7,7 @@
 //! A request's way: `control::socket` accepts, `control::connection` reads a line, `control::methods` has the table
 //! of methods, `desired` holds what is wanted, `lanes` makes it so.
 
+mod attach;
 pub mod cli;
 mod config;
 mod control;

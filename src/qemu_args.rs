@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use ringspan_protocol::{DeviceSpec, MacAddress, PortSpec, Role};
+use ringspan_protocol::{DeviceSpec, MacAddress, PortName, PortSpec, Role};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The first QEMU whose socket chardev has `reconnect-ms`; earlier ones have `reconnect`, in seconds.
-const RECONNECT_MS_SINCE: QemuVersion = QemuVersion { major: 9, minor: 2 };
+pub(crate) const RECONNECT_MS_SINCE: QemuVersion = QemuVersion { major: 9, minor: 2 };
 
 /// A version of QEMU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -125,16 +125,19 @@ fn escaped(text: &str) -> String {
 /// one made from the machine's and the port's names, the same every time.
 pub(crate) fn guest_mac(port: &PortSpec, device: Option<MacAddress>, machine: &str) -> MacAddress {
     let behind_a_nic = matches!(port.device, DeviceSpec::Pci { .. } | DeviceSpec::VhostVdpa { .. });
-    port.mac.or(device.filter(|_| behind_a_nic)).unwrap_or_else(|| {
-        // FNV-1a: what is wanted is only that two ports hardly ever get the same.
-        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-        for byte in machine.bytes().chain([0]).chain(port.name.as_str().bytes()) {
-            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-        let [a, b, c, d, e, ..] = hash.to_be_bytes();
-        // 0x02: locally administered, unicast.
-        MacAddress([0x02, a, b, c, d, e])
-    })
+    port.mac.or(device.filter(|_| behind_a_nic)).unwrap_or_else(|| made_mac(&port.name, machine))
+}
+
+/// An address made from the machine's and the port's names, the same every time.
+pub(crate) fn made_mac(port: &PortName, machine: &str) -> MacAddress {
+    // FNV-1a: what is wanted is only that two ports hardly ever get the same.
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    for byte in machine.bytes().chain([0]).chain(port.as_str().bytes()) {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    }
+    let [a, b, c, d, e, ..] = hash.to_be_bytes();
+    // 0x02: locally administered, unicast.
+    MacAddress([0x02, a, b, c, d, e])
 }
 
 #[cfg(test)]

@@ -14,6 +14,8 @@ use nix::fcntl::{Flock, FlockArg};
 use ringspan_protocol::{Compat, LaneName, NicName, NicSpec, PciAddress, PortName, PortSpec};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::attach::Record;
+use crate::attach::record::{Counted, Key};
 use crate::error::{Error, ErrorKind};
 
 /// Version of the file's form.
@@ -155,6 +157,28 @@ impl StateDir {
     /// Replaces what is remembered of the host's devices.
     pub(crate) fn save_host(&self, host: &HostState) -> Result<(), Error> {
         self.write("host.json", host, true)
+    }
+
+    /// Guests' attachments.
+    pub(crate) fn load_attachments(&self) -> Result<Vec<Record>, Error> {
+        Ok(self.read("attachments.json")?.unwrap_or_default())
+    }
+
+    /// Replaces them; returns when that is durable.
+    pub(crate) fn save_attachments(&self, records: &[Record]) -> Result<(), Error> {
+        self.write("attachments.json", &records, true)
+    }
+
+    /// What was counted of attachments; nothing where that cannot be read.
+    pub(crate) fn load_counted(&self) -> BTreeMap<Key, (Counted, Counted)> {
+        let list: Vec<(Key, Counted, Counted)> = self.read("counted.json").ok().flatten().unwrap_or_default();
+        list.into_iter().map(|(key, last, earlier)| (key, (last, earlier))).collect()
+    }
+
+    /// Replaces that. Not synced: after a crash of the machine ports count from the start, too.
+    pub(crate) fn save_counted(&self, counted: &BTreeMap<Key, (Counted, Counted)>) -> Result<(), Error> {
+        let list: Vec<_> = counted.iter().map(|(key, (last, earlier))| (key, last, earlier)).collect();
+        self.write("counted.json", &list, false)
     }
 
     /// The event marks; none when there are none, or when they are garbled: they are worth no refusal.

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 refused or failed, 2 usage, 3 the daemon cannot be reached.
 
+mod attach;
 mod client;
 mod device;
 mod doctor;
@@ -103,6 +104,7 @@ fn run(options: Options) -> Result<(), Failure> {
             let job = client()?.call("lane.restart", json!({ "name": name, "wait": !no_wait }))?;
             report(serde_json::from_value(job)?)
         }
+        Command::Attachment(command) => attach::run(client()?, command),
         Command::Nic(command) => nic::run(client()?, command),
         Command::Device(command) => device::run(client()?, command),
         Command::Pf(command) => device::run_pf(client()?, command),

@@ -41,6 +41,9 @@ pub(super) enum Command {
     /// Ports: guests' NICs.
     #[command(subcommand)]
     Port(Port),
+    /// Attachments: guests' NICs, as the agent asks for them.
+    #[command(subcommand)]
+    Attachment(super::attach::Attachment),
     /// Software NICs: switches with VFs, in a lane.
     #[command(subcommand)]
     Nic(super::nic::Nic),
@@ -126,6 +129,18 @@ pub(super) enum Port {
         #[arg(long)]
         if_exists: bool,
     },
+    /// Give a guest a VF: chosen, prepared, its port made; and print what QEMU must be told.
+    Attach(Box<super::attach::Attach>),
+    /// Take all of that back. What is not there is a success.
+    Detach {
+        /// The guest's id.
+        guest: String,
+        /// Which of the guest's NICs.
+        #[arg(long, default_value_t = 0, value_name = "N")]
+        nic: u16,
+        #[command(flatten)]
+        output: Output,
+    },
     /// List all ports.
     List(Output),
     /// Show one port.
@@ -167,6 +182,15 @@ pub(super) enum Port {
         /// The set of virtio features.
         #[arg(long, value_parser = parse_compat)]
         compat: Option<Compat>,
+        /// VLAN of a guest's attachment; 0: none.
+        #[arg(long)]
+        vlan: Option<u16>,
+        /// Least rate that the NIC keeps for a guest's attachment, in Mbit/s; 0: none.
+        #[arg(long, value_name = "MBITS")]
+        min_rate: Option<u32>,
+        /// Most rate in each direction, in Mbit/s; 0: no limit.
+        #[arg(long, value_name = "MBITS")]
+        max_rate: Option<u32>,
     },
     /// Wait until a port has come that far.
     Wait {

@@ -24,6 +24,8 @@ pub(super) fn run(mut client: Client, command: Port) -> Result<(), Failure> {
         Port::Remove { name, if_exists } => {
             client.call("port.remove", json!({ "name": name, "if_exists": if_exists })).map(drop)
         }
+        Port::Attach(wish) => super::attach::attach(&mut client, &wish),
+        Port::Detach { guest, nic, output } => super::attach::detach(&mut client, &guest, nic, output),
         Port::List(output) => {
             let ports = client.call("port.list", json!({}))?;
             if output.json { print_json(&ports) } else { list(&serde_json::from_value::<Vec<PortEntry>>(ports)?) }
@@ -44,7 +46,7 @@ pub(super) fn run(mut client: Client, command: Port) -> Result<(), Failure> {
                 print_stats(&serde_json::from_value::<Vec<PortStats>>(stats)?)
             }
         }
-        Port::Set { name, mtu, mac, promiscuous, allmulti, compat } => {
+        Port::Set { name, mtu, mac, promiscuous, allmulti, compat, vlan, min_rate, max_rate } => {
             let mut params = json!({ "name": name });
             let mut put = |key: &str, value: Option<Value>| {
                 if let Some(value) = value {
@@ -56,6 +58,9 @@ pub(super) fn run(mut client: Client, command: Port) -> Result<(), Failure> {
             put("promiscuous", promiscuous.map(|policy| api_word(policy).into()));
             put("allmulti", allmulti.map(|policy| api_word(policy).into()));
             put("compat", compat.map(|compat| json!(compat)));
+            put("vlan", vlan.map(Value::from));
+            put("min_rate", min_rate.map(Value::from));
+            put("max_rate", max_rate.map(Value::from));
             client.call("port.set", params).map(drop)
         }
         Port::Wait { name, phase, timeout, output } => {
@@ -123,13 +128,13 @@ fn stats_params(name: Option<&PortName>, extended: bool) -> Value {
 }
 
 /// A word that a shell reads back as it is.
-fn quoted(word: &str) -> String {
+pub(super) fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_=,./:+@%".contains(c);
     if word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
 }
 
 /// The first line of what the QEMU in PATH says of its version.
-fn installed_qemu() -> Option<String> {
+pub(super) fn installed_qemu() -> Option<String> {
     let output = Command::new("qemu-system-x86_64").arg("--version").stderr(Stdio::null()).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     text.lines().next().map(str::to_owned)

@@ -29,6 +29,7 @@ use ringspan_protocol::LaneName;
 
 pub(crate) use events::{EventKind, EventLog};
 pub(crate) use jobs::{Job, JobState, Jobs};
+pub(crate) use methods::attach::{Attached, Entry as AttachmentEntry, GuestStats};
 pub(crate) use methods::host::{PlanOf, plan_of};
 pub(crate) use methods::nic::NicEntry;
 pub(crate) use methods::ovs::Shown;
@@ -36,6 +37,7 @@ pub(crate) use methods::port::{PortEntry, PortStats};
 pub(crate) use methods::rule::RuleEntry;
 pub(crate) use socket::Listener;
 
+use crate::attach::Attachments;
 use crate::config::{Config, HostCores, LogFormat};
 use crate::desired::{Desired, Room};
 use crate::error::Error;
@@ -81,6 +83,8 @@ pub(crate) struct Daemon {
     keepers: Mutex<Vec<JoinHandle<()>>>,
     /// OVS's flows, as they are and as NICs have them.
     mirror: Mirror,
+    /// Guests' NICs.
+    pub(crate) attachments: Attachments,
     cores: HostCores,
     set_log: Box<dyn Fn(crate::config::LogLevel) + Send + Sync>,
     end: Box<dyn Fn(Ending) + Send + Sync>,
@@ -100,6 +104,7 @@ impl Daemon {
     ) -> Result<Arc<Self>, Error> {
         let state_dir = Arc::new(StateDir::open(&config.control.state_dir)?);
         let saved = state_dir.load()?;
+        let attachments = Attachments::load(Arc::clone(&state_dir))?;
         let run_dir = &config.control.run_dir;
         std::fs::create_dir_all(run_dir).map_err(|error| Error::io(run_dir.display(), &error))?;
         // Two daemons would adopt the same lanes, and each take away the ports that the other wants.
@@ -128,6 +133,7 @@ impl Daemon {
             lanes: RwLock::new(lanes),
             keepers: Mutex::default(),
             mirror: Mirror::new(mirror),
+            attachments,
             cores,
             set_log: Box::new(set_log),
             end: Box::new(end),
@@ -160,6 +166,11 @@ impl Daemon {
         }
         let mirror = self.mirror.start(engine::Lanes::new(self));
         locked(&self.keepers).extend(mirror);
+        if !self.attachments.unfinished().is_empty() {
+            let daemon = Arc::clone(self);
+            let recovering = spawn("attachments".into(), move || methods::attach::recover(&daemon));
+            locked(&self.keepers).extend(recovering);
+        }
     }
 
     fn keep(self: &Arc<Self>, lane: Arc<Lane>) {

@@ -77,7 +77,7 @@ fn free(host: &Host, name: &str, function: &Function, disturb: bool, owner: Opti
 /// remembered). `owner` knows the port of ringspan's that has a function.
 pub(crate) fn bind(
     host: &Host,
-    memory: &impl Memory,
+    memory: &(impl Memory + ?Sized),
     name: &str,
     driver: Option<&str>,
     disturb: bool,

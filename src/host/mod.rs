@@ -28,6 +28,11 @@ use sysfs::Sysfs;
 /// Where distributions keep the names of PCI devices, which lspci prints.
 const PCI_IDS: [&str; 2] = ["/usr/share/misc/pci.ids", "/usr/share/hwdata/pci.ids"];
 
+/// A function of a NIC, if there is one at this address.
+pub(crate) fn pci_function(host: &Host, address: ringspan_protocol::PciAddress) -> Option<pci::Function> {
+    pci::Function::read(&host.sysfs, address)
+}
+
 /// A host.
 pub(crate) struct Host {
     /// Its devices.

@@ -172,6 +172,26 @@ pub(crate) fn set(host: &Host, wish: &Wish) -> Result<Set, Error> {
     Ok(Set { pf: function.address, settings: after, done: steps.finish() })
 }
 
+/// Makes a VF's settings as they were. What is not known, or was not set for it, stays.
+pub(crate) fn restore(host: &Host, pf: &str, vf: u16, before: &VfSettings) -> Result<(), Error> {
+    let inventory = Inventory::take(host);
+    let interface = inventory.pf_named(pf)?.interface;
+    let Some(index) = interface.and_then(|interface| index(&host.sysfs, &interface)) else { return Ok(()) };
+    let now = read(host, pf, index, u32::from(vf))?;
+    let changes = [
+        (now.mac != before.mac).then(|| VfChange::Mac(before.mac.unwrap_or(MacAddress([0; 6])))),
+        ((now.vlan, now.qos) != (before.vlan, before.qos)).then_some(VfChange::Vlan(before.vlan, before.qos)),
+        ((now.min_rate, now.max_rate) != (before.min_rate, before.max_rate))
+            .then_some(VfChange::Rate(before.min_rate, before.max_rate)),
+    ];
+    for change in changes.into_iter().flatten() {
+        host.kernel
+            .set_vf(index, u32::from(vf), change)
+            .map_err(|error| explain(pf, u32::from(vf), change, &error).about(pf))?;
+    }
+    Ok(())
+}
+
 /// What a mode or a kind of link forbids, with what to do instead.
 fn allowed(
     inventory: &Inventory<'_>,

@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Call, Nothing};
+use crate::attach::record::Target;
 use crate::control::{Daemon, locked};
 use crate::error::{Error, ErrorKind};
 use crate::host::Host;
@@ -49,7 +50,12 @@ impl Daemon {
 /// Open vSwitch's bridges by the interfaces on them. None without an Open vSwitch that answers.
 fn bridges(call: &Call) -> BTreeMap<String, String> {
     let place = Place::new(locked(&call.daemon.config).ovs.run_dir.as_deref());
-    let view = Database::connect(&place).and_then(|mut database| View::read(&mut database)).unwrap_or_default();
+    bridges_of(&Database::connect(&place).and_then(|mut database| View::read(&mut database)).unwrap_or_default())
+}
+
+/// Bridges by the interfaces on them.
+pub(super) fn bridges_of(view: &View) -> BTreeMap<String, String> {
+    let view = view.clone();
     let of_bridge = |bridge: crate::ovs::view::Bridge| {
         let ports = bridge.ports.into_iter();
         ports.flat_map(|port| port.interfaces).map(move |interface| (interface.name, bridge.name.clone()))
@@ -61,11 +67,17 @@ fn bridges(call: &Call) -> BTreeMap<String, String> {
 struct Around {
     bridges: BTreeMap<String, String>,
     owners: BTreeMap<String, String>,
+    guests: BTreeMap<String, String>,
 }
 
 impl Around {
     fn look(call: &Call) -> Self {
-        Self { bridges: bridges(call), owners: owners(call) }
+        let attached = call.daemon.attachments.all().into_iter();
+        let guests = attached.filter_map(|record| match record.target {
+            Target::Pci { address, .. } => Some((address.to_string(), record.wanted.guest)),
+            Target::Soft { .. } => None,
+        });
+        Self { bridges: bridges(call), owners: owners(call), guests: guests.collect() }
     }
 
     fn bridge(&self, interface: Option<&String>) -> Option<String> {
@@ -75,6 +87,7 @@ impl Around {
     fn device(&self, mut device: Device) -> Device {
         device.bridge = self.bridge(device.representor.as_ref().or(device.interface.as_ref()));
         device.owner = self.owners.get(&device.address.to_string()).cloned();
+        device.guest_id = self.guests.get(&device.address.to_string()).cloned();
         device
     }
 
@@ -142,8 +155,13 @@ pub(crate) struct BindDevice {
     pub disturb: bool,
 }
 
+/// The right to change the host.
+pub(super) fn change_of_host() -> Result<MutexGuard<'static, ()>, Error> {
+    one_at_a_time(&CHANGES, PATIENCE)
+}
+
 /// The original drivers, in the daemon's state.
-struct Drivers<'a>(&'a StateDir);
+pub(super) struct Drivers<'a>(pub(super) &'a StateDir);
 
 impl Memory for Drivers<'_> {
     fn original(&self, function: PciAddress) -> Result<Option<Option<String>>, Error> {
@@ -162,7 +180,18 @@ impl Memory for Drivers<'_> {
 
 /// The ports, and the NICs in software, by the functions that they have.
 fn owners(call: &Call) -> BTreeMap<String, String> {
-    let desired = locked(&call.daemon.desired);
+    let mut owners = owners_of(call.daemon);
+    for record in call.daemon.attachments.all() {
+        if let Target::Pci { address, .. } = record.target {
+            owners.insert(address.to_string(), record.key().to_string());
+        }
+    }
+    owners
+}
+
+/// Those, without what guests have that have no port.
+pub(super) fn owners_of(daemon: &Daemon) -> BTreeMap<String, String> {
+    let desired = locked(&daemon.desired);
     let mut owners = BTreeMap::new();
     for (name, nic) in &desired.nics {
         // A NIC of its own, where ringspan and not TC brings flows into its switch.

@@ -1,6 +1,7 @@
 //! The methods of the control API, in one table: dispatch, roles, `schema.get`, the reference in `docs/control-api.md` and
 //! the command line all come from it.
 
+pub(crate) mod attach;
 mod daemon;
 pub(crate) mod device;
 mod doctor;

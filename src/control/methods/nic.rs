@@ -161,7 +161,10 @@ pub(super) fn add(call: &mut Call, request: NicRequest) -> Result<NicEntry, Erro
 static CHANGES: Mutex<()> = Mutex::new(());
 
 pub(super) fn set_vf(call: &mut Call, request: SetVf) -> Result<NicEntry, Error> {
-    let daemon = call.daemon;
+    set_vf_of(call.daemon, request)
+}
+
+pub(super) fn set_vf_of(daemon: &Daemon, request: SetVf) -> Result<NicEntry, Error> {
     let SetVf { name, vf, mac, vlan, qos, spoof_check, trust, max_mbit, link } = request;
     let change = VfChange { mac, vlan, qos, spoof_check, trust, max_mbit, link };
     // From here to where it is saved: of two changes of one VF, the later one is to know of the earlier one.
@@ -193,7 +196,8 @@ pub(super) fn set_vf(call: &mut Call, request: SetVf) -> Result<NicEntry, Error>
         Ok(_) => Err(Error::new(ErrorKind::Version, format!("lane {} answered something else", nic.lane))),
         Err(error) => Err(error.about(&name)),
     })?;
-    show(call, ByName { name })
+    let nic = locked(&daemon.desired).nics.get(&name).cloned().ok_or_else(|| unknown(&name))?;
+    Ok(entry(daemon, &name, nic))
 }
 
 /// The refusal to change a NIC of the configuration file.

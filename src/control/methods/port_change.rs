@@ -10,7 +10,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use super::port::{PortEntry, entry, unknown};
-use super::{Call, Nothing};
+use super::{Call, Nothing, attach};
+use crate::attach::record::Key;
 use crate::control::{Daemon, EventKind, locked};
 use crate::desired::{DesiredPort, Origin};
 use crate::error::{Error, ErrorKind};
@@ -87,7 +88,10 @@ fn in_the_file(daemon: &Daemon, name: &PortName, remedy: &str) -> String {
 }
 
 pub(super) fn add(call: &mut Call, params: Add) -> Result<PortEntry, Error> {
-    let daemon = call.daemon;
+    add_to(call.daemon, params)
+}
+
+pub(super) fn add_to(daemon: &Daemon, params: Add) -> Result<PortEntry, Error> {
     let Add { port: request, may_exist } = params;
     let spec = request.spec(None)?;
     let name = spec.name.clone();
@@ -179,7 +183,18 @@ pub(crate) struct Remove {
 }
 
 pub(super) fn remove(call: &mut Call, params: Remove) -> Result<Nothing, Error> {
-    let daemon = call.daemon;
+    if let Some(key) = attach::key_of(call.daemon, &params.name) {
+        let Key { guest, nic } = key;
+        let message = format!(
+            "port {0} is NIC {nic} of guest {guest}: detach it (ringspan port detach {guest} --nic {nic})",
+            params.name
+        );
+        return Err(Error::new(ErrorKind::Conflict, message).about(&params.name));
+    }
+    remove_from(call.daemon, params)
+}
+
+pub(super) fn remove_from(daemon: &Daemon, params: Remove) -> Result<Nothing, Error> {
     let name = params.name;
     let there = {
         let mut desired = locked(&daemon.desired);
@@ -259,11 +274,58 @@ pub(crate) struct Set {
     /// The set of virtio features; seen by the guest at its next connection.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compat: Option<Compat>,
+    /// VLAN of a guest's attachment, 1 to 4094; 0: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 4094))]
+    pub vlan: Option<u16>,
+    /// Least rate that the NIC keeps for what a guest's attachment sends, in Mbit/s; 0: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_rate: Option<u32>,
+    /// Most rate in each direction, in Mbit/s; 0: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_rate: Option<u32>,
+}
+
+impl Set {
+    /// Nothing of this port.
+    pub(super) fn nothing(name: PortName) -> Self {
+        Self {
+            name,
+            mtu: None,
+            mac: None,
+            promiscuous: None,
+            allmulti: None,
+            compat: None,
+            vlan: None,
+            min_rate: None,
+            max_rate: None,
+        }
+    }
 }
 
 pub(super) fn set(call: &mut Call, params: Set) -> Result<PortEntry, Error> {
     let daemon = call.daemon;
-    let Set { name, mtu, mac, promiscuous, allmulti, compat } = params;
+    if let Some(key) = attach::key_of(daemon, &params.name) {
+        let rest = attach::set(daemon, &key, &params)?;
+        // What is the port's alone.
+        return if rest == Set::nothing(params.name.clone()) {
+            entry(daemon, &params.name)
+        } else {
+            set_on(daemon, rest)
+        };
+    }
+    if params.vlan.is_some() || params.min_rate.is_some() {
+        let name = &params.name;
+        let message = format!(
+            "port {name}: vlan and min_rate are those of a guest's attachment, and this port is of none: see ringspan vf set, or ringspan ovs configure --tag"
+        );
+        return Err(Error::new(ErrorKind::Unsupported, message).about(name));
+    }
+    set_on(daemon, params)
+}
+
+pub(super) fn set_on(daemon: &Daemon, params: Set) -> Result<PortEntry, Error> {
+    let Set { name, mtu, mac, promiscuous, allmulti, compat, vlan: _, min_rate: _, max_rate: _ } = params;
     let bad = |message: String| Error::new(ErrorKind::Invalid, format!("port {name}: {message}")).about(&name);
     if let Some(mtu) = mtu {
         check_mtu(mtu).map_err(bad)?;

@@ -1,6 +1,11 @@
 //! The table of methods. To add one: its types and function in a file beside this one, and a row here.
 
-use super::{Method, Nothing, daemon, device, doctor, flow, host, job, lane, nic, ovs, port, port_change, rule, typed};
+use super::{
+    Method, Nothing, attach, daemon, device, doctor, flow, host, job, lane, nic, ovs, port, port_change, rule, typed,
+};
+use crate::attach::Attach;
+use crate::attach::record::Key;
+use crate::attach::sync::Synced;
 use crate::control::jobs::Job;
 use crate::control::peer::Role;
 use crate::host::bind::Bound;
@@ -37,6 +42,13 @@ macro_rules! method {
 macro_rules! vm1 {
     () => {
         r#"{"name":"vm1","lane":"main","origin":"run-time","phase":"listening","spec":{"name":"vm1","socket":"/run/ringspan/vm1.sock","role":"server","device":"vdev:net_null0,size=64,no-rx=1","queues":1,"mtu":1500,"promiscuous":"auto","allmulti":"auto","compat":"1","offloads":true,"zero_copy":"auto"}}"#
+    };
+}
+
+/// What examples show of an attachment.
+macro_rules! guest1 {
+    () => {
+        r#"{"guest":"guest1","nic":0,"mode":"vhost","stage":"attached","device":"soft:nic0/vf3","mac":"52:54:00:12:34:56","vlan":10,"port":"guest1-nic0","representor":"nic0_vf3","bridge":"br0","wanted":{"guest":"guest1","nic":0,"mode":"vhost","wire":"br0","mac":"52:54:00:12:34:56","vlan":10,"min_rate":0,"max_rate":1000,"queues":1,"mtu":1500,"role":"server"}}"#
     };
 }
 
@@ -97,6 +109,24 @@ pub(crate) static METHODS: &[Method] = &[
     method!("port.qemu-args", Read, port::qemu_args, port::ForQemu => QemuArgs,
         "What QEMU, or libvirt, must be told so that a guest gets the port as its NIC.",
         r#"{"name":"vm1","qemu_version":"7.2"}"# => r#"{"args":["-object","memory-backend-memfd,id=mem-vm1,size=512M,share=on","-machine","memory-backend=mem-vm1","-chardev","socket,id=chr-vm1,path=/run/ringspan/vm1.sock,reconnect=1","-netdev","vhost-user,id=net-vm1,chardev=chr-vm1,queues=1","-device","virtio-net-pci,netdev=net-vm1,mac=02:1f:5c:87:0a:11"],"libvirt":"<interface type='vhostuser'>...</interface>\n"}"#),
+    method!("port.attach", Change, attach::attach, Attach => attach::Attached,
+        "Gives a guest a VF: chooses it, sets its address and VLAN, binds it to the driver it needs, puts its representor into its bridge, adds the port, and says what QEMU must be told. It is written down before each \
+         step, and survives restarts; a daemon that was killed in between takes back what was begun. When a step fails, those before it are taken back. One that is there and is the same is a success. Of two who want the \
+         last VF one gets it, the other one `no-room`. With `qemu`, memory that is known not to be shared is refused before anything is touched.",
+        r#"{"guest":"guest1","nic":0,"mode":"vhost","wire":"br0","mac":"52:54:00:12:34:56","vlan":10,"min_rate":0,"max_rate":1000,"queues":1,"mtu":1500,"role":"server"}"# => concat!(r#"{"attachment":"#, guest1!(), r#","qemu":{"memory":["-object","memory-backend-memfd,id=mem-guest1-nic0,size=512M,share=on","-machine","memory-backend=mem-guest1-nic0"],"args":["-chardev","socket,id=chr-guest1-nic0,path=/run/ringspan/guest1-nic0.sock,reconnect-ms=500","-netdev","vhost-user,id=net-guest1-nic0,chardev=chr-guest1-nic0,queues=1","-device","virtio-net-pci,netdev=net-guest1-nic0,mac=52:54:00:12:34:56,id=nic-guest1-nic0"],"libvirt":"<interface type='vhostuser'>...</interface>\n","plug":[{"execute":{"execute":"device_add","arguments":{"driver":"virtio-net-pci","id":"nic-guest1-nic0","netdev":"net-guest1-nic0","mac":"52:54:00:12:34:56"}}}],"unplug":[{"execute":{"execute":"device_del","arguments":{"id":"nic-guest1-nic0"}}},{"wait":{"event":"DEVICE_DELETED","data":{"device":"nic-guest1-nic0"}}},{"call":{"method":"port.detach","params":{"guest":"guest1","nic":0}}}]},"done":["nic0_vf3: added to bridge br0","port guest1-nic0 is on soft:nic0/vf3"]}"#)),
+    method!("port.detach", Change, attach::detach, Key => attach::Detached,
+        "Takes back all that `port.attach` did: the port and its counters, the representor's place in its bridge, the driver, the settings. What is not there (any more) is a success, the guest too. Refused with `busy` while a \
+         process has a VF open that was handed over: unplug it from the guest first, and wait for DEVICE_DELETED.",
+        r#"{"guest":"guest1","nic":0}"# => r#"{"was_attached":true}"#),
+    method!("attachment.list", Read, attach::list, Nothing => Vec<attach::Entry>,
+        "All guests' NICs, sorted by guest and NIC.",
+        "{}" => concat!("[", guest1!(), "]")),
+    method!("attachment.sync", Change, attach::sync, attach::Sync => Synced,
+        "Compares what is attached with the agent's guests, and with the host: for an agent that was restarted. With `mend`, what is orphaned is detached, and what drifted is made as it should be; each stands by itself.",
+        r#"{"guests":[{"guest":"guest1","nics":[0,1]}],"mend":true}"# => r#"{"orphaned":[{"guest":"guest2","nic":0,"target":"soft:nic0/vf4","what":["guest guest2 is not listed"],"mended":true}],"missing":[{"guest":"guest1","nic":1,"what":["it is not attached"],"mended":false}],"drifted":[{"guest":"guest1","nic":0,"target":"soft:nic0/vf3","what":["nic0_vf3 is in no bridge, not in br0"],"mended":true}],"good":0}"#),
+    method!("attachment.stats", Read, attach::stats, attach::Stats => Vec<attach::GuestStats>,
+        "What guests' NICs counted, from the guest's view: `tx` is what it sent. They never go back while a NIC is attached, whatever is restarted. Of a VF that was handed over, its representor is read; without one nothing is known.",
+        r#"{"guest":"guest1"}"# => r#"[{"guest":"guest1","nic":0,"current":true,"source":"port","counted":{"tx_packets":3,"tx_bytes":180,"tx_dropped":1,"rx_packets":0,"rx_bytes":0,"rx_dropped":0}}]"#),
     method!("nic.add", Change, nic::add, NicRequest => nic::NicEntry,
         "Adds a software NIC: a switch with VFs (`soft:nic0/vf3` as a port's device), an uplink, and a representor for each of them on the host. It survives restarts. \
          One that is there already and is the same is a success. When it is refused, nothing stays but the representors that were made.",

@@ -1,5 +1,6 @@
 //! The daemon over its socket, with fake lanes.
 
+mod attach;
 mod devices;
 mod lanes;
 mod leftovers;

@@ -1,0 +1,216 @@
+//! What QEMU and libvirt must be told of an attachment: at the guest's start, and while it runs.
+//!
+//! QMP: qapi/char.json, qapi/net.json, qapi/qdev.json of QEMU; libvirt: formatdomain, "Network interfaces" and "Host device assignment".
+
+use std::path::Path;
+
+use ringspan_protocol::{MAX_QUEUE_PAIRS, PciAddress, PortName, Role};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::record::{Record, Target};
+use super::request::Mode;
+use super::world::port;
+use crate::error::{Error, ErrorKind};
+use crate::qemu_args::{QemuArgs, QemuVersion, Wish};
+
+/// What QEMU and libvirt must be told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct ForGuest {
+    /// Arguments of `qemu-system-x86_64` for the guest's memory, once for each guest: vhost-user needs it shared. Empty for `passthrough`.
+    pub memory: Vec<String>,
+    /// Its arguments for the NIC.
+    pub args: Vec<String>,
+    /// Elements of a libvirt domain, those for the memory among them.
+    pub libvirt: String,
+    /// To plug the NIC into a guest that runs: what is executed over QMP, in this order.
+    pub plug: Vec<Qmp>,
+    /// To unplug it, and then to detach it.
+    pub unplug: Vec<Qmp>,
+}
+
+/// A step over QMP.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Qmp {
+    /// A command; the answer is waited for.
+    Execute(Value),
+    /// An event that is waited for before anything else is done: its name, and what its data has.
+    Wait(Value),
+    /// A call of ringspan's control socket.
+    Call(Value),
+}
+
+fn execute(command: &str, arguments: Value) -> Qmp {
+    Qmp::Execute(json!({ "execute": command, "arguments": arguments }))
+}
+
+/// How the guest is made.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Shape {
+    /// QEMU's version, such as `7.2`; 10.0 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qemu_version: Option<String>,
+    /// Size of the guest's memory as QEMU writes it; 512M when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<String>,
+    /// Queue pairs of the guest's NIC; the port's when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest_queues: Option<u16>,
+    /// Whether the guest's memory is shared (`share=on`). False: vhost-user cannot be, and it is refused before anything is touched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_shared: Option<bool>,
+    /// The process of a guest that runs: whether its memory is shared is looked up there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qemu_pid: Option<u32>,
+}
+
+impl Shape {
+    /// Whether nothing was said.
+    pub(crate) fn says_nothing(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Refuses a guest whose memory nobody else can see.
+    pub(crate) fn check(&self, proc: &Path, mode: Mode) -> Result<(), Error> {
+        let invalid = |message: String| Err(Error::new(ErrorKind::Invalid, message));
+        if let Some(text) = self.qemu_version.as_ref().filter(|text| QemuVersion::parse(text).is_none()) {
+            return invalid(format!("{text:?} is no version: write 7.2"));
+        }
+        if self.guest_queues.is_some_and(|queues| !(1..=MAX_QUEUE_PAIRS).contains(&queues)) {
+            return invalid(format!("guest_queues: a guest has 1 to {MAX_QUEUE_PAIRS} pairs"));
+        }
+        if let Some(memory) = &self.memory {
+            let digits = memory.trim_end_matches(['M', 'G', 'K', 'T', 'm', 'g', 'k', 't']);
+            let good = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+            if !good || memory.len() - digits.len() > 1 {
+                return invalid(format!("{memory:?} is no size of memory: write 512M or 4G"));
+            }
+        }
+        if mode == Mode::Passthrough {
+            return Ok(());
+        }
+        let shared = match (self.memory_shared, self.qemu_pid) {
+            (Some(shared), _) => shared,
+            (None, Some(pid)) => {
+                let file = proc.join(pid.to_string()).join("cmdline");
+                let line = std::fs::read(&file).map_err(|error| Error::io(file.display(), &error))?;
+                is_shared(&String::from_utf8_lossy(&line))
+            }
+            (None, None) => return Ok(()),
+        };
+        if shared {
+            return Ok(());
+        }
+        let message = "the guest's memory is not shared, and vhost-user needs that: start it with -object memory-backend-memfd,id=mem0,size=SIZE,share=on -machine memory-backend=mem0 (libvirt: <memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>), or attach with mode passthrough";
+        Err(Error::new(ErrorKind::Unsupported, message))
+    }
+}
+
+/// Whether a QEMU with these arguments, each with a zero behind it, shares its memory with other processes.
+fn is_shared(arguments: &str) -> bool {
+    let shared = |argument: &str| {
+        let compact: String = argument.chars().filter(|c| !c.is_whitespace()).collect();
+        argument.contains("memory-backend-")
+            && (argument.split(',').any(|part| part == "share=on" || part == "share=yes" || part == "share=true" || part == "share")
+                // As libvirt writes it.
+                || compact.contains("\"share\":true"))
+    };
+    arguments.split('\0').any(shared)
+}
+
+impl ForGuest {
+    /// For this attachment, in a guest of that shape.
+    pub(crate) fn new(record: &Record, shape: &Shape, run_dir: &Path) -> Result<Self, Error> {
+        match (record.wanted.mode, &record.target) {
+            (Mode::Passthrough, Target::Pci { address, .. }) => Ok(handed_over(record, *address)?),
+            _ => virtio(record, shape, run_dir),
+        }
+    }
+}
+
+fn detach(record: &Record) -> Qmp {
+    Qmp::Call(json!({ "method": "port.detach", "params": { "guest": record.wanted.guest, "nic": record.wanted.nic } }))
+}
+
+/// The device goes when its guest lets go of it, which the event tells; not when the command is answered.
+fn device_deleted(id: &str) -> [Qmp; 2] {
+    [
+        execute("device_del", json!({ "id": id })),
+        Qmp::Wait(json!({ "event": "DEVICE_DELETED", "data": { "device": id } })),
+    ]
+}
+
+fn virtio(record: &Record, shape: &Shape, run_dir: &Path) -> Result<ForGuest, Error> {
+    let spec = port(record, run_dir)?.spec(None)?;
+    let version = shape.qemu_version.as_deref().and_then(QemuVersion::parse).unwrap_or(QemuVersion::RECENT);
+    let queues = shape.guest_queues.unwrap_or(spec.queues);
+    let memory = shape.memory.clone().unwrap_or_else(|| "512M".into());
+    let QemuArgs { mut args, libvirt } =
+        QemuArgs::new(&spec, &Wish { version, memory: Some(memory), queues, mac: record.mac });
+    let (name, id) = (&spec.name, device_id(&spec.name));
+    if let Some(device) = args.last_mut() {
+        *device += &format!(",id={id}");
+    }
+    let rest = args.split_off(args.iter().position(|arg| arg == "-chardev").unwrap_or(0));
+    let (chardev, netdev) = (format!("chr-{name}"), format!("net-{name}"));
+    let mut backend = json!({
+        "addr": { "type": "unix", "data": { "path": spec.socket } }, "server": spec.role == Role::Client,
+    });
+    if spec.role == Role::Client {
+        // The command must not wait for ringspan to connect.
+        backend["wait"] = json!(false);
+    } else if version >= crate::qemu_args::RECONNECT_MS_SINCE {
+        backend["reconnect-ms"] = json!(500);
+    } else {
+        backend["reconnect"] = json!(1);
+    }
+    let mut device = json!({ "driver": "virtio-net-pci", "id": id, "netdev": netdev, "mac": record.mac });
+    if queues > 1 {
+        device["mq"] = json!(true);
+        device["vectors"] = json!(2 * queues + 2);
+    }
+    if spec.mtu != 1500 {
+        device["host_mtu"] = json!(spec.mtu);
+    }
+    let [delete, deleted] = device_deleted(&id);
+    Ok(ForGuest {
+        memory: args,
+        args: rest,
+        libvirt,
+        plug: vec![
+            execute("chardev-add", json!({ "id": chardev, "backend": { "type": "socket", "data": backend } })),
+            execute("netdev_add", json!({ "type": "vhost-user", "id": netdev, "chardev": chardev, "queues": queues })),
+            execute("device_add", device),
+        ],
+        unplug: vec![
+            delete,
+            deleted,
+            execute("netdev_del", json!({ "id": netdev })),
+            execute("chardev-remove", json!({ "id": chardev })),
+            detach(record),
+        ],
+    })
+}
+
+fn device_id(name: &PortName) -> String {
+    format!("nic-{name}")
+}
+
+fn handed_over(record: &Record, address: PciAddress) -> Result<ForGuest, Error> {
+    let id = device_id(&record.key().port()?);
+    let PciAddress { domain, bus, device, function } = address;
+    let libvirt = format!(
+        "<hostdev mode='subsystem' type='pci' managed='no'>\n  <driver name='vfio'/>\n  <source>\n    <address domain='0x{domain:04x}' bus='0x{bus:02x}' slot='0x{device:02x}' function='0x{function:x}'/>\n  </source>\n  <alias name='ua-{id}'/>\n</hostdev>\n"
+    );
+    let [delete, deleted] = device_deleted(&id);
+    Ok(ForGuest {
+        memory: vec![],
+        args: vec!["-device".into(), format!("vfio-pci,host={address},id={id}")],
+        libvirt,
+        plug: vec![execute("device_add", json!({ "driver": "vfio-pci", "host": address, "id": id }))],
+        unplug: vec![delete, deleted, detach(record)],
+    })
+}

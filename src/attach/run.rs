@@ -1,0 +1,365 @@
+//! The steps of attachments, done and taken back, each written down before it is begun.
+//!
+//! A step that fails leaves nothing behind by itself. One that was begun when the daemon was killed may have been done or not: it is taken back
+//! all the same.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::record::{Counted, Key, Record, Stage, Step};
+use crate::error::{Error, ErrorKind};
+use crate::state::StateDir;
+
+/// Longest wait for somebody else who works on the same attachment: longer than a lane may take for a device.
+const PATIENCE: Duration = Duration::from_secs(80);
+
+/// What the steps are done to.
+pub(crate) trait World {
+    /// Does a step, all of it or nothing. What is so already is left alone. What is learnt goes into the record.
+    fn apply(&self, step: Step, record: &mut Record) -> Result<Vec<String>, Error>;
+    /// Takes a step back. What is not there (any more) needs nothing.
+    fn undo(&self, step: Step, record: &Record) -> Result<(), Error>;
+    /// What differs from how the step left it.
+    fn drift(&self, step: Step, record: &Record) -> Result<Option<String>, Error>;
+    /// Who uses the VF itself, so that it cannot be taken away.
+    fn user(&self, record: &Record) -> Option<String>;
+}
+
+/// Why something did not end.
+#[derive(Debug)]
+pub(super) enum Halt {
+    /// It failed, and was tidied up.
+    Failed(Error),
+    /// As if the daemon had been killed here. Tests only.
+    #[cfg(test)]
+    Killed,
+}
+
+impl From<Error> for Halt {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<Halt> for Error {
+    fn from(halt: Halt) -> Self {
+        match halt {
+            Halt::Failed(error) => error,
+            #[cfg(test)]
+            Halt::Killed => Self::new(ErrorKind::Cancelled, "the daemon was killed here"),
+        }
+    }
+}
+
+#[derive(Default)]
+struct Table {
+    records: BTreeMap<Key, Record>,
+    /// What was last counted of each, and what had been counted before its source began anew.
+    counted: BTreeMap<Key, (Counted, Counted)>,
+    /// Those that somebody works on.
+    taken: BTreeSet<Key>,
+}
+
+/// All attachments of this host.
+pub(crate) struct Attachments {
+    state: Arc<StateDir>,
+    table: Mutex<Table>,
+    freed: Condvar,
+    /// How many more points are passed before the daemon is "killed".
+    #[cfg(test)]
+    fuse: Mutex<Option<usize>>,
+}
+
+/// The right to work on one attachment, until it is dropped.
+pub(crate) struct Claim<'a> {
+    all: &'a Attachments,
+    key: Key,
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        self.all.locked().taken.remove(&self.key);
+        self.all.freed.notify_all();
+    }
+}
+
+impl Attachments {
+    /// Those that are written down.
+    pub(crate) fn load(state: Arc<StateDir>) -> Result<Self, Error> {
+        let records = state.load_attachments()?.into_iter().map(|record| (record.key(), record)).collect();
+        Ok(Self {
+            table: Mutex::new(Table { records, counted: state.load_counted(), taken: BTreeSet::new() }),
+            state,
+            freed: Condvar::new(),
+            #[cfg(test)]
+            fuse: Mutex::new(None),
+        })
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All of them.
+    pub(crate) fn all(&self) -> Vec<Record> {
+        self.locked().records.values().cloned().collect()
+    }
+
+    /// One of them.
+    pub(crate) fn get(&self, key: &Key) -> Option<Record> {
+        self.locked().records.get(key).cloned()
+    }
+
+    /// What a guest's NIC counted all together, when its source says `now`, and whether that is of now. Where the source begins anew, because a port was made again, what
+    /// it had said before is added.
+    pub(crate) fn count(&self, key: &Key, now: Option<Counted>) -> (bool, Counted) {
+        let mut table = self.locked();
+        let (mut last, mut earlier) = table.counted.get(key).copied().unwrap_or_default();
+        if let Some(now) = now {
+            if !now.follows(&last) {
+                earlier = earlier.plus(&last);
+            }
+            last = now;
+            table.counted.insert(key.clone(), (last, earlier));
+            // Not worth a refusal: it is written down again with the next question.
+            let _ = self.state.save_counted(&table.counted);
+        }
+        (now.is_some(), earlier.plus(&last))
+    }
+
+    /// Those that a daemon left half-done.
+    pub(crate) fn unfinished(&self) -> Vec<Key> {
+        self.locked().records.values().filter(|record| record.stage != Stage::Attached).map(Record::key).collect()
+    }
+
+    /// The right to work on one; waits for whoever has it.
+    pub(crate) fn claim(&self, key: &Key) -> Result<Claim<'_>, Error> {
+        let busy = |table: &mut Table| table.taken.contains(key);
+        let (mut table, _) =
+            self.freed.wait_timeout_while(self.locked(), PATIENCE, busy).unwrap_or_else(PoisonError::into_inner);
+        if !table.taken.insert(key.clone()) {
+            let message =
+                format!("{key} is being attached or detached by another request: try again when that has ended");
+            return Err(Error::new(ErrorKind::Busy, message).about(key));
+        }
+        Ok(Claim { all: self, key: key.clone() })
+    }
+
+    /// Behaves from so many points on as if the daemon had been killed there.
+    #[cfg(test)]
+    pub(crate) fn kill_at(&self, point: usize) {
+        *self.fuse.lock().unwrap_or_else(PoisonError::into_inner) = Some(point);
+    }
+
+    /// A place at which a daemon may be killed.
+    fn point(&self) -> Result<(), Halt> {
+        #[cfg(test)]
+        if let Some(left) = self.fuse.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            if *left == 0 {
+                return Err(Halt::Killed);
+            }
+            *left -= 1;
+        }
+        Ok(())
+    }
+
+    /// Writes a record down in place of the one with its key, or takes that away.
+    fn write(&self, key: &Key, record: Option<&Record>) -> Result<(), Halt> {
+        self.point()?;
+        let mut table = self.locked();
+        let before = match record {
+            Some(record) => table.records.insert(key.clone(), record.clone()),
+            None => table.records.remove(key),
+        };
+        let list: Vec<Record> = table.records.values().cloned().collect();
+        if let Err(error) = self.state.save_attachments(&list) {
+            match before {
+                Some(before) => table.records.insert(key.clone(), before),
+                None => table.records.remove(key),
+            };
+            return Err(error.into());
+        }
+        if record.is_none() && table.counted.remove(key).is_some() {
+            // The next one of that name counts from the start.
+            let _ = self.state.save_counted(&table.counted);
+        }
+        drop(table);
+        self.point()
+    }
+
+    /// Writes a new record down; `choose` is given all that there are, and makes it. Nobody else chooses meanwhile, so of two who want
+    /// the last VF one gets it.
+    pub(super) fn reserve(&self, choose: impl FnOnce(&[Record]) -> Result<Record, Error>) -> Result<Record, Halt> {
+        self.point()?;
+        let mut table = self.locked();
+        let mut list: Vec<Record> = table.records.values().cloned().collect();
+        let record = choose(&list)?;
+        list.push(record.clone());
+        self.state.save_attachments(&list)?;
+        table.records.insert(record.key(), record.clone());
+        drop(table);
+        self.point()?;
+        Ok(record)
+    }
+
+    /// Does the steps of a new record. When one fails, what was done is taken back.
+    pub(super) fn carry_out(&self, world: &impl World, mut record: Record) -> Result<(Record, Vec<String>), Halt> {
+        let (key, mut done) = (record.key(), vec![]);
+        for step in record.steps.clone() {
+            record.begun.push(step);
+            self.write(&key, Some(&record))?;
+            match world.apply(step, &mut record) {
+                Ok(what) => done.extend(what),
+                Err(error) => {
+                    record.begun.pop();
+                    return Err(match self.take_back(world, record) {
+                        Ok(()) => error.about(&key).into(),
+                        Err(Halt::Failed(why)) => {
+                            let message = format!("{}; left: {}", error.message, why.message);
+                            Halt::Failed(Error { message, ..error }.about(&key))
+                        }
+                        #[cfg(test)]
+                        Err(killed) => killed,
+                    });
+                }
+            }
+            self.point()?;
+        }
+        record.stage = Stage::Attached;
+        record.problem = None;
+        self.write(&key, Some(&record))?;
+        Ok((record, done))
+    }
+
+    /// Does the steps of an attachment again, those that differ and those that a change is about.
+    pub(super) fn do_again(&self, world: &impl World, mut record: Record) -> Result<(Record, Vec<String>), Halt> {
+        let (key, mut done) = (record.key(), vec![]);
+        record.stage = Stage::Changing;
+        self.write(&key, Some(&record))?;
+        for step in record.steps.clone() {
+            if !record.begun.contains(&step) {
+                record.begun.push(step);
+                self.write(&key, Some(&record))?;
+            }
+            match world.apply(step, &mut record) {
+                Ok(what) => done.extend(what),
+                Err(error) => {
+                    record.problem = Some(error.message.clone());
+                    self.write(&key, Some(&record))?;
+                    return Err(error.about(&key).into());
+                }
+            }
+            self.point()?;
+        }
+        record.stage = Stage::Attached;
+        record.problem = None;
+        self.write(&key, Some(&record))?;
+        Ok((record, done))
+    }
+
+    /// Takes back what was begun, last first, and forgets the record. What cannot be taken back stays written down, with the reason.
+    pub(super) fn take_back(&self, world: &impl World, mut record: Record) -> Result<(), Halt> {
+        let key = record.key();
+        if record.stage != Stage::Detaching {
+            record.stage = Stage::Detaching;
+            self.write(&key, Some(&record))?;
+        }
+        while let Some(step) = record.begun.last().copied() {
+            if let Err(error) = world.undo(step, &record) {
+                record.problem = Some(error.message.clone());
+                self.write(&key, Some(&record))?;
+                return Err(error.about(&key).into());
+            }
+            self.point()?;
+            record.begun.pop();
+            if !record.begun.is_empty() {
+                self.write(&key, Some(&record))?;
+            }
+        }
+        self.write(&key, None)
+    }
+
+    /// Attaches. One that is there and is the same is a success. `plan` is given the other records, and chooses the VF.
+    pub(crate) fn attach(
+        &self,
+        world: &impl World,
+        wanted: &super::Attach,
+        plan: impl FnOnce(&[Record]) -> Result<Record, Error>,
+    ) -> Result<(Record, Vec<String>), Error> {
+        let key = Key { guest: wanted.guest.clone(), nic: wanted.nic };
+        let _claim = self.claim(&key)?;
+        if let Some(there) = self.get(&key) {
+            if there.stage == Stage::Attached || there.stage == Stage::Changing {
+                if there.wanted != *wanted {
+                    let message = format!(
+                        "{key} is attached already, and not the same: detach it first, or change it (port set)"
+                    );
+                    return Err(Error::new(ErrorKind::Exists, message).about(&key));
+                }
+                return match there.stage {
+                    Stage::Attached => Ok((there, vec![])),
+                    _ => Ok(self.do_again(world, there)?),
+                };
+            }
+            // What an earlier daemon left, and could not take back then.
+            self.take_back(world, there)?;
+        }
+        let record = self.reserve(plan)?;
+        Ok(self.carry_out(world, record)?)
+    }
+
+    /// Detaches. One that is not there is a success: false.
+    pub(crate) fn detach(&self, world: &impl World, key: &Key) -> Result<bool, Error> {
+        let _claim = self.claim(key)?;
+        let Some(record) = self.get(key) else { return Ok(false) };
+        if let Some(user) = world.user(&record) {
+            let message = format!(
+                "{key}: {user} has {} open: unplug it from the guest (device_del, and wait for DEVICE_DELETED), or stop that guest first",
+                record.target
+            );
+            return Err(Error::new(ErrorKind::Busy, message).about(key));
+        }
+        self.take_back(world, record)?;
+        Ok(true)
+    }
+
+    /// Changes what is wanted of an attachment, and does what follows.
+    pub(crate) fn change(
+        &self,
+        world: &impl World,
+        key: &Key,
+        change: impl FnOnce(&mut Record) -> Result<(), Error>,
+    ) -> Result<(Record, Vec<String>), Error> {
+        let _claim = self.claim(key)?;
+        let Some(mut record) = self.get(key).filter(|record| matches!(record.stage, Stage::Attached | Stage::Changing))
+        else {
+            let message = format!("{key} is not attached: see ringspan attachment list");
+            return Err(Error::new(ErrorKind::NotFound, message).about(key));
+        };
+        let before = record.clone();
+        change(&mut record)?;
+        match self.do_again(world, record) {
+            Ok(changed) => Ok(changed),
+            Err(Halt::Failed(error)) => {
+                // As it was, as far as it can be.
+                let Err(why) = self.do_again(world, before) else { return Err(error) };
+                let message = format!("{}; left: {}", error.message, Error::from(why).message);
+                Err(Error { message, ..error })
+            }
+            #[cfg(test)]
+            Err(killed) => Err(killed.into()),
+        }
+    }
+
+    /// Finishes or takes back what an earlier daemon left half-done.
+    pub(crate) fn recover(&self, world: &impl World, key: &Key) -> Result<(), Error> {
+        let _claim = self.claim(key)?;
+        let Some(record) = self.get(key) else { return Ok(()) };
+        match record.stage {
+            Stage::Attached => Ok(()),
+            Stage::Changing => Ok(self.do_again(world, record).map(drop)?),
+            Stage::Attaching | Stage::Detaching => Ok(self.take_back(world, record)?),
+        }
+    }
+}

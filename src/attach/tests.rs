@@ -1,0 +1,475 @@
+//! Attachments on a made-up world, with the daemon "killed" at every point at which it could be.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use super::choose::{Candidate, choose};
+use super::guest::{ForGuest, Qmp, Shape};
+use super::plan::{Facts, plan};
+use super::record::{Counted, Key, Record, Stage, Step, Target};
+use super::request::{Attach, Mode};
+use super::run::{Attachments, World};
+use super::sync::{Guest, sync};
+use crate::error::{Error, ErrorKind};
+use crate::state::StateDir;
+
+/// What was done to it is all that it is.
+#[derive(Default)]
+struct Made {
+    done: RefCell<BTreeSet<(Key, Step, u16)>>,
+    refuses: RefCell<Option<Step>>,
+    sticks: RefCell<Option<Step>>,
+    user: RefCell<Option<String>>,
+}
+
+impl Made {
+    fn of(&self, key: &Key) -> Vec<Step> {
+        self.done.borrow().iter().filter(|(one, ..)| one == key).map(|(_, step, _)| *step).collect()
+    }
+}
+
+impl World for Made {
+    fn apply(&self, step: Step, record: &mut Record) -> Result<Vec<String>, Error> {
+        if *self.refuses.borrow() == Some(step) {
+            return Err(Error::new(ErrorKind::Failed, format!("{step:?} is refused")));
+        }
+        self.done.borrow_mut().retain(|(key, done, _)| *key != record.key() || *done != step);
+        self.done.borrow_mut().insert((record.key(), step, record.wanted.vlan));
+        Ok(vec![format!("{step:?}")])
+    }
+
+    fn undo(&self, step: Step, record: &Record) -> Result<(), Error> {
+        if *self.sticks.borrow() == Some(step) {
+            return Err(Error::new(ErrorKind::OvsDown, format!("{step:?} cannot be taken back")));
+        }
+        self.done.borrow_mut().retain(|(key, done, _)| *key != record.key() || *done != step);
+        Ok(())
+    }
+
+    fn drift(&self, step: Step, record: &Record) -> Result<Option<String>, Error> {
+        let there = self.done.borrow().contains(&(record.key(), step, record.wanted.vlan));
+        Ok((!there).then(|| format!("{step:?} is not so")))
+    }
+
+    fn user(&self, _: &Record) -> Option<String> {
+        self.user.borrow().clone()
+    }
+}
+
+const STEPS: [Step; 4] = [Step::Settings, Step::Driver, Step::Bridge, Step::Port];
+
+fn wanted(guest: &str, more: &str) -> Attach {
+    serde_json::from_str(&format!(r#"{{"guest":"{guest}","wire":"nic0"{more}}}"#)).unwrap()
+}
+
+fn vf(number: u16) -> Target {
+    Target::Soft { nic: "nic0".parse().unwrap(), vf: number }
+}
+
+fn candidate(target: Target, model: &str, numa: u32) -> Candidate {
+    Candidate {
+        names: vec![target.to_string()],
+        model: model.into(),
+        wires: vec!["nic0".into()],
+        numa: Some(numa),
+        owner: None,
+        bridge: None,
+        representor: None,
+        device: None,
+        target,
+    }
+}
+
+/// A record with every kind of step.
+fn record(wanted: &Attach, target: Target) -> Record {
+    Record {
+        wanted: wanted.clone(),
+        mac: "52:54:00:00:00:01".parse().unwrap(),
+        target,
+        stage: Stage::Attaching,
+        steps: STEPS.to_vec(),
+        begun: vec![],
+        before: Default::default(),
+        representor: Some("nic0_vf0".into()),
+        bridge: Some("br0".into()),
+        driver: None,
+        vlan_by_vf: false,
+        problem: None,
+    }
+}
+
+struct Bench {
+    folder: tempfile::TempDir,
+    world: Made,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self { folder: tempfile::tempdir().unwrap(), world: Made::default() }
+    }
+
+    /// What a daemon that starts knows: what is written down.
+    fn boot(&self) -> Attachments {
+        Attachments::load(Arc::new(StateDir::open(self.folder.path()).unwrap())).unwrap()
+    }
+
+    fn attach(&self, all: &Attachments, guest: &str) -> Result<Record, Error> {
+        let wanted = wanted(guest, "");
+        all.attach(&self.world, &wanted, |_| Ok(record(&wanted, vf(0)))).map(|(record, _)| record)
+    }
+
+    fn recover(&self, all: &Attachments) {
+        for key in all.unfinished() {
+            all.recover(&self.world, &key).unwrap();
+        }
+    }
+}
+
+fn key(guest: &str) -> Key {
+    Key { guest: guest.into(), nic: 0 }
+}
+
+/// Kills the daemon at each point of `act` in turn, starts it again, and looks.
+fn killed_everywhere(
+    prepare: impl Fn(&Bench, &Attachments),
+    act: impl Fn(&Bench, &Attachments) -> bool,
+    look: impl Fn(&Bench, &Attachments),
+) {
+    for point in 0.. {
+        let bench = Bench::new();
+        let all = bench.boot();
+        prepare(&bench, &all);
+        all.kill_at(point);
+        let whole = act(&bench, &all);
+        drop(all);
+        let all = bench.boot();
+        bench.recover(&all);
+        look(&bench, &all);
+        assert!(all.unfinished().is_empty(), "killed at point {point}");
+        drop(all);
+        // And nothing of it is left for the next one.
+        assert!(bench.boot().unfinished().is_empty());
+        if whole {
+            assert!(point >= 2 * STEPS.len(), "only {point} points");
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_daemon_killed_at_any_point_of_attaching_leaves_all_or_nothing() {
+    killed_everywhere(
+        |_, _| (),
+        |bench, all| bench.attach(all, "g").is_ok(),
+        |bench, all| {
+            let done = bench.world.of(&key("g"));
+            match all.get(&key("g")) {
+                None => assert_eq!(done, []),
+                Some(record) => assert_eq!((record.stage, done), (Stage::Attached, STEPS.to_vec())),
+            }
+            // The agent asks again, and gets it.
+            assert_eq!(bench.attach(all, "g").unwrap().stage, Stage::Attached);
+            assert_eq!(bench.world.of(&key("g")), STEPS);
+        },
+    );
+}
+
+#[test]
+fn a_daemon_killed_at_any_point_of_detaching_has_detached_or_will_have() {
+    killed_everywhere(
+        |bench, all| drop(bench.attach(all, "g").unwrap()),
+        |bench, all| all.detach(&bench.world, &key("g")).is_ok(),
+        |bench, all| {
+            let done = bench.world.of(&key("g"));
+            match all.get(&key("g")) {
+                None => assert_eq!(done, []),
+                // It was killed before it had begun.
+                Some(record) => assert_eq!((record.stage, done), (Stage::Attached, STEPS.to_vec())),
+            }
+            all.detach(&bench.world, &key("g")).unwrap();
+            assert!(!all.detach(&bench.world, &key("g")).unwrap());
+            assert_eq!(bench.world.of(&key("g")), []);
+        },
+    );
+}
+
+#[test]
+fn a_daemon_killed_at_any_point_of_taking_back_a_failure_leaves_nothing() {
+    killed_everywhere(
+        |bench, _| *bench.world.refuses.borrow_mut() = Some(Step::Port),
+        |bench, all| bench.attach(all, "g").is_err_and(|error| error.message.contains("Port is refused")),
+        |bench, all| {
+            assert_eq!(all.get(&key("g")), None);
+            assert_eq!(bench.world.of(&key("g")), []);
+        },
+    );
+}
+
+#[test]
+fn a_daemon_killed_at_any_point_of_a_change_is_as_before_or_has_changed() {
+    killed_everywhere(
+        |bench, all| drop(bench.attach(all, "g").unwrap()),
+        |bench, all| {
+            let change = |record: &mut Record| {
+                record.wanted.vlan = 7;
+                Ok(())
+            };
+            all.change(&bench.world, &key("g"), change).is_ok()
+        },
+        |bench, all| {
+            let record = all.get(&key("g")).unwrap();
+            let done = bench.world.done.borrow();
+            assert!(done.iter().all(|(.., vlan)| *vlan == record.wanted.vlan), "{done:?} and {}", record.wanted.vlan);
+            assert_eq!((record.stage, done.len()), (Stage::Attached, STEPS.len()));
+        },
+    );
+}
+
+#[test]
+fn a_change_that_is_refused_is_taken_back() {
+    let bench = Bench::new();
+    let all = bench.boot();
+    bench.attach(&all, "g").unwrap();
+    let refusal = |record: &mut Record| {
+        record.wanted.vlan = 7;
+        *bench.world.refuses.borrow_mut() = Some(Step::Bridge);
+        Ok(())
+    };
+    let error = all.change(&bench.world, &key("g"), refusal).unwrap_err();
+    assert!(error.message.contains("Bridge is refused; left: Bridge is refused"), "{error}");
+    *bench.world.refuses.borrow_mut() = None;
+    bench.recover(&all);
+    let record = all.get(&key("g")).unwrap();
+    assert_eq!((record.stage, record.wanted.vlan, record.problem), (Stage::Attached, 0, None));
+    assert!(bench.world.done.borrow().iter().all(|(.., vlan)| *vlan == 0));
+}
+
+#[test]
+fn what_cannot_be_taken_back_stays_written_down_until_it_can() {
+    let bench = Bench::new();
+    let all = bench.boot();
+    bench.attach(&all, "g").unwrap();
+    *bench.world.sticks.borrow_mut() = Some(Step::Bridge);
+    assert_eq!(all.detach(&bench.world, &key("g")).unwrap_err().kind, ErrorKind::OvsDown);
+    let record = all.get(&key("g")).unwrap();
+    assert_eq!((record.stage, record.begun.len()), (Stage::Detaching, 3));
+    assert!(record.problem.unwrap().contains("Bridge"));
+    // It cannot be attached anew either, until that is done.
+    assert_eq!(bench.attach(&all, "g").unwrap_err().kind, ErrorKind::OvsDown);
+    *bench.world.sticks.borrow_mut() = None;
+    assert_eq!(bench.attach(&all, "g").unwrap().stage, Stage::Attached);
+}
+
+#[test]
+fn what_a_guest_has_open_is_not_taken_away() {
+    let bench = Bench::new();
+    let all = bench.boot();
+    bench.attach(&all, "g").unwrap();
+    *bench.world.user.borrow_mut() = Some("process 7".into());
+    let error = all.detach(&bench.world, &key("g")).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Busy);
+    assert!(error.message.contains("process 7") && error.message.contains("DEVICE_DELETED"), "{error}");
+    assert_eq!(bench.world.of(&key("g")), STEPS);
+    *bench.world.user.borrow_mut() = None;
+    assert!(all.detach(&bench.world, &key("g")).unwrap());
+}
+
+#[test]
+fn of_two_who_want_the_last_vf_one_gets_it() {
+    let bench = Bench::new();
+    let all = bench.boot();
+    let candidates = [candidate(vf(0), "a", 0)];
+    let ask = |guest: &'static str| {
+        let (all, candidates) = (&all, &candidates);
+        move || {
+            // Each thread has a world of its own: what is shared is what is written down.
+            let world = Made::default();
+            let wanted = wanted(guest, "");
+            all.attach(&world, &wanted, |records| {
+                let chosen = choose(candidates, &wanted, records, |_| None)?;
+                // So that the other one is sure to come meanwhile.
+                std::thread::yield_now();
+                Ok(record(&wanted, chosen.target.clone()))
+            })
+            .map(drop)
+            .map_err(|error| error.kind)
+        }
+    };
+    let mut outcomes = std::thread::scope(|scope| {
+        ["g1", "g2"].map(|guest| scope.spawn(ask(guest))).map(|thread| thread.join().unwrap())
+    });
+    outcomes.sort_by_key(Result::is_err);
+    assert_eq!(outcomes, [Ok(()), Err(ErrorKind::NoRoom)]);
+}
+
+#[test]
+fn the_same_again_is_a_success_and_another_one_is_refused() {
+    let bench = Bench::new();
+    let all = bench.boot();
+    let first = bench.attach(&all, "g").unwrap();
+    let again = all.attach(&bench.world, &wanted("g", ""), |_| panic!("nothing is to be chosen")).unwrap();
+    assert_eq!(again, (first, vec![]));
+    let other = wanted("g", r#","vlan":5"#);
+    let error = all.attach(&bench.world, &other, |_| panic!("nothing is to be chosen")).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Exists);
+}
+
+#[test]
+fn the_named_device_is_taken_or_a_free_one_by_model_wire_and_node() {
+    let candidates = [
+        candidate(vf(0), "ConnectX-5 Virtual Function", 0),
+        candidate(vf(1), "ConnectX-5 Virtual Function", 1),
+        candidate(vf(2), "ConnectX-5", 0),
+    ];
+    let pick = |more: &str, records: &[Record]| {
+        let wanted: Attach = serde_json::from_str(&format!(r#"{{"guest":"g"{more}}}"#)).unwrap();
+        choose(&candidates, &wanted, records, |_| None).map(|one| one.target.to_string()).map_err(|error| error.kind)
+    };
+    let chosen = |number: u16| Ok(vf(number).to_string());
+    assert_eq!(pick(r#","device":"soft:nic0/vf1""#, &[]), chosen(1));
+    assert_eq!(pick(r#","device":"soft:nic0/vf9""#, &[]), Err(ErrorKind::NotFound));
+    // As it is written first, else what has the text in it.
+    assert_eq!(pick(r#","model":"ConnectX-5""#, &[]), chosen(2));
+    assert_eq!(pick(r#","model":"ConnectX-5 V","numa_node":1"#, &[]), chosen(1));
+    assert_eq!(pick(r#","wire":"nic0""#, &[]), chosen(0));
+    assert_eq!(pick(r#","wire":"eth7""#, &[]), Err(ErrorKind::NotFound));
+    assert_eq!(pick("", &[]), Err(ErrorKind::Usage));
+    let taken: Vec<Record> = [0, 1, 2].map(|number| record(&wanted("h", ""), vf(number))).into();
+    assert_eq!(pick(r#","model":"ConnectX-5""#, &taken[2..]), chosen(0));
+    assert_eq!(pick(r#","device":"soft:nic0/vf1""#, &taken), Err(ErrorKind::Busy));
+    assert_eq!(pick(r#","model":"ConnectX-5""#, &taken), Err(ErrorKind::NoRoom));
+}
+
+#[test]
+fn what_can_never_be_is_refused_with_the_remedy() {
+    for (more, says) in [
+        (r#","vlan":4095"#, "1 to 4094"),
+        (r#","vlan":4,"iface_id":"x""#, "OVN"),
+        (r#","min_rate":20,"max_rate":10"#, "above the most"),
+        (r#","mac":"01:00:00:00:00:01""#, "unicast"),
+        (r#","mode":"passthrough","lane":"main""#, "mode vhost"),
+        (r#","mtu":10"#, "68 to 9216"),
+    ] {
+        let error = wanted("g", more).check().unwrap_err();
+        assert!(error.message.contains(says), "{more}: {error}");
+    }
+    for guest in ["", "a/b", "-x", &"x".repeat(39)] {
+        assert_eq!(wanted(guest, "").check().unwrap_err().kind, ErrorKind::Invalid, "{guest:?}");
+    }
+    let facts = Facts { mac: "52:54:00:00:00:01".parse().unwrap(), view: None, nics: &BTreeMap::new(), settings: None };
+    let soft = candidate(vf(0), "a", 0);
+    let refused = |more: &str| plan(&wanted("g", more), &soft, &facts).unwrap_err().message;
+    assert!(refused(r#","mode":"passthrough""#).contains("only mode vhost"));
+    assert!(refused(r#","min_rate":5"#).contains("leave min_rate out"));
+    assert!(refused(r#","bridge":"br0""#).contains("no representor"));
+    let represented = Candidate { representor: Some("nic0_vf0".into()), ..soft };
+    let error = plan(&wanted("g", r#","bridge":"br0""#), &represented, &facts).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::OvsDown);
+}
+
+#[test]
+fn memory_that_is_known_not_to_be_shared_is_refused() {
+    let proc = tempfile::tempdir().unwrap();
+    let shape = |text: &str| serde_json::from_str::<Shape>(text).unwrap();
+    let check = |text: &str, mode| shape(text).check(proc.path(), mode).map_err(|error| error.kind);
+    assert_eq!(check("{}", Mode::Vhost), Ok(()));
+    assert_eq!(check(r#"{"memory_shared":false}"#, Mode::Vhost), Err(ErrorKind::Unsupported));
+    assert_eq!(check(r#"{"memory_shared":false}"#, Mode::Passthrough), Ok(()));
+    assert_eq!(check(r#"{"memory":"12Q"}"#, Mode::Vhost), Err(ErrorKind::Invalid));
+    std::fs::create_dir(proc.path().join("7")).unwrap();
+    let run = |line: &str| {
+        std::fs::write(proc.path().join("7/cmdline"), line.replace(' ', "\0")).unwrap();
+        check(r#"{"qemu_pid":7}"#, Mode::Vhost)
+    };
+    assert_eq!(run("qemu -m 512"), Err(ErrorKind::Unsupported));
+    assert_eq!(run("qemu -object memory-backend-memfd,id=m,size=1G,share=on -m 1G"), Ok(()));
+    assert_eq!(
+        run("qemu -object memory-backend-file,id=m,size=1G,share=off,mem-path=/dev/hugepages"),
+        Err(ErrorKind::Unsupported)
+    );
+    assert_eq!(run(r#"qemu -object {"qom-type":"memory-backend-memfd","id":"m","share":true}"#), Ok(()));
+    assert_eq!(check(r#"{"qemu_pid":8}"#, Mode::Vhost), Err(ErrorKind::NotFound));
+}
+
+#[test]
+fn qemu_is_told_how_to_begin_plug_and_unplug() {
+    let shape = Shape { qemu_version: Some("7.2".into()), guest_queues: Some(2), ..Shape::default() };
+    let made =
+        ForGuest::new(&record(&wanted("g", r#","mtu":9000"#), vf(0)), &shape, Path::new("/run/ringspan")).unwrap();
+    assert_eq!(made.memory[1], "memory-backend-memfd,id=mem-g-nic0,size=512M,share=on");
+    assert_eq!(
+        made.args.join(" "),
+        "-chardev socket,id=chr-g-nic0,path=/run/ringspan/g-nic0.sock,reconnect=1 -netdev vhost-user,id=net-g-nic0,chardev=chr-g-nic0,queues=2 \
+         -device virtio-net-pci,netdev=net-g-nic0,mac=52:54:00:00:00:01,mq=on,vectors=6,host_mtu=9000,id=nic-g-nic0"
+    );
+    let commands = |steps: &[Qmp]| -> Vec<String> {
+        let name = |step: &Qmp| match step {
+            Qmp::Execute(command) => command["execute"].as_str().unwrap().to_owned(),
+            Qmp::Wait(event) => event["event"].as_str().unwrap().to_owned(),
+            Qmp::Call(call) => call["method"].as_str().unwrap().to_owned(),
+        };
+        steps.iter().map(name).collect()
+    };
+    assert_eq!(commands(&made.plug), ["chardev-add", "netdev_add", "device_add"]);
+    assert_eq!(commands(&made.unplug), ["device_del", "DEVICE_DELETED", "netdev_del", "chardev-remove", "port.detach"]);
+    let target = Target::Pci { address: "0000:0a:00.2".parse().unwrap(), pf: "0000:0a:00.0".parse().unwrap(), vf: 0 };
+    let whole = record(&wanted("g", r#","mode":"passthrough""#), target);
+    let made = ForGuest::new(&whole, &Shape::default(), Path::new("/run")).unwrap();
+    assert_eq!(
+        (made.memory.len(), made.args.join(" ")),
+        (0, "-device vfio-pci,host=0000:0a:00.2,id=nic-g-nic0".into())
+    );
+    assert!(
+        made.libvirt.contains("<address domain='0x0000' bus='0x0a' slot='0x00' function='0x2'/>"),
+        "{}",
+        made.libvirt
+    );
+    assert_eq!(commands(&made.unplug), ["device_del", "DEVICE_DELETED", "port.detach"]);
+}
+
+#[test]
+fn an_agent_that_was_restarted_learns_what_is_orphaned_missing_and_drifted() {
+    let bench = Bench::new();
+    let all = bench.boot();
+    for guest in ["gone", "drifts", "good"] {
+        bench.attach(&all, guest).unwrap();
+    }
+    bench.world.done.borrow_mut().retain(|(key, step, _)| key.guest != "drifts" || *step != Step::Bridge);
+    let guest = |id: &str, nics: Option<Vec<u16>>| Guest { guest: id.into(), nics };
+    let guests = [guest("drifts", None), guest("good", Some(vec![0, 1]))];
+    let told = sync(&all, &bench.world, &guests, false);
+    let names =
+        |list: &[super::sync::Finding]| list.iter().map(|one| format!("{}-{}", one.guest, one.nic)).collect::<Vec<_>>();
+    assert_eq!(
+        (names(&told.orphaned), names(&told.missing), names(&told.drifted), told.good),
+        (vec!["gone-0".into()], vec!["good-1".into()], vec!["drifts-0".into()], 1)
+    );
+    assert_eq!(told.drifted[0].what, ["Bridge is not so"]);
+    assert!(!told.orphaned[0].mended && bench.world.of(&key("gone")).len() == 4);
+    let mended = sync(&all, &bench.world, &guests, true);
+    assert!(mended.orphaned[0].mended && mended.drifted[0].mended);
+    let after = sync(&all, &bench.world, &guests, true);
+    assert_eq!((after.orphaned.len(), after.drifted.len(), after.missing.len(), after.good), (0, 0, 1, 2));
+}
+
+#[test]
+fn counters_never_go_back_while_a_nic_is_attached() {
+    let bench = Bench::new();
+    let all = bench.boot();
+    bench.attach(&all, "g").unwrap();
+    let counted = |tx_packets| Counted { tx_packets, ..Counted::default() };
+    let tell = |all: &Attachments, now: Option<u64>| all.count(&key("g"), now.map(counted)).1.tx_packets;
+    assert_eq!(tell(&all, Some(10)), 10);
+    // Its port was made again.
+    assert_eq!(tell(&all, Some(3)), 13);
+    assert_eq!(tell(&all, None), 13);
+    drop(all);
+    let all = bench.boot();
+    assert_eq!(tell(&all, None), 13);
+    assert_eq!(tell(&all, Some(5)), 15);
+    all.detach(&bench.world, &key("g")).unwrap();
+    bench.attach(&all, "g").unwrap();
+    assert_eq!(tell(&all, Some(1)), 1);
+}

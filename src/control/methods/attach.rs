@@ -1,0 +1,446 @@
+//! Methods about guests' NICs: attaching, detaching, and keeping the agent and the host of one mind.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ringspan_protocol::{
+    DeviceSpec, LaneName, MacAddress, NicName, NicSpec, PortChange, PortName, QueueCounters, VfSettings,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::port::{Phase, entry as port_entry};
+use super::port_change::{self, Add, Set};
+use super::{Call, Nothing, device, nic};
+use crate::attach::Attach;
+use crate::attach::choose::{self, Around, choose};
+use crate::attach::guest::ForGuest;
+use crate::attach::plan::{Facts, plan};
+use crate::attach::record::{Counted, Key, Record, Stage, Step, Target};
+use crate::attach::request::Mode;
+use crate::attach::run::World;
+use crate::attach::sync::{self, Guest, Synced};
+use crate::attach::world::{Lanes, Real};
+use crate::control::events::Next;
+use crate::control::{Daemon, locked};
+use crate::error::{Error, ErrorKind};
+use crate::host::inventory::Inventory;
+use crate::host::{Host, pci_function};
+use crate::ovs::client::{Database, Place};
+use crate::ovs::view::View;
+use crate::port_request::PortRequest;
+use crate::qemu_args;
+
+/// A guest's NIC, as wanted and as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct Entry {
+    /// The guest.
+    pub guest: String,
+    /// Which of its NICs.
+    pub nic: u16,
+    /// How the guest has it.
+    pub mode: Mode,
+    /// How far it has come.
+    pub stage: Stage,
+    /// The VF: `pci:0000:0a:00.2`, `soft:nic0/vf3`.
+    pub device: String,
+    /// The guest's MAC address.
+    pub mac: MacAddress,
+    /// Its VLAN; 0: none.
+    pub vlan: u16,
+    /// The port; absent for `passthrough`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<PortName>,
+    /// The interface that stands for the VF on the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub representor: Option<String>,
+    /// The bridge that it is in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bridge: Option<String>,
+    /// Why it did not come further.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// What was asked for.
+    pub wanted: Attach,
+}
+
+impl Entry {
+    fn of(record: Record) -> Self {
+        let port = record.steps.contains(&Step::Port).then(|| record.key().port().ok()).flatten();
+        Self {
+            guest: record.wanted.guest.clone(),
+            nic: record.wanted.nic,
+            mode: record.wanted.mode,
+            stage: record.stage,
+            device: record.target.to_string(),
+            mac: record.mac,
+            vlan: record.wanted.vlan,
+            port,
+            representor: record.representor,
+            bridge: record.bridge,
+            problem: record.problem,
+            wanted: record.wanted,
+        }
+    }
+}
+
+/// What came of `port.attach`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct Attached {
+    /// The attachment.
+    pub attachment: Entry,
+    /// What QEMU and libvirt must be told.
+    pub qemu: ForGuest,
+    /// What was done; empty: it was so already.
+    pub done: Vec<String>,
+}
+
+/// What came of `port.detach`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct Detached {
+    /// Whether there was anything to detach.
+    pub was_attached: bool,
+}
+
+/// What is compared.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Sync {
+    /// All guests that the agent has, those without NICs here too.
+    pub guests: Vec<Guest>,
+    /// Detaches what is orphaned, and makes what drifted as it should be.
+    #[serde(default)]
+    pub mend: bool,
+}
+
+/// Whose counters.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Stats {
+    /// Of this guest; of all when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest: Option<String>,
+}
+
+/// What a guest's NIC counted, as the guest sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct GuestStats {
+    /// The guest.
+    pub guest: String,
+    /// Which of its NICs.
+    pub nic: u16,
+    /// Whether they are of now; false: the last known, or none.
+    pub current: bool,
+    /// Where they are from: `port`, or the interface that was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// They never go back while the NIC is attached.
+    pub counted: Counted,
+}
+
+/// The attachment that a port is of.
+pub(super) fn key_of(daemon: &Daemon, port: &PortName) -> Option<Key> {
+    daemon.attachments.all().iter().map(Record::key).find(|key| key.to_string() == port.as_str())
+}
+
+/// This daemon's lanes, for the steps of attachments.
+struct Own<'a>(&'a Daemon);
+
+impl Lanes for Own<'_> {
+    fn add_port(&self, request: &PortRequest) -> Result<Vec<String>, Error> {
+        let daemon = self.0;
+        let name = &request.name;
+        let there = locked(&daemon.desired).ports.get(name).filter(|port| !port.pending).cloned();
+        let Some(there) = there else {
+            let added = port_change::add_to(daemon, Add { port: request.clone(), may_exist: true })?;
+            return Ok(vec![format!("port {name} is on {}", added.spec.device)]);
+        };
+        let wanted = request.spec(Some(there.spec.compat))?;
+        let change = PortChange {
+            mtu: (wanted.mtu != there.spec.mtu).then_some(wanted.mtu),
+            mac: wanted.mac.filter(|mac| Some(*mac) != there.spec.mac),
+            ..PortChange::default()
+        };
+        if change.apply(&there.spec) != wanted {
+            let message = format!("port {name} is there and is another one: remove it first");
+            return Err(Error::new(ErrorKind::Conflict, message).about(name));
+        }
+        if change == PortChange::default() {
+            return Ok(vec![]);
+        }
+        let PortChange { mtu, mac, .. } = change;
+        port_change::set_on(daemon, Set { mtu, mac, ..Set::nothing(name.clone()) })?;
+        Ok(vec![format!("port {name} was changed")])
+    }
+
+    fn remove_port(&self, name: &PortName) -> Result<(), Error> {
+        let remove = port_change::Remove { name: name.clone(), if_exists: true };
+        port_change::remove_from(self.0, remove).map(drop)
+    }
+
+    fn port_differs(&self, request: &PortRequest) -> Result<Option<String>, Error> {
+        let name = &request.name;
+        let Ok(port) = port_entry(self.0, name) else { return Ok(Some(format!("port {name} is gone"))) };
+        if matches!(port.phase, Phase::Refused | Phase::Aside | Phase::LaneDown) {
+            let reason = port.reason.map_or_else(String::new, |reason| format!(": {reason}"));
+            return Ok(Some(format!("port {name} is not made{reason}")));
+        }
+        let wanted = request.spec(Some(port.spec.compat))?;
+        Ok((port.spec != wanted).then(|| format!("port {name} is not as it was made")))
+    }
+
+    fn set_soft_vf(&self, name: &NicName, settings: VfSettings) -> Result<(), Error> {
+        let VfSettings { vf, mac, vlan, qos, spoof_check, trust, max_mbit, link } = settings;
+        let request = nic::SetVf {
+            name: name.clone(),
+            vf,
+            mac: Some(mac.unwrap_or(MacAddress([0; 6]))),
+            vlan: Some(vlan),
+            qos: Some(qos),
+            spoof_check: Some(spoof_check),
+            trust: Some(trust),
+            max_mbit: Some(max_mbit),
+            link: Some(link),
+        };
+        nic::set_vf_of(self.0, request).map(drop)
+    }
+
+    fn soft_vf(&self, name: &NicName, vf: u16) -> Option<VfSettings> {
+        let desired = locked(&self.0.desired);
+        desired.nics.get(name).filter(|nic| vf < nic.spec.vfs).map(|nic| nic.spec.vf_settings(vf))
+    }
+}
+
+/// The host, changed by one at a time.
+struct Guarded<'a>(Real<'a>);
+
+impl World for Guarded<'_> {
+    fn apply(&self, step: Step, record: &mut Record) -> Result<Vec<String>, Error> {
+        let _one = of_host(step, record)?;
+        let done = self.0.apply(step, record)?;
+        for done in &done {
+            tracing::info!("{done}, for {}", record.key());
+        }
+        Ok(done)
+    }
+
+    fn undo(&self, step: Step, record: &Record) -> Result<(), Error> {
+        let _one = of_host(step, record)?;
+        self.0.undo(step, record)
+    }
+
+    fn drift(&self, step: Step, record: &Record) -> Result<Option<String>, Error> {
+        self.0.drift(step, record)
+    }
+
+    fn user(&self, record: &Record) -> Option<String> {
+        self.0.user(record)
+    }
+}
+
+fn of_host(step: Step, record: &Record) -> Result<Option<std::sync::MutexGuard<'static, ()>>, Error> {
+    let changes = matches!(record.target, Target::Pci { .. }) && matches!(step, Step::Settings | Step::Driver);
+    changes.then(device::change_of_host).transpose()
+}
+
+/// Runs something with the world of this daemon.
+fn with_world<T>(daemon: &Daemon, run: impl FnOnce(&Guarded<'_>) -> T) -> T {
+    let (host, lanes, memory) = (daemon.host(), Own(daemon), device::Drivers(&daemon.state_dir));
+    let (ovs, run_dir) = {
+        let config = locked(&daemon.config);
+        (Place::new(config.ovs.run_dir.as_deref()), config.control.run_dir.clone())
+    };
+    run(&Guarded(Real { host: &host, memory: &memory, ovs, lanes: &lanes, run_dir }))
+}
+
+/// Chooses a VF among those that nobody has, and plans its steps.
+fn choose_and_plan(daemon: &Daemon, host: &Host, wanted: &Attach, records: &[Record]) -> Result<Record, Error> {
+    let name = wanted.port()?;
+    if locked(&daemon.desired).ports.contains_key(&name) {
+        let message = format!("there is a port {name} already, which is no attachment's: remove it first");
+        return Err(Error::new(ErrorKind::Exists, message).about(&name));
+    }
+    let place = Place::new(locked(&daemon.config).ovs.run_dir.as_deref());
+    let view = Database::connect(&place).and_then(|mut database| View::read(&mut database)).ok();
+    let bridges = view.as_ref().map(device::bridges_of).unwrap_or_default();
+    let (nics, soft_owners): (BTreeMap<NicName, NicSpec>, BTreeMap<String, String>) = {
+        let desired = locked(&daemon.desired);
+        let soft = desired.ports.iter().filter(|(_, port)| matches!(port.spec.device, DeviceSpec::Soft { .. }));
+        (
+            desired.nics.iter().map(|(name, nic)| (name.clone(), nic.spec.clone())).collect(),
+            soft.map(|(name, port)| (port.spec.device.to_string(), format!("port {name}"))).collect(),
+        )
+    };
+    let inventory = Inventory::take(host);
+    let around = Around {
+        devices: inventory.devices(),
+        bridges: &bridges,
+        owners: &device::owners_of(daemon),
+        nics: &nics,
+        soft_owners: &soft_owners,
+    };
+    let candidates = around.candidates(host);
+    let chosen = choose(&candidates, wanted, records, |one| in_use(host, one))?;
+    let settings = chosen.device.as_ref().and_then(|device| inventory.settings(device));
+    let machine = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    let mac = wanted.mac.unwrap_or_else(|| qemu_args::made_mac(&name, machine.trim()));
+    plan(wanted, chosen, &Facts { mac, view: view.as_ref(), nics: &nics, settings })
+}
+
+fn in_use(host: &Host, one: &choose::Candidate) -> Option<String> {
+    let Target::Pci { address, .. } = one.target else { return None };
+    let process = host.vfio_user(&pci_function(host, address)?)?;
+    Some(format!("process {process}"))
+}
+
+pub(super) fn attach(call: &mut Call, mut wanted: Attach) -> Result<Attached, Error> {
+    let daemon = call.daemon;
+    let shape = std::mem::take(&mut wanted.qemu);
+    wanted.check()?;
+    let host = daemon.host();
+    shape.check(&host.proc, wanted.mode).map_err(|error| error.about(&wanted.guest))?;
+    let run_dir = locked(&daemon.config).control.run_dir.clone();
+    let name = wanted.port()?;
+    // What the port would be refused for, before anything is touched.
+    if wanted.mode == Mode::Vhost {
+        let trial = PortRequest {
+            lane: wanted.lane.clone(),
+            ..crate::attach::world::request(&wanted, None, DeviceSpec::Soft { nic: "nic0".into(), vf: 0 }, &run_dir)?
+        };
+        trial.spec(None)?;
+        if let Some(lane) = wanted.lane.as_ref().filter(|lane| !has_lane(daemon, lane)) {
+            return Err(Error::new(ErrorKind::NotFound, format!("{name}: there is no lane {lane}")).about(&name));
+        }
+    }
+    let (record, done) = with_world(daemon, |world| {
+        daemon.attachments.attach(world, &wanted, |records| choose_and_plan(daemon, &host, &wanted, records))
+    })?;
+    let qemu = ForGuest::new(&record, &shape, &run_dir)?;
+    Ok(Attached { attachment: Entry::of(record), qemu, done })
+}
+
+fn has_lane(daemon: &Daemon, lane: &LaneName) -> bool {
+    locked(&daemon.config).lane(lane).is_some()
+}
+
+pub(super) fn detach(call: &mut Call, key: Key) -> Result<Detached, Error> {
+    key.port()?;
+    let daemon = call.daemon;
+    let was_attached = with_world(daemon, |world| daemon.attachments.detach(world, &key))?;
+    Ok(Detached { was_attached })
+}
+
+pub(super) fn list(call: &mut Call, _: Nothing) -> Result<Vec<Entry>, Error> {
+    Ok(call.daemon.attachments.all().into_iter().map(Entry::of).collect())
+}
+
+pub(super) fn sync(call: &mut Call, params: Sync) -> Result<Synced, Error> {
+    let daemon = call.daemon;
+    Ok(with_world(daemon, |world| sync::sync(&daemon.attachments, world, &params.guests, params.mend)))
+}
+
+/// Changes what of a port is its attachment's. Returns what is left to be changed of the port itself.
+pub(super) fn set(daemon: &Daemon, key: &Key, change: &Set) -> Result<Set, Error> {
+    let mut rest = change.clone();
+    let Set { mtu, mac, vlan, min_rate, max_rate, .. } = change.clone();
+    (rest.mtu, rest.mac, rest.vlan, rest.min_rate, rest.max_rate) = (None, None, None, None, None);
+    if (mtu, mac, vlan, min_rate, max_rate) == (None, None, None, None, None) {
+        return Ok(rest);
+    }
+    with_world(daemon, |world| {
+        daemon.attachments.change(world, key, |record| {
+            let wanted = &mut record.wanted;
+            wanted.mtu = mtu.unwrap_or(wanted.mtu);
+            wanted.mac = mac.or(wanted.mac);
+            wanted.vlan = vlan.unwrap_or(wanted.vlan);
+            wanted.min_rate = min_rate.unwrap_or(wanted.min_rate);
+            wanted.max_rate = max_rate.unwrap_or(wanted.max_rate);
+            record.mac = mac.unwrap_or(record.mac);
+            record.wanted.check()
+        })
+    })?;
+    Ok(rest)
+}
+
+/// Longest pause before what an earlier daemon left is tried again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// Finishes or takes back what an earlier daemon left half-done, and tries again until it is.
+pub(crate) fn recover(daemon: &Arc<Daemon>) {
+    let mut pause = Duration::from_millis(500);
+    loop {
+        let left = daemon.attachments.unfinished();
+        for key in &left {
+            match with_world(daemon, |world| daemon.attachments.recover(world, key)) {
+                Ok(()) => tracing::info!("{key}: what an earlier daemon left half-done is put right"),
+                Err(error) => tracing::warn!("{key}: what an earlier daemon left half-done stays: {error}"),
+            }
+        }
+        if daemon.attachments.unfinished().iter().all(|key| !left.contains(key)) {
+            return;
+        }
+        if daemon.events.next(u64::MAX - 1, 1, pause) == Next::Closed {
+            return;
+        }
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+pub(super) fn stats(call: &mut Call, Stats { guest }: Stats) -> Result<Vec<GuestStats>, Error> {
+    let daemon = call.daemon;
+    let host = daemon.host();
+    let records = daemon.attachments.all();
+    let chosen = records.iter().filter(|record| guest.as_ref().is_none_or(|guest| *guest == record.wanted.guest));
+    let all = chosen.map(|record| {
+        let (now, source) = match record.wanted.mode {
+            Mode::Vhost => (of_port(daemon, record), Some("port".to_owned())),
+            Mode::Passthrough => of_representor(&host, record),
+        };
+        let (current, counted) = daemon.attachments.count(&record.key(), now);
+        let source = source.filter(|_| current);
+        GuestStats { guest: record.wanted.guest.clone(), nic: record.wanted.nic, current, source, counted }
+    });
+    Ok(all.collect())
+}
+
+/// What its port counted; none when its lane cannot be asked.
+fn of_port(daemon: &Daemon, record: &Record) -> Option<Counted> {
+    let name = record.key().port().ok()?;
+    let lane = locked(&daemon.desired).ports.get(&name)?.lane.clone();
+    let (counters, current) = daemon.lane(&lane).ok()?.counters(Some(&name), false).remove(&name)?;
+    if !current {
+        return None;
+    }
+    let sum = |queues: &[QueueCounters]| {
+        let mut all = QueueCounters::default();
+        queues.iter().for_each(|queue| all.add(queue));
+        all
+    };
+    let (from, to) = (sum(&counters.from_guest), sum(&counters.to_guest));
+    Some(Counted {
+        tx_packets: from.received,
+        tx_bytes: from.received_bytes,
+        tx_dropped: from.drops.total(),
+        rx_packets: to.sent,
+        rx_bytes: to.sent_bytes,
+        rx_dropped: to.drops.total(),
+    })
+}
+
+/// What the interface counted that stands for the VF: it receives what the guest sends.
+fn of_representor(host: &Host, record: &Record) -> (Option<Counted>, Option<String>) {
+    let Some(name) = &record.representor else { return (None, None) };
+    let read = |file: &str| host.sysfs.number::<u64>(&format!("class/net/{name}/statistics/{file}"));
+    let counted = || {
+        Some(Counted {
+            tx_packets: read("rx_packets")?,
+            tx_bytes: read("rx_bytes")?,
+            tx_dropped: read("rx_dropped")?,
+            rx_packets: read("tx_packets")?,
+            rx_bytes: read("tx_bytes")?,
+            rx_dropped: read("tx_dropped")?,
+        })
+    };
+    (counted(), Some(name.clone()))
+}

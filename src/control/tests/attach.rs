@@ -1,0 +1,143 @@
+//! Guests' NICs over the socket, on a software NIC in a fake lane; and in a daemon that is killed at every point.
+
+use serde_json::{Value, json};
+
+use super::{Bench, kind};
+use crate::control::Ending;
+
+fn nic(bench: &Bench, mode: &str) {
+    bench.call("nic.add", json!({ "name": "nic0", "vfs": 2, "mode": mode })).unwrap();
+}
+
+fn wanted(bench: &Bench, guest: &str, more: Value) -> Value {
+    let mut wanted = json!({
+        "guest": guest, "wire": "nic0", "mac": "52:54:00:00:00:07", "vlan": 7, "socket": bench.path(&format!("{guest}.sock")),
+    });
+    wanted.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    wanted
+}
+
+/// VLANs of the VFs for which something is set.
+fn vlans(bench: &Bench) -> Vec<Value> {
+    let nic = bench.call("nic.show", json!({ "name": "nic0" })).unwrap();
+    nic["spec"]["vf"].as_array().into_iter().flatten().map(|vf| vf["vlan"].clone()).collect()
+}
+
+fn ports(bench: &Bench) -> Vec<String> {
+    let ports = bench.call("port.list", json!({})).unwrap();
+    ports.as_array().unwrap().iter().map(|port| port["name"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn a_guest_is_attached_changed_and_detached_and_each_again_is_a_success() {
+    let mut bench = Bench::start("");
+    nic(&bench, "legacy");
+    let attached = bench.call("port.attach", wanted(&bench, "g1", json!({}))).unwrap();
+    assert_eq!(
+        (&attached["attachment"]["device"], &attached["attachment"]["stage"]),
+        (&json!("soft:nic0/vf0"), &json!("attached"))
+    );
+    assert!(
+        attached["qemu"]["args"][5].as_str().unwrap().contains("mac=52:54:00:00:00:07,id=nic-g1-nic0"),
+        "{attached:#}"
+    );
+    assert_eq!((ports(&bench), vlans(&bench)), (vec!["g1-nic0".into()], vec![json!(7)]));
+    let again = bench.call("port.attach", wanted(&bench, "g1", json!({}))).unwrap();
+    assert_eq!((&again["attachment"], &again["done"]), (&attached["attachment"], &json!([])));
+    let other = wanted(&bench, "g1", json!({ "mtu": 9000 }));
+    assert_eq!(kind(&bench.call("port.attach", other).unwrap_err()), "exists");
+    // The port is its attachment's.
+    assert_eq!(kind(&bench.call("port.remove", json!({ "name": "g1-nic0" })).unwrap_err()), "conflict");
+    bench.call("port.set", json!({ "name": "g1-nic0", "vlan": 8, "mac": "52:54:00:00:00:08" })).unwrap();
+    assert_eq!(vlans(&bench), [json!(8)]);
+    let port = bench.call("port.get", json!({ "name": "g1-nic0" })).unwrap();
+    assert_eq!(port["spec"]["mac"], "52:54:00:00:00:08");
+    // The last VF, and one more.
+    bench.call("port.attach", wanted(&bench, "g2", json!({}))).unwrap();
+    assert_eq!(kind(&bench.call("port.attach", wanted(&bench, "g3", json!({}))).unwrap_err()), "no-room");
+    let stats = bench.call("attachment.stats", json!({ "guest": "g1" })).unwrap();
+    assert_eq!((&stats[0]["counted"]["tx_packets"], &stats[0]["current"]), (&json!(10), &json!(true)));
+    // All of it outlives the daemon.
+    bench.stop(Ending::LeaveLanes);
+    bench.boot();
+    assert_eq!(bench.call("attachment.list", json!({})).unwrap().as_array().unwrap().len(), 2);
+    for was_attached in [true, false] {
+        let detached = bench.call("port.detach", json!({ "guest": "g1", "nic": 0 })).unwrap();
+        assert_eq!(detached["was_attached"], was_attached);
+    }
+    let synced = bench.call("attachment.sync", json!({ "guests": [], "mend": true })).unwrap();
+    assert_eq!((&synced["orphaned"][0]["guest"], &synced["orphaned"][0]["mended"]), (&json!("g2"), &json!(true)));
+    assert_eq!((ports(&bench), vlans(&bench)), (vec![], vec![]));
+}
+
+#[test]
+fn what_is_refused_leaves_nothing() {
+    let bench = Bench::start("");
+    nic(&bench, "legacy");
+    for (more, wrong) in [
+        (json!({ "qemu": { "memory_shared": false } }), "unsupported"),
+        (json!({ "vlan": 4095 }), "invalid"),
+        (json!({ "mode": "passthrough", "socket": null }), "unsupported"),
+        (json!({ "device": "soft:nic0/vf9" }), "not-found"),
+        (json!({ "lane": "nowhere" }), "not-found"),
+        (json!({ "colour": 1 }), "usage"),
+        // What the lane refuses last of all.
+        (json!({ "socket": "/run/" }), "invalid"),
+    ] {
+        let error = bench.call("port.attach", wanted(&bench, "g1", more.clone())).unwrap_err();
+        assert_eq!(kind(&error), wrong, "{more}: {error}");
+        assert_eq!((ports(&bench), vlans(&bench)), (vec![], vec![]), "{more}");
+        assert_eq!(bench.call("attachment.list", json!({})).unwrap(), json!([]), "{more}");
+    }
+}
+
+#[test]
+fn a_port_that_was_lost_and_a_vf_that_was_changed_are_found_and_mended() {
+    let bench = Bench::start("");
+    nic(&bench, "legacy");
+    bench.call("port.attach", wanted(&bench, "g1", json!({}))).unwrap();
+    bench.call("nic.set-vf", json!({ "name": "nic0", "vf": 0, "vlan": 99 })).unwrap();
+    let sync =
+        |mend: bool| bench.call("attachment.sync", json!({ "guests": [{ "guest": "g1" }], "mend": mend })).unwrap();
+    let told = sync(false);
+    assert!(told["drifted"][0]["what"][0].as_str().unwrap().contains("VLAN 99, not 7"), "{told:#}");
+    assert_eq!(sync(true)["drifted"][0]["mended"], true);
+    assert_eq!((sync(false)["good"].clone(), vlans(&bench)), (json!(1), vec![json!(7)]));
+}
+
+#[test]
+fn a_daemon_killed_at_any_point_puts_the_software_nic_right_when_it_starts() {
+    let mut bench = Bench::start("");
+    nic(&bench, "legacy");
+    for (method, point) in
+        (0..).map(|point| ("port.attach", point)).take(12).chain((0..9).map(|point| ("port.detach", point)))
+    {
+        let request = wanted(&bench, "g1", json!({}));
+        let params = if method == "port.detach" {
+            bench.call("port.attach", request.clone()).unwrap();
+            json!({ "guest": "g1" })
+        } else {
+            request.clone()
+        };
+        let daemon = &bench.running.as_ref().unwrap().daemon;
+        daemon.attachments.kill_at(point);
+        let outcome = bench.call(method, params);
+        bench.stop(Ending::LeaveLanes);
+        bench.boot();
+        let settled = || {
+            let list = bench.call("attachment.list", json!({})).unwrap();
+            let list = list.as_array().unwrap().clone();
+            list.iter().all(|one| one["stage"] == "attached").then_some(list.len())
+        };
+        let attached = bench.until("what was left half-done is put right", settled);
+        assert!(method == "port.detach" || outcome.is_err() || attached == 1, "{method} at {point}");
+        assert_eq!(
+            (ports(&bench).len(), vlans(&bench).len()),
+            (attached, attached),
+            "{method} at {point}: {outcome:?}"
+        );
+        assert!(bench.call("port.attach", request).is_ok(), "{method} at {point}");
+        bench.call("port.detach", json!({ "guest": "g1" })).unwrap();
+        assert_eq!((ports(&bench), vlans(&bench)), (vec![], vec![]));
+    }
+}
