@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use ringspan_protocol::message::MAX_RULES;
 use ringspan_protocol::rule::{Rule, RuleCounters, RuleId, RuleResult};
-use ringspan_protocol::{Capabilities, NicMode, NicName, Reply, Request};
+use ringspan_protocol::{NicMode, NicName, NicStatus, Reply, Request};
 
 use super::{Daemon, locked};
 use crate::error::{Error, ErrorKind};
@@ -25,7 +25,7 @@ struct Known {
     at: Instant,
     /// Lives of the lanes by then.
     lives: Vec<u64>,
-    nics: Vec<(Nic, Capabilities, Arc<Lane>)>,
+    nics: Vec<(Nic, Arc<Lane>)>,
 }
 
 impl Lanes {
@@ -33,7 +33,7 @@ impl Lanes {
         Self { daemon: Arc::clone(daemon), known: Mutex::default() }
     }
 
-    fn look(&self) -> Vec<(Nic, Capabilities, Arc<Lane>)> {
+    fn look(&self) -> Vec<(Nic, Arc<Lane>)> {
         let lanes: Vec<_> = self.daemon.all_lanes().into_iter().filter(|lane| lane.phase() == LanePhase::Up).collect();
         let lives: Vec<u64> = lanes.iter().map(|lane| lane.lives()).collect();
         let mut known = locked(&self.known);
@@ -44,18 +44,9 @@ impl Lanes {
         for lane in &lanes {
             let life = lane.lives();
             if let Ok(Reply::Nics(found)) = lane.ask(Request::NicList) {
-                let entry = |status: ringspan_protocol::NicStatus| {
-                    let nic = Nic {
-                        ports: status.ports.iter().map(|port| port.port).collect(),
-                        empty: status.rules == 0,
-                        name: status.spec.name,
-                        life,
-                    };
-                    (nic, status.capabilities, Arc::clone(lane))
-                };
                 // In legacy mode no rules decide.
-                let by_rules = |status: &ringspan_protocol::NicStatus| status.spec.mode == NicMode::Switchdev;
-                nics.extend(found.into_iter().filter(by_rules).map(entry));
+                let by_rules = |status: &NicStatus| status.spec.mode == NicMode::Switchdev;
+                nics.extend(found.into_iter().filter(by_rules).map(|status| (nic(status, life), Arc::clone(lane))));
             }
         }
         *known = Some(Known { at: Instant::now(), lives, nics: nics.clone() });
@@ -63,8 +54,8 @@ impl Lanes {
     }
 
     fn ask(&self, nic: &NicName, request: Request) -> Result<Reply, Error> {
-        let found = self.look().into_iter().find(|(known, ..)| known.name == *nic);
-        let (.., lane) = found.ok_or_else(|| {
+        let found = self.look().into_iter().find(|(known, _)| known.name == *nic);
+        let (_, lane) = found.ok_or_else(|| {
             Error::new(ErrorKind::LaneDown, format!("no lane has the NIC {nic} at this moment: see ringspan lane list"))
         })?;
         lane.ask(request)
@@ -103,22 +94,25 @@ impl Lanes {
     }
 }
 
+/// As the mirror knows it. A port without a representor is none of the datapath's.
+fn nic(status: NicStatus, life: u64) -> Nic {
+    let ports = status.ports.into_iter().filter(|port| !port.representor.is_empty());
+    Nic {
+        ports: ports.map(|port| (port.port, port.representor)).collect(),
+        capabilities: status.capabilities,
+        empty: status.rules == 0,
+        name: status.spec.name,
+        life,
+    }
+}
+
 fn something_else() -> Error {
     Error::new(ErrorKind::Version, "the lane answered something else than was asked: is it of another version?")
 }
 
 impl Engine for Lanes {
     fn nics(&self) -> Vec<Nic> {
-        self.look().into_iter().map(|(nic, ..)| nic).collect()
-    }
-
-    fn capabilities(&self, nic: &NicName) -> Capabilities {
-        let found = self.look().into_iter().find(|(known, ..)| known.name == *nic);
-        found.map(|(_, capabilities, _)| capabilities).unwrap_or_default()
-    }
-
-    fn validate(&self, nic: &NicName, rules: &[Rule]) -> Result<Vec<RuleResult>, Error> {
-        self.told(nic, rules.len(), Request::RuleValidate { nic: nic.clone(), rules: rules.to_vec() })
+        self.look().into_iter().map(|(nic, _)| nic).collect()
     }
 
     fn install(&self, nic: &NicName, rules: &[Rule]) -> Result<Vec<RuleResult>, Error> {

@@ -122,6 +122,7 @@ impl Daemon {
             place: Place::new(config.ovs.run_dir.as_deref()),
             max_flows: config.ovs.max_flows,
             grace: config.ovs.grace,
+            raised: crate::ovs::max_idle::RAISED,
         };
         let daemon = Self {
             events: EventLog::new(Arc::clone(&state_dir)),

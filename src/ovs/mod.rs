@@ -8,6 +8,7 @@ pub(crate) mod compile;
 pub(crate) mod configure;
 pub mod flow;
 pub mod kernel;
+pub(crate) mod max_idle;
 pub(crate) mod mirror;
 pub(crate) mod qdisc;
 mod representor;

@@ -62,6 +62,10 @@ pub(crate) enum Checked {
     Offloaded,
     /// Rules that ringspan installed, which `type=offloaded` does not show.
     OwnRules,
+    /// Who removes idle flows: Open vSwitch, or ringspan in its place.
+    MaxIdle,
+    /// Whether Open vSwitch and ringspan both bring flows into one switch.
+    Owners,
     /// Representors that are on no bridge.
     Representors,
     /// Interfaces that ovs-vswitchd cannot use.
@@ -116,6 +120,8 @@ pub(crate) struct Own {
     pub representors: Vec<String>,
     /// Rules that it installed; absent: it mirrors no flows.
     pub rules: Option<u64>,
+    /// NICs whose packets Open vSwitch sees nothing of, while ringspan brings flows into them.
+    pub unseen: Vec<String>,
 }
 
 /// Looks at everything.
@@ -128,6 +134,8 @@ pub(crate) fn verify(place: &Place, sysfs: &Path, own: &Own) -> Result<Verified,
         hw_offload(&view, switch.process, &representors),
         offloaded(&view, &datapaths, own),
         own_rules(own),
+        idle(&view, own),
+        owners(&view, own),
         missing(&view, &representors, own),
         interfaces(&view),
     ];
@@ -234,6 +242,47 @@ fn own_rules(own: &Own) -> Check {
         ),
     };
     Check::new(Checked::OwnRules, State::Ok, message)
+}
+
+/// What it changes that a NIC forwards what OVS does not see.
+fn idle(view: &View, own: &Own) -> Check {
+    let check = |state, message: String| Check::new(Checked::MaxIdle, state, message);
+    let (nics, now) = (own.unseen.join(", "), view.max_idle_ms);
+    let was = view.max_idle_was.as_deref().map(|was| was.split(' ').next().unwrap_or(was));
+    match (was, own.unseen.is_empty() || view.hw_offload) {
+        (None, true) => check(State::Ok, format!("Open vSwitch removes flows that are idle for {now} ms")),
+        (Some(was), false) => check(
+            State::Ok,
+            format!(
+                "other_config:max-idle is {now} ms, and was {was}: Open vSwitch does not see what {nics} forwards. It keeps all flows for that time; ringspan takes rules out that are idle \
+                 for the old time, and those in use for half a second once in half of the new one, so that Open vSwitch sees some of their packets: MAC learning goes on, OpenFlow counters \
+                 miss what the NIC forwards, and an OpenFlow idle_timeout of less than {now} ms comes too early"
+            ),
+        ),
+        (None, false) => check(
+            State::Warning,
+            format!("what {nics} forwards Open vSwitch does not see, and it removes such flows after {now} ms: ringspan could not raise other_config:max-idle yet"),
+        )
+        .remedy("see the log of ringspan serve for why the database cannot be changed"),
+        (Some(was), true) => check(
+            State::Warning,
+            format!("other_config:max-idle is {now} ms, and was {was} before ringspan raised it for a NIC that is gone: it is restored after ovs.grace_ms"),
+        ),
+    }
+}
+
+/// Two that bring flows into one switch take each other's packets.
+fn owners(view: &View, own: &Own) -> Check {
+    let check = |state, message: String| Check::new(Checked::Owners, state, message);
+    if !view.hw_offload || own.unseen.is_empty() {
+        return check(State::Ok, "no switch has two that bring flows into it".into());
+    }
+    let nics = own.unseen.join(", ");
+    check(
+        State::Failed,
+        format!("Open vSwitch brings flows into NICs (other_config:hw-offload is true), and so would ringspan into {nics}: its rules there were removed"),
+    )
+    .remedy("take offload = \"tc\" for the NIC, or ringspan ovs configure --hw-offload false --restart")
 }
 
 fn missing(view: &View, representors: &[Representor], own: &Own) -> Check {
@@ -394,6 +443,24 @@ mod tests {
         assert_eq!(state("hit:7 missed:3 lost:1"), State::Warning);
         assert_eq!(state("hit:0 missed:0 lost:0"), State::Ok);
         assert!(upcalls(&[show("hit:0 missed:6 lost:6")]).message.contains("system@ovs-system: 6 of 6 were lost"));
+    }
+
+    #[test]
+    fn who_removes_idle_flows_and_two_owners_are_said() {
+        let (ovs, ours) = (View::default(), View { max_idle_was: Some("unset 120000".into()), ..View::default() });
+        let own = Own { unseen: vec!["nic1".into()], ..Own::default() };
+        for (view, own, state) in [
+            (&ovs, &Own::default(), State::Ok),
+            (&ours, &own, State::Ok),
+            (&ovs, &own, State::Warning),
+            (&ours, &Own::default(), State::Warning),
+        ] {
+            assert_eq!(idle(view, own).state, state);
+        }
+        assert!(idle(&ours, &own).message.contains("was unset: Open vSwitch does not see what nic1 forwards"));
+        let on = View { hw_offload: true, ..View::default() };
+        assert_eq!((owners(&on, &Own::default()).state, owners(&ovs, &own).state), (State::Ok, State::Ok));
+        assert_eq!(owners(&on, &own).state, State::Failed);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::client::database::Row;
 use super::client::{Database, OvsError};
+use super::max_idle;
 
 /// Open vSwitch as its database has it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
@@ -21,6 +22,9 @@ pub(crate) struct View {
     pub tc_policy: String,
     /// Time in milliseconds after which a flow without packets goes (`other_config:max-idle`).
     pub max_idle_ms: u64,
+    /// What it was before ringspan took it over, in milliseconds or `unset`, and what it was raised to; absent while it is the user's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_idle_was: Option<String>,
     /// Most flows in the datapath (`other_config:flow-limit`).
     pub flow_limit: u64,
     /// Whether ovs-vswitchd has taken the last change.
@@ -79,8 +83,7 @@ pub(crate) struct Interface {
 
 /// Key in `external_ids` of what [`View::changed_under`] says.
 pub(super) const CHANGED_UNDER: &str = "ringspan-changed-under-pid";
-/// OVS's defaults, ovs-vswitchd.conf.db(5).
-const MAX_IDLE_MS: u64 = 10_000;
+/// OVS's default, ovs-vswitchd.conf.db(5).
 const FLOW_LIMIT: u64 = 200_000;
 
 impl View {
@@ -107,7 +110,8 @@ impl View {
             schema: root.text("db_version").into(),
             hw_offload: config("hw-offload").is_some_and(|text| text.eq_ignore_ascii_case("true")),
             tc_policy: config("tc-policy").unwrap_or("none").into(),
-            max_idle_ms: number("max-idle", MAX_IDLE_MS),
+            max_idle_ms: number("max-idle", max_idle::DEFAULT_MS),
+            max_idle_was: root.entry("external_ids", max_idle::WAS).map(String::from),
             flow_limit: number("flow-limit", FLOW_LIMIT),
             settled: root.number("next_cfg") == root.number("cur_cfg"),
             changed_under: root.entry("external_ids", CHANGED_UNDER).map(String::from),

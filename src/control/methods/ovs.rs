@@ -86,11 +86,13 @@ pub(super) fn own(call: &Call) -> Own {
     let engine = Lanes::new(call.daemon);
     let nics = engine.nics();
     let vfs = |nic: &Nic| {
-        let ports = nic.ports.iter().filter(|port| matches!(port, NicPort::Vf(_)));
-        ports.map(|port| port.representor(&nic.name)).collect::<Vec<_>>()
+        let ports = nic.ports.iter().filter(|(port, _)| matches!(port, NicPort::Vf(_)));
+        ports.map(|(_, representor)| representor.clone()).collect::<Vec<_>>()
     };
     let rules = |nic: &Nic| engine.counters(&nic.name).map_or(0, |rules| rules.len() as u64);
+    let unseen = nics.iter().filter(|nic| !nic.capabilities.refreshes && nic.capabilities.refuses.is_none());
     Own {
+        unseen: unseen.map(|nic| nic.name.to_string()).collect(),
         representors: nics.iter().flat_map(vfs).collect(),
         rules: (!nics.is_empty()).then(|| nics.iter().map(rules).sum()),
     }

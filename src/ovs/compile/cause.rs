@@ -21,6 +21,8 @@ pub(crate) enum Cause {
     SetTunnel,
     /// It has a meter of OVS's.
     Meter,
+    /// Nothing passed by the NIC for Open vSwitch's idle time.
+    Idle,
     /// It does something with a frame between or behind its outputs that a rule cannot say.
     Order(&'static str),
     /// It has a match or a value that a rule cannot say.
@@ -48,6 +50,10 @@ pub(crate) const CODES: &[(&str, &str)] = &[
     ("tunnel-pop", "It takes packets out of a tunnel: the flows of what is inside are offloaded instead."),
     ("set-tunnel", "It sets a tunnel's fields for a port of the kernel's that makes the headers."),
     ("meter", "It has a meter of OVS's."),
+    (
+        "idle",
+        "Nothing of it passed by the NIC for Open vSwitch's idle time: its rule comes back with the next packet that Open vSwitch sees.",
+    ),
     ("order", "It does things in an order that a rule cannot say."),
     ("field", "It has a match or a value that a rule cannot say."),
     ("rule", "It touches headers that a frame it matches need not have."),
@@ -70,6 +76,7 @@ impl Cause {
             Self::TunnelPop => "tunnel-pop",
             Self::SetTunnel => "set-tunnel",
             Self::Meter => "meter",
+            Self::Idle => "idle",
             Self::Order(_) => "order",
             Self::Field(_) => "field",
             Self::Rule(_) => "rule",

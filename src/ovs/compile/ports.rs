@@ -42,10 +42,10 @@ impl TunnelIn {
 }
 
 impl Ports {
-    /// The ports of a NIC, by its representors.
-    pub(crate) fn add_nic(&mut self, nic: &NicName, ports: impl IntoIterator<Item = NicPort>) {
-        for port in ports {
-            self.names.insert(port.representor(nic).into(), (nic.clone(), port));
+    /// The ports of a NIC, each with the name of its representor.
+    pub(crate) fn add_nic<'a>(&mut self, nic: &NicName, ports: impl IntoIterator<Item = &'a (NicPort, String)>) {
+        for (port, representor) in ports {
+            self.names.insert(representor.as_str().into(), (nic.clone(), *port));
         }
     }
 

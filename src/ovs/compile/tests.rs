@@ -15,9 +15,11 @@ const IP: &str = "in_port(nic0_vf0),packet_type(ns=0,id=0),eth(src=02:00:00:00:0
 
 fn ports() -> Ports {
     let mut ports = Ports::default();
-    let vfs = || std::iter::once(NicPort::Uplink).chain((0..4).map(NicPort::Vf));
     for nic in ["nic0", "nic1"] {
-        ports.add_nic(&nic.parse().unwrap(), vfs());
+        let nic: NicName = nic.parse().unwrap();
+        let all = std::iter::once(NicPort::Uplink).chain((0..4).map(NicPort::Vf));
+        let all: Vec<_> = all.map(|port| (port, port.representor(&nic))).collect();
+        ports.add_nic(&nic, &all);
     }
     ports
 }

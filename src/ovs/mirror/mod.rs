@@ -8,6 +8,7 @@
 
 mod counted;
 mod engine;
+mod idle;
 mod kernel;
 mod line;
 mod pace;

@@ -260,7 +260,8 @@ impl Peers {
             return;
         };
         let bridges: Vec<&Bridge> = {
-            let shared = lock(&common.shared);
+            let mut shared = lock(&common.shared);
+            shared.work.hw_offload = view.hw_offload;
             let has_port = |bridge: &&Bridge| {
                 let mut interfaces = bridge.ports.iter().flat_map(|port| &port.interfaces);
                 interfaces.any(|interface| shared.work.has_port(&interface.name))

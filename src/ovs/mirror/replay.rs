@@ -26,8 +26,10 @@ impl Replay {
     /// A NIC whose VFs' representors are ports 1, 2 ... of the datapath with this index. `family` is the number that the kernel had for flows.
     pub fn new(nic: NicName, vfs: u16, family: u16, index: u32) -> Self {
         let ports = (0..vfs).map(|vf| (u32::from(vf) + 1, NicPort::Vf(vf).representor(&nic).into())).collect();
-        let of_nic = std::iter::once(NicPort::Uplink).chain((0..vfs).map(NicPort::Vf)).collect();
-        let engine = Taker(Nic { name: nic, ports: of_nic, life: 1, empty: false });
+        let of_nic = std::iter::once(NicPort::Uplink).chain((0..vfs).map(NicPort::Vf));
+        let of_nic = of_nic.map(|port| (port, port.representor(&nic))).collect();
+        let engine =
+            Taker(Nic { name: nic, ports: of_nic, capabilities: Capabilities::default(), life: 1, empty: false });
         let mut work = Work::new(usize::MAX);
         work.complete = true;
         work.look(&engine.nics());
@@ -66,14 +68,6 @@ impl Replay {
 impl Engine for Taker {
     fn nics(&self) -> Vec<Nic> {
         vec![self.0.clone()]
-    }
-
-    fn capabilities(&self, _: &NicName) -> Capabilities {
-        Capabilities::default()
-    }
-
-    fn validate(&self, nic: &NicName, rules: &[Rule]) -> Result<Vec<RuleResult>, Error> {
-        self.install(nic, rules)
     }
 
     fn install(&self, _: &NicName, rules: &[Rule]) -> Result<Vec<RuleResult>, Error> {

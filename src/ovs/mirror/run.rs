@@ -1,4 +1,4 @@
-//! The mirror's threads: two sources, one that tells the engines, one that counts. What they share is held for short times only, and never while
+//! The mirror's threads: two sources, one that tells the engines, one that counts, one that looks after idle flows. What they share is held for short times only, and never while
 //! somebody is asked.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, sync_channel};
@@ -11,7 +11,7 @@ use super::pace::Pace;
 use super::sample::{self, Sampling};
 use super::table::Source;
 use super::work::{News, Work};
-use super::{kernel, poll};
+use super::{idle, kernel, poll};
 use crate::control::spawn;
 use crate::error::{Error, ErrorKind};
 use crate::ovs::client::{OvsError, Place};
@@ -34,6 +34,8 @@ pub(crate) struct Settings {
     pub max_flows: usize,
     /// How long rules stay when OVS cannot be reached.
     pub grace: Duration,
+    /// What `max-idle` of OVS is raised to while a NIC cannot show it that flows are used.
+    pub raised: Duration,
 }
 
 /// How the kernel's datapath is followed.
@@ -250,6 +252,10 @@ impl Mirror {
                 spawn("ovs-kernel".into(), move || kernel::run(&common, &place, &tell))
             },
             {
+                let (common, settings, engine) = (Arc::clone(&common), settings.clone(), Arc::clone(&engine));
+                spawn("ovs-idle".into(), move || idle::run(&common, &settings, &*engine))
+            },
+            {
                 let (common, engine) = (Arc::clone(&common), Arc::clone(&engine));
                 spawn("ovs-counters".into(), move || sample::run(&common, &*engine))
             },
@@ -325,7 +331,7 @@ mod tests {
     }
 
     fn new() -> Shared {
-        Shared::new(&Settings { place: Place::new(None), max_flows: 10, grace: Duration::ZERO })
+        Shared::new(&Settings { place: Place::new(None), max_flows: 10, grace: Duration::ZERO, raised: Duration::ZERO })
     }
 
     #[test]

@@ -6,7 +6,8 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
-use std::time::Duration;
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
 
 use ringspan_protocol::NicName;
 
@@ -95,6 +96,24 @@ impl Told {
     }
 }
 
+/// Whether the rule of a flow is out although it could be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Paused {
+    /// It is not.
+    #[default]
+    No,
+    /// So that OVS sees a packet.
+    ForAMoment,
+    /// Until OVS counts other packets than these: it is idle.
+    Idle(u64),
+}
+
+/// Seconds since this was first asked.
+pub(super) fn seconds() -> u32 {
+    static FIRST: LazyLock<Instant> = LazyLock::new(Instant::now);
+    FIRST.elapsed().as_secs() as u32
+}
+
 /// A flow.
 #[derive(Debug)]
 pub(super) struct Entry {
@@ -108,6 +127,10 @@ pub(super) struct Entry {
     pub torn: bool,
     /// What became of it.
     pub state: State,
+    /// Whether its rule is out for now.
+    pub paused: Paused,
+    /// When it came, or was last brought into a NIC; by [`seconds`].
+    pub touched: u32,
     /// What both paths count.
     pub counted: Counted,
 }
@@ -345,8 +368,16 @@ impl Table {
                 None
             }
             None => {
-                let entry =
-                    Entry { told, source, seen: dump, torn: false, state: State::Pending, counted: Counted::default() };
+                let entry = Entry {
+                    told,
+                    source,
+                    seen: dump,
+                    torn: false,
+                    state: State::Pending,
+                    paused: Paused::No,
+                    touched: seconds(),
+                    counted: Counted::default(),
+                };
                 self.flows.insert(ufid, entry);
                 Some(ufid)
             }

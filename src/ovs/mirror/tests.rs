@@ -5,14 +5,14 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use ringspan_protocol::rule::{Rule, RuleCounters, RuleId, RuleResult};
-use ringspan_protocol::{Failure, FailureKind, NicName, NicPort};
+use ringspan_protocol::rule::{Action, Rule, RuleCounters, RuleId, RuleResult};
+use ringspan_protocol::{Capabilities, EngineKind, Failure, FailureKind, NicName, NicPort};
 use ringspan_testkit::needs;
 use ringspan_testkit::ovs::Ovs;
 
 use super::report::{FlowFilter, FlowState, Sort};
 use super::step::Outcome;
-use super::table::{Misses, Source, Told as ToldFlow};
+use super::table::{Misses, Source, State, Told as ToldFlow};
 use super::work::{Change, News, Work};
 use super::{Engine, Mirror, Nic, Settings};
 use crate::error::{Error, ErrorKind};
@@ -34,6 +34,11 @@ struct Told {
     stuck: bool,
     /// It takes rules, and does not answer.
     held: bool,
+    /// Names of representors that are not as a software NIC has them.
+    names: BTreeMap<NicPort, String>,
+    capabilities: Capabilities,
+    /// How long ago each rule's last packet was.
+    idle_ms: u64,
     /// It was asked to take rules while it did not answer.
     is_waited_for: bool,
 }
@@ -58,17 +63,13 @@ impl Fake {
 
 impl Engine for Fake {
     fn nics(&self) -> Vec<Nic> {
-        let ports = [NicPort::Uplink, NicPort::Vf(0), NicPort::Vf(1)].to_vec();
+        let name: NicName = "nic0".parse().unwrap();
         let told = self.told();
-        vec![Nic { name: "nic0".parse().unwrap(), ports, life: told.life, empty: told.rules.is_empty() }]
-    }
-
-    fn capabilities(&self, _: &NicName) -> ringspan_protocol::Capabilities {
-        ringspan_protocol::Capabilities::default()
-    }
-
-    fn validate(&self, _: &NicName, rules: &[Rule]) -> Result<Vec<RuleResult>, Error> {
-        Ok(rules.iter().map(|rule| RuleResult { id: rule.id, error: None }).collect())
+        let ports = [NicPort::Uplink, NicPort::Vf(0), NicPort::Vf(1)];
+        let named = |port: NicPort| (port, told.names.get(&port).cloned().unwrap_or_else(|| port.representor(&name)));
+        let ports = ports.map(named).to_vec();
+        let capabilities = told.capabilities.clone();
+        vec![Nic { ports, name, capabilities, life: told.life, empty: told.rules.is_empty() }]
     }
 
     fn install(&self, _: &NicName, rules: &[Rule]) -> Result<Vec<RuleResult>, Error> {
@@ -108,7 +109,11 @@ impl Engine for Fake {
 
     fn counters(&self, _: &NicName) -> Result<Vec<RuleCounters>, Error> {
         let told = self.up()?;
-        Ok(told.rules.keys().map(|id| RuleCounters { id: *id, packets: 100, bytes: 6000, idle_ms: Some(5) }).collect())
+        Ok(told
+            .rules
+            .keys()
+            .map(|id| RuleCounters { id: *id, packets: 100, bytes: 6000, idle_ms: Some(told.idle_ms) })
+            .collect())
     }
 }
 
@@ -163,6 +168,45 @@ fn what_goes_is_removed_before_what_comes_is_installed_and_what_stays_is_left_al
     work.clear();
     all_steps(&mut work, &fake);
     assert_eq!(fake.log(), ["-1"]);
+}
+
+#[test]
+fn a_nics_ports_are_known_by_the_kernels_names_of_their_representors() {
+    let (mut work, fake) = (Work::default(), Fake::default());
+    fake.told().names =
+        BTreeMap::from([(NicPort::Uplink, "enp10s0f0np0".into()), (NicPort::Vf(0), "enp10s0f0npf0vf0".into())]);
+    let flow = line(1, "enp10s0f0npf0vf0", 0x1234, "enp10s0f0np0");
+    assert_eq!(round(&mut work, &fake, &[flow.clone(), line(2, "nic0_vf0", 0x1234, "nic0")]), ["+1"]);
+    let rule = fake.told().rules[&RuleId(1)].clone();
+    assert_eq!((rule.in_port, &rule.actions[..]), (NicPort::Vf(0), &[Action::Output(NicPort::Uplink)][..]));
+    // The kernel gives it another name, and so does OVS.
+    fake.told().names.insert(NicPort::Vf(0), "eth7".into());
+    assert_eq!(round(&mut work, &fake, &[flow]), ["-1"]);
+    assert_eq!(round(&mut work, &fake, &[line(1, "eth7", 0x1234, "enp10s0f0np0")]), ["+1"]);
+}
+
+#[test]
+fn what_open_vswitch_brings_into_nics_by_itself_is_not_ours_from_that_moment_on() {
+    let (mut work, fake) = (Work::default(), Fake::default());
+    let lines = [line(1, "nic0_vf0", 0x1234, "nic0_vf1")];
+    let why = |work: &Work| match &work.table.flows[&1].state {
+        State::Not(cause) => cause.sentence(),
+        other => format!("{other:?}"),
+    };
+    assert_eq!(round(&mut work, &fake, &lines), ["+1"]);
+    // The switch of a software NIC is nobody else's.
+    work.hw_offload = true;
+    assert_eq!(round(&mut work, &fake, &lines), [""; 0]);
+    fake.told().capabilities =
+        Capabilities { engine: EngineKind::RteFlow, refreshes: false, ..Capabilities::default() };
+    assert_eq!(round(&mut work, &fake, &lines), ["-1"]);
+    assert!(why(&work).contains("hw-offload is true"), "{}", why(&work));
+    work.hw_offload = false;
+    assert_eq!(round(&mut work, &fake, &lines), ["+1"]);
+    // A NIC that takes no rules is told none, and why is said of each flow.
+    fake.told().capabilities.refuses = Some("offload is off".into());
+    assert_eq!(round(&mut work, &fake, &lines), ["-1"]);
+    assert!(why(&work).contains("offload is off"), "{}", why(&work));
 }
 
 #[test]
@@ -262,7 +306,9 @@ fn a_rule_that_two_nics_have_stays_in_the_one_that_it_belongs_to() {
     round(&mut work, &fake, &lines);
     let rule = fake.told().rules[&RuleId(1)].clone();
     let right = fake.nics().remove(0);
-    let wrong = Nic { name: "nic1".parse().unwrap(), ..right.clone() };
+    let name: NicName = "nic1".parse().unwrap();
+    let ports = right.ports.iter().map(|(port, _)| (*port, port.representor(&name))).collect();
+    let wrong = Nic { name, ports, ..right.clone() };
     for found in [[&right, &wrong], [&wrong, &right]] {
         // As a new daemon finds it.
         let mut work = Work::new(10);
@@ -573,6 +619,58 @@ fn flows_are_listed_while_a_nic_does_not_answer() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn flows_of_a_nic_that_cannot_refresh_stay_while_it_forwards_and_go_when_it_is_idle() -> Result<()> {
+    needs!(Ovs);
+    let ovs = scene()?;
+    ovs.vsctl(&["set", "Open_vSwitch", ".", "other_config:max-idle=500"])?;
+    let fake = Fake::default();
+    fake.told().capabilities =
+        Capabilities { engine: EngineKind::RteFlow, refreshes: false, ..Capabilities::default() };
+    let raised = Duration::from_secs(3);
+    let mirror = mirror_of(&ovs);
+    let mirror = Mirror::new(Settings { raised, ..mirror.settings.clone() });
+    let thread = mirror.start(fake.clone()).expect("a thread");
+    let idle = || ovs.vsctl(&["--if-exists", "get", "Open_vSwitch", ".", "other_config:max-idle"]).unwrap();
+    until("max-idle is raised", || idle().contains("\"3000\"").then_some(()));
+    // The NIC forwards all the time; what it has no rule for OVS sees.
+    fake.told().idle_ms = 5;
+    let has_rule = || !fake.told().rules.is_empty();
+    let packet = || {
+        if !has_rule() {
+            ovs.receive("nic0_vf0", PACKET).unwrap();
+        }
+    };
+    // Twice shown to OVS: by then it would have removed the flow if it had not been shown.
+    let mut log = Vec::new();
+    until("a rule that was taken out for a moment twice", || {
+        packet();
+        log.extend(fake.log());
+        (log.iter().filter(|line| line.starts_with('+')).count() >= 3).then_some(())
+    });
+    assert_eq!(log.iter().map(|line| &line[1..]).collect::<std::collections::BTreeSet<_>>().len(), 1, "{log:?}");
+    // Nobody sends any more.
+    fake.told().idle_ms = 60_000;
+    until("the rule goes", || (!has_rule()).then_some(()));
+    let all = FlowFilter { limit: 10, ..FlowFilter::default() };
+    let is_idle = || {
+        let flows = mirror.list(&all, &fake);
+        flows.flows.first().is_some_and(|flow| flow.reason.as_deref() == Some("idle"))
+    };
+    until("and says why", || is_idle().then_some(()));
+    fake.told().idle_ms = 5;
+    ovs.receive("nic0_vf0", PACKET)?;
+    until("the rule again", || has_rule().then_some(()));
+    fake.told().idle_ms = 60_000;
+    until("the flow, which OVS removes itself", || (mirror.list(&all, &fake).total == 0).then_some(()));
+    // Without such a NIC it is the user's again.
+    fake.told().capabilities = Capabilities::default();
+    until("max-idle is restored", || idle().contains("\"500\"").then_some(()));
+    mirror.end();
+    thread.join().expect("the mirror ends");
+    Ok(())
+}
+
 /// Three ports of a NIC on a bridge, and a flow from the second to the third.
 fn scene() -> Result<Ovs> {
     let ovs = Ovs::start()?;
@@ -586,5 +684,5 @@ fn scene() -> Result<Ovs> {
 
 fn mirror_of(ovs: &Ovs) -> Mirror {
     let place = Place::new(Some(ovs.run_dir()));
-    Mirror::new(Settings { place, max_flows: 100, grace: Duration::from_secs(1) })
+    Mirror::new(Settings { place, max_flows: 100, grace: Duration::from_secs(1), raised: Duration::from_secs(60) })
 }

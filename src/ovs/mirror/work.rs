@@ -6,12 +6,13 @@
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use ringspan_protocol::NicName;
 use ringspan_protocol::rule::{Rule, RuleCounters, RuleId};
+use ringspan_protocol::{EngineKind, NicName};
 
 use super::engine::Nic;
+use super::idle;
 use super::step::{BATCH, Outcome, Step};
-use super::table::{Changes, Entry, Misses, Source, State, Table, Told};
+use super::table::{Changes, Entry, Misses, Source, State, Table, Told, seconds};
 use crate::error::Error;
 use crate::ovs::compile::{Cause, Ports, TunnelIn, compile, tunnel_in};
 use crate::ovs::flow::{Flow, Names, PortRef, parse};
@@ -61,6 +62,12 @@ pub(super) struct Work {
     pub complete: bool,
     /// Ports of the NICs that take rules, and tunnels.
     ports: Ports,
+    /// NICs that take no rules now, and why.
+    refusing: HashMap<NicName, String>,
+    /// Open vSwitch brings flows into NICs by itself (`other_config:hw-offload`): of two owners of one switch each would take the other's packets.
+    pub hw_offload: bool,
+    /// NICs that show OVS packets of the rules in use by themselves.
+    pub(super) refreshing: HashSet<NicName>,
     /// The NICs, each with the life in which its rules were last known.
     nics: HashMap<NicName, u64>,
     /// Those of which it is not known what rules they have, to be asked.
@@ -138,7 +145,7 @@ impl Work {
         }
     }
 
-    fn enqueue(&mut self, ufid: u128) {
+    pub(super) fn enqueue(&mut self, ufid: u128) {
         let Some(entry) = self.table.flows.get(&ufid) else { return };
         if entry.state.nic().is_some() { self.changed.push_back(ufid) } else { self.new.push_back(ufid) }
     }
@@ -160,8 +167,12 @@ impl Work {
         }
         let mut ports = Ports::default();
         for nic in present {
-            ports.add_nic(&nic.name, nic.ports.iter().copied());
+            ports.add_nic(&nic.name, &nic.ports);
         }
+        let refuses = |nic: &Nic| Some((nic.name.clone(), self.refusal(nic)?));
+        let refusing: HashMap<NicName, String> = present.iter().filter_map(refuses).collect();
+        let refreshing = present.iter().filter(|nic| nic.capabilities.refreshes);
+        self.refreshing = refreshing.map(|nic| nic.name.clone()).collect();
         let lost = |nic: &Nic| {
             nic.empty && self.told.is_some_and(|told| told.elapsed() > SETTLED) && self.has_rules(&nic.name)
         };
@@ -186,7 +197,8 @@ impl Work {
                 }
             }
         }
-        if ports != self.ports.without_tunnels() {
+        if ports != self.ports.without_tunnels() || refusing != self.refusing {
+            self.refusing = refusing;
             self.pops.clear();
             self.ports = ports;
             let all: Vec<u128> = self.table.flows.keys().copied().collect();
@@ -196,6 +208,19 @@ impl Work {
             }
             self.look_at_ports(self.ports.without_tunnels());
         }
+    }
+
+    /// Why a NIC takes no rules.
+    fn refusal(&self, nic: &Nic) -> Option<String> {
+        let owned = nic.capabilities.engine == EngineKind::RteFlow && self.hw_offload;
+        let two = || {
+            format!(
+                "Open vSwitch brings flows into NICs by itself (other_config:hw-offload is true), and two owners of the switch of {} would take each other's packets: \
+                 take offload = \"tc\" for it, or run ringspan ovs configure --hw-offload false --restart",
+                nic.name
+            )
+        };
+        nic.capabilities.refuses.clone().or_else(|| owned.then(two))
     }
 
     /// Whether it changed what is known of the flow as one that takes packets out of a tunnel.
@@ -272,9 +297,18 @@ impl Work {
             let flow = read(ufid, entry.keys(), entry.actions());
             flow.map_err(Cause::Unreadable).and_then(|flow| compile(&flow, &self.ports))
         };
+        let result = result.and_then(|(nic, rule)| match self.refusing.get(&nic) {
+            Some(why) => Err(Cause::Engine(why.clone())),
+            None => Ok((nic, rule)),
+        });
+        let paused = idle::state(entry.paused).filter(|_| result.is_ok());
         let had = entry.state.nic().cloned();
         self.refused.remove(&ufid);
         let has = match result {
+            Ok(_) if let Some(state) = paused => {
+                entry.state = state;
+                None
+            }
             Ok((nic, rule)) => {
                 // What was found there and is right stays, and goes on counting.
                 let is_there =
@@ -307,7 +341,10 @@ impl Work {
             for result in results {
                 let Some(entry) = self.table.flows.get_mut(&result.id.0) else { continue };
                 entry.state = match result.error {
-                    None => State::Offloaded(nic.clone()),
+                    None => {
+                        entry.touched = seconds();
+                        State::Offloaded(nic.clone())
+                    }
                     Some(failure) => {
                         self.refused.insert(result.id.0);
                         State::Not(Box::new(Cause::Engine(failure.message)))
