@@ -238,6 +238,7 @@ fn status(spec: PortSpec, ready: bool) -> PortStatus {
         memory_regions: 0,
         memory_bytes: 0,
         zero_copy: Default::default(),
+        migration: Default::default(),
         device: DeviceStatus {
             driver: "net_fake".into(),
             link_up: true,

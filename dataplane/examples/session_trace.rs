@@ -13,8 +13,8 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use ringspan_dataplane::memory::GuestMap;
-use ringspan_dataplane::ring::RingConfig;
+use ringspan_dataplane::memory::{DirtyLog, GuestMap};
+use ringspan_dataplane::ring::{RingConfig, RingLog};
 use ringspan_dataplane::vhost::{RingSink, Session, SessionConfig, feature_names};
 use ringspan_protocol::{Compat, LaneEventKind, Role};
 
@@ -51,6 +51,26 @@ impl RingSink for Trace {
 
     fn call(&self, index: usize, call: Option<Arc<OwnedFd>>) {
         self.line(format!("ring {index} interrupts by {call:?}"));
+    }
+
+    fn can_log(&self, taken: bool) {
+        self.line(format!("the guest {} be migrated", if taken { "can" } else { "cannot" }));
+    }
+
+    fn logging(&self, log: Option<&Arc<DirtyLog>>) {
+        self.line(format!("log {log:?}"));
+    }
+
+    fn log(&self, index: usize, log: Option<RingLog>) {
+        self.line(format!("ring {index} logs by {log:x?}"));
+    }
+
+    fn told(&self, index: usize) {
+        self.line(format!("ring {index}: its place was told"));
+    }
+
+    fn announce(&self, mac: [u8; 6]) {
+        self.line(format!("announce {mac:02x?}"));
     }
 
     fn event(&self, event: LaneEventKind) {

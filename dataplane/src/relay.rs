@@ -9,6 +9,7 @@
 //! device queue would lose packets where nobody counts them. From the guest a frame waits a moment for the device,
 //! which the guest feels as back-pressure, and is dropped when the device stays full.
 
+mod announce;
 mod finish;
 mod inbox;
 mod lender;
@@ -29,7 +30,7 @@ use crate::journal::Journal;
 use crate::memory::GuestMap;
 use crate::nic::{Burst, Pool, QueuePair, some_loans_left};
 use crate::offload::Offloads;
-use crate::ring::{Ring, RingError};
+use crate::ring::{Ring, RingError, RingLog};
 use crate::worker::Watch;
 use crate::worker::{ticks, ticks_in};
 use inbox::{Delivery, Frames};
@@ -374,6 +375,13 @@ impl Relay {
     pub fn set_call(&mut self, index: usize, call: Option<Arc<OwnedFd>>) {
         if let Some(ring) = self.ring(index) {
             let _ = ring.set_call(call);
+        }
+    }
+
+    /// A running ring notes what it writes elsewhere from here on, or nowhere.
+    pub fn set_log(&mut self, index: usize, log: Option<RingLog>) {
+        if let Some(ring) = self.ring(index) {
+            ring.set_log(log);
         }
     }
 

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use ringspan_protocol::{PolicyStatus, PortName, ShareStatus, ZeroCopyStatus};
+use ringspan_protocol::{MigrationStatus, PolicyStatus, PortName, ShareStatus, ZeroCopyStatus};
 use serde_json::{Value, json};
 
 use super::client::Client;
@@ -194,6 +194,7 @@ fn show(port: &PortEntry) -> Result<(), Failure> {
             ("tx UDP segments by", word(&device.offloads.tx_udp_segments)),
             ("rx checksum by", word(&device.offloads.rx_checksum)),
             ("zero copy", zero_copy(&status.zero_copy)),
+            ("migratable", migration(&status.migration)),
         ]);
     }
     let width = rows.iter().map(|(key, _)| key.len()).max().unwrap_or(0);
@@ -224,6 +225,14 @@ fn zero_copy(status: &ZeroCopyStatus) -> String {
         (Some(from), _) => format!("from {from} bytes"),
         (None, Some(reason)) => format!("off: {reason}"),
         (None, None) => "off".into(),
+    }
+}
+
+fn migration(status: &MigrationStatus) -> String {
+    match (&status.reason, status.logging) {
+        (_, true) => format!("under way, {} pages logged", status.pages),
+        (Some(reason), _) => format!("no: {reason}"),
+        (None, _) => "yes".into(),
     }
 }
 

@@ -55,6 +55,7 @@ impl Guest {
             features,
             kick: None,
             call: None,
+            log: None,
         };
         let file = File::from(memfd_create(c"ringspan-bench-ring", MFdFlags::MFD_CLOEXEC).expect("a memfd"));
         file.set_len(MEMORY as u64).expect("memory");

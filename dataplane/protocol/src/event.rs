@@ -56,6 +56,16 @@ pub enum LaneEventKind {
         /// What the guest did.
         reason: String,
     },
+    /// The front-end began to migrate its guest from here: pages that the port writes are logged from now on.
+    MigrationStarted,
+    /// It does so no longer; nothing is logged any more.
+    MigrationEnded {
+        /// Pages that were logged, each counted again when the front-end had taken its mark.
+        pages: u64,
+        /// The guest had stopped its rings by then: it has gone elsewhere, most likely. Otherwise it goes on here, and the migration
+        /// was cancelled or failed.
+        left: bool,
+    },
     /// The device's link changed.
     LinkChanged {
         /// Whether it is up now.

@@ -301,6 +301,19 @@ pub struct ShareStatus {
     pub pairs: Vec<u16>,
 }
 
+/// Whether a port's guest can be migrated to another host or port, as far as the port is concerned.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct MigrationStatus {
+    /// Whether it can be.
+    pub migratable: bool,
+    /// Why not.
+    pub reason: Option<String>,
+    /// It is being migrated from here: pages that the port writes are logged.
+    pub logging: bool,
+    /// Pages of 4 KiB that were logged so far, each counted again when the front-end had taken its mark.
+    pub pages: u64,
+}
+
 /// A port as its lane sees it now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PortStatus {
@@ -323,6 +336,9 @@ pub struct PortStatus {
     /// Whether frames from the guest are copied.
     #[serde(default)]
     pub zero_copy: ZeroCopyStatus,
+    /// Whether the guest can be migrated, and whether it is.
+    #[serde(default)]
+    pub migration: MigrationStatus,
     /// The device side.
     pub device: DeviceStatus,
 }

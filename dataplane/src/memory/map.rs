@@ -140,6 +140,20 @@ impl GuestMap {
         Some(Span { start, len: len.min(room) })
     }
 
+    /// The guest-physical address of a span that this map gave out. `last` is the place of the region that was hit last, any number at first.
+    pub fn guest_address(&self, last: &mut usize, span: Span) -> Option<u64> {
+        let within = |region: &Region| {
+            let offset = span.start.addr().get().wrapping_sub(region.host.addr().get()) as u64;
+            (offset < region.len).then(|| region.start + offset)
+        };
+        if let Some(found) = self.regions.get(*last).and_then(within) {
+            return Some(found);
+        }
+        let (index, found) = self.regions.iter().enumerate().find_map(|(i, region)| Some((i, within(region)?)))?;
+        *last = index;
+        Some(found)
+    }
+
     /// All regions, by guest address.
     pub fn regions(&self) -> &[Region] {
         &self.regions
@@ -191,6 +205,16 @@ mod tests {
             assert_eq!(span.start.as_ptr(), map.regions()[region].host.as_ptr().wrapping_add(offset), "{addr:#x}");
         }
         assert_eq!(map.bytes(), 0x4000);
+    }
+
+    #[test]
+    fn what_was_translated_is_found_again() {
+        let map = map(&[(0x1000, 0x1000), (0x4000, 0x2000), (0x10_0000, 0x1000)]);
+        let (mut cache, mut last) = (RegionCache::default(), usize::MAX);
+        for addr in [0x1000, 0x10_0ffe, 0x4010, 0x5fff] {
+            let span = map.translate(&mut cache, addr, 1).expect("inside");
+            assert_eq!(map.guest_address(&mut last, span), Some(addr));
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use ringspan_protocol::{ShareStatus, ZeroCopyStatus};
 use crate::memory::{GuestMap, of_memory};
 use crate::nic::{Lending, Pool, QueuePair, sweep_loans};
 use crate::relay::{Basis, Common, FRAME_OVERHEAD, Load, Parts, Plan, Relay, Terms};
-use crate::ring::{RecordHandle, Ring};
+use crate::ring::{RecordHandle, Ring, RingLog};
 use crate::worker::{Candidate, Running, Worker, WorkerError, place};
 
 /// How long a device has to let go of frames that it was lent when their ring stops or their memory goes. A front-end waits for it.
@@ -215,6 +215,27 @@ impl Shares {
         self.on_each(&now, move |relays| {
             let ours = relays.iter_mut().filter(|relay| relay.port() == port);
             ours.for_each(|relay| relay.set_call(index, call.clone()));
+        })
+    }
+
+    /// A running ring notes what it writes elsewhere from here on, or nowhere: when this returns, nothing is noted in the log before.
+    pub fn set_log(&self, index: usize, log: Option<RingLog>) -> Result<(), WorkerError> {
+        let now = self.lock();
+        let port = self.port();
+        self.on_each(&now, move |relays| {
+            let ours = relays.iter_mut().filter(|relay| relay.port() == port);
+            ours.for_each(|relay| relay.set_log(index, log.clone()));
+        })
+    }
+
+    /// Sends a frame that says where the guest with this address is now. Dropped and counted when the device does not take it, and
+    /// not sent at all while its queues are away.
+    pub fn announce(&self, mac: [u8; 6]) -> Result<(), WorkerError> {
+        let now = self.lock();
+        let port = self.port();
+        self.on_each(&now, move |relays| {
+            let ours = relays.iter_mut().filter(|relay| relay.port() == port);
+            ours.for_each(|relay| relay.announce(mac));
         })
     }
 

@@ -4,12 +4,14 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use ringspan_protocol::{DeviceStatus, LaneEventKind, PortName, PortPhase, PortSpec, PortStatus, Role};
+use ringspan_protocol::{
+    DeviceStatus, LaneEventKind, MigrationStatus, PortName, PortPhase, PortSpec, PortStatus, Role,
+};
 
 use super::{Shares, waiting_phase};
 use crate::events::{EventLog, Pace};
-use crate::memory::GuestMap;
-use crate::ring::{Ring, RingConfig};
+use crate::memory::{DirtyLog, GuestMap};
+use crate::ring::{Ring, RingConfig, RingLog};
 use crate::vhost::RingSink;
 
 /// A port's changing side.
@@ -28,11 +30,23 @@ struct Now {
     features: u64,
     active_pairs: u16,
     map: Option<Arc<GuestMap>>,
+    /// The front-end can migrate its guest; `None` before it has said so or not.
+    can_log: Option<bool>,
+    /// Where the pages that are written are noted while it does so.
+    log: Option<Arc<DirtyLog>>,
 }
 
 impl PortState {
     pub(super) fn new(name: PortName, role: Role, shares: &Arc<Shares>, events: &Arc<EventLog>) -> Self {
-        let now = Now { phase: waiting_phase(role), reason: None, features: 0, active_pairs: 0, map: None };
+        let now = Now {
+            phase: waiting_phase(role),
+            reason: None,
+            features: 0,
+            active_pairs: 0,
+            map: None,
+            can_log: None,
+            log: None,
+        };
         let (shares, events) = (Arc::clone(shares), Arc::clone(events));
         Self { name, role, shares, events, now: Mutex::new(now), pace: Mutex::default() }
     }
@@ -80,6 +94,7 @@ impl PortState {
             memory_regions: now.map.as_ref().map_or(0, |map| map.regions().len() as u16),
             memory_bytes: now.map.as_ref().map_or(0, |map| map.bytes()),
             zero_copy,
+            migration: now.migration(),
             device,
         }
     }
@@ -112,6 +127,25 @@ impl PortState {
     fn lock(&self) -> MutexGuard<'_, Now> {
         // Nothing that can panic runs under this lock.
         self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Now {
+    /// Whether the guest can be migrated, as far as can be seen from here.
+    fn migration(&self) -> MigrationStatus {
+        let reason = match self.can_log {
+            Some(true) => None,
+            Some(false) => {
+                Some("the front-end did not take the protocol feature LOG_SHMFD, without which no page can be logged")
+            }
+            None => Some("no front-end is connected"),
+        };
+        MigrationStatus {
+            migratable: reason.is_none(),
+            reason: reason.map(str::to_owned),
+            logging: self.log.is_some(),
+            pages: self.log.as_ref().map_or(0, |log| log.marked()),
+        }
     }
 }
 
@@ -151,6 +185,37 @@ impl RingSink for PortState {
         let _ = self.shares.set_call(index, call);
     }
 
+    fn can_log(&self, taken: bool) {
+        self.lock().can_log = Some(taken);
+    }
+
+    fn logging(&self, log: Option<&Arc<DirtyLog>>) {
+        let mut now = self.lock();
+        let before = std::mem::replace(&mut now.log, log.cloned());
+        let running = now.active_pairs > 0;
+        drop(now);
+        match (before, log) {
+            (None, Some(_)) => self.push(LaneEventKind::MigrationStarted),
+            (Some(before), None) => self.push(LaneEventKind::MigrationEnded { pages: before.marked(), left: !running }),
+            // The log was replaced by a larger or smaller one.
+            _ => {}
+        }
+    }
+
+    fn log(&self, index: usize, log: Option<RingLog>) {
+        // An error means that the lane is stopping, and its rings with it.
+        let _ = self.shares.set_log(index, log);
+    }
+
+    fn told(&self, index: usize) {
+        self.shares.record(index).forget();
+    }
+
+    fn announce(&self, mac: [u8; 6]) {
+        // An error means that the lane is stopping.
+        let _ = self.shares.announce(mac);
+    }
+
     fn event(&self, event: LaneEventKind) {
         {
             let mut now = self.lock();
@@ -165,6 +230,7 @@ impl RingSink for PortState {
                     now.active_pairs = 0;
                     now.features = 0;
                     now.map = None;
+                    now.can_log = None;
                     now.reason = match &event {
                         LaneEventKind::HandshakeFailed { reason } => Some(reason.clone()),
                         _ => None,

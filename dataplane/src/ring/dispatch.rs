@@ -3,7 +3,9 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::{FrameSink, FrameSource, Loan, PackedRing, Put, RingConfig, RingError, RingFeatures, SplitRing, Taken};
+use super::{
+    FrameSink, FrameSource, Loan, PackedRing, Put, RingConfig, RingError, RingFeatures, RingLog, SplitRing, Taken,
+};
 use crate::memory::GuestMap;
 
 /// One ring of a guest.
@@ -54,6 +56,11 @@ impl Ring {
     /// [`RingError::Call`]. The ring then keeps the way it had.
     pub fn set_call(&mut self, call: Option<Arc<OwnedFd>>) -> Result<(), RingError> {
         either!(self, ring => ring.set_call(call))
+    }
+
+    /// What is written is noted elsewhere from here on, or nowhere.
+    pub fn set_log(&mut self, log: Option<RingLog>) {
+        either!(self, ring => ring.set_log(log));
     }
 
     /// Takes up to `limit` chains (64 at most) and copies the frame of each into `sink`'s buffers, frames longer than `max_frame`

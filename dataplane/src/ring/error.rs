@@ -51,6 +51,9 @@ pub enum RingError {
     /// Interrupting the guest hung.
     #[error("the front-end made its call descriptor blocking and filled it, so that interrupting the guest hung")]
     CallHangs,
+    /// What was written cannot be told to who migrates the guest.
+    #[error("the file of the log of dirty pages was cut short while the guest was migrated: migrate again")]
+    LogGone,
     /// The available index went further than the ring is long.
     #[error("the guest's available index is {found}, at most {size} after {next} are possible")]
     AvailIndex {

@@ -90,6 +90,16 @@ pub trait Format: Sized {
     /// chains were not given back one by one, but are as a batch, of which `last` is the last.
     fn publish<const WRITE: bool, const IN_ORDER: bool>(&mut self, last: &Chain, slots: u16);
 
+    /// The parts of guest memory that [`Format::publish`] has just written to give `slots` back, as guest addresses and lengths. The
+    /// used ring is at `used` for whoever reads the log.
+    fn published(&self, config: &RingConfig, used: u64, slots: u16) -> impl Iterator<Item = (u64, usize)>;
+
+    /// The part that [`Format::suppress_kicks`] and [`Format::request_kicks`] write.
+    fn event(config: &RingConfig, used: u64) -> (u64, usize);
+
+    /// All parts of the ring that a device writes.
+    fn writable(config: &RingConfig, used: u64) -> [(u64, usize); 2];
+
     /// Whether the guest wants an interrupt for the `slots` that were published last; `first` when it was not told of
     /// anything yet.
     fn wants_interrupt(&self, event_idx: bool, first: bool, slots: u16) -> bool;
@@ -100,4 +110,12 @@ pub trait Format: Sized {
 #[inline(always)]
 pub fn passed(event: u16, new: u16, slots: u16, mask: u16) -> bool {
     new.wrapping_sub(event).wrapping_sub(1) & mask < slots
+}
+
+/// The `slots` places from `position` on in a ring of `size`: where they begin and how many they are, up to the ring's end and from its
+/// beginning.
+pub fn around(position: u16, slots: u16, size: u16) -> impl Iterator<Item = (u16, u16)> {
+    let from = position & (size - 1);
+    let here = slots.min(size - from);
+    [(from, here), (0, (slots - here).min(size))].into_iter().filter(|&(_, count)| count > 0)
 }

@@ -28,6 +28,7 @@ mod error;
 mod format;
 mod frames;
 mod header;
+mod log;
 mod packed;
 mod pair;
 mod put;
@@ -43,6 +44,7 @@ pub use dispatch::Ring;
 pub use error::RingError;
 pub use frames::{FrameSink, FrameSource, LargeFrame, Loan, Put, Taken};
 pub use header::NetHeader;
+pub use log::RingLog;
 pub use record::{RecordHandle, RingRecord, RingRecords};
 
 /// A split virtqueue (VIRTIO 1.2 section 2.7).
@@ -84,6 +86,9 @@ pub struct RingConfig {
     pub kick: Option<Arc<OwnedFd>>,
     /// Signalled by us when buffers were used; absent when the guest polls.
     pub call: Option<Arc<OwnedFd>>,
+    /// Where what is written is noted, while the guest is migrated. The ring then notes first that all of its own parts that a device
+    /// writes are dirty: a process before us may have died between a write and its mark.
+    pub log: Option<RingLog>,
 }
 
 impl RingConfig {

@@ -10,7 +10,7 @@ mod recover;
 use super::chain::MAX_CHAIN;
 use super::copy;
 use super::descriptor::{Chain, Descriptor};
-use super::format::{Format, passed};
+use super::format::{Format, around, passed};
 use super::record::RecordHandle;
 use super::{RingConfig, RingError};
 use crate::memory::{GuestMap, RegionCache};
@@ -284,6 +284,23 @@ impl Format for Packed {
         }
         self.count = 0;
         self.used = to;
+    }
+
+    /// Descriptors, which may go around the ring's end. Where the log has the used ring of a split one, there is nothing of these.
+    fn published(&self, config: &RingConfig, _: u64, slots: u16) -> impl Iterator<Item = (u64, usize)> {
+        let desc = config.desc.0;
+        let slots = around(self.used.wrapping_sub(slots), slots, self.layout.size());
+        slots.map(move |(at, count)| {
+            (desc + Descriptor::LEN as u64 * u64::from(at), Descriptor::LEN * usize::from(count))
+        })
+    }
+
+    fn event(_: &RingConfig, used: u64) -> (u64, usize) {
+        (used, 4)
+    }
+
+    fn writable(config: &RingConfig, used: u64) -> [(u64, usize); 2] {
+        [(config.desc.0, Descriptor::LEN * usize::from(config.size)), Self::event(config, used)]
     }
 
     #[inline(always)]

@@ -148,6 +148,9 @@ impl<R: Format> Queue<R> {
             placed += 1;
             slots += R::slots(chain);
         }
+        if self.ground.log.is_some() {
+            self.ground.log_chains(&chains[..placed], HEADER);
+        }
         self.ground.format.give_back::<true>(used, &chains[..placed], slots);
         self.window.used(placed, slots);
         (placed, slots, bytes)
@@ -201,6 +204,9 @@ impl<R: Format> Ground<R> {
             // SAFETY: the span is inside a region; the header and the frame live until the end.
             unsafe { feed.fill(span.start.as_ptr(), part) };
             left -= part;
+        }
+        if self.log.is_some() {
+            self.log_spans(needed);
         }
         self.format.give_back::<true>(used, &self.parts, slots);
         Ok(Placed::Chains(chains, slots))

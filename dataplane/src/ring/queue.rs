@@ -13,7 +13,7 @@ use super::debts::Debts;
 use super::descriptor::Chain;
 use super::format::Format;
 use super::window::Window;
-use super::{Loan, RingConfig, RingError, RingFeatures};
+use super::{Loan, RingConfig, RingError, RingFeatures, RingLog};
 use crate::BURST;
 use crate::memory::{GuestMap, RegionCache, Span};
 
@@ -29,7 +29,7 @@ pub struct Queue<F> {
     call: Call,
     /// Found behind chains that were good; returned by the next call.
     pub(super) broken: Option<RingError>,
-    config: RingConfig,
+    pub(super) config: RingConfig,
 }
 
 /// A ring and the memory that its chains lie in.
@@ -43,6 +43,8 @@ pub(super) struct Ground<F> {
     pub pieces: Vec<(NonNull<u8>, usize)>,
     /// ... and its chains, with the bytes that go into each.
     pub parts: Vec<Chain>,
+    /// Where writes are noted, while the guest is migrated.
+    pub log: Option<RingLog>,
 }
 
 // SAFETY: the pointers lead into guest memory, which `map` keeps mapped and which belongs to no thread; those of `pieces` are
@@ -66,6 +68,7 @@ impl<F: Format> Queue<F> {
             spans: Vec::with_capacity(BURST),
             pieces: Vec::with_capacity(BURST),
             parts: Vec::with_capacity(BURST),
+            log: config.log.clone(),
         };
         let mut ring = Self {
             ground,
@@ -74,7 +77,7 @@ impl<F: Format> Queue<F> {
             broken: None,
             window: Window::new(),
             debts: Debts::new(),
-            config: config.clone(),
+            config: RingConfig { log: None, ..config.clone() },
         };
         if let Some(end) = left_over {
             ring.give_up(end);
@@ -82,8 +85,16 @@ impl<F: Format> Queue<F> {
         if let Some(record) = &config.record {
             record.get().settled();
         }
+        if let Some(log) = &ring.ground.log {
+            log.mark(F::writable(config, log.used));
+        }
         ring.call.signal()?;
         Ok(ring)
+    }
+
+    /// What is written is noted elsewhere from here on, or nowhere. What was written before was noted by the old terms.
+    pub fn set_log(&mut self, log: Option<RingLog>) {
+        self.ground.log = log;
     }
 
     /// Goes on in another map, at the same guest addresses.
@@ -135,12 +146,14 @@ impl<F: Format> Queue<F> {
     /// Asks the guest not to kick: the ring is polled. A hint; kicks may still come.
     pub fn suppress_kicks(&mut self) {
         self.ground.format.suppress_kicks(self.config.features.event_idx);
+        self.log_event();
     }
 
     /// Asks the guest to kick when it makes the next chain available. True when it did meanwhile: then there may be no
     /// kick, and the ring is to be looked at now.
     pub fn request_kicks(&mut self) -> bool {
         self.ground.format.request_kicks(self.config.features.event_idx);
+        self.log_event();
         // The request is seen before the ring is read (VIRTIO 1.2 section 2.7.13.3.1): one of the two sides notices.
         fence(Ordering::SeqCst);
         self.pending()
@@ -285,6 +298,9 @@ impl<F: Format> Queue<F> {
         self.ground.format.publish::<WRITE, IN_ORDER>(last, slots);
         // It is seen before the guest's wish is read (VIRTIO 1.2 section 2.7.7.2): one side notices the other.
         fence(Ordering::SeqCst);
+        if self.ground.log.is_some() {
+            self.log_published(slots);
+        }
         let first = !std::mem::replace(&mut self.signalled, true);
         if self.ground.format.wants_interrupt(self.config.features.event_idx, first, slots) {
             self.broken = self.broken.or(self.call.signal().err());

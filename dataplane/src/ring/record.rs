@@ -52,6 +52,12 @@ impl RingRecord {
         self.advance(position, position);
     }
 
+    /// The front-end was told where the ring stands: what it says next is newer than the record. (The guest may have been elsewhere
+    /// meanwhile, by a migration there and back, and come back to the base that the record knows.)
+    pub fn forget(&self) {
+        self.progress.store(0, Ordering::Release);
+    }
+
     /// Chains up to `position` were taken and are not all given back: what is sent of them may not be sent again.
     #[inline]
     pub(super) fn took(&self, position: u16) {
@@ -115,6 +121,11 @@ impl RecordHandle {
     /// A record that ends with the process.
     pub(super) fn fleeting() -> Self {
         Self::new(Arc::new(RingRecord::default()), 0)
+    }
+
+    /// See [`RingRecord::forget`].
+    pub fn forget(&self) {
+        self.get().forget();
     }
 
     #[inline]

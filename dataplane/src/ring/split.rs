@@ -6,7 +6,7 @@ mod layout;
 
 use super::copy;
 use super::descriptor::{Chain, Descriptor};
-use super::format::{Format, passed};
+use super::format::{Format, around, passed};
 use super::{RingConfig, RingError};
 use crate::memory::{GuestMap, RegionCache};
 use layout::Layout;
@@ -221,6 +221,21 @@ impl Format for Split {
         }
         self.used = self.used.wrapping_add(slots);
         self.layout.publish_used(self.used);
+    }
+
+    /// The index, and the elements in front of it, which may go around the ring's end.
+    fn published(&self, _: &RingConfig, used: u64, slots: u16) -> impl Iterator<Item = (u64, usize)> {
+        let elements = around(self.used.wrapping_sub(slots), slots, self.layout.size());
+        let elements = elements.map(move |(at, count)| (used + 4 + 8 * u64::from(at), 8 * usize::from(count)));
+        std::iter::once((used, 4)).chain(elements)
+    }
+
+    fn event(config: &RingConfig, used: u64) -> (u64, usize) {
+        if config.features.event_idx { (used + 4 + 8 * u64::from(config.size), 2) } else { (used, 2) }
+    }
+
+    fn writable(config: &RingConfig, used: u64) -> [(u64, usize); 2] {
+        [(used, 4 + 8 * usize::from(config.size)), Self::event(config, used)]
     }
 
     #[inline(always)]

@@ -7,7 +7,7 @@
 //! Nothing here waits for the front-end alone: the session's stop flag ends every wait, and while a front-end is
 //! connected further ones are refused at once.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -20,14 +20,15 @@ use nix::sys::statfs::{FsType, fstatfs};
 use ringspan_protocol::{MAX_QUEUE_PAIRS, MTU_RANGE};
 
 use super::backend::{Daemon, Refusal};
-use super::features::feature_names;
+use super::features::{F_LOG_ALL, feature_names};
 use super::message::{
-    Body, HEADER_SIZE, Header, MAX_REGIONS, MAX_RINGS, PROTOCOL_FEATURES, Region, Request, Shape, memory_table,
-    ring_state,
+    Body, HEADER_SIZE, Header, MAX_REGIONS, MAX_RINGS, PROTOCOL_F_LOG_SHMFD, PROTOCOL_FEATURES, Region, Request, Shape,
+    memory_table, ring_state,
 };
 use super::socket::ServerSocket;
 use super::vring::Rings;
 use super::wire::{Stop, receive, send, wait_any};
+use crate::memory::DirtyLog;
 
 /// Most regions of guest memory, however they came. As many as the crate says GET_MAX_MEM_SLOTS.
 const MAX_SLOTS: usize = 509;
@@ -123,13 +124,16 @@ impl Gate<'_> {
             }
             return Err(fail("ringspan does not serve this message, and did not offer it".into()));
         };
+        let mut told = None;
         let outcome = self.judge(request, shape, &mut message).and_then(|verdict| match verdict {
             Verdict::Reply(word) => Ok(Some(word.to_ne_bytes().to_vec())),
+            Verdict::Echo => Ok(Some(message.payload.clone())),
             Verdict::Done => Ok(None),
             Verdict::Forward => match self.daemon.call(request, &message.payload, &message.fds, self.stop) {
                 // The crate has only the lower half of a packed ring's base.
                 Ok(reply) if request == Request::GET_VRING_BASE => {
                     let index = reply.first().map_or(0, |&index| usize::from(index).min(MAX_RINGS - 1));
+                    told = Some(index);
                     Ok(Some(ring_state(index, self.rings.base(index))))
                 }
                 Ok(reply) => Ok(request.has_reply().then_some(reply)),
@@ -138,7 +142,11 @@ impl Gate<'_> {
             },
         });
         match outcome {
-            Ok(Some(reply)) => self.answer(&header, &reply),
+            Ok(Some(reply)) => {
+                self.answer(&header, &reply)?;
+                told.into_iter().for_each(|index| self.rings.told(index));
+                Ok(())
+            }
             Ok(None) if acknowledge && !request.has_reply() => self.answer(&header, &0u64.to_ne_bytes()),
             Ok(None) => Ok(()),
             Err(None) => Err(End::Stopped),
@@ -171,6 +179,12 @@ impl Gate<'_> {
                 if unknown != 0 {
                     return Err(Some(format!("features that were not offered: {}", feature_names(unknown).join(", "))));
                 }
+                let logging = features & F_LOG_ALL != 0;
+                if logging != self.rings.is_logging() {
+                    self.rings.set_logging(logging);
+                }
+                // It says nothing of the guest, and must not stop its rings.
+                message.payload = (features & !F_LOG_ALL).to_ne_bytes().to_vec();
                 Ok(Verdict::Forward)
             }
             (Request::GET_PROTOCOL_FEATURES, _) => Ok(Verdict::Reply(PROTOCOL_FEATURES)),
@@ -180,12 +194,33 @@ impl Gate<'_> {
                     return Err(Some(format!("protocol features that were not offered: {unknown:#x}")));
                 }
                 self.talk.protocol = features;
+                self.rings.can_log(features & PROTOCOL_F_LOG_SHMFD != 0);
                 Ok(Verdict::Done)
             }
             (Request::GET_QUEUE_NUM, _) => Ok(Verdict::Reply(u64::from(MAX_QUEUE_PAIRS))),
             (Request::NET_SET_MTU, Body::Word(mtu)) => {
                 self.check_mtu(mtu)?;
                 Ok(Verdict::Done)
+            }
+            (Request::SEND_RARP, Body::Word(word)) => {
+                let [a, b, c, d, e, f, ..] = word.to_ne_bytes();
+                self.rings.announce([a, b, c, d, e, f]);
+                Ok(Verdict::Done)
+            }
+            (Request::SET_LOG_BASE, Body::Log { size, offset }) => {
+                let Some(fd) = message.fds.pop() else { return Err(Some("its descriptor is missing".into())) };
+                check_file("the log", &fd, offset, size)?;
+                let log = DirtyLog::map(File::from(fd), offset, size)
+                    .map_err(|error| format!("the log cannot be mapped: {error}"))?;
+                check_covered(&log, &self.talk.regions)?;
+                self.rings.set_log(log);
+                Ok(Verdict::Echo)
+            }
+            // Nobody waits for it: front-ends look at the log when they need it, and DPDK's back-end does not signal either.
+            (Request::SET_LOG_FD, _) => Ok(Verdict::Done),
+            (Request::SET_VRING_ADDR, Body::RingAddress { index, log }) => {
+                self.rings.set_log_address(index, log);
+                Ok(Verdict::Forward)
             }
             (Request::SET_OWNER, _) if self.talk.owned => Ok(Verdict::Done),
             (Request::SET_OWNER, _) => {
@@ -263,6 +298,9 @@ impl Gate<'_> {
         let bytes = present.iter().chain(added).fold(0u64, |sum, region| sum.saturating_add(region.size));
         if bytes > MAX_GUEST_BYTES {
             return Err(format!("{bytes:#x} bytes of guest memory, {MAX_GUEST_BYTES:#x} are accepted"));
+        }
+        if let Some(log) = self.rings.log() {
+            check_covered(&log, added)?;
         }
         added.iter().zip(fds).try_for_each(|(region, fd)| check_region(region, fd))
     }
@@ -381,6 +419,8 @@ enum Verdict {
     Forward,
     /// It was served here, and has an answer of its own.
     Reply(u64),
+    /// It was served here, and its answer is what it said.
+    Echo,
     /// It was served here.
     Done,
 }
@@ -421,26 +461,37 @@ fn is_served(file_system: FsType) -> bool {
 
 /// Refuses a region that is larger than its file (touching what is beyond the end stops the port), or not the kernel's own.
 fn check_region(region: &Region, fd: &OwnedFd) -> Result<(), String> {
-    let file_system = fstatfs(fd).map_err(|error| format!("a memory region's file system: {error}"))?.filesystem_type();
+    check_file(&format!("the region at {:#x}", region.guest), fd, region.offset, region.size)
+}
+
+/// The same of any memory that a front-end shares.
+fn check_file(what: &str, fd: &OwnedFd, offset: u64, size: u64) -> Result<(), String> {
+    let file_system = fstatfs(fd).map_err(|error| format!("{what}: its file system: {error}"))?.filesystem_type();
     if is_served(file_system) {
         return Err(format!(
-            "the region at {:#x} is on a file system that is served (FUSE, network): use a memory-backend-memfd, or hugetlbfs",
-            region.guest
+            "{what} is on a file system that is served (FUSE, network): use a memory-backend-memfd, or hugetlbfs"
         ));
     }
-    let stat = nix::sys::stat::fstat(fd).map_err(|error| format!("a memory region's file: {error}"))?;
+    let stat = nix::sys::stat::fstat(fd).map_err(|error| format!("{what}: its file: {error}"))?;
     let kind = stat.st_mode & libc::S_IFMT;
     if kind != libc::S_IFREG {
-        return Err(format!("the descriptor of the region at {:#x} is no memory file", region.guest));
+        return Err(format!("the descriptor of {what} is no memory file"));
     }
-    let end = region.offset + region.size;
+    let end = offset.saturating_add(size);
     if end > stat.st_size as u64 {
-        return Err(format!(
-            "the region at {:#x} ends at byte {end:#x} of its file, which has {:#x}",
-            region.guest, stat.st_size
-        ));
+        return Err(format!("{what} ends at byte {end:#x} of its file, which has {:#x}", stat.st_size));
     }
     Ok(())
+}
+
+/// Refuses memory that has no bits in the log: what is written there would be missing on the migration's other side.
+fn check_covered(log: &DirtyLog, regions: &[Region]) -> Result<(), String> {
+    match regions.iter().find(|region| !log.covers(region.guest.saturating_add(region.size))) {
+        Some(Region { guest, size, .. }) => {
+            Err(format!("the log ends before the region at {guest:#x}, {size:#x} bytes"))
+        }
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -10,6 +10,8 @@ use ringspan_protocol::{MAX_QUEUE_PAIRS, MAX_RING_SIZE};
 pub const HEADER_SIZE: usize = 12;
 /// Longest payload that is read, known request or not. The longest legal one has 1032 bytes.
 pub const MAX_PAYLOAD: usize = 4096;
+/// Longest log of dirty pages in bytes, and furthest place of it in its file: it has a bit for each page up to 32 TiB.
+const MAX_LOG: u64 = 1 << 30;
 /// Most regions in one SET_MEM_TABLE, and so the most descriptors with any message.
 pub const MAX_REGIONS: usize = 32;
 /// Rings of a session: two for each queue pair.
@@ -21,9 +23,15 @@ const FLAG_REPLY: u32 = 1 << 2;
 const FLAG_NEED_REPLY: u32 = 1 << 3;
 const REGION_SIZE: usize = 32;
 const NOFD: u64 = 1 << 8;
+/// In SET_VRING_ADDR: the fourth address is where the used ring is for the log (VHOST_VRING_F_LOG).
+const VRING_F_LOG: u32 = 1;
 
 /// Protocol feature: more than one queue pair, and GET_QUEUE_NUM.
 pub const PROTOCOL_F_MQ: u64 = 1 << 0;
+/// Protocol feature: the log of dirty pages comes as a descriptor.
+pub const PROTOCOL_F_LOG_SHMFD: u64 = 1 << 1;
+/// Protocol feature: SEND_RARP.
+pub const PROTOCOL_F_RARP: u64 = 1 << 2;
 /// Protocol feature: any request may ask for a reply.
 pub const PROTOCOL_F_REPLY_ACK: u64 = 1 << 3;
 /// Protocol feature: NET_SET_MTU.
@@ -31,8 +39,12 @@ pub const PROTOCOL_F_NET_MTU: u64 = 1 << 4;
 /// Protocol feature: memory regions that come and go one by one.
 pub const PROTOCOL_F_CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
 /// What a session offers.
-pub const PROTOCOL_FEATURES: u64 =
-    PROTOCOL_F_MQ | PROTOCOL_F_REPLY_ACK | PROTOCOL_F_NET_MTU | PROTOCOL_F_CONFIGURE_MEM_SLOTS;
+pub const PROTOCOL_FEATURES: u64 = PROTOCOL_F_MQ
+    | PROTOCOL_F_LOG_SHMFD
+    | PROTOCOL_F_RARP
+    | PROTOCOL_F_REPLY_ACK
+    | PROTOCOL_F_NET_MTU
+    | PROTOCOL_F_CONFIGURE_MEM_SLOTS;
 
 macro_rules! requests {
     ($($name:ident = $code:literal,)*) => {
@@ -111,6 +123,10 @@ pub enum Shape {
     RingAddress,
     /// A ring index with the flag for "no descriptor", and that descriptor.
     RingFd,
+    /// Bytes of a log and where it begins in its file, and that file.
+    Log,
+    /// No payload, or a word that means nothing, and a descriptor.
+    Descriptor,
     /// Count, padding, and up to [`MAX_REGIONS`] regions, each with a descriptor.
     MemoryTable,
     /// Padding and one region; `fd` where it comes with a descriptor.
@@ -131,7 +147,9 @@ impl Request {
             | Self::GET_QUEUE_NUM
             | Self::RESET_DEVICE
             | Self::GET_MAX_MEM_SLOTS => Shape::Empty,
-            Self::SET_FEATURES | Self::SET_PROTOCOL_FEATURES | Self::NET_SET_MTU => Shape::Word,
+            Self::SET_FEATURES | Self::SET_PROTOCOL_FEATURES | Self::NET_SET_MTU | Self::SEND_RARP => Shape::Word,
+            Self::SET_LOG_BASE => Shape::Log,
+            Self::SET_LOG_FD => Shape::Descriptor,
             Self::SET_VRING_NUM | Self::SET_VRING_BASE | Self::GET_VRING_BASE | Self::SET_VRING_ENABLE => {
                 Shape::RingState
             }
@@ -148,6 +166,8 @@ impl Request {
     pub fn needs(self) -> Option<(u64, &'static str)> {
         match self {
             Self::GET_QUEUE_NUM => Some((PROTOCOL_F_MQ, "MQ")),
+            Self::SET_LOG_BASE => Some((PROTOCOL_F_LOG_SHMFD, "LOG_SHMFD")),
+            Self::SEND_RARP => Some((PROTOCOL_F_RARP, "RARP")),
             Self::NET_SET_MTU => Some((PROTOCOL_F_NET_MTU, "NET_MTU")),
             Self::GET_MAX_MEM_SLOTS | Self::ADD_MEM_REG | Self::REM_MEM_REG => {
                 Some((PROTOCOL_F_CONFIGURE_MEM_SLOTS, "CONFIGURE_MEM_SLOTS"))
@@ -156,7 +176,8 @@ impl Request {
         }
     }
 
-    /// Whether the answer is part of the request itself, so that NEED_REPLY has no meaning for it.
+    /// Whether the answer is part of the request itself, so that NEED_REPLY has no meaning for it. SET_LOG_BASE is answered by all back-ends,
+    /// though the specification does not say with what; its own payload suits the front-ends known.
     pub fn has_reply(self) -> bool {
         matches!(
             self,
@@ -165,6 +186,7 @@ impl Request {
                 | Self::GET_QUEUE_NUM
                 | Self::GET_VRING_BASE
                 | Self::GET_MAX_MEM_SLOTS
+                | Self::SET_LOG_BASE
         )
     }
 }
@@ -300,6 +322,22 @@ pub enum Body {
         /// Whether there is one; else the ring is polled.
         fd: bool,
     },
+    /// Where a ring is.
+    RingAddress {
+        /// The ring.
+        index: usize,
+        /// Where its used ring is for the log, if that was said.
+        log: Option<u64>,
+    },
+    /// A log of dirty pages.
+    Log {
+        /// Bytes.
+        size: u64,
+        /// Where it begins in its file.
+        offset: u64,
+    },
+    /// A descriptor alone.
+    Descriptor,
     /// Regions of guest memory.
     Regions(Vec<Region>),
 }
@@ -339,8 +377,8 @@ impl Body {
             Shape::RingAddress => {
                 expect(40)?;
                 let (index, flags) = (ring_index(read_u32(payload, 0))?, read_u32(payload, 4));
-                if flags != 0 {
-                    return Err(format!("ring {index}: flags {flags:#x}, and dirty logging was not offered"));
+                if flags & !VRING_F_LOG != 0 {
+                    return Err(format!("ring {index}: unknown flags {flags:#x}"));
                 }
                 for (what, at, align) in [("descriptor table", 8, 16), ("used ring", 16, 4), ("available ring", 24, 2)]
                 {
@@ -351,8 +389,19 @@ impl Body {
                         ));
                     }
                 }
-                Ok(Self::Ring { index, number: flags })
+                Ok(Self::RingAddress { index, log: (flags & VRING_F_LOG != 0).then(|| read_u64(payload, 32)) })
             }
+            Shape::Log => {
+                expect(16)?;
+                let (size, offset) = (read_u64(payload, 0), read_u64(payload, 8));
+                if size == 0 || size > MAX_LOG || offset > MAX_LOG {
+                    return Err(format!(
+                        "a log of {size:#x} bytes at {offset:#x}, 1 to {MAX_LOG:#x} bytes are accepted"
+                    ));
+                }
+                Ok(Self::Log { size, offset })
+            }
+            Shape::Descriptor => Ok(Self::Descriptor),
             Shape::RingFd => {
                 expect(8)?;
                 let word = read_u64(payload, 0);
@@ -388,7 +437,7 @@ impl Body {
     /// Descriptors that must come with it, and how many may.
     pub fn descriptors(&self, shape: Shape) -> (usize, usize) {
         match (self, shape) {
-            (Self::RingFd { fd: true, .. }, _) => (1, 1),
+            (Self::RingFd { fd: true, .. } | Self::Log { .. } | Self::Descriptor, _) => (1, 1),
             (Self::Regions(_), Shape::MemoryRegion { fd: false }) => (0, 1),
             (Self::Regions(regions), _) => (regions.len(), regions.len()),
             _ => (0, 0),

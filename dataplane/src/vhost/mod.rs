@@ -21,12 +21,12 @@ pub use features::{feature_names, offered};
 pub use session::{Session, SessionConfig, SessionError};
 pub use socket::SocketError;
 
-use crate::memory::GuestMap;
-use crate::ring::RingConfig;
+use crate::memory::{DirtyLog, GuestMap};
+use crate::ring::{RingConfig, RingLog};
 
 /// Who is told of a session's transitions. Called from the session's threads, one call at a time.
 ///
-/// For each connection: `negotiated` and `memory` before the first `start`; at its end a `stop` for each ring that runs,
+/// For each connection: `can_log`, `negotiated` and `memory` before the first `start`; at its end a `stop` for each ring that runs,
 /// then `memory` with an empty map. Each call returns only when the workers have taken the change over: afterwards
 /// nothing of what was taken away (a ring, a memory map) is touched any more.
 pub trait RingSink: Send + Sync + 'static {
@@ -48,6 +48,22 @@ pub trait RingSink: Send + Sync + 'static {
     /// interrupted once: it may have been given buffers without having been told. (QEMU sends SET_VRING_CALL after the
     /// ring has started, and again whenever the guest masks its interrupt.)
     fn call(&self, index: usize, call: Option<Arc<OwnedFd>>);
+
+    /// Whether the front-end can migrate its guest: it took LOG_SHMFD. Said when protocol features are negotiated.
+    fn can_log(&self, taken: bool);
+
+    /// A migration begins: what is written to guest memory is to be noted here from now on, by each ring that [`RingSink::log`] or
+    /// [`RingConfig::log`] tells so. Or, with `None`, it is over: no ring that goes on does so any more.
+    fn logging(&self, log: Option<&Arc<DirtyLog>>);
+
+    /// A ring that runs notes what it writes elsewhere, or no more.
+    fn log(&self, index: usize, log: Option<RingLog>);
+
+    /// A ring's position was told to the front-end (GET_VRING_BASE), which names the next one: what outlives the process is older.
+    fn told(&self, index: usize);
+
+    /// SEND_RARP: the guest with this address has arrived here by a migration and cannot say so itself.
+    fn announce(&self, mac: [u8; 6]);
 
     /// The connection's life: PortListening, FrontendConnected, HandshakeFailed, FrontendDisconnected. What concerns rings
     /// (DriverReady, DriverStopped, RingBroken) the sink says itself. All rings were stopped before the connection ends.

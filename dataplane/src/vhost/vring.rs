@@ -4,6 +4,8 @@
 //! [`Rings`], which knows when a ring runs. A ring **runs** while all of this holds:
 //!
 //! - features were negotiated, so that its header and notifications are known;
+//! - it is not to be logged (LOG_ALL, and VHOST_VRING_F_LOG with its addresses), or there is a log: a front-end that starts rings while
+//!   it migrates, as QEMU does when the guest is reset meanwhile, gives the log last;
 //! - its addresses are known;
 //! - it is **started**: by SET_VRING_KICK, with a descriptor or with the word that it is polled, until GET_VRING_BASE;
 //! - it is **enabled**: by SET_VRING_ENABLE, or by SET_FEATURES without PROTOCOL_FEATURES.
@@ -27,7 +29,8 @@ use vm_memory::{GuestAddress, GuestMemoryAtomic, GuestMemoryMmap};
 use super::RingSink;
 use super::features::ring_features;
 use super::message::MAX_RINGS;
-use crate::ring::RingConfig;
+use crate::memory::DirtyLog;
+use crate::ring::{RingConfig, RingLog};
 
 type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 
@@ -49,11 +52,19 @@ struct Ring {
     running: bool,
     /// GET_VRING_BASE is under way: the descriptors that the crate takes away now mean nothing by themselves.
     stopping: bool,
+    /// Where the used ring is for the log, if that was said.
+    log: Option<u64>,
 }
 
 struct State {
     rings: Vec<Ring>,
     features: Option<u64>,
+    /// LOG_ALL is on.
+    logging: bool,
+    /// The front-end's log of dirty pages.
+    log: Option<Arc<DirtyLog>>,
+    /// The sink was told that it is in use.
+    said: bool,
     fault: Option<String>,
 }
 
@@ -63,11 +74,23 @@ pub struct Rings {
     sink: Arc<dyn RingSink>,
 }
 
+impl State {
+    /// Where a ring notes what it writes.
+    fn log_of(&self, index: usize) -> Option<RingLog> {
+        let log = self.log.as_ref().filter(|_| self.logging)?;
+        let ring = &self.rings[index];
+        // Without VHOST_VRING_F_LOG the ring's own place is as good: there is no IOMMU in between.
+        let used = ring.log.or(ring.addresses.map(|[_, _, used]| used))?;
+        Some(RingLog { log: Arc::clone(log), used })
+    }
+}
+
 impl Rings {
     /// Rings of which nothing is known.
     pub fn new(sink: Arc<dyn RingSink>) -> Self {
         let rings = (0..MAX_RINGS).map(|_| Ring::default()).collect();
-        Self { state: Mutex::new(State { rings, features: None, fault: None }), sink }
+        let state = State { rings, features: None, logging: false, log: None, said: false, fault: None };
+        Self { state: Mutex::new(state), sink }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -98,8 +121,10 @@ impl Rings {
     /// Makes a ring run or not, as its state says.
     fn settle(&self, state: &mut State, index: usize) {
         let features = state.features;
+        let log = state.log_of(index);
         let ring = &mut state.rings[index];
-        let may_run = ring.started && ring.enabled && ring.size > 0;
+        let silent = state.logging && state.log.is_none() && ring.log.is_some();
+        let may_run = ring.started && ring.enabled && ring.size > 0 && !silent;
         match (ring.addresses, features, may_run) {
             (Some([desc, avail, used]), Some(features), true) => {
                 if std::mem::replace(&mut ring.running, true) {
@@ -116,6 +141,7 @@ impl Rings {
                     features: ring_features(features),
                     kick: ring.kick.clone(),
                     call: ring.call.clone(),
+                    log,
                 };
                 self.sink.start(index, config);
             }
@@ -138,6 +164,80 @@ impl Rings {
         for index in 0..state.rings.len() {
             self.settle(&mut state, index);
         }
+    }
+
+    /// LOG_ALL in SET_FEATURES. When it goes, the log goes, too: a front-end makes another one for its next migration.
+    pub fn set_logging(&self, logging: bool) {
+        let mut state = self.lock();
+        state.logging = logging;
+        let _gone = if logging { None } else { state.log.take() };
+        self.settle_log(&mut state);
+    }
+
+    /// SET_LOG_BASE. When this returns, nothing is noted in the log before any more.
+    pub fn set_log(&self, log: Arc<DirtyLog>) {
+        let mut state = self.lock();
+        let _gone = state.log.replace(log);
+        self.settle_log(&mut state);
+    }
+
+    /// The fourth address of SET_VRING_ADDR.
+    pub fn set_log_address(&self, index: usize, log: Option<u64>) {
+        let mut state = self.lock();
+        let before = state.log_of(index);
+        state.rings[index].log = log;
+        let now = state.log_of(index);
+        if state.rings[index].running && before != now {
+            self.sink.log(index, now);
+        }
+    }
+
+    /// Whether what is written is noted, and up to which guest-physical address that is possible if so.
+    pub fn log(&self) -> Option<Arc<DirtyLog>> {
+        let state = self.lock();
+        state.log.clone().filter(|_| state.logging)
+    }
+
+    /// Whether SET_FEATURES had LOG_ALL.
+    pub fn is_logging(&self) -> bool {
+        self.lock().logging
+    }
+
+    /// Tells everybody where to note what is written.
+    fn settle_log(&self, state: &mut State) {
+        let log = state.log.clone().filter(|_| state.logging);
+        if let Some(log) = &log {
+            state.said = true;
+            self.sink.logging(Some(log));
+        }
+        let known = state.said;
+        for index in 0..state.rings.len() {
+            if state.rings[index].running && known {
+                self.sink.log(index, state.log_of(index));
+            }
+            self.settle(state, index);
+        }
+        if log.is_none() && std::mem::take(&mut state.said) {
+            self.sink.logging(None);
+        }
+    }
+
+    /// The whole of GET_VRING_BASE's answer is with the front-end.
+    pub fn told(&self, index: usize) {
+        // A ring that was never described has no record.
+        if self.lock().rings[index].addresses.is_some() {
+            self.sink.told(index);
+        }
+    }
+
+    /// SET_PROTOCOL_FEATURES: whether LOG_SHMFD is among them.
+    pub fn can_log(&self, taken: bool) {
+        self.sink.can_log(taken);
+    }
+
+    /// SEND_RARP.
+    pub fn announce(&self, mac: [u8; 6]) {
+        self.sink.announce(mac);
     }
 
     /// SET_VRING_ENABLE.
@@ -183,22 +283,33 @@ impl Rings {
     /// again.
     pub fn reset(&self) {
         let mut state = self.lock();
+        self.end_log(&mut state);
         for index in 0..state.rings.len() {
             self.halt(&mut state, index);
             state.rings[index].enabled = false;
             state.rings[index].started = false;
         }
         state.features = None;
+        (state.log, state.logging) = (None, false);
+    }
+
+    /// All rings are about to stop, and not because the guest has left: whoever migrated it does so no longer.
+    fn end_log(&self, state: &mut State) {
+        if std::mem::take(&mut state.said) {
+            self.sink.logging(None);
+        }
     }
 
     /// The connection ends: rings are stopped and forgotten.
     pub fn close(&self) {
         let mut state = self.lock();
+        self.end_log(&mut state);
         for index in 0..state.rings.len() {
             self.halt(&mut state, index);
             state.rings[index] = Ring::default();
         }
         state.features = None;
+        (state.log, state.logging) = (None, false);
     }
 
     /// What went wrong in a call that the crate gives no way to refuse.

@@ -112,6 +112,7 @@ impl Scene {
             features,
             kick: None,
             call: None,
+            log: None,
         };
         let ring = Ring::new(Arc::clone(map), &config).unwrap();
         self.shares.start(index, ring).unwrap();

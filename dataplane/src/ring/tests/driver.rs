@@ -92,6 +92,7 @@ impl Driver {
             features,
             kick: None,
             call: Some(Arc::new(OwnedFd::from(call.try_clone().unwrap()))),
+            log: None,
         };
         let (table, flying) = Default::default();
         let mut driver = Self { memory, config, avail: start, used: start, call, table, flying };

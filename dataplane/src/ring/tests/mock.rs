@@ -25,6 +25,7 @@ fn ring(memory: &Arc<GuestMemoryMmap>, driver: &MockSplitQueue<'_, GuestMemoryMm
         features: MODERN,
         kick: None,
         call: None,
+        log: None,
     };
     SplitRing::new(GuestMap::new(memory), &config).unwrap()
 }

@@ -4,6 +4,7 @@ mod chaos;
 mod driver;
 mod hostile;
 mod lend;
+mod log;
 mod mock;
 mod model;
 mod notify;

@@ -51,7 +51,7 @@ fn a_restarted_front_end_always_gets_in() {
         drop(front);
         front = bench.connect();
         front.negotiate();
-        bench.recorder.take_until("the successor", |heard| *heard == Heard::Negotiated(offered(Compat::V1, true)));
+        bench.recorder.take_until("the successor", |heard| *heard == Heard::Negotiated(wanted()));
         if round % 2 == 0 {
             front.share_memory();
             front.set_up(0, 256, 0);

@@ -55,7 +55,7 @@ fn what_is_wrong_with_a_ring_is_said() {
 fn the_base_of_a_split_ring_has_one_half() {
     let bench = Bench::new();
     let mut front = bench.connect();
-    front.negotiate_with(offered(Compat::V1, true) & !RING_PACKED);
+    front.negotiate_with(wanted() & !RING_PACKED);
     assert_ne!(front.ask(Request::SET_VRING_BASE, &ring_state(0, 0x1_0000), &[]), 0);
     let reason = bench.recorder.failure();
     assert!(reason.contains("ring 0: base 0x10000 has two halves"), "{reason}");
@@ -166,7 +166,7 @@ fn handshake(front: &FrontEnd) -> Vec<(Vec<u8>, Vec<OwnedFd>)> {
         (Request::SET_OWNER, vec![], vec![]),
         (Request::SET_VRING_ENABLE, ring_state(0, 1), vec![]),
         (Request::NET_SET_MTU, 1500u64.to_ne_bytes().to_vec(), vec![]),
-        (Request::SET_FEATURES, offered(Compat::V1, true).to_ne_bytes().to_vec(), vec![]),
+        (Request::SET_FEATURES, wanted().to_ne_bytes().to_vec(), vec![]),
         (Request::SET_MEM_TABLE, memory_table(&[front.region()]), vec![front.memory.try_clone().unwrap()]),
         (Request::SET_VRING_NUM, ring_state(0, 256), vec![]),
         (Request::SET_VRING_BASE, ring_state(0, 0), vec![]),

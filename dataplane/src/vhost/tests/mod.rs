@@ -2,6 +2,7 @@
 
 mod ended;
 mod hostile;
+mod log;
 mod rings;
 
 use std::fs;
@@ -16,12 +17,12 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use ringspan_protocol::{Compat, LaneEventKind, Role};
 
-use super::features::offered;
+use super::features::{F_LOG_ALL, offered};
 use super::message::{HEADER_SIZE, Header, PROTOCOL_FEATURES, Region, Request, memory_table, read_u64};
 use super::wire::send;
 use super::{RingSink, Session, SessionConfig};
-use crate::memory::GuestMap;
-use crate::ring::RingConfig;
+use crate::memory::{DirtyLog, GuestMap};
+use crate::ring::{RingConfig, RingLog};
 
 /// Longest wait for anything; reached only when a test fails.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -39,6 +40,11 @@ enum Heard {
     Stop(usize),
     /// Whether there is a descriptor now.
     Call(usize, bool),
+    /// Whether there is a log now.
+    Logging(bool),
+    /// Where a ring's used ring is for the log.
+    Log(usize, Option<u64>),
+    Announce([u8; 6]),
     Event(LaneEventKind),
 }
 
@@ -61,6 +67,9 @@ struct Recorder {
     heard: Mutex<Vec<Heard>>,
     changed: Condvar,
     running: Mutex<std::collections::BTreeMap<usize, u16>>,
+    /// Rings whose place was told.
+    told: Mutex<Vec<usize>>,
+    can_log: Mutex<Option<bool>>,
 }
 
 const STEP: u16 = 7;
@@ -146,9 +155,35 @@ impl RingSink for Recorder {
         self.push(Heard::Call(index, call.is_some()));
     }
 
+    fn can_log(&self, taken: bool) {
+        *self.can_log.lock().unwrap() = Some(taken);
+    }
+
+    fn logging(&self, log: Option<&Arc<DirtyLog>>) {
+        self.push(Heard::Logging(log.is_some()));
+    }
+
+    fn log(&self, index: usize, log: Option<RingLog>) {
+        assert!(self.running.lock().unwrap().contains_key(&index), "ring {index} does not run");
+        self.push(Heard::Log(index, log.map(|log| log.used)));
+    }
+
+    fn told(&self, index: usize) {
+        self.told.lock().unwrap().push(index);
+    }
+
+    fn announce(&self, mac: [u8; 6]) {
+        self.push(Heard::Announce(mac));
+    }
+
     fn event(&self, event: LaneEventKind) {
         self.push(Heard::Event(event));
     }
+}
+
+/// What a front-end takes that does not migrate its guest.
+fn wanted() -> u64 {
+    offered(Compat::V1, true) & !F_LOG_ALL
 }
 
 /// A session in a folder of its own.
@@ -256,7 +291,7 @@ impl FrontEnd {
     }
 
     fn negotiate(&mut self) {
-        self.negotiate_with(offered(Compat::V1, true));
+        self.negotiate_with(wanted());
     }
 
     fn negotiate_with(&mut self, features: u64) {

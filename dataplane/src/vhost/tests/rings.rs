@@ -20,7 +20,7 @@ fn a_driver_brings_its_rings_up_in_order() {
         [
             Heard::Event(LaneEventKind::PortListening),
             Heard::Event(LaneEventKind::FrontendConnected { pid: std::process::id() as i32 }),
-            Heard::Negotiated(offered(Compat::V1, true)),
+            Heard::Negotiated(wanted()),
             Heard::Memory(MEMORY),
             Heard::Start(0, start(256, 0, 0)),
             Heard::Start(1, start(1024, 1, 42)),
@@ -49,9 +49,9 @@ fn rings_enabled_before_features_wait_for_them() {
         front.kick(ring);
     }
     assert!(!bench.recorder.take().iter().any(|heard| matches!(heard, Heard::Start(..))), "features are not known");
-    front.done(Request::SET_FEATURES, &offered(Compat::V1, true).to_ne_bytes(), &[]);
+    front.done(Request::SET_FEATURES, &wanted().to_ne_bytes(), &[]);
     let shape = RingShape { call: false, ..start(64, 0, 0) };
-    assert_eq!(bench.recorder.take(), [Heard::Negotiated(offered(Compat::V1, true)), Heard::Start(0, shape)]);
+    assert_eq!(bench.recorder.take(), [Heard::Negotiated(wanted()), Heard::Start(0, shape)]);
 }
 
 #[test]
@@ -89,7 +89,7 @@ fn the_base_of_a_packed_ring_has_two_halves() {
     for packed in [true, false] {
         let bench = Bench::new();
         let mut front = bench.connect();
-        front.negotiate_with(if packed { offered(Compat::V1, true) } else { offered(Compat::V1, true) & !RING_PACKED });
+        front.negotiate_with(if packed { wanted() } else { wanted() & !RING_PACKED });
         front.share_memory();
         // What QEMU says of a new ring: slot 0, wrap counter 1.
         front.set_up(1, 256, if packed { 0x8000_8000 } else { 0x8000 });
@@ -106,7 +106,7 @@ fn the_base_of_a_packed_ring_has_two_halves() {
 fn a_ring_that_did_not_run_since_stands_where_the_front_end_said() {
     let bench = Bench::new();
     let mut front = bench.connect();
-    front.negotiate_with(offered(Compat::V1, true));
+    front.negotiate_with(wanted());
     front.share_memory();
     // Slot 16 is available next, slot 3 used next: another back-end was stopped with chains in flight.
     front.done(Request::SET_VRING_BASE, &ring_state(1, 0x8003_8010), &[]);
@@ -200,7 +200,7 @@ fn without_protocol_features_rings_are_enabled_at_once() {
     let bench = Bench::new();
     let mut front = bench.connect();
     let plain = |request, size| Header { flags: 1, ..Header::request(request, size) };
-    let features = offered(Compat::V1, true) & !super::super::features::F_PROTOCOL_FEATURES & !(1 << 32);
+    let features = wanted() & !super::super::features::F_PROTOCOL_FEATURES & !(1 << 32);
     front.ask(Request::GET_FEATURES, &[], &[]);
     front.send_raw(&plain(Request::SET_OWNER, 0), &[], &[]);
     front.send_raw(&plain(Request::SET_FEATURES, 8), &features.to_ne_bytes(), &[]);
@@ -226,7 +226,7 @@ fn a_reloaded_driver_negotiates_again() {
             front.enable(ring, false);
             front.stop(ring);
         }
-        let features = offered(Compat::V1, true) & !((round % 2) << 29);
+        let features = wanted() & !((round % 2) << 29);
         front.done(Request::SET_FEATURES, &features.to_ne_bytes(), &[]);
         front.share_memory();
         for ring in [0, 1] {
@@ -242,9 +242,9 @@ fn a_reloaded_driver_negotiates_again() {
 fn features_that_change_under_running_rings_start_them_again() {
     let bench = Bench::new();
     let mut front = bench.connect_and_start();
-    front.done(Request::SET_FEATURES, &offered(Compat::V1, true).to_ne_bytes(), &[]);
+    front.done(Request::SET_FEATURES, &wanted().to_ne_bytes(), &[]);
     assert_eq!(bench.recorder.take(), [], "QEMU says it for each pair");
-    let fewer = offered(Compat::V1, true) & !(1 << 32);
+    let fewer = wanted() & !(1 << 32);
     front.done(Request::SET_FEATURES, &fewer.to_ne_bytes(), &[]);
     let shape = |ring| RingShape { version_1: false, ..start(256, ring, STEP) };
     assert_eq!(
@@ -270,7 +270,7 @@ fn a_reset_stops_everything_until_it_is_set_up_again() {
         for ring in [0, 1] {
             front.enable(ring, true);
         }
-        assert_eq!(bench.recorder.take(), [Heard::Negotiated(offered(Compat::V1, true))], "{reset:?}: not kicked");
+        assert_eq!(bench.recorder.take(), [Heard::Negotiated(wanted())], "{reset:?}: not kicked");
         front.set_up(0, 256, 5);
         assert_eq!(bench.recorder.take().last(), Some(&Heard::Start(0, start(256, 0, 5))), "{reset:?}");
     }
