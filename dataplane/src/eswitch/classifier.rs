@@ -38,7 +38,7 @@ type Rank = (u32, u32, Reverse<RuleId>);
 pub struct Classifier<T> {
     /// In the order in which they are asked: those of the highest priority, and of them the most exact ones, first.
     tables: Vec<Table>,
-    entries: Vec<Option<Entry<T>>>,
+    entries: Entries<T>,
     /// Places of `entries` that are free.
     free: Vec<u32>,
     by_id: BTreeMap<RuleId, u32>,
@@ -86,6 +86,50 @@ struct Entry<T> {
     hash: u64,
 }
 
+/// Rules by their places, in pieces: one array would have to be copied as a whole to grow, and frames would wait meanwhile.
+#[derive(Debug)]
+struct Entries<T> {
+    pieces: Vec<Vec<Option<Entry<T>>>>,
+    /// Places that were ever used.
+    len: u32,
+}
+
+/// Places of a piece.
+const PIECE: u32 = 512;
+
+impl<T> Default for Entries<T> {
+    fn default() -> Self {
+        Self { pieces: Vec::new(), len: 0 }
+    }
+}
+
+impl<T> Entries<T> {
+    #[inline]
+    fn at(&self, place: u32) -> Option<&Option<Entry<T>>> {
+        self.pieces.get((place / PIECE) as usize)?.get((place % PIECE) as usize)
+    }
+
+    #[inline]
+    fn at_mut(&mut self, place: u32) -> Option<&mut Option<Entry<T>>> {
+        self.pieces.get_mut((place / PIECE) as usize)?.get_mut((place % PIECE) as usize)
+    }
+
+    /// Puts a rule at a place that was used before, or at the next one.
+    fn put(&mut self, place: u32, entry: Entry<T>) {
+        if let Some(at) = self.at_mut(place) {
+            *at = Some(entry);
+            return;
+        }
+        if self.len.is_multiple_of(PIECE) {
+            self.pieces.push(Vec::with_capacity(PIECE as usize));
+        }
+        self.len += 1;
+        if let Some(piece) = self.pieces.last_mut() {
+            piece.push(Some(entry));
+        }
+    }
+}
+
 impl<T> Entry<T> {
     #[inline]
     fn matches(&self, key: &Key) -> bool {
@@ -104,7 +148,7 @@ impl<T> Entry<T> {
 impl<T> Default for Classifier<T> {
     fn default() -> Self {
         let secret = RandomState::new().hash_one(0x7269_6e67_u32);
-        let (tables, entries, free, by_id) = (Vec::new(), Vec::new(), Vec::new(), BTreeMap::new());
+        let (tables, entries, free, by_id) = (Vec::new(), Entries::default(), Vec::new(), BTreeMap::new());
         Self { tables, entries, free, by_id, secret, looked_at: Key::EMPTY, words: Vec::new(), cache: Cache::default() }
     }
 }
@@ -132,12 +176,8 @@ impl<T> Classifier<T> {
         let table = &mut self.tables[at];
         let (hash, bits) = (table.hash(value, self.secret), table.bits);
         let entry = Entry { value: *value, mask: Arc::clone(&table.mask), body, next: NONE, priority, bits, id, hash };
-        let place = self.free.pop().unwrap_or(self.entries.len() as u32);
-        if place as usize == self.entries.len() {
-            self.entries.push(Some(entry));
-        } else {
-            self.entries[place as usize] = Some(entry);
-        }
+        let place = self.free.pop().unwrap_or(self.entries.len);
+        self.entries.put(place, entry);
         self.by_id.insert(id, place);
         match self.head(at, hash, value) {
             None => self.add_slot(at, hash, place),
@@ -151,7 +191,7 @@ impl<T> Classifier<T> {
     /// Removes a rule. Returns its body.
     pub fn remove(&mut self, id: RuleId) -> Option<T> {
         let place = self.by_id.remove(&id)?;
-        let entry = self.entries[place as usize].take()?;
+        let entry = self.entries.at_mut(place)?.take()?;
         self.free.push(place);
         let at = self.tables.iter().position(|table| Arc::ptr_eq(&table.mask, &entry.mask))?;
         // The chain's head, which may be this one, has the slot.
@@ -214,7 +254,7 @@ impl<T> Classifier<T> {
     /// Fetches a rule into the processor's cache: its value, its mask's address, and what is done by it.
     #[inline]
     fn fetch(&self, place: u32) {
-        if let Some(entry) = self.entries.get(place as usize) {
+        if let Some(entry) = self.entries.at(place) {
             let entry = &raw const *entry;
             (0..3).for_each(|line| prefetch(entry.wrapping_byte_add(64 * line)));
         }
@@ -261,7 +301,7 @@ impl<T> Classifier<T> {
     /// The body of the rule at a place that [`Classifier::look_up`] has found.
     #[inline]
     pub fn body_mut(&mut self, place: u32) -> Option<&mut T> {
-        self.entries.get_mut(place as usize)?.as_mut().map(|entry| &mut entry.body)
+        self.entries.at_mut(place)?.as_mut().map(|entry| &mut entry.body)
     }
 
     /// How important the rule at a place is; `None` is less than any.
@@ -282,7 +322,7 @@ impl<T> Classifier<T> {
 
     #[inline]
     fn entry(&self, place: u32) -> Option<&Entry<T>> {
-        self.entries.get(place as usize)?.as_ref()
+        self.entries.at(place)?.as_ref()
     }
 
     /// The candidate, or one behind it, that is the key's.
@@ -335,17 +375,13 @@ impl<T> Classifier<T> {
     fn add_slot(&mut self, at: usize, hash: u64, place: u32) {
         let table = &mut self.tables[at];
         if (table.used + 1) * 2 > table.slots.len() {
-            let places: Vec<_> =
-                table.slots.iter().filter(|slot| is_live(**slot)).map(|slot| *slot as u32 - 1).collect();
-            table.slots = vec![FREE; ((places.len() + 1) * 4).next_power_of_two().max(LEAST)];
+            // All that is needed is in the slots: the rules themselves would come from all over the memory, and frames wait meanwhile.
+            let old: Vec<u64> = table.slots.iter().copied().filter(|slot| is_live(*slot)).collect();
+            table.slots = vec![FREE; ((old.len() + 1) * 4).next_power_of_two().max(LEAST)];
             table.used = 0;
-            for old in places {
-                if let Some(Some(entry)) = self.entries.get(old as usize) {
-                    table.fill(entry.hash, old);
-                }
-            }
+            old.into_iter().for_each(|slot| table.fill(slot));
         }
-        table.fill(hash, place);
+        table.fill(slot_of(hash, place));
     }
 
     /// Puts a rule where it belongs among those of the same value.
@@ -377,7 +413,7 @@ impl<T> Classifier<T> {
     }
 
     fn set_next(&mut self, place: u32, next: u32) {
-        if let Some(Some(entry)) = self.entries.get_mut(place as usize) {
+        if let Some(Some(entry)) = self.entries.at_mut(place) {
             entry.next = next;
         }
     }
@@ -424,10 +460,10 @@ impl Table {
         differ == 0
     }
 
-    /// The first slot that a hash may be in.
+    /// The first slot that a hash may be in: by the half of it that slots keep.
     #[inline]
     fn home(&self, hash: u64) -> usize {
-        hash as usize & (self.slots.len() - 1)
+        (hash >> 32) as usize & (self.slots.len() - 1)
     }
 
     /// The first slot with a hash like this one, and the rule in it.
@@ -450,14 +486,14 @@ impl Table {
         }
     }
 
-    fn fill(&mut self, hash: u64, place: u32) {
+    fn fill(&mut self, slot: u64) {
         let last = self.slots.len() - 1;
-        let mut at = self.home(hash);
+        let mut at = self.home(slot);
         while is_live(self.slots[at]) {
             at = (at + 1) & last;
         }
         self.used += usize::from(self.slots[at] == FREE);
-        self.slots[at] = slot_of(hash, place);
+        self.slots[at] = slot;
     }
 
     fn raise(&mut self, priority: u32, value: &Key) {
