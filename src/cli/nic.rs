@@ -212,14 +212,19 @@ fn print_one(nic: &NicEntry) -> Result<(), Failure> {
             counters.drops(),
         ];
         let up = if port.up { "yes" } else { "no" };
-        let representor = if port.representor.is_empty() { "-" } else { &port.representor };
-        let head = [port.port.to_string(), representor.to_owned(), up.to_owned()];
+        let representor = match (port.representor.as_str(), port.missing, port.removals) {
+            ("", ..) => "-".to_owned(),
+            (name, true, _) => format!("{name} (missing)"),
+            (name, false, 0) => name.to_owned(),
+            (name, false, times) => format!("{name} (removed {times}x, made anew)"),
+        };
+        let head = [port.port.to_string(), representor, up.to_owned()];
         table.row(head.into_iter().chain(numbers.iter().map(u64::to_string)));
     }
     table.print()?;
     if let Some(pci) = &nic.spec.pci {
         let can = &status.capabilities;
-        let words = [("counts", can.counts), ("ages", can.ages), ("refreshes", can.refreshes)];
+        let words = [("counts", can.counts), ("ages", can.ages), ("refreshes", can.refreshes), ("meters", can.meters)];
         let words: Vec<&str> = words.into_iter().filter_map(|(word, is)| is.then_some(word)).collect();
         let (offload, engine) = (word(&pci.offload), word(&can.engine));
         let mut table = Table::new(&["OFFLOAD", "ENGINE", "CAN", "REFUSES"]);
@@ -228,10 +233,11 @@ fn print_one(nic: &NicEntry) -> Result<(), Failure> {
         table.print()?;
     }
     let yes_no = |yes| if yes { "yes" } else { "no" }.to_owned();
-    if status.uplinks.len() > 1 {
+    if status.uplinks.len() > 1 || status.uplinks.iter().any(|uplink| uplink.removed) {
         let mut table = Table::new(&["UPLINK", "UP", "SENDS"]);
         for uplink in &status.uplinks {
-            table.row([uplink.device.to_string(), yes_no(uplink.up), yes_no(uplink.active)]);
+            let up = if uplink.removed { "unplugged".into() } else { yes_no(uplink.up) };
+            table.row([uplink.device.to_string(), up, yes_no(uplink.active)]);
         }
         table.print()?;
     }

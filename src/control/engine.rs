@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use ringspan_protocol::message::MAX_RULES;
 use ringspan_protocol::rule::{Rule, RuleCounters, RuleId, RuleResult};
-use ringspan_protocol::{NicMode, NicName, NicStatus, Reply, Request};
+use ringspan_protocol::{MeterSpec, NicMode, NicName, NicStatus, Reply, Request};
 
+use super::nic_watch::NicWatch;
 use super::{Daemon, locked};
 use crate::error::{Error, ErrorKind};
 use crate::lanes::{Lane, LanePhase};
@@ -19,6 +20,8 @@ const FRESH: Duration = Duration::from_secs(1);
 pub(crate) struct Lanes {
     daemon: Arc<Daemon>,
     known: Mutex<Option<Known>>,
+    /// Told of what changes at the NICs; one only has it, so that each change is told once.
+    watch: Option<Mutex<NicWatch>>,
 }
 
 struct Known {
@@ -30,7 +33,21 @@ struct Known {
 
 impl Lanes {
     pub(crate) fn new(daemon: &Arc<Daemon>) -> Self {
-        Self { daemon: Arc::clone(daemon), known: Mutex::default() }
+        Self { daemon: Arc::clone(daemon), known: Mutex::default(), watch: None }
+    }
+
+    /// The same, and tells events of what changes at the NICs.
+    pub(crate) fn watching(daemon: &Arc<Daemon>) -> Self {
+        Self { watch: Some(Mutex::default()), ..Self::new(daemon) }
+    }
+
+    fn tell(&self, lane: &Lane, nics: &[NicStatus]) {
+        let Some(watch) = &self.watch else { return };
+        let mut watch = locked(watch);
+        for event in nics.iter().flat_map(|nic| watch.look(nic)) {
+            tracing::warn!(lane = %lane.name, "{event:?}");
+            self.daemon.events.tell(Some(&lane.name), None, event);
+        }
     }
 
     fn look(&self) -> Vec<(Nic, Arc<Lane>)> {
@@ -44,6 +61,7 @@ impl Lanes {
         for lane in &lanes {
             let life = lane.lives();
             if let Ok(Reply::Nics(found)) = lane.ask(Request::NicList) {
+                self.tell(lane, &found);
                 // In legacy mode no rules decide.
                 let by_rules = |status: &NicStatus| status.spec.mode == NicMode::Switchdev;
                 nics.extend(found.into_iter().filter(by_rules).map(|status| (nic(status, life), Arc::clone(lane))));
@@ -113,6 +131,13 @@ fn something_else() -> Error {
 impl Engine for Lanes {
     fn nics(&self) -> Vec<Nic> {
         self.look().into_iter().map(|(nic, _)| nic).collect()
+    }
+
+    fn set_meters(&self, nic: &NicName, meters: &[MeterSpec]) -> Result<(), Error> {
+        match self.ask(nic, Request::MeterSet { nic: nic.clone(), meters: meters.to_vec() })? {
+            Reply::Done => Ok(()),
+            _ => Err(something_else()),
+        }
     }
 
     fn install(&self, nic: &NicName, rules: &[Rule]) -> Result<Vec<RuleResult>, Error> {

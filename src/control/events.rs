@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
-use ringspan_protocol::{LaneEvent, LaneEventKind, LaneName, PortName};
+use ringspan_protocol::{LaneEvent, LaneEventKind, LaneName, NicName, PortName};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -117,6 +117,41 @@ pub(crate) enum EventKind {
     },
     /// The port's lane took it at last.
     PortApplied,
+    /// The link of a NIC's uplink is up again.
+    NicUplinkUp {
+        /// The NIC.
+        nic: NicName,
+        /// The uplink.
+        device: String,
+    },
+    /// The link of a NIC's uplink is down.
+    NicUplinkDown {
+        /// The NIC.
+        nic: NicName,
+        /// The uplink.
+        device: String,
+    },
+    /// An uplink of a NIC was unplugged. Nothing goes by it until the NIC is made anew.
+    NicUplinkRemoved {
+        /// The NIC.
+        nic: NicName,
+        /// The uplink.
+        device: String,
+    },
+    /// Somebody removed a representor of a NIC. That of a software NIC is made anew; what was configured on it is lost.
+    NicRepresentorRemoved {
+        /// The NIC.
+        nic: NicName,
+        /// Its name.
+        representor: String,
+    },
+    /// A representor of a NIC is there again.
+    NicRepresentorBack {
+        /// The NIC.
+        nic: NicName,
+        /// Its name.
+        representor: String,
+    },
     /// The configuration file was read again, and what differed was changed.
     ConfigReloaded {
         /// How many ports and lanes changed.

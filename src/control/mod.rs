@@ -10,6 +10,7 @@ mod engine;
 mod events;
 mod jobs;
 mod methods;
+mod nic_watch;
 mod peer;
 mod reload;
 mod schema;
@@ -165,7 +166,7 @@ impl Daemon {
             self.retire(&lane);
             self.keep(lane);
         }
-        let mirror = self.mirror.start(engine::Lanes::new(self));
+        let mirror = self.mirror.start(engine::Lanes::watching(self));
         locked(&self.keepers).extend(mirror);
         if !self.attachments.unfinished().is_empty() {
             let daemon = Arc::clone(self);

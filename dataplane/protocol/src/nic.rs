@@ -195,6 +195,12 @@ pub struct NicPortStatus {
     pub port: NicPort,
     /// Name of its representor on the host; empty in legacy mode, where there is none.
     pub representor: String,
+    /// It is not there: somebody removed it, and it could not be made anew; or the kernel made none.
+    #[serde(default)]
+    pub missing: bool,
+    /// How many times somebody removed it since the NIC was made. What was configured on it was lost each time, also with Open vSwitch.
+    #[serde(default)]
+    pub removals: u64,
     /// Whether there is something at the other end: the uplink's link, or a port of ringspan's that has the VF.
     pub up: bool,
     /// What it counted.
@@ -208,6 +214,9 @@ pub struct UplinkStatus {
     pub device: DeviceSpec,
     /// Whether its link is up.
     pub up: bool,
+    /// It was unplugged: nothing goes by it until the NIC is made anew.
+    #[serde(default)]
+    pub removed: bool,
     /// Whether the bond sends on it. A device alone always does.
     pub active: bool,
 }
@@ -236,6 +245,8 @@ pub struct Capabilities {
     pub counts: bool,
     /// Says when a rule last had a frame; else that is known only as exactly as its counters are read.
     pub ages: bool,
+    /// Has meters that rules may name.
+    pub meters: bool,
     /// Why it takes no rules between ports; absent when it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refuses: Option<String>,
@@ -243,7 +254,7 @@ pub struct Capabilities {
 
 impl Default for Capabilities {
     fn default() -> Self {
-        Self { engine: EngineKind::Eswitch, refreshes: true, counts: true, ages: true, refuses: None }
+        Self { engine: EngineKind::Eswitch, refreshes: true, counts: true, ages: true, meters: true, refuses: None }
     }
 }
 

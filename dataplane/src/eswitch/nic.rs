@@ -152,8 +152,10 @@ impl Nic {
                 NicMode::Switchdev => port.representor(&self.spec.name),
                 NicMode::Legacy => String::new(),
             },
+            missing: slow.missing.load(Ordering::Relaxed),
+            removals: slow.removals.load(Ordering::Relaxed),
             up: match port {
-                NicPort::Uplink => self.uplink.as_ref().is_some_and(|uplink| uplink.link().up),
+                NicPort::Uplink => self.uplink.as_ref().is_some_and(|uplink| !uplink.removed() && uplink.link().up),
                 NicPort::Vf(vf) => {
                     self.shared.is_taken(vf) && self.spec.vf_settings(vf).link != ringspan_protocol::VfLink::Disable
                 }
@@ -176,11 +178,19 @@ impl Nic {
     fn uplinks(&self) -> Vec<UplinkStatus> {
         let Some(uplink) = &self.uplink else { return Vec::new() };
         match &self.spec.uplinks[..] {
-            [device] => vec![UplinkStatus { device: device.clone(), up: uplink.link().up, active: true }],
+            [device] => {
+                let removed = uplink.removed();
+                vec![UplinkStatus { device: device.clone(), up: !removed && uplink.link().up, removed, active: true }]
+            }
             _ => uplink
                 .members()
                 .into_iter()
-                .map(|Member { device, link, active }| UplinkStatus { device, up: link.up, active })
+                .map(|Member { device, link, removed, active }| UplinkStatus {
+                    device,
+                    up: !removed && link.up,
+                    removed,
+                    active,
+                })
                 .collect(),
         }
     }

@@ -34,6 +34,10 @@ pub struct SlowCounters {
     pub missed: AtomicU64,
     /// Frames from the representor that are longer than the NIC's MTU allows.
     pub too_long: AtomicU64,
+    /// Times that somebody removed the representor.
+    pub removals: AtomicU64,
+    /// It is not there now.
+    pub missing: AtomicBool,
 }
 
 /// A port, as the thread sees it.
@@ -211,6 +215,8 @@ impl SlowPort {
     fn let_go(&mut self) {
         tracing::warn!("representor {} was removed by somebody: it is made anew", self.name);
         (self.tap, self.told) = (None, false);
+        self.counters.removals.fetch_add(1, Ordering::Relaxed);
+        self.counters.missing.store(true, Ordering::Relaxed);
     }
 
     /// Makes a TAP anew that was removed. What somebody had configured on it is lost.
@@ -222,6 +228,7 @@ impl SlowPort {
             Ok(tap) => {
                 tracing::info!("representor {} is there again", self.name);
                 self.tap = Some(tap);
+                self.counters.missing.store(false, Ordering::Relaxed);
             }
             Err(error) => {
                 if !std::mem::replace(&mut self.told, true) {

@@ -44,8 +44,14 @@ pub struct Engine {
 impl Engine {
     /// Asks the driver what it can do. `ports` are DPDK's numbers of the ports: the uplink's own, the VFs' representors'.
     pub fn new(at: FlowPort, ports: BTreeMap<NicPort, u16>) -> Self {
-        let capabilities =
-            Capabilities { engine: EngineKind::RteFlow, refreshes: false, counts: false, ages: false, refuses: None };
+        let capabilities = Capabilities {
+            engine: EngineKind::RteFlow,
+            refreshes: false,
+            counts: false,
+            ages: false,
+            meters: false,
+            refuses: None,
+        };
         let mut engine =
             Self { at, ports, domain: Domain::Transfer, capabilities, rules: BTreeMap::new(), jumps: BTreeMap::new() };
         let eth = [Item::any(ringspan_protocol::rte::ItemKind::Eth)];

@@ -23,6 +23,7 @@ pub struct PciNicOfLane {
     /// Nothing when ringspan leaves the switch to others. Before the device, which is closed after its rules are gone.
     engine: Option<Engine>,
     _device: Option<(Device, Vec<QueuePair>)>,
+    /// As they were when it was opened.
     names: BTreeMap<NicPort, String>,
 }
 
@@ -68,12 +69,20 @@ impl PciNicOfLane {
 
     /// What it is now.
     pub fn status(&self) -> NicStatus {
+        // They come and go: a bond of two functions makes them anew, udev and people rename them.
+        let names = self.spec.pci.as_ref().map(|pci| names(Path::new(NET), pci, &self.spec)).unwrap_or_default();
         let port = |port: NicPort| NicPortStatus {
             port,
-            representor: self.names.get(&port).cloned().unwrap_or_else(|| port.representor(&self.spec.name)),
+            representor: names
+                .get(&port)
+                .or_else(|| self.names.get(&port))
+                .cloned()
+                .unwrap_or_else(|| port.representor(&self.spec.name)),
+            missing: !names.contains_key(&port),
+            removals: 0,
             up: match (&self._device, port) {
-                (Some((device, _)), NicPort::Uplink) => device.link().up,
-                _ => self.names.contains_key(&port),
+                (Some((device, _)), NicPort::Uplink) => !device.removed() && device.link().up,
+                _ => names.contains_key(&port),
             },
             counters: NicPortCounters::default(),
         };
@@ -99,6 +108,7 @@ impl PciNicOfLane {
             refreshes: false,
             counts: false,
             ages: false,
+            meters: false,
             refuses: Some(why.into()),
         };
         self.engine.as_ref().map_or_else(none, |engine| engine.capabilities().clone())

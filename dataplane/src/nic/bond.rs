@@ -46,6 +46,8 @@ pub struct Member {
     pub device: DeviceSpec,
     /// Its link.
     pub link: Link,
+    /// Whether it is gone from its bus.
+    pub removed: bool,
     /// Whether the bond sends on it.
     pub active: bool,
 }
@@ -144,6 +146,7 @@ impl Members {
         let status = |(spec, port): &(DeviceSpec, Arc<Port>)| Member {
             device: spec.clone(),
             link: port.link_state(),
+            removed: port.removed(),
             active: sends(port.id()),
         };
         self.ports.iter().map(status).collect()

@@ -1,10 +1,11 @@
 //! JSON-RPC 1.0 over unix sockets, as ovsdb-server (RFC 7047) and every daemon of OVS's (`unixctl`) speak it.
 //!
 //! `frame` cuts the stream into objects, `stream` gives one long text line by line, `rpc` is a connection, `database` and `unixctl` are the two kinds of peers, `openflow` tells of changes
-//! in a bridge's tables, `place` says where they listen.
+//! in a bridge's tables, `meters` has the limits of its meters, `place` says where they listen.
 
 pub(crate) mod database;
 mod frame;
+pub(crate) mod meters;
 mod openflow;
 mod place;
 mod rpc;

@@ -44,7 +44,10 @@ fn append(actions: &[Action], nic: &NicName, ports: &Ports, done: &mut Vec<Do>) 
             Action::DecTtl(_) => done.push(Do::DecTtl),
             Action::TunnelPush(push) => done.push(Do::TunnelPush(Box::new(tunnel_push(push)?))),
             Action::TunnelPop(_) => return Err(Cause::TunnelPop),
-            Action::Meter(_) => return Err(Cause::Meter),
+            Action::Meter(id) => {
+                ports.meter(nic, *id).map_err(|why| Cause::Meter(format!("meter({id}): {why}")))?;
+                done.push(Do::Meter(*id));
+            }
             Action::Clone(inner) if at + 1 == actions.len() => append(inner, nic, ports, done)?,
             _ => return Err(Cause::Order("an action that is not known here")),
         }

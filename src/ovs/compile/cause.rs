@@ -19,8 +19,8 @@ pub(crate) enum Cause {
     TunnelPop,
     /// It sets a tunnel for a port that does the rest.
     SetTunnel,
-    /// It has a meter of OVS's.
-    Meter,
+    /// It has a meter of OVS's that the NIC cannot have.
+    Meter(String),
     /// Nothing passed by the NIC for Open vSwitch's idle time.
     Idle,
     /// It does something with a frame between or behind its outputs that a rule cannot say.
@@ -49,7 +49,7 @@ pub(crate) const CODES: &[(&str, &str)] = &[
     ("tunnel-port", "It came out of a tunnel whose packets do not come in by a NIC's uplink, untagged and over IPv4."),
     ("tunnel-pop", "It takes packets out of a tunnel: the flows of what is inside are offloaded instead."),
     ("set-tunnel", "It sets a tunnel's fields for a port of the kernel's that makes the headers."),
-    ("meter", "It has a meter of OVS's."),
+    ("meter", "It has a meter of OVS's that the NIC does not have."),
     (
         "idle",
         "Nothing of it passed by the NIC for Open vSwitch's idle time: its rule comes back with the next packet that Open vSwitch sees.",
@@ -75,7 +75,7 @@ impl Cause {
             Self::ForeignTunnel(_) => "tunnel-port",
             Self::TunnelPop => "tunnel-pop",
             Self::SetTunnel => "set-tunnel",
-            Self::Meter => "meter",
+            Self::Meter(_) => "meter",
             Self::Idle => "idle",
             Self::Order(_) => "order",
             Self::Field(_) => "field",
@@ -105,7 +105,9 @@ impl Cause {
             Self::ForeignPort(what) | Self::ForeignOutput(what) | Self::OtherNic(what) | Self::ForeignTunnel(what) => {
                 Some(what.clone())
             }
-            Self::Field(what) | Self::Rule(what) | Self::Unreadable(what) | Self::Engine(what) => Some(what.clone()),
+            Self::Field(what) | Self::Meter(what) | Self::Rule(what) | Self::Unreadable(what) | Self::Engine(what) => {
+                Some(what.clone())
+            }
             Self::Order(what) => Some((*what).to_owned()),
             _ => None,
         }

@@ -1,11 +1,12 @@
 //! Which of the datapath's ports are ports of NICs.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use ringspan_protocol::rule::{Match, TunnelKind};
 use ringspan_protocol::{NicName, NicPort};
 
 use crate::ovs::flow::key::PortRef;
+use crate::ovs::mirror::Limits;
 
 /// What the datapath's ports are.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -14,6 +15,10 @@ pub(crate) struct Ports {
     names: HashMap<Box<str>, (NicName, NicPort)>,
     /// What takes packets out of tunnels, by the datapath's name of their port.
     tunnels: HashMap<Box<str>, Vec<TunnelIn>>,
+    /// Limits of OVS's meters, by the datapath's numbers, or why they are not known.
+    meters: Limits,
+    /// NICs whose engine has no meters.
+    unmetered: HashSet<NicName>,
 }
 
 /// A flow that takes packets out of a tunnel, which come in by a NIC's uplink.
@@ -53,6 +58,34 @@ impl Ports {
     pub(crate) fn add_tunnel(&mut self, port: &PortRef, tunnel: TunnelIn) {
         if let Some(name) = name(port) {
             self.tunnels.entry(name.into()).or_default().push(tunnel);
+        }
+    }
+
+    /// The engine of this NIC has no meters.
+    pub(crate) fn is_unmetered(&mut self, nic: &NicName) {
+        self.unmetered.insert(nic.clone());
+    }
+
+    /// These are the limits of meters now. Whether they were others.
+    pub(crate) fn set_meters(&mut self, limits: Limits) -> bool {
+        let differ = self.meters != limits;
+        self.meters = limits;
+        differ
+    }
+
+    /// The limits of meters, as they were set.
+    pub(crate) fn meters(&self) -> &Limits {
+        &self.meters
+    }
+
+    /// Whether a NIC's engine can have this meter.
+    pub(super) fn meter(&self, nic: &NicName, id: u32) -> Result<(), String> {
+        if self.unmetered.contains(nic) {
+            return Err(format!("the engine of {nic} has no meters"));
+        }
+        match self.meters.get(&id) {
+            Some(limits) => limits.as_ref().map(drop).map_err(Clone::clone),
+            None => Err("its limits are not known yet".into()),
         }
     }
 

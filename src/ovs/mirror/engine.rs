@@ -1,7 +1,7 @@
 //! Who has the rules: the switches of NICs, behind one trait.
 
 use ringspan_protocol::rule::{Rule, RuleCounters, RuleId, RuleResult};
-use ringspan_protocol::{Capabilities, NicName, NicPort};
+use ringspan_protocol::{Capabilities, MeterSpec, NicName, NicPort};
 
 use crate::error::Error;
 
@@ -24,6 +24,9 @@ pub(crate) struct Nic {
 pub(crate) trait Engine: Send + Sync {
     /// All NICs whose switch goes by rules now, with what the engine of each can do. One that cannot be asked at this moment is not among them.
     fn nics(&self) -> Vec<Nic>;
+
+    /// Makes meters, or gives them other limits; one that is as it was is left alone.
+    fn set_meters(&self, nic: &NicName, meters: &[MeterSpec]) -> Result<(), Error>;
 
     /// Installs rules, or replaces those of the same ids; the result of each. An error: nothing is known of any.
     fn install(&self, nic: &NicName, rules: &[Rule]) -> Result<Vec<RuleResult>, Error>;

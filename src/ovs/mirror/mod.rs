@@ -11,6 +11,7 @@ mod engine;
 mod idle;
 mod kernel;
 mod line;
+mod meters;
 mod pace;
 mod poll;
 mod replay;
@@ -24,6 +25,7 @@ mod tests;
 mod work;
 
 pub(crate) use engine::{Engine, Nic};
-pub use replay::Replay;
+pub(crate) use meters::Limits;
+pub use replay::{Replay, rule_of};
 pub(crate) use report::{FlowFilter, FlowState, FlowStats, FlowView, Flows};
 pub(crate) use run::{Mirror, Settings};

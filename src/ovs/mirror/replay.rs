@@ -1,19 +1,20 @@
 //! The way of a change from the kernel to an engine, for messages that were recorded: what the benchmark measures.
 
 use ringspan_protocol::rule::{Rule, RuleCounters, RuleId, RuleResult};
-use ringspan_protocol::{Capabilities, NicName, NicPort};
+use ringspan_protocol::{Capabilities, MeterSpec, NicName, NicPort};
 
 use super::engine::{Engine, Nic};
-use super::kernel::{Ports, as_told};
+use super::kernel::{Ports as Numbers, as_told};
 use super::work::{Change, News, Work};
 use crate::error::Error;
+use crate::ovs::compile::Ports;
 use crate::ovs::kernel::{self, KernelError};
 
 /// The mirror, with an engine that takes everything.
 #[derive(Debug)]
 pub struct Replay {
     work: Work,
-    ports: Ports,
+    ports: Numbers,
     engine: Taker,
     families: [u16; 2],
     index: u32,
@@ -65,9 +66,23 @@ impl Replay {
     }
 }
 
+/// The rule of a flow as `dpctl/dump-flows -m --names` prints it, for a NIC with so many VFs; `None`: it stays with OVS.
+pub fn rule_of(line: &str, nic: &NicName, vfs: u16) -> Option<Rule> {
+    let all = std::iter::once(NicPort::Uplink).chain((0..vfs).map(NicPort::Vf));
+    let all: Vec<_> = all.map(|port| (port, port.representor(nic))).collect();
+    let mut ports = Ports::default();
+    ports.add_nic(nic, &all);
+    let flow = crate::ovs::flow::parse::flow(line, 1, crate::ovs::flow::Names::Allowed).ok()?;
+    crate::ovs::compile::compile(&flow, &ports).ok().map(|(_, rule)| rule)
+}
+
 impl Engine for Taker {
     fn nics(&self) -> Vec<Nic> {
         vec![self.0.clone()]
+    }
+
+    fn set_meters(&self, _: &NicName, _: &[MeterSpec]) -> Result<(), Error> {
+        Ok(())
     }
 
     fn install(&self, _: &NicName, rules: &[Rule]) -> Result<Vec<RuleResult>, Error> {

@@ -1,4 +1,4 @@
-//! The mirror's threads: two sources, one that tells the engines, one that counts, one that looks after idle flows. What they share is held for short times only, and never while
+//! The mirror's threads: two sources, one that tells the engines, one that counts, one that looks after idle flows, one after meters. What they share is held for short times only, and never while
 //! somebody is asked.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, sync_channel};
@@ -11,7 +11,7 @@ use super::pace::Pace;
 use super::sample::{self, Sampling};
 use super::table::Source;
 use super::work::{News, Work};
-use super::{idle, kernel, poll};
+use super::{idle, kernel, meters, poll};
 use crate::control::spawn;
 use crate::error::{Error, ErrorKind};
 use crate::ovs::client::{OvsError, Place};
@@ -250,6 +250,10 @@ impl Mirror {
             {
                 let (common, place) = (Arc::clone(&common), settings.place.clone());
                 spawn("ovs-kernel".into(), move || kernel::run(&common, &place, &tell))
+            },
+            {
+                let (common, settings) = (Arc::clone(&common), settings.clone());
+                spawn("ovs-meters".into(), move || meters::run(&common, &settings))
             },
             {
                 let (common, settings, engine) = (Arc::clone(&common), settings.clone(), Arc::clone(&engine));

@@ -1,9 +1,9 @@
 //! What the engines are told at once, and what came of it. No lock is held meanwhile.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
-use ringspan_protocol::NicName;
 use ringspan_protocol::rule::{Rule, RuleId, RuleResult};
+use ringspan_protocol::{MeterSpec, NicName};
 
 use super::engine::{Engine, Nic};
 use crate::error::Error;
@@ -18,6 +18,8 @@ pub(super) struct Step {
     pub ask: Vec<Nic>,
     /// Rules to remove, first of all.
     pub removals: HashMap<NicName, Vec<RuleId>>,
+    /// Meters that the rules name.
+    pub meters: HashMap<NicName, BTreeMap<u32, MeterSpec>>,
     /// Rules to install or to replace.
     pub installs: HashMap<NicName, Vec<Rule>>,
 }
@@ -36,7 +38,7 @@ pub(super) struct Outcome {
 impl Step {
     /// Does it.
     pub(super) fn run(self, engine: &dyn Engine) -> Outcome {
-        let Self { ask, removals, installs } = self;
+        let Self { ask, removals, meters, installs } = self;
         let mut outcome = Outcome::default();
         for nic in ask {
             match engine.rules(&nic.name) {
@@ -46,6 +48,12 @@ impl Step {
         }
         for (nic, ids) in removals {
             if let Err(error) = remove(&nic, &ids, engine) {
+                outcome.failed.push((nic, error));
+            }
+        }
+        for (nic, meters) in meters {
+            let meters: Vec<MeterSpec> = meters.into_values().collect();
+            if let Err(error) = meters.chunks(BATCH).try_for_each(|meters| engine.set_meters(&nic, meters)) {
                 outcome.failed.push((nic, error));
             }
         }

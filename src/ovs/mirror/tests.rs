@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use ringspan_protocol::rule::{Action, Rule, RuleCounters, RuleId, RuleResult};
-use ringspan_protocol::{Capabilities, EngineKind, Failure, FailureKind, NicName, NicPort};
+use ringspan_protocol::{Capabilities, EngineKind, Failure, FailureKind, MeterSpec, MeterUnit, NicName, NicPort};
 use ringspan_testkit::needs;
 use ringspan_testkit::ovs::Ovs;
 
@@ -30,6 +30,8 @@ struct Told {
     down: bool,
     /// Ids that it refuses.
     refused: Vec<RuleId>,
+    /// It takes rules, and has none: what they take is not measured.
+    keeps_nothing: bool,
     /// It removes nothing.
     stuck: bool,
     /// It takes rules, and does not answer.
@@ -37,6 +39,7 @@ struct Told {
     /// Names of representors that are not as a software NIC has them.
     names: BTreeMap<NicPort, String>,
     capabilities: Capabilities,
+    meters: BTreeMap<u32, MeterSpec>,
     /// How long ago each rule's last packet was.
     idle_ms: u64,
     /// It was asked to take rules while it did not answer.
@@ -69,7 +72,12 @@ impl Engine for Fake {
         let named = |port: NicPort| (port, told.names.get(&port).cloned().unwrap_or_else(|| port.representor(&name)));
         let ports = ports.map(named).to_vec();
         let capabilities = told.capabilities.clone();
-        vec![Nic { ports, name, capabilities, life: told.life, empty: told.rules.is_empty() }]
+        vec![Nic { ports, name, capabilities, life: told.life, empty: told.rules.is_empty() && !told.keeps_nothing }]
+    }
+
+    fn set_meters(&self, _: &NicName, meters: &[MeterSpec]) -> Result<(), Error> {
+        self.up()?.meters.extend(meters.iter().map(|meter| (meter.id, *meter)));
+        Ok(())
     }
 
     fn install(&self, _: &NicName, rules: &[Rule]) -> Result<Vec<RuleResult>, Error> {
@@ -82,7 +90,7 @@ impl Engine for Fake {
         for rule in rules {
             let refused = told.refused.contains(&rule.id);
             told.log.push(format!("{}{}", if refused { '!' } else { '+' }, rule.id.0));
-            if !refused {
+            if !refused && !told.keeps_nothing {
                 told.rules.insert(rule.id, rule.clone());
             }
             let error = refused.then(|| Failure::new(FailureKind::NoRoom, "the table is full"));
@@ -390,9 +398,19 @@ fn many_flows_take_less_than_a_kibibyte_each_and_a_dump_without_a_change_tells_t
         Duration::from(now)
     };
     work.limit = 200_000;
+    // Kilobytes of this process that are in memory (proc(5)); alone in its process only this test's.
+    let memory = || -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    };
+    fake.told().keeps_nothing = true;
+    let before = memory();
     let begun = cpu();
     whole(&mut work, &fake, &text);
     println!("{} bytes; first: {:?}", text.len(), cpu() - begun);
+    // With what the allocator does not give back.
+    println!("{} bytes a flow in memory", memory().saturating_sub(before) * 1024 / u64::from(count));
     assert_eq!(fake.log().len(), count as usize);
     // As it comes from ovs-vswitchd: what our side of the socket costs, too.
     let folder = tempfile::tempdir().unwrap();
@@ -666,6 +684,40 @@ fn flows_of_a_nic_that_cannot_refresh_stay_while_it_forwards_and_go_when_it_is_i
     // Without such a NIC it is the user's again.
     fake.told().capabilities = Capabilities::default();
     until("max-idle is restored", || idle().contains("\"500\"").then_some(()));
+    mirror.end();
+    thread.join().expect("the mirror ends");
+    Ok(())
+}
+
+#[test]
+fn a_flow_with_a_meter_is_in_the_nic_with_the_limits_that_openflow_says() -> Result<()> {
+    needs!(Ovs);
+    let ovs = scene()?;
+    let meter = |command: &str, words: &str| ovs.ofctl("br0", command, &["-O", "OpenFlow13", words]);
+    // So that the numbers of the datapath, which begin with 0, are not those of OpenFlow.
+    meter("add-meter", "meter=5,kbps,bands=type=drop,rate=1")?;
+    meter("add-meter", "meter=9,pktps,burst,bands=type=drop,rate=1000,burst_size=10")?;
+    meter("mod-flows", "in_port=2,actions=meter:9,output:3")?;
+    let fake = Fake::default();
+    let mirror = mirror_of(&ovs);
+    let thread = mirror.start(fake.clone()).expect("a thread");
+    ovs.receive("nic0_vf0", PACKET)?;
+    let limits = || {
+        let told = fake.told();
+        let rule = told.rules.values().next()?;
+        let [Action::Meter(id), Action::Output(NicPort::Vf(1))] = rule.actions[..] else { return None };
+        told.meters.get(&id).copied()
+    };
+    let first = until("a rule with its meter", limits);
+    assert_eq!((first.unit, first.rate, first.burst), (MeterUnit::Packets, 1000, 10));
+    meter("mod-meter", "meter=9,kbps,bands=type=drop,rate=64")?;
+    until("other limits", || limits().filter(|now| (now.unit, now.rate, now.burst) == (MeterUnit::Kbit, 64, 0)));
+    // What the NIC's meters cannot do stays with OVS, and says why.
+    meter("mod-meter", "meter=9,kbps,bands=type=drop,rate=64,type=drop,rate=128")?;
+    until("no rule", || fake.told().rules.is_empty().then_some(()));
+    let flow = mirror.list(&FlowFilter { limit: 10, ..FlowFilter::default() }, &fake).flows.remove(0);
+    assert_eq!(flow.reason.as_deref(), Some("meter"));
+    assert!(flow.why.as_ref().is_some_and(|why| why.contains("meter 9 has 2 bands")), "{flow:?}");
     mirror.end();
     thread.join().expect("the mirror ends");
     Ok(())

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use ringspan_protocol::rule::{Rule, RuleCounters, RuleId};
+use ringspan_protocol::rule::{Action, Rule, RuleCounters, RuleId};
 use ringspan_protocol::{EngineKind, NicName};
 
 use super::engine::Nic;
@@ -60,8 +60,10 @@ pub(super) struct Work {
     pub limit: usize,
     /// Whether each source has told all it has: until then rules that no flow has may be those of a source that did not tell yet.
     pub complete: bool,
-    /// Ports of the NICs that take rules, and tunnels.
-    ports: Ports,
+    /// Ports of the NICs that take rules, tunnels and meters.
+    pub(super) ports: Ports,
+    /// A flow with a meter was seen.
+    pub(super) has_meters: bool,
     /// NICs that take no rules now, and why.
     refusing: HashMap<NicName, String>,
     /// Open vSwitch brings flows into NICs by itself (`other_config:hw-offload`): of two owners of one switch each would take the other's packets.
@@ -166,8 +168,12 @@ impl Work {
             self.try_again(usize::MAX);
         }
         let mut ports = Ports::default();
+        ports.set_meters(self.ports.meters().clone());
         for nic in present {
             ports.add_nic(&nic.name, &nic.ports);
+            if !nic.capabilities.meters {
+                ports.is_unmetered(&nic.name);
+            }
         }
         let refuses = |nic: &Nic| Some((nic.name.clone(), self.refusal(nic)?));
         let refusing: HashMap<NicName, String> = present.iter().filter_map(refuses).collect();
@@ -273,7 +279,7 @@ impl Work {
         step.removals = gone;
         for _ in 0..BATCH {
             let Some(ufid) = self.changed.pop_front().or_else(|| self.new.pop_front()) else { break };
-            self.compile(ufid, &mut step.installs, &mut step.removals);
+            self.compile(ufid, &mut step);
         }
         if self.changed.is_empty() && self.new.is_empty() {
             self.found.clear();
@@ -284,12 +290,8 @@ impl Work {
         Some(step)
     }
 
-    fn compile(
-        &mut self,
-        ufid: u128,
-        installs: &mut HashMap<NicName, Vec<Rule>>,
-        removals: &mut HashMap<NicName, Vec<RuleId>>,
-    ) {
+    fn compile(&mut self, ufid: u128, step: &mut Step) {
+        let Step { meters, installs, removals, .. } = step;
         let Some(entry) = self.table.flows.get_mut(&ufid) else { return };
         let result = if entry.torn {
             Err(Cause::Torn)
@@ -301,6 +303,7 @@ impl Work {
             Some(why) => Err(Cause::Engine(why.clone())),
             None => Ok((nic, rule)),
         });
+        self.has_meters |= entry.actions().contains("meter(");
         let paused = idle::state(entry.paused).filter(|_| result.is_ok());
         let had = entry.state.nic().cloned();
         self.refused.remove(&ufid);
@@ -313,6 +316,12 @@ impl Work {
                 // What was found there and is right stays, and goes on counting.
                 let is_there =
                     self.found.get_mut(&nic).is_some_and(|found| found.remove(&rule.id).as_ref() == Some(&rule));
+                // A meter that is as it was stays as it is.
+                let named = rule.actions.iter().filter_map(|action| match action {
+                    Action::Meter(id) => self.ports.meters().get(id)?.as_ref().ok(),
+                    _ => None,
+                });
+                meters.entry(nic.clone()).or_default().extend(named.map(|spec| (spec.id, *spec)));
                 // A NIC that is not known to have done what it was told is told no more until it was asked.
                 if !is_there && self.nics.contains_key(&nic) {
                     installs.entry(nic.clone()).or_default().push(rule);
