@@ -4,13 +4,14 @@
 //! and against others on the same core ([`peer`], [`ovs`]), in turns ([`run`]), cell by cell of a matrix ([`cell`]). Beside the rates
 //! stand round trips and idle costs ([`rates`], [`latency`]), how soon who sleeps is awake ([`wake`]), instructions a packet
 //! ([`instructions`]), iperf3 of a Linux guest ([`iperf`]), the small figures ([`figures`], [`ports`]), and what generator and machine can
-//! do ([`generator`], [`handback`], [`distance`]). [`report`], [`target`] and [`page`] show what was found.
+//! do ([`generator`], [`handback`], [`distance`]). The program `look-up` sets the software NIC beside OVS-DPDK, with the same [`flows`]. [`report`], [`target`] and [`page`] show what was found.
 
 pub mod cell;
 pub mod clock;
 pub mod distance;
 pub mod driver;
 pub mod figures;
+pub mod flows;
 pub mod generator;
 pub mod handback;
 pub mod instructions;

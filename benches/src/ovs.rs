@@ -137,6 +137,24 @@ impl Ovs {
         result.with_context(|| format!("ovs-vsctl {}; ovs-vswitchd said:\n{}", words.join(" "), self.log()))
     }
 
+    /// Runs ovs-appctl on the switch.
+    ///
+    /// # Errors
+    /// What the switch says.
+    pub fn appctl(&self, words: &[&str]) -> anyhow::Result<String> {
+        let mut command = Command::new(program("ovs-appctl")?);
+        command.arg("-t").arg(self.folder.join("switch.ctl")).args(words);
+        wait::run(&mut command, self.limit)?.success("ovs-appctl").with_context(|| words.join(" "))
+    }
+
+    /// Sets something of the switch's: `other_config:max-idle=1000`.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub fn set(&self, what: &str) -> anyhow::Result<()> {
+        self.vsctl(&["set", "Open_vSwitch", ".", what]).map(drop)
+    }
+
     fn flow(&self, flow: &str) -> anyhow::Result<()> {
         let mut command = Command::new(program("ovs-ofctl")?);
         command.arg("add-flow").arg(format!("unix:{}", self.folder.join("br0.mgmt").display())).arg(flow);
