@@ -335,7 +335,7 @@ pub(super) fn largest_free() -> u64 {
 }
 
 /// What DPDK's heap has on a NUMA node.
-fn memory(node: i32) -> Option<sys::rte_malloc_socket_stats> {
+pub(super) fn memory(node: i32) -> Option<sys::rte_malloc_socket_stats> {
     let mut stats = sys::rte_malloc_socket_stats::default();
     // SAFETY: the function fills the structure, or says that there is no such node.
     (unsafe { sys::rte_malloc_get_socket_stats(node, &mut stats) } == 0).then_some(stats)

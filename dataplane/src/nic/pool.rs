@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use dpdk_sys as sys;
 
+use super::configure::memory;
 use super::error::rte_errno;
 
 /// Buffers that a thread known to DPDK keeps for itself.
@@ -31,6 +32,26 @@ struct PoolMemory {
     raw: NonNull<sys::rte_mempool>,
     size: u32,
     data_room: u16,
+    /// The NUMA node that was asked for; none: any.
+    node: Option<u16>,
+}
+
+/// A pool for frames that are copied out of a guest's memory: which one, of those that there are and that can be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Near {
+    /// The device's, whose buffers are there, or nowhere in particular on a machine where all memory is alike.
+    TheDevices,
+    /// One of its own on that node.
+    OnNode(u16),
+}
+
+/// Chooses it for a guest on the node `guest`, where the device's buffers are on `device`; `has_memory` knows on which nodes the lane has
+/// some.
+fn near(guest: Option<u16>, device: Option<u16>, has_memory: impl Fn(u16) -> bool) -> Near {
+    match guest {
+        Some(guest) if Some(guest) != device && has_memory(guest) => Near::OnNode(guest),
+        _ => Near::TheDevices,
+    }
 }
 
 // SAFETY: a mempool may be used by any number of threads at once; its functions are thread-safe (DPDK programmer's guide,
@@ -61,7 +82,34 @@ impl Pool {
             let each = u64::from(sys::SHIM_MBUF_SIZE) + u64::from(data_room) + 64;
             return Err(PoolError { errno: rte_errno(), need_bytes: each * u64::from(size) });
         };
-        Ok(Self { memory: Arc::new(PoolMemory { raw, size, data_room: frame }) })
+        let node = u16::try_from(socket).ok();
+        Ok(Self { memory: Arc::new(PoolMemory { raw, size, data_room: frame, node }) })
+    }
+
+    /// The same for frames from a guest whose memory is on the NUMA node `guest`: this pool, or one like it there, where the lane has
+    /// memory for it. None of these is worth an error: a pool elsewhere is slower, and no more. Takes long: not for workers.
+    pub fn near(&self, guest: Option<u16>) -> Self {
+        let has_memory = |node: u16| memory(node.into()).is_some_and(|stats| stats.heap_totalsz_bytes > 0);
+        match near(guest, self.memory.node, has_memory) {
+            Near::TheDevices => self.clone(),
+            Near::OnNode(node) => match Self::new(self.size(), self.room(), node.into()) {
+                Ok(pool) => pool,
+                Err(PoolError { errno, need_bytes }) => {
+                    tracing::info!(
+                        node,
+                        need_bytes,
+                        errno,
+                        "no packet buffers on the node of the guest's memory: those of the device serve"
+                    );
+                    self.clone()
+                }
+            },
+        }
+    }
+
+    /// The NUMA node that its buffers were asked to be on; none: any.
+    pub fn node(&self) -> Option<u16> {
+        self.memory.node
     }
 
     /// Buffers in all.
@@ -176,6 +224,19 @@ impl Drop for PoolMemory {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn frames_are_copied_to_buffers_on_the_guests_node_where_the_lane_has_memory_there() {
+        // A machine of three nodes, of which the lane has memory on the first two.
+        let near = |guest, device| near(guest, device, |node| node < 2);
+        assert_eq!(near(Some(1), Some(0)), Near::OnNode(1));
+        assert_eq!(near(Some(0), Some(1)), Near::OnNode(0));
+        // A device of software has buffers anywhere.
+        assert_eq!(near(Some(1), None), Near::OnNode(1));
+        assert_eq!(near(Some(1), Some(1)), Near::TheDevices);
+        assert_eq!(near(Some(2), Some(0)), Near::TheDevices, "no memory there");
+        assert_eq!(near(None, Some(0)), Near::TheDevices, "nobody knows where the guest is");
+    }
 
     #[test]
     fn a_pool_is_freed_when_it_was_full_for_a_while_and_not_at_the_first_look() {

@@ -44,6 +44,8 @@ struct Now {
     plan: Plan,
     /// One for each share of the plan.
     homes: Vec<Home>,
+    /// Where the device has its packet buffers; those for the guest's frames (`basis.pool`) may be others.
+    device_pool: Pool,
     /// The NUMA node of the device, ...
     device_node: Option<u16>,
     /// ... and the one where the shares should be.
@@ -79,6 +81,7 @@ impl Shares {
         device_node: Option<u16>,
         lending: Result<Lending, String>,
     ) -> Result<Self, WorkerError> {
+        let device_pool = pool.clone();
         let basis = Basis { common: Arc::clone(&common), pool, mtu, map: None, terms: None };
         let device_queues = queues.len() as u16;
         let plan = Plan::new([], [], device_queues);
@@ -92,6 +95,7 @@ impl Shares {
             device_queues,
             plan,
             homes: Vec::new(),
+            device_pool,
             device_node,
             node: device_node,
         };
@@ -264,7 +268,12 @@ impl Shares {
     ) -> Result<(), WorkerError> {
         let mut now = self.lock();
         // Kept until the workers have let go of it: freeing a pool takes long, and must not hold up the worker's other ports.
-        let _old = (std::mem::replace(&mut now.basis.pool, pool), std::mem::replace(&mut now.lending, lending));
+        let near = pool.near(now.node.filter(|_| self.has_nodes()));
+        let _old = (
+            std::mem::replace(&mut now.basis.pool, near),
+            std::mem::replace(&mut now.device_pool, pool),
+            std::mem::replace(&mut now.lending, lending),
+        );
         now.basis.mtu = mtu;
         // Frames may be long enough from here on.
         if now.basis.terms.is_none()
@@ -395,11 +404,20 @@ impl Shares {
     }
 
     /// The guest's driver begins, so by now it has touched its memory: the shares should be on the node that has it, else on the
-    /// device's. Without several nodes all workers are alike.
+    /// device's, and so should the buffers that its frames are copied to. Without several nodes all workers and all memory are alike.
     fn find_node(&self, now: &mut Now) {
-        if self.workers.iter().any(|worker| worker.node().is_some()) {
-            now.node = now.basis.map.as_deref().and_then(of_memory).or(now.device_node);
+        if !self.has_nodes() {
+            return;
         }
+        now.node = now.basis.map.as_deref().and_then(of_memory).or(now.device_node);
+        if now.node.is_some() && now.basis.pool.node() != now.node {
+            now.basis.pool = now.device_pool.near(now.node);
+        }
+    }
+
+    /// Whether the workers are on several NUMA nodes, or could be.
+    fn has_nodes(&self) -> bool {
+        self.workers.iter().any(|worker| worker.node().is_some())
     }
 
     /// The worker that is best for one more share.
