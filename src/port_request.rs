@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::{Gid, Group, Uid, User};
 use ringspan_protocol::{
-    Compat, DeviceSpec, LaneName, MAX_QUEUE_PAIRS, MTU_RANGE, MacAddress, Policy, PortName, PortSpec, Role, ZeroCopy,
+    Compat, DeviceSpec, LaneName, MAX_QUEUE_PAIRS, MAX_RATE, MTU_RANGE, MacAddress, Policy, PortName, PortSpec, Role,
+    ZeroCopy,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -21,6 +22,10 @@ fn one() -> u16 {
 
 fn yes() -> bool {
     true
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 fn default_mtu() -> u16 {
@@ -75,6 +80,10 @@ pub(crate) struct PortRequest {
     /// Least length in bytes of a frame that is not copied then; by the kind of device when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zero_copy_from: Option<u16>,
+    /// Most in each direction, in Mbit/s; 0: no limit. What the guest sends beyond it waits in its rings, what it should receive is dropped.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    #[schemars(range(max = 1_000_000))]
+    pub max_rate: u32,
     /// The lane that carries it; the one with the fewest ports when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lane: Option<LaneName>,
@@ -90,6 +99,7 @@ impl PortRequest {
             return Err(bad(format!("queues is {}: a port has 1 to {MAX_QUEUE_PAIRS}", self.queues)));
         }
         check_mtu(self.mtu).map_err(bad)?;
+        check_rate(self.max_rate).map_err(bad)?;
         let mac = self.mac.map(MacAddress::unicast).transpose().map_err(|error| bad(format!("mac: {error}")))?;
         let owner = self.socket_owner.as_deref().map(parse_owner).transpose().map_err(bad)?;
         let mode = self.socket_mode.as_deref().map(parse_mode).transpose().map_err(bad)?;
@@ -112,6 +122,7 @@ impl PortRequest {
             offloads: self.offloads,
             zero_copy: self.zero_copy,
             zero_copy_from: self.zero_copy_from,
+            max_rate: self.max_rate,
         })
     }
 }
@@ -120,6 +131,11 @@ impl PortRequest {
 pub(crate) fn check_mtu(mtu: u16) -> Result<(), String> {
     let (least, most) = MTU_RANGE.into_inner();
     if MTU_RANGE.contains(&mtu) { Ok(()) } else { Err(format!("mtu is {mtu}: it must be {least} to {most}")) }
+}
+
+/// Refuses a rate that no port can have.
+pub(crate) fn check_rate(mbit: u32) -> Result<(), String> {
+    if mbit <= MAX_RATE { Ok(()) } else { Err(format!("max_rate is {mbit}: it is at most {MAX_RATE} Mbit/s")) }
 }
 
 /// Refuses a path at which no unix socket can be.

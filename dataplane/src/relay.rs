@@ -15,6 +15,7 @@ mod inbox;
 mod lender;
 mod outbox;
 mod parts;
+mod rate;
 mod steering;
 
 use std::os::fd::OwnedFd;
@@ -23,6 +24,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::Sender;
+use crossbeam::utils::CachePadded;
 use ringspan_protocol::Drops;
 
 use crate::BURST;
@@ -38,6 +40,7 @@ pub use lender::Terms;
 use lender::{Lender, Lending};
 use outbox::{Asking, FAREWELL, Outbox, Spare};
 pub use parts::Parts;
+pub use rate::Rate;
 pub use steering::Plan;
 
 /// What a guest or its front-end did that stopped its port.
@@ -62,7 +65,7 @@ pub struct Fault {
     pub offence: Offence,
 }
 
-/// What all relays of a port have in common. Nothing in it is written while packets flow.
+/// What all relays of a port have in common. Nothing in it is written while packets flow, but rates where there are any.
 pub struct Common {
     /// The port's number in its lane.
     pub id: u64,
@@ -74,12 +77,30 @@ pub struct Common {
     pub broken: AtomicBool,
     /// When a guest last waited for the device to let go of frames, in ticks. They may be in a queue of another relay.
     waited: AtomicU64,
+    /// How much the guest may send. What is more waits in its rings.
+    pub from_guest: CachePadded<Rate>,
+    /// How much the guest may receive. What is more is dropped.
+    pub to_guest: CachePadded<Rate>,
 }
 
 impl Common {
     /// Of a port that is whole.
     pub fn new(id: u64, journal: Arc<Journal>, faults: Sender<Fault>) -> Arc<Self> {
-        Arc::new(Self { id, journal, faults, broken: AtomicBool::new(false), waited: AtomicU64::new(0) })
+        Arc::new(Self {
+            id,
+            journal,
+            faults,
+            broken: AtomicBool::new(false),
+            waited: AtomicU64::new(0),
+            from_guest: CachePadded::default(),
+            to_guest: CachePadded::default(),
+        })
+    }
+
+    /// At most so many Mbit/s from here on, in each direction; 0: no limit.
+    pub fn limit(&self, mbit: u32) {
+        self.from_guest.limit(mbit);
+        self.to_guest.limit(mbit);
     }
 }
 
@@ -259,7 +280,7 @@ impl Relay {
         let Some(queue) = self.queues.get_mut(*queue) else { return settled };
         let counters = self.common.journal.from_guest(*pair);
         let moved = settled + outbox.flush(&mut queue.nic.tx, counters);
-        if broken || !outbox.is_empty() || !ring.pending() {
+        if broken || !outbox.is_empty() || !ring.pending() || !self.common.from_guest.allows() {
             return moved;
         }
         self.spare.refill(&self.pool);
@@ -284,6 +305,7 @@ impl Relay {
             }
         };
         counters.received(taken.received, taken.received_bytes);
+        self.common.from_guest.charge(taken.received_bytes);
         counters.dropped(&Drops {
             malformed_chain: taken.malformed,
             too_long: taken.too_long,
@@ -311,7 +333,14 @@ impl Relay {
             if received == 0 {
                 return 0;
             }
-            counters.received(received as u64, Frames(&queue.inbox).look());
+            let bytes = Frames(&queue.inbox).look();
+            counters.received(received as u64, bytes);
+            if !self.common.to_guest.allows() {
+                queue.inbox.clear();
+                counters.dropped(&Drops { over_rate: received as u64, ..Drops::default() });
+                return received;
+            }
+            self.common.to_guest.charge(bytes);
         }
         let (frames, count) = (Frames(&queue.inbox), queue.inbox.len());
         let fed = queue.feeds.filter(|_| !broken);

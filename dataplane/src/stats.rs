@@ -24,6 +24,7 @@ pub struct QueueCells {
     bad_offload: AtomicU64,
     lost: AtomicU64,
     zero_copied: AtomicU64,
+    over_rate: AtomicU64,
 }
 
 /// Adds to a counter that nobody else writes.
@@ -53,8 +54,8 @@ impl QueueCells {
 
     /// Counts packets that were dropped.
     pub fn dropped(&self, drops: &Drops) {
-        let Drops { guest_ring_full, no_ring, too_long, malformed_chain, nic_full, no_buffers, bad_offload, lost } =
-            drops;
+        let Drops { guest_ring_full, no_ring, too_long, malformed_chain, nic_full, no_buffers, .. } = drops;
+        let Drops { bad_offload, over_rate, lost, .. } = drops;
         bump(&self.guest_ring_full, *guest_ring_full);
         bump(&self.no_ring, *no_ring);
         bump(&self.too_long, *too_long);
@@ -62,6 +63,7 @@ impl QueueCells {
         bump(&self.nic_full, *nic_full);
         bump(&self.no_buffers, *no_buffers);
         bump(&self.bad_offload, *bad_offload);
+        bump(&self.over_rate, *over_rate);
         bump(&self.lost, *lost);
     }
 
@@ -82,6 +84,7 @@ impl QueueCells {
             nic_full: self.nic_full.load(Ordering::Acquire),
             no_buffers: self.no_buffers.load(Ordering::Acquire),
             bad_offload: self.bad_offload.load(Ordering::Acquire),
+            over_rate: self.over_rate.load(Ordering::Acquire),
             lost: self.lost.load(Ordering::Acquire),
         };
         let (sent_bytes, sent) = (self.sent_bytes.load(Ordering::Acquire), self.sent.load(Ordering::Acquire));
@@ -112,13 +115,14 @@ mod tests {
             nic_full: 5,
             no_buffers: 6,
             bad_offload: 7,
+            over_rate: 8,
             lost: 0,
         };
-        cells.received(37, 370);
+        cells.received(45, 450);
         cells.sent(9, 90);
         cells.zero_copied(5);
         cells.dropped(&drops);
-        let want = QueueCounters { received: 37, received_bytes: 370, sent: 9, sent_bytes: 90, zero_copied: 5, drops };
+        let want = QueueCounters { received: 45, received_bytes: 450, sent: 9, sent_bytes: 90, zero_copied: 5, drops };
         assert_eq!(cells.read(), want);
         assert_eq!(want.received, want.sent + want.drops.total());
     }

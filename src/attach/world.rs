@@ -129,6 +129,7 @@ pub(crate) fn request(
         offloads: true,
         zero_copy: Default::default(),
         zero_copy_from: None,
+        max_rate: wanted.max_rate,
         lane: wanted.lane.clone(),
     })
 }

@@ -274,6 +274,9 @@ pub(super) struct Add {
     /// Least length in bytes of a frame that is not copied then; by the kind of device when not given.
     #[arg(long, value_name = "BYTES")]
     pub zero_copy_from: Option<u16>,
+    /// Most in each direction, in Mbit/s; 0: no limit.
+    #[arg(long, default_value_t = 0, value_name = "MBITS")]
+    pub max_rate: u32,
     /// The lane that carries it; the one with the fewest ports when not given.
     #[arg(long)]
     pub lane: Option<LaneName>,

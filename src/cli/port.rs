@@ -105,6 +105,7 @@ fn params_of(add: &Add) -> Value {
         "offloads": add.offloads,
         "zero_copy": api_word(add.zero_copy),
         "may_exist": add.may_exist,
+        "max_rate": add.max_rate,
     });
     let mut put = |key: &str, value: Option<Value>| {
         if let Some(value) = value {
@@ -172,6 +173,7 @@ fn show(port: &PortEntry) -> Result<(), Failure> {
         ("queues", spec.queues.to_string()),
         ("mtu", spec.mtu.to_string()),
         ("compat", word(&spec.compat)),
+        ("rate", if spec.max_rate == 0 { "no limit".into() } else { format!("{} Mbit/s each way", spec.max_rate) }),
         ("offloads", if spec.offloads { "offered" } else { "not offered" }.into()),
     ]);
     if let Some(status) = &port.status {
@@ -250,6 +252,7 @@ fn print_stats(stats: &[PortStats]) -> Result<(), Failure> {
         "NIC-FULL",
         "NO-BUF",
         "OFFLOAD",
+        "RATE",
         "LOST",
         "BYTES",
         "NOT-COPIED",
@@ -276,6 +279,7 @@ fn print_stats(stats: &[PortStats]) -> Result<(), Failure> {
                     drops.nic_full,
                     drops.no_buffers,
                     drops.bad_offload,
+                    drops.over_rate,
                     drops.lost,
                     counts.sent_bytes,
                     counts.zero_copied,

@@ -102,6 +102,7 @@ fn change_between(has: &PortSpec, wants: &PortSpec) -> Option<PortChange> {
         promiscuous: differs(has.promiscuous == wants.promiscuous).then_some(wants.promiscuous),
         allmulti: differs(has.allmulti == wants.allmulti).then_some(wants.allmulti),
         compat: differs(has.compat == wants.compat).then_some(wants.compat),
+        max_rate: differs(has.max_rate == wants.max_rate).then_some(wants.max_rate),
     };
     (change.apply(has) == *wants).then_some(change)
 }

@@ -212,6 +212,7 @@ impl Lane {
             offloads: true,
             zero_copy: Default::default(),
             zero_copy_from: None,
+            max_rate: 0,
         }
     }
 

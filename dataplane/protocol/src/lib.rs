@@ -28,7 +28,7 @@ pub use port::{
     Compat, DeviceStatus, MigrationStatus, OffloadBy, OffloadStatus, Policy, PolicyStatus, PortPhase, PortSpec,
     PortStatus, ReceiveWake, Role, ShareStatus, Spread, ZeroCopy, ZeroCopyStatus,
 };
-pub use port::{MAX_QUEUE_PAIRS, MAX_RING_SIZE, MTU_RANGE};
+pub use port::{MAX_QUEUE_PAIRS, MAX_RATE, MAX_RING_SIZE, MTU_RANGE};
 pub use rule::{
     Action, Field, FieldMatch, Match, Rule, RuleCounters, RuleError, RuleId, RuleResult, TunnelKind, TunnelPush,
 };

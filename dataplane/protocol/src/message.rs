@@ -169,6 +169,9 @@ pub struct PortChange {
     /// The set of virtio features; seen by the guest at its next connection.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compat: Option<Compat>,
+    /// Most in each direction, in Mbit/s; 0: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_rate: Option<u32>,
 }
 
 impl PortChange {
@@ -180,6 +183,7 @@ impl PortChange {
             promiscuous: self.promiscuous.unwrap_or(spec.promiscuous),
             allmulti: self.allmulti.unwrap_or(spec.allmulti),
             compat: self.compat.unwrap_or(spec.compat),
+            max_rate: self.max_rate.unwrap_or(spec.max_rate),
             ..spec.clone()
         }
     }

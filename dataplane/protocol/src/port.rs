@@ -11,6 +11,8 @@ use crate::{DeviceSpec, MacAddress, PortName};
 pub const MAX_QUEUE_PAIRS: u16 = 32;
 /// Largest ring, in descriptors.
 pub const MAX_RING_SIZE: u16 = 32768;
+/// Highest rate of a port, in Mbit/s.
+pub const MAX_RATE: u32 = 1_000_000;
 /// MTU bounds in bytes, without the Ethernet header.
 pub const MTU_RANGE: std::ops::RangeInclusive<u16> = 68..=9216;
 
@@ -140,6 +142,13 @@ pub struct PortSpec {
     /// Least length in bytes of a frame that is not copied then; by the kind of device when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zero_copy_from: Option<u16>,
+    /// Most in each direction, in Mbit/s; 0: no limit. What the guest sends beyond it waits in its rings, what it should receive is dropped.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub max_rate: u32,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// `socket_owner` as `port.add` takes it, so that what is read can be asked for again.

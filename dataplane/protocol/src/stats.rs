@@ -22,6 +22,9 @@ pub struct Drops {
     /// headers are not looked at.
     #[serde(default)]
     pub bad_offload: u64,
+    /// To the guest: more than the port's rate allows.
+    #[serde(default)]
+    pub over_rate: u64,
     /// In the hands of a lane when it was killed. The last few of them may have been delivered.
     #[serde(default)]
     pub lost: u64,
@@ -30,9 +33,9 @@ pub struct Drops {
 impl Drops {
     /// All reasons together.
     pub fn total(&self) -> u64 {
-        let Self { guest_ring_full, no_ring, too_long, malformed_chain, nic_full, no_buffers, bad_offload, lost } =
-            self;
-        guest_ring_full + no_ring + too_long + malformed_chain + nic_full + no_buffers + bad_offload + lost
+        let Self { guest_ring_full, no_ring, too_long, malformed_chain, nic_full, no_buffers, .. } = self;
+        let Self { bad_offload, over_rate, lost, .. } = self;
+        guest_ring_full + no_ring + too_long + malformed_chain + nic_full + no_buffers + bad_offload + over_rate + lost
     }
 }
 
@@ -69,6 +72,7 @@ impl QueueCounters {
         self.drops.nic_full += other.drops.nic_full;
         self.drops.no_buffers += other.drops.no_buffers;
         self.drops.bad_offload += other.drops.bad_offload;
+        self.drops.over_rate += other.drops.over_rate;
         self.drops.lost += other.drops.lost;
     }
 }

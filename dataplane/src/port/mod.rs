@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crossbeam::channel::Sender;
 use ringspan_protocol::{
-    Failure, FailureKind, MAX_QUEUE_PAIRS, MTU_RANGE, PortChange, PortCounters, PortSpec, PortStatus, Role,
+    Failure, FailureKind, MAX_QUEUE_PAIRS, MAX_RATE, MTU_RANGE, PortChange, PortCounters, PortSpec, PortStatus, Role,
 };
 
 use crate::events::EventLog;
@@ -28,6 +28,8 @@ pub struct Port {
     shares: Arc<Shares>,
     journal: Arc<Journal>,
     device: Device,
+    /// Where its relays look for its rates.
+    limits: Arc<Common>,
 }
 
 /// What all ports of a lane share.
@@ -63,6 +65,8 @@ impl Port {
         let (device, queues) =
             Device::open(&spec.device, &device_config(&spec)).map_err(|error| named(&spec, error.into()))?;
         let common = Common::new(id, Arc::clone(&journal), around.faults.clone());
+        common.limit(spec.max_rate);
+        let limits = Arc::clone(&common);
         let shares = Shares::new(
             common,
             around.workers.to_vec(),
@@ -75,7 +79,7 @@ impl Port {
         let shares = Arc::new(shares);
         let state = Arc::new(PortState::new(spec.name.clone(), spec.role, &shares, around.events));
         // From here on dropping the port undoes what was done.
-        let mut port = Self { spec, session: None, state, shares, journal, device };
+        let mut port = Self { spec, session: None, state, shares, journal, device, limits };
         let config = session_config(&port.spec, around.private_dir);
         let session =
             Session::start(config, Arc::clone(&port.state) as _).map_err(|error| named(&port.spec, error.into()))?;
@@ -130,6 +134,9 @@ impl Port {
         }
         if let Some(session) = &self.session {
             session.set_offer(wanted.compat, wanted.offloads, wanted.mtu);
+        }
+        if wanted.max_rate != self.spec.max_rate {
+            self.limits.limit(wanted.max_rate);
         }
         self.spec = wanted;
         Ok(())
@@ -220,6 +227,9 @@ fn check(spec: &PortSpec) -> Result<(), Failure> {
     }
     if !MTU_RANGE.contains(&spec.mtu) {
         return invalid(format!("mtu is {}: choose {} to {}", spec.mtu, MTU_RANGE.start(), MTU_RANGE.end()));
+    }
+    if spec.max_rate > MAX_RATE {
+        return invalid(format!("max_rate is {}: it is at most {MAX_RATE} Mbit/s", spec.max_rate));
     }
     match spec.mac.map(|mac| mac.unicast()) {
         Some(Err(error)) => invalid(error.to_string()),

@@ -160,6 +160,7 @@ impl Lanes for Own<'_> {
         let change = PortChange {
             mtu: (wanted.mtu != there.spec.mtu).then_some(wanted.mtu),
             mac: wanted.mac.filter(|mac| Some(*mac) != there.spec.mac),
+            max_rate: (wanted.max_rate != there.spec.max_rate).then_some(wanted.max_rate),
             ..PortChange::default()
         };
         if change.apply(&there.spec) != wanted {
@@ -169,8 +170,8 @@ impl Lanes for Own<'_> {
         if change == PortChange::default() {
             return Ok(vec![]);
         }
-        let PortChange { mtu, mac, .. } = change;
-        port_change::set_on(daemon, Set { mtu, mac, ..Set::nothing(name.clone()) })?;
+        let PortChange { mtu, mac, max_rate, .. } = change;
+        port_change::set_on(daemon, Set { mtu, mac, max_rate, ..Set::nothing(name.clone()) })?;
         Ok(vec![format!("port {name} was changed")])
     }
 
@@ -254,16 +255,26 @@ fn with_world<T>(daemon: &Daemon, run: impl FnOnce(&Guarded<'_>) -> T) -> T {
     run(&Guarded(Real { host: &host, memory: &memory, ovs, lanes: &lanes, run_dir }))
 }
 
-/// Chooses a VF among those that nobody has, and plans its steps.
-fn choose_and_plan(daemon: &Daemon, host: &Host, wanted: &Attach, records: &[Record]) -> Result<Record, Error> {
+/// Open vSwitch, where it answers.
+fn look_at_ovs(daemon: &Daemon) -> Option<View> {
+    let place = Place::new(locked(&daemon.config).ovs.run_dir.as_deref());
+    Database::connect(&place).and_then(|mut database| View::read(&mut database)).ok()
+}
+
+/// Chooses a VF among those that nobody has, and plans its steps. Everybody else who chooses waits meanwhile, so nothing is asked here that may hang.
+fn choose_and_plan(
+    daemon: &Daemon,
+    host: &Host,
+    view: Option<&View>,
+    wanted: &Attach,
+    records: &[Record],
+) -> Result<Record, Error> {
     let name = wanted.port()?;
     if locked(&daemon.desired).ports.contains_key(&name) {
         let message = format!("there is a port {name} already, which is no attachment's: remove it first");
         return Err(Error::new(ErrorKind::Exists, message).about(&name));
     }
-    let place = Place::new(locked(&daemon.config).ovs.run_dir.as_deref());
-    let view = Database::connect(&place).and_then(|mut database| View::read(&mut database)).ok();
-    let bridges = view.as_ref().map(device::bridges_of).unwrap_or_default();
+    let bridges = view.map(device::bridges_of).unwrap_or_default();
     let (nics, soft_owners): (BTreeMap<NicName, NicSpec>, BTreeMap<String, String>) = {
         let desired = locked(&daemon.desired);
         let soft = desired.ports.iter().filter(|(_, port)| matches!(port.spec.device, DeviceSpec::Soft { .. }));
@@ -285,13 +296,15 @@ fn choose_and_plan(daemon: &Daemon, host: &Host, wanted: &Attach, records: &[Rec
     let settings = chosen.device.as_ref().and_then(|device| inventory.settings(device));
     let machine = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
     let mac = wanted.mac.unwrap_or_else(|| qemu_args::made_mac(&name, machine.trim()));
-    plan(wanted, chosen, &Facts { mac, view: view.as_ref(), nics: &nics, settings })
+    plan(wanted, chosen, &Facts { mac, view, nics: &nics, settings })
 }
 
 fn in_use(host: &Host, one: &choose::Candidate) -> Option<String> {
     let Target::Pci { address, .. } = one.target else { return None };
-    let process = host.vfio_user(&pci_function(host, address)?)?;
-    Some(format!("process {process}"))
+    let function = pci_function(host, address)?;
+    let process = host.vfio_user(&function).map(|process| format!("process {process}"));
+    // An interface that is merely up is the kernel's doing.
+    process.or_else(|| host.busy_interface(&function).filter(|how| how.contains("is part of")))
 }
 
 pub(super) fn attach(call: &mut Call, mut wanted: Attach) -> Result<Attached, Error> {
@@ -313,8 +326,13 @@ pub(super) fn attach(call: &mut Call, mut wanted: Attach) -> Result<Attached, Er
             return Err(Error::new(ErrorKind::NotFound, format!("{name}: there is no lane {lane}")).about(&name));
         }
     }
+    let key = Key { guest: wanted.guest.clone(), nic: wanted.nic };
+    let attached = daemon.attachments.get(&key).is_some_and(|record| record.stage == Stage::Attached);
+    let view = if attached { None } else { look_at_ovs(daemon) };
     let (record, done) = with_world(daemon, |world| {
-        daemon.attachments.attach(world, &wanted, |records| choose_and_plan(daemon, &host, &wanted, records))
+        daemon
+            .attachments
+            .attach(world, &wanted, |records| choose_and_plan(daemon, &host, view.as_ref(), &wanted, records))
     })?;
     let qemu = ForGuest::new(&record, &shape, &run_dir)?;
     Ok(Attached { attachment: Entry::of(record), qemu, done })

@@ -15,7 +15,7 @@ use crate::attach::record::Key;
 use crate::control::{Daemon, EventKind, locked};
 use crate::desired::{DesiredPort, Origin};
 use crate::error::{Error, ErrorKind};
-use crate::port_request::{PortRequest, check_mtu};
+use crate::port_request::{PortRequest, check_mtu, check_rate};
 
 /// Longest wait of `may_exist` for somebody else who is adding the port: as long as a lane may take for a device.
 const PENDING_LIMIT: Duration = Duration::from_secs(75);
@@ -325,15 +325,18 @@ pub(super) fn set(call: &mut Call, params: Set) -> Result<PortEntry, Error> {
 }
 
 pub(super) fn set_on(daemon: &Daemon, params: Set) -> Result<PortEntry, Error> {
-    let Set { name, mtu, mac, promiscuous, allmulti, compat, vlan: _, min_rate: _, max_rate: _ } = params;
+    let Set { name, mtu, mac, promiscuous, allmulti, compat, vlan: _, min_rate: _, max_rate } = params;
     let bad = |message: String| Error::new(ErrorKind::Invalid, format!("port {name}: {message}")).about(&name);
     if let Some(mtu) = mtu {
         check_mtu(mtu).map_err(bad)?;
     }
     let mac = mac.map(MacAddress::unicast).transpose().map_err(|error| bad(format!("mac: {error}")))?;
-    let change = PortChange { mtu, mac, promiscuous, allmulti, compat };
+    if let Some(rate) = max_rate {
+        check_rate(rate).map_err(bad)?;
+    }
+    let change = PortChange { mtu, mac, promiscuous, allmulti, compat, max_rate };
     if change == PortChange::default() {
-        return Err(bad("nothing to change: name mtu, mac, promiscuous, allmulti or compat".into()));
+        return Err(bad("nothing to change: name mtu, mac, promiscuous, allmulti, compat or max_rate".into()));
     }
     let port = locked(&daemon.desired).ports.get(&name).cloned().ok_or_else(|| unknown(&name))?;
     refuse_unless_ours(daemon, &port, "change it there and run ringspan reload")?;

@@ -21,7 +21,7 @@ const NUMVFS: &str = "bus/pci/devices/0000:0a:00.0/sriov_numvfs";
 const LIMIT: Duration = Duration::from_secs(20);
 
 #[derive(Default)]
-struct Remembered(Mutex<BTreeMap<PciAddress, Option<String>>>);
+pub(super) struct Remembered(Mutex<BTreeMap<PciAddress, Option<String>>>);
 
 impl Memory for Remembered {
     fn original(&self, function: PciAddress) -> Result<Option<Option<String>>, Error> {

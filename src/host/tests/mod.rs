@@ -1,5 +1,6 @@
 //! Hosts that are not here: made-up trees and a made-up kernel, and what ringspan says of them.
 
+mod attach;
 mod change;
 mod eswitch;
 mod inventory;

@@ -1,0 +1,191 @@
+//! Guests' NICs on a made-up igb: what the PF and the drivers see, and what is left of it when the daemon is killed at any point.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ringspan_protocol::{NicName, PortName, VfSettings as SoftSettings};
+
+use crate::attach::choose::{Around, choose};
+use crate::attach::plan::{Facts, plan};
+use crate::attach::record::{Key, Record};
+use crate::attach::run::World;
+use crate::attach::world::{Lanes, Real};
+use crate::attach::{Attach, Attachments};
+use crate::error::{Error, ErrorKind};
+use crate::host::Host;
+use crate::host::inventory::Inventory;
+use crate::host::netlink::VfSettings;
+use crate::ovs::client::Place;
+use crate::port_request::PortRequest;
+use crate::state::StateDir;
+
+use super::change::Remembered;
+use super::kernel::FakeKernel;
+use super::tree::{IGB, Tree};
+
+const PF: &str = "0000:0a:00.0";
+const VFS: [&str; 2] = ["0000:0a:10.0", "0000:0a:10.2"];
+const MAC: &str = "52:54:00:00:00:07";
+
+#[derive(Default)]
+struct Ports(RefCell<BTreeMap<PortName, String>>);
+
+impl Lanes for Ports {
+    fn add_port(&self, port: &PortRequest) -> Result<Vec<String>, Error> {
+        self.0.borrow_mut().insert(port.name.clone(), port.device.to_string());
+        Ok(vec![])
+    }
+
+    fn remove_port(&self, name: &PortName) -> Result<(), Error> {
+        self.0.borrow_mut().remove(name);
+        Ok(())
+    }
+
+    fn port_differs(&self, port: &PortRequest) -> Result<Option<String>, Error> {
+        Ok((!self.0.borrow().contains_key(&port.name)).then(|| "it is gone".into()))
+    }
+
+    fn set_soft_vf(&self, _: &NicName, _: SoftSettings) -> Result<(), Error> {
+        Err(Error::new(ErrorKind::NotFound, "there is none"))
+    }
+
+    fn soft_vf(&self, _: &NicName, _: u16) -> Option<SoftSettings> {
+        None
+    }
+}
+
+struct Scene {
+    tree: Tree,
+    kernel: FakeKernel,
+    host: Host,
+    memory: Remembered,
+    ports: Ports,
+    state: tempfile::TempDir,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let tree = Tree::new();
+        tree.pf(PF, IGB, "eth0", 2);
+        tree.sysfs().write(&format!("bus/pci/devices/{PF}/sriov_numvfs"), "2").unwrap();
+        let kernel = FakeKernel::default();
+        let settings = |vf| VfSettings { vf, ..VfSettings::default() };
+        kernel.0.lock().unwrap().vfs.insert(2, vec![settings(0), settings(1)]);
+        let host = tree.host(kernel.clone());
+        let state = tempfile::tempdir().unwrap();
+        Self { tree, kernel, host, memory: Remembered::default(), ports: Ports::default(), state }
+    }
+
+    fn boot(&self) -> Attachments {
+        Attachments::load(Arc::new(StateDir::open(self.state.path()).unwrap())).unwrap()
+    }
+
+    fn world(&self) -> Real<'_> {
+        Real {
+            host: &self.host,
+            memory: &self.memory,
+            ovs: Place::new(Some(self.state.path())),
+            lanes: &self.ports,
+            run_dir: "/run/ringspan".into(),
+        }
+    }
+
+    fn attach(&self, all: &Attachments, more: &str) -> Result<Record, Error> {
+        let wanted: Attach =
+            serde_json::from_str(&format!(r#"{{"guest":"g","wire":"eth0","mac":"{MAC}"{more}}}"#)).unwrap();
+        let (none, nics) = (BTreeMap::new(), BTreeMap::new());
+        all.attach(&self.world(), &wanted, |records| {
+            let inventory = Inventory::take(&self.host);
+            let around =
+                Around { devices: inventory.devices(), bridges: &none, owners: &none, nics: &nics, soft_owners: &none };
+            let candidates = around.candidates(&self.host);
+            let chosen = choose(&candidates, &wanted, records, |_| None)?;
+            let settings = inventory.settings(chosen.device.as_ref().unwrap());
+            plan(&wanted, chosen, &Facts { mac: MAC.parse().unwrap(), view: None, nics: &nics, settings })
+        })
+        .map(|(record, _)| record)
+    }
+
+    /// The first VF: its driver, its VLAN, its highest rate, whether it has our address; and how many ports there are.
+    fn seen(&self) -> (Option<String>, u16, u32, bool, usize) {
+        let settings = self.kernel.0.lock().unwrap().vfs[&2][0].clone();
+        let ours = settings.mac == MAC.parse().ok();
+        let ports = self.ports.0.borrow().len();
+        (self.tree.driver_of(VFS[0]), settings.vlan, settings.max_rate, ours, ports)
+    }
+}
+
+fn key() -> Key {
+    Key { guest: "g".into(), nic: 0 }
+}
+
+fn untouched() -> (Option<String>, u16, u32, bool, usize) {
+    (Some("igbvf".into()), 0, 0, false, 0)
+}
+
+#[test]
+fn a_vf_is_set_bound_and_bridged_and_is_as_before_when_it_is_detached() {
+    for (mode, ports) in [("vhost", 1), ("passthrough", 0)] {
+        let scene = Scene::new();
+        let all = scene.boot();
+        assert_eq!(scene.seen(), untouched());
+        let more = format!(r#","vlan":7,"max_rate":100,"mode":"{mode}""#);
+        let record = scene.attach(&all, &more).unwrap();
+        assert_eq!(scene.seen(), (Some("vfio-pci".into()), 7, 100, true, ports), "{mode}");
+        assert_eq!(record.target.to_string(), format!("pci:{}", VFS[0]));
+        // Somebody else was at it.
+        scene.kernel.0.lock().unwrap().vfs.get_mut(&2).unwrap()[0].vlan = 9;
+        let differs: Vec<_> =
+            record.steps.iter().filter_map(|step| scene.world().drift(*step, &record).unwrap()).collect();
+        assert_eq!(differs, [format!("pci:{} has VLAN 9, not 7", VFS[0])]);
+        assert!(all.detach(&scene.world(), &key()).unwrap());
+        assert_eq!(scene.seen(), untouched(), "{mode}");
+    }
+}
+
+#[test]
+fn a_rate_that_the_nic_does_not_take_is_the_relays_and_not_one_of_a_vf_that_is_handed_over() {
+    let scene = Scene::new();
+    let all = scene.boot();
+    scene.kernel.0.lock().unwrap().refusals.push(("set_vf 0 Rate", 2, libc::EOPNOTSUPP, ""));
+    let error = scene.attach(&all, r#","max_rate":100,"mode":"passthrough""#).unwrap_err();
+    assert!(error.message.contains("its driver has no such setting"), "{error}");
+    assert_eq!((scene.seen(), all.all().len()), (untouched(), 0));
+    let record = scene.attach(&all, r#","max_rate":100"#).unwrap();
+    let port = crate::attach::world::port(&record, "/run".as_ref()).unwrap();
+    assert_eq!((scene.seen().2, port.max_rate), (0, 100));
+}
+
+#[test]
+fn a_driver_that_does_not_take_the_vf_leaves_it_as_it_was() {
+    let scene = Scene::new();
+    let all = scene.boot();
+    scene.tree.fail_probe("vfio-pci");
+    assert!(scene.attach(&all, r#","vlan":7"#).is_err());
+    assert_eq!((scene.seen(), all.all().len()), (untouched(), 0));
+}
+
+#[test]
+fn a_daemon_killed_at_any_point_leaves_the_vf_as_it_was_or_as_it_should_be() {
+    for point in 0.. {
+        let scene = Scene::new();
+        let all = scene.boot();
+        all.kill_at(point);
+        let attached = scene.attach(&all, r#","vlan":7"#).is_ok();
+        drop(all);
+        let all = scene.boot();
+        for key in all.unfinished() {
+            all.recover(&scene.world(), &key).unwrap();
+        }
+        let expected = match all.get(&key()) {
+            None => untouched(),
+            Some(_) => (Some("vfio-pci".into()), 7, 0, true, 1),
+        };
+        assert_eq!(scene.seen(), expected, "killed at point {point}");
+        if attached {
+            assert!(point >= 6, "only {point} points");
+            return;
+        }
+    }
+}
