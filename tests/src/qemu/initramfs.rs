@@ -14,6 +14,9 @@ use crate::paths;
 /// What is loaded before the root can be mounted, with the NIC's driver, which tests reload from the root later.
 const MODULES: [&str; 6] = ["virtio_pci", "9pnet_virtio", "9p", "overlay", "virtio_console", "virtio_net"];
 
+/// On the kernel's command line: the guest has nothing of the host's.
+pub const ALONE: &str = "ringspan.alone";
+
 /// Runs first in the guest: the host's root, read-only over 9p, below a writable layer in memory; then the agent.
 const INIT: &str = r#"#!/bin/busybox sh
 b=/bin/busybox
@@ -22,6 +25,10 @@ $b mount -t devtmpfs dev /dev
 $b mount -t proc proc /proc
 $b mount -t sysfs sys /sys
 for m in $($b ls /m); do $b insmod /m/$m || echo "ringspan-guest: cannot load $m" >/dev/console; done
+if $b grep -q ringspan.alone /proc/cmdline; then
+    $b mkdir -p /run /tmp /root /sbin /usr/bin /usr/sbin; $b cp /bin/busybox /run/; $b --install -s
+    exec $b sh /agent
+fi
 $b mount -t tmpfs tmpfs /t
 $b mkdir /t/host /t/upper /t/work /t/root
 $b mount -t 9p -o trans=virtio,version=9p2000.L,ro,msize=512000,cache=loose host /t/host || echo "ringspan-guest: no 9p root" >/dev/console

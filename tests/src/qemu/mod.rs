@@ -11,7 +11,7 @@ mod kernel;
 mod monitor;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -44,13 +44,18 @@ pub struct GuestSpec {
     pub kernel: String,
     /// QEMU is ended after this time, whatever happens.
     pub limit: Duration,
+    /// Without the host's root: busybox alone is in the guest. Only such a guest can be migrated, as 9p cannot.
+    pub alone: bool,
+    /// QEMU waits on this socket for a guest that is migrated to it. What its agent says is for the one before it.
+    pub incoming: Option<PathBuf>,
 }
 
 impl Default for GuestSpec {
     fn default() -> Self {
         let qemu = vec!["qemu-system-x86_64".to_string()];
         let limit = Duration::from_secs(600);
-        Self { nics: Vec::new(), cpus: 1, memory_mib: 384, qemu, kernel: String::new(), limit }
+        let (nics, kernel, incoming) = (Vec::new(), String::new(), None);
+        Self { nics, cpus: 1, memory_mib: 384, qemu, kernel, limit, alone: false, incoming }
     }
 }
 
@@ -232,10 +237,16 @@ fn arguments(spec: &GuestSpec, kernel: &Kernel, folder: &Path, initrd: &Path, ve
     add("-initrd", initrd.display().to_string());
     // panic=0: a guest that panics stands still, so that its console can be read.
     let kernel_line = "console=ttyS0 quiet panic=0 nokaslr mitigations=off net.ifnames=0 random.trust_cpu=on";
-    add("-append", format!("{kernel_line} {}", spec.kernel));
+    let alone = if spec.alone { initramfs::ALONE } else { "" };
+    add("-append", format!("{kernel_line} {alone} {}", spec.kernel));
+    if let Some(socket) = &spec.incoming {
+        add("-incoming", format!("unix:{}", socket.display()));
+    }
     // What the kernel calls the process, also where something else starts it: it is found by its name.
     add("-name", "guest,process=qemu-system-x86".into());
-    add("-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap".into());
+    if !spec.alone {
+        add("-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap".into());
+    }
     add("-chardev", format!("socket,id=agent,path={},server=on,wait=off", at("agent")));
     add("-device", "virtio-serial-pci,id=serial".into());
     add("-device", "virtserialport,bus=serial.0,nr=1,chardev=agent,name=ringspan.agent".into());

@@ -21,6 +21,11 @@ impl Monitor {
 
     /// Runs one command on a connection of its own and returns what it returns, all within `limit`.
     pub fn execute(&self, command: &str, limit: Duration) -> Result<Value> {
+        self.execute_with(command, &json!({}), limit)
+    }
+
+    /// As [`Monitor::execute`], with arguments.
+    pub fn execute_with(&self, command: &str, arguments: &Value, limit: Duration) -> Result<Value> {
         let start = Instant::now();
         let stream = UnixStream::connect(&self.path)
             .with_context(|| format!("cannot connect to QEMU's monitor at {}", self.path.display()))?;
@@ -46,7 +51,7 @@ impl Monitor {
         next("QMP")?;
         writeln!(&stream, "{}", json!({"execute": "qmp_capabilities"}))?;
         next("return")?;
-        writeln!(&stream, "{}", json!({ "execute": command }))?;
+        writeln!(&stream, "{}", json!({ "execute": command, "arguments": arguments }))?;
         next("return")
     }
 }

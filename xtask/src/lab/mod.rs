@@ -78,7 +78,8 @@ pub fn check(programs: &Path, qemu: Vec<String>, only: &str) -> Result<u32> {
     nics.extend(["-chardev".into(), format!("file,id=story,path={}", story.display())]);
     nics.extend(["-device".into(), "virtserialport,bus=serial.0,nr=2,chardev=story,name=ringspan.story".into()]);
     let limit = LIMIT + Duration::from_secs(180);
-    let spec = GuestSpec { nics, qemu, kernel: KERNEL.into(), cpus: 2, memory_mib: 2048, limit };
+    let spec =
+        GuestSpec { nics, qemu, kernel: KERNEL.into(), cpus: 2, memory_mib: 2048, limit, ..GuestSpec::default() };
     let mut host = Guest::boot(&spec)?;
     println!("    booted in {:.1} s", start.elapsed().as_secs_f64());
 

@@ -1,0 +1,232 @@
+//! A real guest is migrated from one port to another, from QEMU to QEMU, while it is pinged and sends numbered datagrams.
+
+use std::net::UdpSocket;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use ringspan_testkit::daemon::{Daemon, find, tap_device};
+use ringspan_testkit::guest::Kind;
+use ringspan_testkit::netns::Netns;
+use ringspan_testkit::qemu::{Guest, GuestSpec};
+use ringspan_testkit::scene::{GUEST, HOST, set_rings};
+use ringspan_testkit::{needs, over_both, paths, process, wait};
+use serde_json::{Value, json};
+
+over_both!(a_guest_is_migrated_there_and_back_under_traffic);
+
+const SOON: Duration = Duration::from_secs(60);
+/// Between two pings.
+const INTERVAL: Duration = Duration::from_millis(10);
+/// Where the guest's datagrams go.
+const PORT: u16 = 5140;
+
+/// Two ports on two TAPs of a bridge, as on two hosts of a network.
+struct Hosts {
+    daemon: Daemon,
+    net: Netns,
+    rings: Kind,
+    folder: tempfile::TempDir,
+    started: u32,
+}
+
+impl Hosts {
+    fn new(rings: Kind) -> Result<Self> {
+        let net = Netns::new("migrate")?;
+        net.ip(&["link", "add", "br0", "type", "bridge", "stp_state", "0"])?;
+        net.sysctl("net.ipv6.conf.br0.disable_ipv6=1")?;
+        net.ip(&["address", "add", &format!("{HOST}/24"), "dev", "br0"])?;
+        net.ip(&["link", "set", "br0", "up"])?;
+        let daemon = Daemon::start("[dataplane]\ncores = [0]\nmemory_mib = 256\n", Some(&net))?;
+        for (number, port) in ["vm1", "vm2"].into_iter().enumerate() {
+            let tap = format!("tap{number}");
+            // The address is one of a network that nobody uses: the bridge has the host's.
+            net.tap(&tap, &format!("198.51.100.{}/32", number + 1), 1500)?;
+            net.ip(&["link", "set", &tap, "master", "br0"])?;
+            daemon.add_port(port, &tap_device(&tap), &[])?;
+        }
+        Ok(Self { daemon, net, rings, folder: paths::scratch()?, started: 0 })
+    }
+
+    /// The guest at its first place, or a place for it to come to.
+    fn guest(&mut self, port: &str, incoming: bool) -> Result<(Guest, String)> {
+        let mut nics = self.daemon.qemu_args(port, &["--memory", "192M"])?;
+        set_rings(&mut nics, self.rings)?;
+        // It stays the same NIC wherever the guest is.
+        let nic = nics.iter_mut().find(|argument| argument.starts_with("virtio-net-pci")).context("no NIC")?;
+        let plain: Vec<_> = nic.split(',').filter(|option| !option.starts_with("mac=")).collect();
+        *nic = format!("{},mac=52:54:00:6d:69:67", plain.join(","));
+        // QEMU knows memory and devices by their ids, which `port qemu-args` makes of the port's name.
+        nics.iter_mut().for_each(|argument| *argument = argument.replace("vm2", "vm1"));
+        let socket = |argument: &mut String| *argument = argument.replace("vm1.sock", &format!("{port}.sock"));
+        nics.iter_mut().for_each(socket);
+        self.started += 1;
+        let socket = self.folder.path().join(format!("incoming{}", self.started));
+        let spec = GuestSpec { nics, alone: true, incoming: incoming.then(|| socket.clone()), ..GuestSpec::default() };
+        let guest = if incoming { Guest::start(&spec) } else { Guest::boot(&spec) };
+        let guest = guest.map_err(|error| error.context(self.daemon.story()))?;
+        if incoming {
+            // It is made after the monitor's.
+            wait::until(SOON, "a QEMU that waits for a guest", || Ok(socket.exists().then_some(())))?;
+        }
+        Ok((guest, format!("unix:{}", socket.display())))
+    }
+
+    fn migration(&self, port: &str) -> Result<Value> {
+        let shown = self.daemon.call("port.get", json!({ "name": port }))?;
+        find(&shown, "migration").cloned().context("port.get has no migration")
+    }
+
+    /// Waits until the pages that a port writes are logged, or not any more.
+    fn wait_logging(&self, port: &str, logging: bool) -> Result<()> {
+        let seen = wait::until(SOON, &format!("port {port} logging: {logging}"), || {
+            Ok((self.migration(port)?["logging"] == logging).then_some(()))
+        });
+        seen.map_err(|error| error.context(self.daemon.story()))
+    }
+
+    /// Waits until a ping is answered.
+    fn answers(&self) -> Result<()> {
+        let answered = self.net.wait_ping(GUEST, SOON);
+        answered.map(drop).map_err(|error| error.context(self.daemon.story()))
+    }
+}
+
+/// Begins a migration to `uri`, as fast as `bytes` a second.
+fn migrate(guest: &Guest, uri: &str, bytes: u64) -> Result<()> {
+    let limits = json!({ "max-bandwidth": bytes, "downtime-limit": 300 });
+    guest.monitor.execute_with("migrate-set-parameters", &limits, SOON)?;
+    guest.monitor.execute_with("migrate", &json!({ "uri": uri }), SOON)?;
+    Ok(())
+}
+
+/// Waits until a migration is as far as this; what QEMU says of it then.
+fn wait_status(guest: &Guest, wanted: &str) -> Result<Value> {
+    wait::until(Duration::from_secs(180), &format!("a migration {wanted}"), || {
+        let said = guest.monitor.execute("query-migrate", SOON)?;
+        ensure!(said["status"] != "failed" || wanted == "failed", "the migration failed: {said}\n{}", guest.log());
+        Ok((said["status"] == wanted).then_some(said))
+    })
+}
+
+/// Takes the guest's datagrams until it is stopped: how many came, and which numbers are missing.
+struct Listener {
+    thread: std::thread::JoinHandle<Result<(u64, u64)>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Listener {
+    fn start(net: &Netns) -> Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (ours, name) = (Arc::clone(&stop), net.name().to_owned());
+        let socket = std::thread::scope(|scope| {
+            let made = scope.spawn(|| -> Result<UdpSocket> {
+                net.join()?;
+                Ok(UdpSocket::bind((HOST, PORT))?)
+            });
+            made.join().map_err(|_| anyhow::anyhow!("no socket in {name}"))?
+        })?;
+        socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+        let thread = std::thread::spawn(move || {
+            let (mut count, mut lost, mut last) = (0, 0, None);
+            let mut bytes = [0; 2048];
+            while !ours.load(Ordering::Relaxed) {
+                let Ok(length) = socket.recv(&mut bytes) else { continue };
+                let text = String::from_utf8_lossy(&bytes[..length]).into_owned();
+                let number = text.rsplit("number=").next().and_then(|number| number.trim().parse::<u64>().ok());
+                let number = number.with_context(|| format!("a datagram is not what the guest sent: {text:?}"))?;
+                if let Some(last) = last {
+                    ensure!(number > last, "datagram {number} came after {last}");
+                    lost += number - last - 1;
+                }
+                last = Some(number);
+                count += 1;
+            }
+            Ok((count, lost))
+        });
+        Ok(Self { thread, stop })
+    }
+
+    fn finish(self) -> Result<(u64, u64)> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().map_err(|_| anyhow::anyhow!("the listener panicked"))?
+    }
+}
+
+/// The guest logs numbers to a syslog daemon of its own, which sends each on in a datagram.
+fn send_numbers(guest: &mut Guest) -> Result<()> {
+    guest.sh(&format!(
+        "syslogd -R {HOST}:{PORT} -O /dev/null; \
+         (i=0; while :; do logger number=$i; i=$((i+1)); usleep 5000; done) >/dev/null 2>&1 &"
+    ))?;
+    Ok(())
+}
+
+fn a_guest_is_migrated_there_and_back_under_traffic(rings: Kind) -> Result<()> {
+    needs!(Root, Guest, Ringspan);
+    let mut hosts = Hosts::new(rings)?;
+    let (mut guest, _) = hosts.guest("vm1", false)?;
+    guest.sh(&format!("ip link set eth0 up && ip address add {GUEST}/24 dev eth0"))?;
+    hosts.answers()?;
+    ensure!(hosts.migration("vm1")?["migratable"] == true, "{}", hosts.migration("vm1")?);
+    let why = hosts.migration("vm2")?;
+    ensure!(why["migratable"] == false && why["reason"].is_string(), "nobody is there, but {why}");
+    send_numbers(&mut guest)?;
+    let listener = Listener::start(&hosts.net)?;
+
+    // Cancelled: nothing is left of it.
+    {
+        let (_target, uri) = hosts.guest("vm2", true)?;
+        migrate(&guest, &uri, 1 << 16)?;
+        wait_status(&guest, "active")?;
+        hosts
+            .wait_logging("vm1", true)
+            .with_context(|| format!("{:?}", guest.monitor.execute("query-migrate", SOON)))?;
+        guest.monitor.execute("migrate_cancel", SOON)?;
+        wait_status(&guest, "cancelled")?;
+        hosts.wait_logging("vm1", false)?;
+        hosts.answers()?;
+    }
+
+    for (number, port) in ["vm2", "vm1"].into_iter().enumerate() {
+        let from = if port == "vm2" { "vm1" } else { "vm2" };
+        hosts.daemon.wait_port(port, "listening", SOON)?;
+        let (target, uri) = hosts.guest(port, true)?;
+        let ping = hosts.net.ping(GUEST, INTERVAL)?;
+        migrate(&guest, &uri, 64 << 20)?;
+        let said = wait_status(&guest, "completed").with_context(|| format!("the target said: {}", target.log()))?;
+        let moved = Instant::now();
+        // The same guest goes on there, and the network finds it.
+        hosts.answers()?;
+        println!(
+            "{rings:?}, migration {}: QEMU's downtime {} ms, answers {:?} later",
+            number + 1,
+            said["downtime"],
+            moved.elapsed()
+        );
+        guest = target;
+        let report = ping.finish()?;
+        println!("lost {:?}, the longest gap is {:?}", report.lost(), report.longest_gap());
+        ensure!(report.duplicates == 0 && report.received > 0, "{report:?}");
+        hosts.wait_logging(from, false)?;
+        hosts.daemon.wait_port(port, "driver-ready", SOON)?;
+    }
+
+    // Killed in the midst of one: the port is there for the next guest, and logs nothing.
+    let (_target, uri) = hosts.guest("vm2", true)?;
+    migrate(&guest, &uri, 1 << 16)?;
+    hosts.wait_logging("vm1", true)?;
+    process::kill_hard(guest.pid().context("QEMU has no process id")?)?;
+    hosts.wait_logging("vm1", false)?;
+    hosts.daemon.wait_port("vm1", "listening", SOON)?;
+
+    let (count, lost) = listener.finish()?;
+    println!("{count} datagrams came, {lost} did not");
+    ensure!(count > 20, "only {count} datagrams came");
+    let events = hosts.daemon.ok(&["events", "--json"])?;
+    let ends = events.lines().filter(|line| line.contains("migration-ended")).collect::<Vec<_>>();
+    let left: Vec<bool> = ends.iter().map(|line| line.contains("\"left\":true")).collect();
+    ensure!(left == [false, true, true, false], "cancelled, moved twice, killed; but the events say {ends:#?}");
+    Ok(())
+}
