@@ -235,7 +235,7 @@ pub(super) fn run_vf(mut client: Client, command: Vf) -> Result<(), Failure> {
 }
 
 /// What was done, a line each.
-fn print_done(answer: &Value, Output { json }: Output) -> Result<(), Failure> {
+pub(super) fn print_done(answer: &Value, Output { json }: Output) -> Result<(), Failure> {
     if json {
         return print_json(answer);
     }

@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 refused or failed, 2 usage, 3 the daemon cannot be reached.
 
 mod attach;
+mod bond;
 mod client;
 mod device;
 mod doctor;
@@ -110,6 +111,7 @@ fn run(options: Options) -> Result<(), Failure> {
         Command::Pf(command) => device::run_pf(client()?, command),
         Command::Vf(command) => device::run_vf(client()?, command),
         Command::Eswitch(command) => device::run_eswitch(client()?, command),
+        Command::Bond(command) => bond::run(client()?, command),
         Command::Ovs(command) => ovs::run(client()?, command),
         Command::Job(command) => job(client()?, command),
         Command::Host(command) => host::run(&control, command),

@@ -59,6 +59,9 @@ pub(super) enum Command {
     /// Eswitches: how NICs' switches forward.
     #[command(subcommand)]
     Eswitch(super::device::Eswitch),
+    /// Bonds: several ports of the kernel's as one, and VF LAG.
+    #[command(subcommand)]
+    Bond(super::bond::Bond),
     /// Lanes: the DPDK processes that carry the ports.
     #[command(subcommand)]
     Lane(Lane),
@@ -238,7 +241,7 @@ pub(super) struct Add {
     /// Which side listens: server: ringspan does; client: the front-end does.
     #[arg(long, default_value = "server")]
     pub role: RoleWord,
-    /// What it is bridged to: pci:ADDRESS[,devargs], vdev:NAME[,devargs], soft:NIC/vfN, patch:NAME/a (or /b) or vhost-vdpa:PATH.
+    /// What it is bridged to: pci:ADDRESS[,devargs], vdev:NAME[,devargs], soft:NIC/vfN, patch:NAME/a (or /b), bond:mode=1,DEVICE,DEVICE or vhost-vdpa:PATH.
     #[arg(long)]
     pub device: DeviceSpec,
     /// Queues of the device in each direction, 1 to 32.

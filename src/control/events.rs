@@ -152,6 +152,26 @@ pub(crate) enum EventKind {
         /// Its name.
         representor: String,
     },
+    /// Another member of a bond of the kernel's sends now; by LACP: another aggregator does.
+    BondFailover {
+        /// The bond.
+        bond: String,
+        /// Who did before; absent: none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        from: Option<String>,
+        /// Who does now; absent: none has a link.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        to: Option<String>,
+    },
+    /// The link of a bond's member went, or came back.
+    BondLink {
+        /// The bond.
+        bond: String,
+        /// Its member.
+        member: String,
+        /// Whether it has a link now.
+        up: bool,
+    },
     /// The configuration file was read again, and what differed was changed.
     ConfigReloaded {
         /// How many ports and lanes changed.

@@ -1,8 +1,9 @@
 //! The daemon: what it holds, and what its parts do to one another.
 //!
 //! `socket` accepts and bounds connections, `connection` reads requests, `methods` answers them, `events` and `jobs` are what
-//! they follow, `reload` applies the file again.
+//! they follow, `reload` applies the file again, `bonds` tells of failovers.
 
+mod bonds;
 mod connection;
 #[cfg(test)]
 mod docs;
@@ -166,6 +167,7 @@ impl Daemon {
             self.retire(&lane);
             self.keep(lane);
         }
+        bonds::watch(self);
         let mirror = self.mirror.start(engine::Lanes::watching(self));
         locked(&self.keepers).extend(mirror);
         if !self.attachments.unfinished().is_empty() {

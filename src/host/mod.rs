@@ -4,6 +4,7 @@
 //! [`netlink::Kernel`]; a made-up tree and a made-up kernel stand for hosts that are not here. Only the doctor runs other programs, where what it looks at is a program.
 
 pub(crate) mod bind;
+pub(crate) mod bond;
 pub(crate) mod conf;
 pub(crate) mod doctor;
 pub(crate) mod eswitch;

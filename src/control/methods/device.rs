@@ -98,12 +98,12 @@ impl Around {
 }
 
 /// One change of the host at a time.
-static CHANGES: Mutex<()> = Mutex::new(());
+pub(super) static CHANGES: Mutex<()> = Mutex::new(());
 /// Longest wait for another change to end.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Takes the right to change the host. A write into the kernel may hang: who comes then is told so, and does not hang too.
-fn one_at_a_time(changes: &Mutex<()>, patience: Duration) -> Result<MutexGuard<'_, ()>, Error> {
+pub(super) fn one_at_a_time(changes: &Mutex<()>, patience: Duration) -> Result<MutexGuard<'_, ()>, Error> {
     let taken = wait(patience, || match changes.try_lock() {
         Ok(guard) => Some(guard),
         Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
@@ -179,7 +179,7 @@ impl Memory for Drivers<'_> {
 }
 
 /// The ports, and the NICs in software, by the functions that they have.
-fn owners(call: &Call) -> BTreeMap<String, String> {
+pub(super) fn owners(call: &Call) -> BTreeMap<String, String> {
     let mut owners = owners_of(call.daemon);
     for record in call.daemon.attachments.all() {
         if let Target::Pci { address, .. } = record.target {
@@ -204,8 +204,10 @@ pub(super) fn owners_of(daemon: &Daemon) -> BTreeMap<String, String> {
     }
     for (name, port) in &desired.ports {
         // A representor's port has the PF open too.
-        if let DeviceSpec::Pci { address, .. } = &port.spec.device {
-            owners.insert(address.to_string(), name.to_string());
+        for part in port.spec.device.parts() {
+            if let DeviceSpec::Pci { address, .. } = part {
+                owners.insert(address.to_string(), name.to_string());
+            }
         }
     }
     owners

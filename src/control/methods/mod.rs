@@ -2,6 +2,7 @@
 //! the command line all come from it.
 
 pub(crate) mod attach;
+mod bond;
 mod daemon;
 pub(crate) mod device;
 mod doctor;

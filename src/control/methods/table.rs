@@ -1,7 +1,7 @@
 //! The table of methods. To add one: its types and function in a file beside this one, and a row here.
 
 use super::{
-    Method, Nothing, attach, daemon, device, doctor, flow, host, job, lane, nic, ovs, port, port_change, rule, typed,
+    Method, Nothing, attach, bond, daemon, device, doctor, flow, host, job, lane, nic, ovs, port, port_change, rule, typed,
 };
 use crate::attach::Attach;
 use crate::attach::record::Key;
@@ -9,6 +9,7 @@ use crate::attach::sync::Synced;
 use crate::control::jobs::Job;
 use crate::control::peer::Role;
 use crate::host::bind::Bound;
+use crate::host::bond::{Bond, ByName, Removed, Wish as BondWish};
 use crate::host::conf::{Applied, Plan};
 use crate::host::doctor::Report;
 use crate::host::eswitch::{self, Eswitch};
@@ -173,6 +174,18 @@ pub(crate) static METHODS: &[Method] = &[
         "Makes a NIC's switch as it is wanted; what is absent stays. In the order that the driver wants: hw-tc-offload and steering mode first; VFs without drivers while the mode changes (mlx5_core), \
          or no VFs (ice), and again as they were afterwards; answers when each VF has its representor. A busy switch is asked again for two seconds. All of it is done, or what was done is undone, and the error says so.",
         r#"{"pf":"eth0","mode":"switchdev","hw_tc_offload":true}"# => r#"{"device":"pci/0000:0a:00.0","mode":"switchdev","inline_mode":"none","encap_mode":"basic","steering_mode":"smfs","hw_tc_offload":true,"interface":"eth0","switch_id":"0c42a1fffe112233","representors":[{"vf":0,"interface":"eth0_0"}],"done":["hw-tc-offload of eth0 is on","mlx5_core has let go of 0000:0a:00.2","eth0 is in switchdev mode, was in legacy mode","1 representors are there","mlx5_core has 0000:0a:00.2 again"]}"#),
+    method!("bond.create", Change, bond::create, BondWish => Bond,
+        "Makes a bond of the kernel's as it is wanted, or adopts one that is there: what differs is changed, and `done` is empty when nothing does. Modes 1, 2 and 4 (`active-backup`, `balance-xor`, `802.3ad`); others are \
+         `unsupported`, with the reason. A member that is up is `busy` unless `disturb` is given. With `vf_lag`, the members being the two PFs of a ConnectX, both go to switchdev mode, all their VFs are without drivers \
+         until VF LAG is active and the bond is on its bridge, and get them back. When a step fails, those before it are taken back; the error says what was undone, and what is left.",
+        r#"{"name":"bond0","members":["eth0","eth1"],"mode":"802.3ad","hash_policy":"layer3+4","lacp_rate":"fast"}"# => r#"{"name":"bond0","mode":"802.3ad","miimon":100,"hash_policy":"layer3+4","lacp_rate":"fast","up":true,"carrier":true,"mac":"0c:42:a1:00:00:10","lacp":{"partner":"0c:42:a1:00:00:01","aggregator":1,"ports":2,"actor_key":15,"partner_key":15},"members":[{"interface":"eth0","address":"0000:0a:00.0","state":"active","link":"up","link_failures":0,"mac":"0c:42:a1:00:00:10","speed_mbps":25000,"lacp":{"aggregator":1,"partner":"0c:42:a1:00:00:01","actor_state":63,"partner_state":63,"carries":true}},{"interface":"eth1","address":"0000:0a:00.1","state":"active","link":"up","link_failures":0,"mac":"0c:42:a1:00:00:11","speed_mbps":25000,"lacp":{"aggregator":1,"partner":"0c:42:a1:00:00:01","actor_state":63,"partner_state":63,"carries":true}}],"done":["bond0 is made, in mode 802.3ad","eth0 is a member of bond0","eth1 is a member of bond0","bond0 is up"]}"#),
+    method!("bond.delete", Change, bond::delete, ByName => Removed,
+        "Takes a bond away, and off its bridge of Open vSwitch; its members are free, and down. That there is none is a success. Where it is VF LAG, all VFs of both PFs are without drivers until that has ended. \
+         Refused with `busy` when something else stands on it, or a VF is used.",
+        r#"{"name":"bond0"}"# => r#"{"name":"bond0","done":["bond0 is gone, its members eth0, eth1 are free, and down"]}"#),
+    method!("bond.status", Read, bond::status, bond::Which => Vec<Bond>,
+        "The bonds of this host, or one: the member that sends, what LACP has agreed for each, links and their failures, and what a ConnectX made of it (VF LAG: state, type, mapping). Failovers are told as events (`bond-failover`, `bond-link`).",
+        r#"{"name":"bond1"}"# => r#"[{"name":"bond1","mode":"active-backup","miimon":100,"up":true,"carrier":true,"mac":"0c:42:a1:00:00:10","active":"eth0","members":[{"interface":"eth0","address":"0000:0a:00.0","state":"active","link":"up","link_failures":0,"mac":"0c:42:a1:00:00:10","speed_mbps":25000},{"interface":"eth1","address":"0000:0a:00.1","state":"backup","link":"down","link_failures":1,"mac":"0c:42:a1:00:00:11"}],"vf_lag":{"state":"active","type":"switchdev","port_select":"queue_affinity","flags":["shared_fdb:on"],"mapping":["1:1","2:1"],"members":["0000:0a:00.0","0000:0a:00.1"]},"bridge":"br0"}]"#),
     method!("device.bind", Change, device::bind, device::BindDevice => Bound,
         "Gives a function to another driver, this one alone (`driver_override`). The driver that it had at first is remembered over restarts, and `restore` gives it back. Refused with `busy` while a \
          port or a process has it; a PF with VFs, or whose interface is up, unless `disturb` is true. When the driver does not take it, the old one gets it back.",

@@ -92,7 +92,7 @@ pub(crate) enum VfChange {
     LinkState(VfLinkState),
 }
 
-fn about(index: u32) -> Request {
+pub(super) fn about(index: u32) -> Request {
     let mut info = [0; INFO];
     info[4..8].copy_from_slice(&index.to_ne_bytes());
     Request::new(&info)

@@ -4,6 +4,7 @@
 //! that refuses as drivers do. Requests are about one link or one device. The one dump is that of devlink's ports, which has no VF lists in it:
 //! a dump of links with `RTEXT_FILTER_VF` fails as a whole ("Buffer too small for object") when one PF has too many VFs.
 
+mod bond;
 mod devlink;
 mod driver;
 mod error;
@@ -11,13 +12,16 @@ mod ethtool;
 mod link;
 mod request;
 mod socket;
+mod watch;
 
+pub(crate) use bond::{BondMode, BondOptions, HashPolicy, LacpRate, LinkChange};
 pub(crate) use devlink::{
     DevlinkName, DevlinkPort, EncapMode, EswitchChange, EswitchMode, EswitchState, Flavour, InlineMode,
 };
 pub(crate) use driver::DriverInfo;
 pub(crate) use error::NetlinkError;
 pub(crate) use link::{VfChange, VfLinkState, VfSettings};
+pub(crate) use watch::LinkWatch;
 
 /// What the kernel can be asked and told. An interface is given by its name and its index, which belong together.
 pub(crate) trait Kernel: Send + Sync {
@@ -43,6 +47,8 @@ pub(crate) trait Kernel: Send + Sync {
     fn set_tc_offload(&self, index: u32, on: bool) -> Result<(), NetlinkError>;
     /// What an interface's driver says of itself.
     fn driver(&self, interface: &str) -> Result<DriverInfo, NetlinkError>;
+    /// Changes links: bonds and their members.
+    fn change_link(&self, change: &LinkChange<'_>) -> Result<(), NetlinkError>;
 }
 
 /// The kernel of this machine. Each question has a socket of its own.
@@ -91,5 +97,9 @@ impl Kernel for Real {
 
     fn driver(&self, interface: &str) -> Result<DriverInfo, NetlinkError> {
         driver::driver(interface)
+    }
+
+    fn change_link(&self, change: &LinkChange<'_>) -> Result<(), NetlinkError> {
+        bond::change(change)
     }
 }

@@ -16,6 +16,8 @@ const NLMSG_DONE: u16 = 3;
 const NLM_F_REQUEST: u16 = 0x01;
 const NLM_F_ACK: u16 = 0x04;
 const NLM_F_DUMP: u16 = 0x300;
+/// NLM_F_CREATE and NLM_F_EXCL.
+const NLM_F_NEW: u16 = 0x600;
 /// In answers: something changed during the dump; the request is not repeated in the error; extended attributes follow.
 const NLM_F_DUMP_INTR: u16 = 0x10;
 const NLM_F_CAPPED: u16 = 0x100;
@@ -39,6 +41,8 @@ pub(super) enum Want {
     One,
     /// All there is.
     All,
+    /// To make what is not there yet.
+    New,
 }
 
 /// A socket.
@@ -73,7 +77,12 @@ impl Channel {
         mut each: impl FnMut(&[u8]) -> Result<(), NetlinkError>,
     ) -> Result<(), NetlinkError> {
         self.sequence = self.sequence.wrapping_add(1);
-        let flags = NLM_F_REQUEST | if want == Want::All { NLM_F_DUMP } else { NLM_F_ACK };
+        let how = match want {
+            Want::One => NLM_F_ACK,
+            Want::All => NLM_F_DUMP,
+            Want::New => NLM_F_ACK | NLM_F_NEW,
+        };
+        let flags = NLM_F_REQUEST | how;
         let sent = self.socket.send(&request.message(kind, flags, self.sequence), 0);
         sent.map_err(|source| NetlinkError::Socket { doing: "sending", source })?;
         let (mut changed, mut failed) = (false, None);

@@ -7,12 +7,15 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use crate::host::netlink::{
-    DevlinkName, DevlinkPort, DriverInfo, EswitchChange, EswitchMode, EswitchState, Kernel, NetlinkError, VfChange,
-    VfSettings,
+    DevlinkName, DevlinkPort, DriverInfo, EswitchChange, EswitchMode, EswitchState, Kernel, LinkChange, NetlinkError,
+    VfChange, VfSettings,
 };
 
 /// What a change of mode does; an error number: it is refused.
 type OnMode = Box<dyn FnMut(EswitchMode) -> Result<(), i32> + Send>;
+
+/// What a change of links does; an error number and the kernel's words: it is refused.
+type OnLink = Box<dyn FnMut(&LinkChange<'_>) -> Result<(), (i32, &'static str)> + Send>;
 
 /// What it knows, shared with the test.
 #[derive(Default)]
@@ -31,6 +34,8 @@ pub(super) struct State {
     pub changes: Vec<String>,
     /// What a change of mode does to the host, or why it is refused.
     pub on_mode: Option<OnMode>,
+    /// What a change of links does to the host, or why it is refused.
+    pub on_link: Option<OnLink>,
     /// How often lists of VFs were asked for.
     pub vf_lists: usize,
 }
@@ -148,5 +153,15 @@ impl Kernel for FakeKernel {
     fn driver(&self, interface: &str) -> Result<DriverInfo, NetlinkError> {
         let found = self.0.lock().unwrap().drivers.get(interface).cloned();
         found.map_or_else(|| refused(libc::EOPNOTSUPP, ""), Ok)
+    }
+    fn change_link(&self, change: &LinkChange<'_>) -> Result<(), NetlinkError> {
+        let mut state = self.0.lock().unwrap();
+        let what = format!("link {change:?}");
+        state.refusal(&what)?;
+        state.changes.push(what);
+        match state.on_link.as_mut().map(|act| act(change)) {
+            Some(Err((errno, said))) => refused(errno, said),
+            _ => Ok(()),
+        }
     }
 }

@@ -29,15 +29,15 @@ const CHECKS: &[Check] = &[
 /// An 82576 has eight, of which igb leaves one out (drivers/net/ethernet/intel/igb/igb_main.c, `igb_probe_vfs`).
 const TOTAL: u64 = 7;
 /// No ports; a lane that takes little of the memory which the hugepages of later checks come from.
-const CONFIGURATION: &str = "[dataplane]\ncores = [0]\nmemory_mib = 64\n";
+pub(super) const CONFIGURATION: &str = "[dataplane]\ncores = [0]\nmemory_mib = 64\n";
 const MAC: &str = "52:54:00:aa:01:01";
 const LIMIT: Duration = Duration::from_secs(60);
 
-struct Control<'a> {
-    daemon: Daemon,
+pub(super) struct Control<'a> {
+    pub(super) daemon: Daemon,
     /// The first NIC's interface.
-    interface: String,
-    story: &'a mut fs::File,
+    pub(super) interface: String,
+    pub(super) story: &'a mut fs::File,
 }
 
 /// Runs all checks when the name of one contains `only`. Returns how many passed.
@@ -61,7 +61,7 @@ pub fn run(story: &mut fs::File, only: &str) -> Result<u32> {
 }
 
 impl Control<'_> {
-    fn cli(&mut self, words: &[&str]) -> Result<Finished> {
+    pub(super) fn cli(&mut self, words: &[&str]) -> Result<Finished> {
         let finished = self.daemon.cli(words)?;
         if finished.code != 0 || !words.contains(&"--json") {
             let shown = finished.text.trim_end().replace('\n', "\n      ");
@@ -70,17 +70,17 @@ impl Control<'_> {
         Ok(finished)
     }
 
-    fn done(&mut self, words: &[&str]) -> Result<String> {
+    pub(super) fn done(&mut self, words: &[&str]) -> Result<String> {
         self.cli(words)?.success(&format!("ringspan {}", words.join(" ")))
     }
 
-    fn json(&mut self, words: &[&str]) -> Result<Value> {
+    pub(super) fn json(&mut self, words: &[&str]) -> Result<Value> {
         let text = self.done(&[words, &["--json"]].concat())?;
         serde_json::from_str(&text).with_context(|| format!("ringspan {}: {text}", words.join(" ")))
     }
 
     /// Exit code 1, and all of these in the message.
-    fn refused(&mut self, words: &[&str], says: &[&str]) -> Result<()> {
+    pub(super) fn refused(&mut self, words: &[&str], says: &[&str]) -> Result<()> {
         let finished = self.cli(words)?;
         ensure!(finished.code == 1, "ringspan {}: exit code {}", words.join(" "), finished.code);
         for part in says {
@@ -100,7 +100,7 @@ impl Control<'_> {
 }
 
 /// The kernel's own tools.
-fn tool(program: &str, words: &[&str]) -> Result<String> {
+pub(super) fn tool(program: &str, words: &[&str]) -> Result<String> {
     wait::run(Command::new(program).args(words), LIMIT)?.success(&format!("{program} {}", words.join(" ")))
 }
 

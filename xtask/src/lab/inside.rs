@@ -18,7 +18,7 @@ use ringspan_testkit::{paths, wait};
 
 use super::kernel_log::KernelLog;
 use super::registers::Registers;
-use super::{FIRST, SECOND, checks, control, story_port};
+use super::{FIRST, SECOND, bonds, checks, control, story_port};
 
 /// Longest frame without its Ethernet header.
 pub const MTU: u16 = 9000;
@@ -55,6 +55,7 @@ pub fn run(only: &str) -> Result<()> {
     }
     let mut story = story_port()?;
     let mut done = control::run(&mut story, only)?;
+    done += bonds::run(&mut story, only)?;
     let mut host = Host::prepare(story)?;
     let mut log = KernelLog::from_now()?;
     for begin in [checks::FUNCTION, checks::VIRTUAL_FUNCTION] {

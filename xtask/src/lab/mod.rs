@@ -3,6 +3,7 @@
 //! The host is a QEMU guest with an IOMMU and two igb NICs, joined by a wire (docs/decisions/0011-lab.md). This side makes it and shows what it
 //! says; [`inside`] is the other side: this same program in there, which runs a lane and plays the lane's guest.
 
+mod bonds;
 mod checks;
 mod control;
 mod flow;

@@ -1,0 +1,163 @@
+//! `ringspan bond`.
+
+use std::io::Write;
+
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::client::Client;
+use super::device::print_done;
+use super::options::Output;
+use super::table::Table;
+use super::{Failure, print_json};
+use crate::host::bond::{Bond as Entry, Member, VfLag};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Bond {
+    /// Make a bond as it is wanted, or adopt one that is there.
+    Create(Box<Create>),
+    /// Take a bond away; its members are free, and down. That there is none is a success.
+    Delete {
+        /// Its name.
+        name: String,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Show bonds: who sends, what LACP has agreed, links, and VF LAG.
+    Status {
+        /// Its name; all of them when absent.
+        name: Option<String>,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Create {
+    /// Its name.
+    name: String,
+    /// Its members: interfaces, or PCI addresses.
+    #[arg(required = true, value_name = "MEMBER")]
+    members: Vec<String>,
+    /// active-backup, balance-xor or 802.3ad; or 1, 2 or 4.
+    #[arg(long)]
+    mode: Option<String>,
+    /// How often links are looked at, in milliseconds.
+    #[arg(long, value_name = "MS")]
+    miimon: Option<u32>,
+    /// What is hashed to choose a member: layer2, layer3+4, layer2+3, encap2+3 or encap3+4.
+    #[arg(long, value_parser = ["layer2", "layer3+4", "layer2+3", "encap2+3", "encap3+4"], value_name = "POLICY")]
+    hash_policy: Option<String>,
+    /// How often the partner is asked to speak: slow or fast.
+    #[arg(long, value_parser = ["slow", "fast"], value_name = "RATE")]
+    lacp_rate: Option<String>,
+    /// The members are the two PFs of a ConnectX: make one switch of them.
+    #[arg(long)]
+    vf_lag: bool,
+    /// The bridge of Open vSwitch that it is put on.
+    #[arg(long)]
+    bridge: Option<String>,
+    /// Also when a member is up, or the bond has to go down for a change.
+    #[arg(long)]
+    disturb: bool,
+    /// Longest wait for VF LAG, in seconds.
+    #[arg(long, default_value_t = 30.0, value_name = "SECONDS")]
+    timeout: f64,
+    #[command(flatten)]
+    output: Output,
+}
+
+pub(super) fn run(mut client: Client, command: Bond) -> Result<(), Failure> {
+    match command {
+        Bond::Create(create) => {
+            let timeout_ms = (create.timeout.max(0.0) * 1000.0) as u64;
+            let mut params = json!({ "name": create.name, "members": create.members, "vf_lag": create.vf_lag, "disturb": create.disturb, "timeout_ms": timeout_ms });
+            let wishes = [
+                ("mode", create.mode.map(Value::from)),
+                ("miimon", create.miimon.map(Value::from)),
+                ("hash_policy", create.hash_policy.map(Value::from)),
+                ("lacp_rate", create.lacp_rate.map(Value::from)),
+                ("bridge", create.bridge.map(Value::from)),
+            ];
+            for (name, value) in wishes {
+                if let Some(value) = value {
+                    params[name] = value;
+                }
+            }
+            print_done(&client.call("bond.create", params)?, create.output)
+        }
+        Bond::Delete { name, output } => print_done(&client.call("bond.delete", json!({ "name": name }))?, output),
+        Bond::Status { name, output: Output { json } } => {
+            let params = name.map_or_else(|| json!({}), |name| json!({ "name": name }));
+            let bonds = client.call("bond.status", params)?;
+            if json { print_json(&bonds) } else { print(&serde_json::from_value::<Vec<Entry>>(bonds)?) }
+        }
+    }
+}
+
+fn or_dash(text: Option<impl ToString>) -> String {
+    text.map_or_else(|| "-".into(), |text| text.to_string())
+}
+
+/// A line of each bond, and a table of their members.
+fn print(bonds: &[Entry]) -> Result<(), Failure> {
+    let mut table =
+        Table::new(&["BOND", "MEMBER", "ADDR", "STATE", "LINK", "FAILURES", "SPEED", "MAC", "LACP", "PARTNER"]);
+    let mut out = std::io::stdout().lock();
+    for bond in bonds {
+        writeln!(out, "{}", line(bond))?;
+        for member in &bond.members {
+            table.row(row(&bond.name, member));
+        }
+    }
+    drop(out);
+    if bonds.iter().any(|bond| !bond.members.is_empty()) { table.print() } else { Ok(()) }
+}
+
+fn row(bond: &str, member: &Member) -> [String; 10] {
+    let lacp = member.lacp.as_ref();
+    [
+        bond.into(),
+        member.interface.clone(),
+        or_dash(member.address),
+        member.state.clone(),
+        member.link.clone(),
+        member.link_failures.to_string(),
+        or_dash(member.speed_mbps),
+        or_dash(member.mac),
+        or_dash(lacp.map(|lacp| if lacp.carries { "agreed" } else { "not agreed" })),
+        or_dash(lacp.and_then(|lacp| lacp.partner)),
+    ]
+}
+
+fn line(bond: &Entry) -> String {
+    let mut words = vec![format!("{}: {}", bond.name, bond.mode)];
+    words.push(if bond.carrier {
+        "up".into()
+    } else if bond.up {
+        "up, without a link".into()
+    } else {
+        "down".into()
+    });
+    if let Some(active) = &bond.active {
+        words.push(format!("sends by {active}"));
+    }
+    words.push(if bond.miimon == 0 { "links are not watched".into() } else { format!("miimon {} ms", bond.miimon) });
+    words.extend(bond.hash_policy.iter().map(|policy| format!("hash {policy}")));
+    if let Some(lacp) = &bond.lacp {
+        words.push(match lacp.partner {
+            Some(partner) => format!("LACP with {partner}, {} ports", lacp.ports),
+            None => "nobody answers LACP".into(),
+        });
+    }
+    words.extend(bond.vf_lag.iter().map(vf_lag));
+    words.extend(bond.bridge.iter().map(|bridge| format!("on bridge {bridge}")));
+    words.join(", ")
+}
+
+fn vf_lag(lag: &VfLag) -> String {
+    let kind = lag.kind.as_ref().map(|kind| format!(" ({kind})")).unwrap_or_default();
+    let mapping = if lag.mapping.is_empty() { String::new() } else { format!(" mapping {}", lag.mapping.join(" ")) };
+    let reason = lag.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+    format!("VF LAG {}{kind}{mapping}{reason}", lag.state)
+}

@@ -1,0 +1,91 @@
+//! Methods about the host's bonds.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::device::{CHANGES, PATIENCE, one_at_a_time, owners};
+use super::{Call, ovs};
+use crate::error::{Error, ErrorKind};
+use crate::host::bond::{self, Around, Bond, BridgePort, ByName, Removed, Wish};
+use crate::ovs::client::Database;
+use crate::ovs::configure::{Configure, Outcome, WantedPort, configure};
+use crate::ovs::view::View;
+
+/// Longest wait for ovs-vswitchd to take a bond, in milliseconds.
+const SETTLE_MS: u64 = 10_000;
+
+/// Where an interface is in Open vSwitch.
+fn port_of(call: &Call, interface: &str) -> Option<BridgePort> {
+    let mut database = Database::connect(&ovs::place(call)).ok()?;
+    let view = View::read(&mut database).ok()?;
+    let (bridge, port) = view.port(interface)?;
+    Some(BridgePort { bridge: bridge.name.clone(), tag: port.tag })
+}
+
+fn attach(call: &Call, interface: &str, to: Option<&BridgePort>) -> Result<(), Error> {
+    let port = WantedPort {
+        name: interface.into(),
+        bridge: to.map(|port| port.bridge.clone()),
+        tag: to.and_then(|port| port.tag),
+        absent: to.is_none(),
+        ..WantedPort::default()
+    };
+    let wanted = Configure { ports: vec![port], timeout_ms: SETTLE_MS, ..Configure::default() };
+    let configured = configure(&ovs::place(call), &wanted)?;
+    match configured.items.into_iter().find(|item| item.outcome == Outcome::Refused) {
+        Some(item) => {
+            Err(item.error.unwrap_or_else(|| Error::new(ErrorKind::Failed, format!("{} was refused", item.item))))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Runs a change of bonds, with what the daemon knows besides the host.
+fn with_around<T>(call: &Call, change: impl FnOnce(&Around<'_>) -> Result<T, Error>) -> Result<T, Error> {
+    let owner = |address: ringspan_protocol::PciAddress| owners(call).remove(&address.to_string());
+    let (port_of, attach) =
+        (|name: &str| port_of(call, name), |name: &str, to: Option<&BridgePort>| attach(call, name, to));
+    change(&Around { owner: &owner, port_of: &port_of, attach: &attach })
+}
+
+fn log(call: &Call, done: &[String]) {
+    for done in done {
+        tracing::info!("{done}, as process {} asked", call.peer.pid);
+    }
+}
+
+pub(super) fn create(call: &mut Call, wish: Wish) -> Result<Bond, Error> {
+    let (host, _one) = (call.daemon.host(), one_at_a_time(&CHANGES, PATIENCE)?);
+    let bond = with_around(call, |around| bond::create(&host, &wish, around))?;
+    log(call, &bond.done);
+    Ok(on_bridge(call, bond))
+}
+
+pub(super) fn delete(call: &mut Call, ByName { name }: ByName) -> Result<Removed, Error> {
+    let (host, _one) = (call.daemon.host(), one_at_a_time(&CHANGES, PATIENCE)?);
+    let removed = with_around(call, |around| bond::delete(&host, &name, around))?;
+    log(call, &removed.done);
+    Ok(removed)
+}
+
+fn on_bridge(call: &Call, bond: Bond) -> Bond {
+    Bond { bridge: port_of(call, &bond.name).map(|port| port.bridge), ..bond }
+}
+
+/// Which bond.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Which {
+    /// Its name; absent: all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+pub(super) fn status(call: &mut Call, Which { name }: Which) -> Result<Vec<Bond>, Error> {
+    let host = call.daemon.host();
+    let found = match name {
+        Some(name) => vec![bond::get(&host, &name)?],
+        None => bond::all(&host),
+    };
+    Ok(found.into_iter().map(|bond| on_bridge(call, bond)).collect())
+}
