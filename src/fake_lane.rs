@@ -251,6 +251,7 @@ fn status(spec: PortSpec, ready: bool) -> PortStatus {
             offloads: Default::default(),
             receive_wake: Default::default(),
             spread: Default::default(),
+            members: vec![],
         },
         spec,
     }

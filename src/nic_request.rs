@@ -93,10 +93,13 @@ impl NicRequest {
         if !MTU_RANGE.contains(&mtu) {
             return invalid(format!("mtu is {mtu}: choose {} to {}", MTU_RANGE.start(), MTU_RANGE.end()));
         }
-        if let Some(own) =
-            uplinks.iter().find(|uplink| matches!(uplink, DeviceSpec::Soft { .. } | DeviceSpec::VhostVdpa { .. }))
-        {
-            return invalid(format!("{own} cannot be an uplink: give a pci:, vdev: or patch: device"));
+        let bad = |uplink: &&DeviceSpec| {
+            matches!(uplink, DeviceSpec::Soft { .. } | DeviceSpec::VhostVdpa { .. } | DeviceSpec::Bond { .. })
+        };
+        if let Some(own) = uplinks.iter().find(bad) {
+            return invalid(format!(
+                "{own} cannot be an uplink: give a pci:, vdev: or patch: device (two of them are bonded)"
+            ));
         }
         let mut spec = NicSpec { name: name.clone(), vfs, uplinks, bond, mode, vf, mtu, pci };
         if let Err(what) = spec.check_vfs() {

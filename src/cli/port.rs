@@ -4,6 +4,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use ringspan_protocol::nic::UplinkStatus;
 use ringspan_protocol::{MigrationStatus, PolicyStatus, PortName, ShareStatus, ZeroCopyStatus};
 use serde_json::{Value, json};
 
@@ -198,6 +199,7 @@ fn show(port: &PortEntry) -> Result<(), Failure> {
             ("zero copy", zero_copy(&status.zero_copy)),
             ("migratable", migration(&status.migration)),
         ]);
+        rows.extend(device.members.iter().map(|one| ("member", member(one))));
     }
     let width = rows.iter().map(|(key, _)| key.len()).max().unwrap_or(0);
     let mut out = std::io::stdout().lock();
@@ -212,6 +214,11 @@ fn placement(share: &ShareStatus) -> String {
     let list = |numbers: &[u16]| numbers.iter().map(u16::to_string).collect::<Vec<_>>().join(",");
     let pairs = if share.pairs.is_empty() { String::new() } else { format!(", guest pair {}", list(&share.pairs)) };
     format!("{} (device queue {}{pairs})", share.core, list(&share.queues))
+}
+
+/// A device of a bond.
+fn member(one: &UplinkStatus) -> String {
+    format!("{}: {}{}", one.device, if one.up { "up" } else { "down" }, if one.active { ", sends" } else { "" })
 }
 
 fn policy(status: &PolicyStatus) -> String {

@@ -233,11 +233,18 @@ fn checked_cores(cores: &Spanned<Vec<u16>>, host: &HostCores) -> Result<Vec<u16>
 }
 
 /// What two ports may not share: the lane counts for a device that exists only within one.
-pub(crate) fn device_key(device: &DeviceSpec, lane: Option<&LaneName>) -> (Option<LaneName>, String) {
+pub(crate) fn device_keys(device: &DeviceSpec, lane: Option<&LaneName>) -> Vec<(Option<LaneName>, String)> {
+    device.parts().iter().map(|part| device_key(part, lane)).collect()
+}
+
+/// The same for a device that is none of several.
+fn device_key(device: &DeviceSpec, lane: Option<&LaneName>) -> (Option<LaneName>, String) {
     match device {
         // A cable lies in one lane, and its name means the same cable everywhere.
         DeviceSpec::Pci { .. } | DeviceSpec::VhostVdpa { .. } | DeviceSpec::Patch { .. } => (None, device.identity()),
-        DeviceSpec::Vdev { .. } | DeviceSpec::Soft { .. } => (lane.cloned(), device.identity()),
+        DeviceSpec::Vdev { .. } | DeviceSpec::Soft { .. } | DeviceSpec::Bond { .. } => {
+            (lane.cloned(), device.identity())
+        }
     }
 }
 
@@ -258,13 +265,13 @@ fn ports(ports: &[Spanned<PortRequest>], lanes: &[LaneSettings], control: &Contr
             let socket = &port.socket;
             return Err(at(table, format!("port {}: the port {other} has the socket {socket:?} already", port.name)));
         }
-        if let Some(interface) = port.device.interface()
-            && let Some(other) = interfaces.insert(interface, &port.name)
-        {
-            return Err(at(
-                table,
-                format!("port {}: the port {other} has the interface {interface} already", port.name),
-            ));
+        for interface in port.device.parts().iter().filter_map(DeviceSpec::interface) {
+            if let Some(other) = interfaces.insert(interface, &port.name) {
+                return Err(at(
+                    table,
+                    format!("port {}: the port {other} has the interface {interface} already", port.name),
+                ));
+            }
         }
         if matches!(port.device, DeviceSpec::Patch { .. }) {
             ends.insert(port.device.identity(), port);
@@ -301,12 +308,14 @@ fn ports(ports: &[Spanned<PortRequest>], lanes: &[LaneSettings], control: &Contr
         }
         // A port that names no lane goes where there is room: only with one lane is it known here which that is.
         let lane = port.lane.as_ref().or(if lanes.len() == 1 { Some(&lanes[0].name) } else { None });
-        let key = device_key(&port.device, lane);
-        let placed = lane.is_some()
-            || key.0.is_none() && !matches!(port.device, DeviceSpec::Vdev { .. } | DeviceSpec::Soft { .. });
-        if placed && let Some(other) = devices.insert(key, &port.name) {
-            let device = port.device.identity();
-            return Err(at(table, format!("port {}: the port {other} has the device {device} already", port.name)));
+        for part in port.device.parts() {
+            let key = device_key(part, lane);
+            let placed =
+                lane.is_some() || key.0.is_none() && !matches!(part, DeviceSpec::Vdev { .. } | DeviceSpec::Soft { .. });
+            if placed && let Some(other) = devices.insert(key, &port.name) {
+                let device = part.identity();
+                return Err(at(table, format!("port {}: the port {other} has the device {device} already", port.name)));
+            }
         }
     }
     Ok(())

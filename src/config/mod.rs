@@ -15,7 +15,7 @@ use toml::Spanned;
 use crate::nic_request::NicRequest;
 use crate::port_request::PortRequest;
 
-pub(crate) use check::device_key;
+pub(crate) use check::device_keys;
 
 /// Where the file is looked for when none is named.
 pub(crate) const DEFAULT_FILE: &str = "/etc/ringspan.toml";

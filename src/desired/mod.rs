@@ -12,7 +12,7 @@ use ringspan_protocol::{DeviceSpec, LaneName, NicName, NicSpec, PortName, PortSp
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Config, MAIN_LANE, device_key};
+use crate::config::{Config, MAIN_LANE, device_keys};
 use crate::error::{Error, ErrorKind};
 use crate::lanes::Wanted;
 use crate::state::{Pin, Saved, SavedNic, SavedPort};
@@ -170,10 +170,11 @@ impl Desired {
         reserved: &BTreeMap<LaneName, usize>,
     ) -> Result<LaneName, Error> {
         let ports = |lane: &LaneName| {
-            let placed = self.ports.values().filter(|port| port.lane == *lane).count();
-            placed + reserved.get(lane).copied().unwrap_or(0)
+            // A bond takes as many of DPDK's ports as it has devices, and one.
+            let placed = self.ports.values().filter(|port| port.lane == *lane);
+            placed.map(|port| port.spec.device.dpdk_ports()).sum::<usize>() + reserved.get(lane).copied().unwrap_or(0)
         };
-        let free = room.iter().filter(|(lane, most)| ports(lane) < *most);
+        let free = room.iter().filter(|(lane, most)| ports(lane) + spec.device.dpdk_ports() <= *most);
         let fits = free.clone().filter(|(lane, _)| self.claim(spec, lane).is_ok());
         if let Some((lane, _)) = fits.min_by_key(|(lane, _)| ports(lane)) {
             return Ok(lane.clone());
@@ -196,15 +197,15 @@ impl Desired {
             let message = format!("port {name}: {} is on lane {home}, this port would be on {lane}", spec.device);
             return Err(Error::new(ErrorKind::Invalid, message).about(name));
         }
-        let key = device_key(&spec.device, Some(lane));
+        let keys = device_keys(&spec.device, Some(lane));
         for (other, port) in &self.ports {
             if port.spec.socket == spec.socket {
                 let message = format!("port {name}: the port {other} has the socket {:?} already", spec.socket);
                 return Err(Error::new(ErrorKind::Busy, message).about(name));
             }
-            if let Some(interface) = spec.device.interface()
-                && port.spec.device.interface() == Some(interface)
-            {
+            let theirs: Vec<&str> = port.spec.device.parts().iter().filter_map(DeviceSpec::interface).collect();
+            let shared = spec.device.parts().iter().filter_map(DeviceSpec::interface).find(|one| theirs.contains(one));
+            if let Some(interface) = shared {
                 let message = format!("port {name}: the port {other} has the interface {interface} already");
                 return Err(Error::new(ErrorKind::Busy, message).about(name));
             }
@@ -220,10 +221,10 @@ impl Desired {
                 let message = format!("port {name}: the port {other} at the other end of {} {wrong}", spec.device);
                 return Err(Error::new(ErrorKind::Invalid, message).about(name));
             }
-            if device_key(&port.spec.device, Some(&port.lane)) == key {
-                let scope = if matches!(spec.device, DeviceSpec::Vdev { .. }) { " on this lane" } else { "" };
-                let message =
-                    format!("port {name}: the port {other} has the device {}{scope} already", spec.device.identity());
+            let theirs = device_keys(&port.spec.device, Some(&port.lane));
+            if let Some((lane, device)) = keys.iter().find(|key| theirs.contains(key)) {
+                let scope = if lane.is_some() && device.starts_with("vdev:") { " on this lane" } else { "" };
+                let message = format!("port {name}: the port {other} has the device {device}{scope} already");
                 return Err(Error::new(ErrorKind::Busy, message).about(name));
             }
         }

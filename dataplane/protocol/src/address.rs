@@ -7,6 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::PortName;
+use crate::nic::BondMode;
 
 /// Why an address was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -22,9 +23,12 @@ pub enum AddressError {
     NotUnicast(MacAddress),
     /// A device of no known kind.
     #[error(
-        "{0:?} is not a device: write pci:0000:0a:00.2[,devargs], vdev:net_tap0[,devargs], soft:nic0/vf3, patch:NAME/a or vhost-vdpa:/dev/vhost-vdpa-0"
+        "{0:?} is not a device: write pci:0000:0a:00.2[,devargs], vdev:net_tap0[,devargs], soft:nic0/vf3, patch:NAME/a, bond:mode=1,pci:0000:0a:00.2,pci:0000:0b:00.2 or vhost-vdpa:/dev/vhost-vdpa-0"
     )]
     Device(String),
+    /// A bond that cannot be.
+    #[error("the bond {0:?}: {1}")]
+    Bond(String, &'static str),
     /// Device arguments with a character that would end them.
     #[error("the device arguments {0:?} have a space or control character: DPDK would cut them there")]
     DeviceArguments(String),
@@ -110,7 +114,7 @@ impl fmt::Display for MacAddress {
 /// What a port is bridged to.
 ///
 /// Written `pci:0000:0a:00.2[,devargs]`, `vdev:net_tap0[,devargs]`, `soft:nic0/vf3`, `patch:NAME/a` (the other end is
-/// `patch:NAME/b`) or `vhost-vdpa:/dev/vhost-vdpa-0`. The devargs are DPDK's own, unchanged.
+/// `patch:NAME/b`), `bond:mode=1,DEVICE,DEVICE` or `vhost-vdpa:/dev/vhost-vdpa-0`. The devargs are DPDK's own, unchanged.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum DeviceSpec {
@@ -141,6 +145,13 @@ pub enum DeviceSpec {
         name: String,
         /// Which end.
         end: PatchEnd,
+    },
+    /// Two devices as one, by DPDK's bonding driver: a VF of each of two PFs. Each is written as if it stood alone.
+    Bond {
+        /// How: not by LACP, whose frames VFs do not receive.
+        mode: BondMode,
+        /// The two devices, `pci:` or `vdev:`.
+        devices: Vec<DeviceSpec>,
     },
     /// A vhost-vdpa character device.
     VhostVdpa {
@@ -188,7 +199,27 @@ impl DeviceSpec {
                 None => format!("pci:{address}"),
             },
             Self::Vdev { name, .. } => format!("vdev:{name}"),
+            Self::Bond { mode, devices } => {
+                let devices: Vec<String> = devices.iter().map(Self::identity).collect();
+                format!("bond:mode={},{}", number(*mode), devices.join(","))
+            }
             Self::Soft { .. } | Self::Patch { .. } | Self::VhostVdpa { .. } => self.to_string(),
+        }
+    }
+
+    /// The devices that are opened for it: itself, or those of a bond. What two ports may not share is each of them.
+    pub fn parts(&self) -> &[Self] {
+        match self {
+            Self::Bond { devices, .. } => devices,
+            one => std::slice::from_ref(one),
+        }
+    }
+
+    /// How many of DPDK's ports it takes.
+    pub fn dpdk_ports(&self) -> usize {
+        match self {
+            Self::Bond { devices, .. } => devices.len() + 1,
+            _ => 1,
         }
     }
 
@@ -205,6 +236,53 @@ impl DeviceSpec {
         let opens_it =
             ["net_tap", "net_af_packet", "net_af_xdp", "net_pcap"].iter().any(|driver| name.starts_with(driver));
         args.split(',').find_map(|arg| arg.strip_prefix("iface=")).filter(|_| opens_it)
+    }
+}
+
+/// A mode as the kernel and DPDK number it.
+fn number(mode: BondMode) -> u8 {
+    match mode {
+        BondMode::ActiveBackup => 1,
+        BondMode::BalanceXor => 2,
+        BondMode::Lacp => 4,
+    }
+}
+
+/// `mode=1,DEVICE,DEVICE`. A device begins where its kind does, so its arguments may hold commas.
+fn bond(text: &str, rest: &str) -> Result<DeviceSpec, AddressError> {
+    let bad = |why| AddressError::Bond(text.into(), why);
+    let (mode, rest) = rest.split_once(',').ok_or_else(|| bad("write bond:mode=1,DEVICE,DEVICE"))?;
+    let mode = match mode.strip_prefix("mode=").ok_or_else(|| bad("write mode=1 or mode=2 first"))? {
+        "1" | "active-backup" => BondMode::ActiveBackup,
+        "2" | "balance-xor" => BondMode::BalanceXor,
+        "4" | "802.3ad" | "lacp" => {
+            return Err(bad(
+                "LACP frames do not reach virtual functions, so mode 4 never agrees with anybody: give mode=1, or mode=2 with a static group on the switch, or bond the PFs in the kernel (VF LAG)",
+            ));
+        }
+        _ => return Err(bad("modes are 1 (active-backup) and 2 (balance-xor)")),
+    };
+    let begins = |part: &str| {
+        ["pci:", "vdev:", "soft:", "patch:", "bond:", "vhost-vdpa:"].iter().any(|kind| part.starts_with(kind))
+    };
+    let mut texts: Vec<String> = Vec::new();
+    for part in rest.split(',') {
+        match texts.last_mut() {
+            Some(last) if !begins(part) => {
+                last.push(',');
+                last.push_str(part);
+            }
+            _ => texts.push(part.into()),
+        }
+    }
+    let devices = texts.iter().map(|text| text.parse()).collect::<Result<Vec<DeviceSpec>, _>>()?;
+    if devices.iter().any(|device| !matches!(device, DeviceSpec::Pci { .. } | DeviceSpec::Vdev { .. })) {
+        return Err(bad("its devices are pci: or vdev: ones"));
+    }
+    match &devices[..] {
+        [first, second] if first.identity() != second.identity() => Ok(DeviceSpec::Bond { mode, devices }),
+        [_, _] => Err(bad("its two devices are one and the same")),
+        _ => Err(bad("it needs two devices")),
     }
 }
 
@@ -250,6 +328,7 @@ impl FromStr for DeviceSpec {
                     _ => Err(bad()),
                 }
             }
+            "bond" => bond(text, rest),
             "vhost-vdpa" if rest.starts_with('/') => Ok(Self::VhostVdpa { path: rest.into() }),
             _ => Err(bad()),
         }
@@ -263,6 +342,10 @@ impl fmt::Display for DeviceSpec {
             Self::Vdev { name, args } => (format!("vdev:{name}"), args.as_str()),
             Self::Soft { nic, vf } => (format!("soft:{nic}/vf{vf}"), ""),
             Self::Patch { name, end } => (format!("patch:{name}/{end}"), ""),
+            Self::Bond { mode, devices } => {
+                let devices: Vec<String> = devices.iter().map(Self::to_string).collect();
+                (format!("bond:mode={},{}", number(*mode), devices.join(",")), "")
+            }
             Self::VhostVdpa { path } => (format!("vhost-vdpa:{}", path.display()), ""),
         };
         match args {
@@ -306,8 +389,8 @@ as_string!(
 as_string!(MacAddress, "An Ethernet address: 52:54:00:12:34:56.", "^([0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}$");
 as_string!(
     DeviceSpec,
-    "pci:0000:0a:00.2[,devargs], vdev:net_tap0[,devargs], soft:nic0/vf3, patch:NAME/a (or /b) or vhost-vdpa:/dev/vhost-vdpa-0.",
-    "^(pci|vdev|soft|patch|vhost-vdpa):"
+    "pci:0000:0a:00.2[,devargs], vdev:net_tap0[,devargs], soft:nic0/vf3, patch:NAME/a (or /b), bond:mode=1,DEVICE,DEVICE or vhost-vdpa:/dev/vhost-vdpa-0.",
+    "^(pci|vdev|soft|patch|bond|vhost-vdpa):"
 );
 
 #[cfg(test)]
@@ -321,6 +404,39 @@ mod tests {
         assert_eq!(full.to_string(), "0000:0a:00.2");
         for bad in ["", "0a:00", "0a:20.0", "0a:00.8", "x:00.0", "0000:0a:00.2.1", "+a:00.0", ":0a:00.0"] {
             assert!(bad.parse::<PciAddress>().is_err(), "{bad:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn a_bond_reads_back_and_is_of_two_devices_without_lacp() {
+        for (text, parts) in [
+            ("bond:mode=1,pci:0000:0a:00.2,pci:0000:0b:00.2", ["pci:0000:0a:00.2", "pci:0000:0b:00.2"]),
+            (
+                "bond:mode=2,pci:0000:0a:00.0,representor=vf[1,3],dv_flow_en=2,vdev:net_tap1,iface=up1",
+                ["pci:0000:0a:00.0,representor=vf[1,3],dv_flow_en=2", "vdev:net_tap1,iface=up1"],
+            ),
+        ] {
+            let device: DeviceSpec = text.parse().unwrap();
+            assert_eq!(device.to_string(), text);
+            assert_eq!(device.parts().iter().map(DeviceSpec::to_string).collect::<Vec<_>>(), parts);
+            assert_eq!(device.dpdk_ports(), 3);
+        }
+        let one: DeviceSpec = "bond:mode=active-backup,vdev:net_null0,size=64,vdev:net_null1".parse().unwrap();
+        assert_eq!(one.identity(), "bond:mode=1,vdev:net_null0,vdev:net_null1");
+        for (text, why) in [
+            ("bond:mode=4,vdev:net_null0,vdev:net_null1", "LACP frames do not reach"),
+            ("bond:mode=0,vdev:net_null0,vdev:net_null1", "modes are 1"),
+            ("bond:vdev:net_null0,vdev:net_null1", "mode=1 or mode=2 first"),
+            ("bond:mode=1,vdev:net_null0", "two devices"),
+            ("bond:mode=1,vdev:net_null0,vdev:net_null0,size=64", "one and the same"),
+            ("bond:mode=1,soft:nic0/vf0,vdev:net_null0", "pci: or vdev:"),
+            ("bond:mode=1,bond:mode=1,vdev:net_null0,vdev:net_null1", "write mode=1"),
+        ] {
+            let error = text.parse::<DeviceSpec>().unwrap_err().to_string();
+            assert!(
+                error.contains(why) || error.contains("is not a device") || error.contains("bond:mode=1,DEVICE"),
+                "{text}: {error}"
+            );
         }
     }
 

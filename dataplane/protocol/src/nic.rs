@@ -99,7 +99,7 @@ pub enum NicMode {
 }
 
 /// How two uplinks are one (DPDK: "Link Bonding Poll Mode Driver Library").
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum BondMode {
     /// One sends, the other when the first one's link is down. The switches outside need to know nothing of it.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::nic::UplinkStatus;
 use crate::{DeviceSpec, MacAddress, PortName};
 
 /// Most queue pairs a front-end may use, and most device queues a port may have.
@@ -271,6 +272,9 @@ pub struct DeviceStatus {
     /// Whether the device spreads what comes in over its queues.
     #[serde(default)]
     pub spread: Spread,
+    /// The devices of a bond, and which of them sends; empty: it is none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub members: Vec<UplinkStatus>,
 }
 
 /// What tells a worker that sleeps of a frame that comes in.

@@ -182,16 +182,7 @@ impl Nic {
                 let removed = uplink.removed();
                 vec![UplinkStatus { device: device.clone(), up: !removed && uplink.link().up, removed, active: true }]
             }
-            _ => uplink
-                .members()
-                .into_iter()
-                .map(|Member { device, link, removed, active }| UplinkStatus {
-                    device,
-                    up: !removed && link.up,
-                    removed,
-                    active,
-                })
-                .collect(),
+            _ => uplink.members().into_iter().map(Member::status).collect(),
         }
     }
 

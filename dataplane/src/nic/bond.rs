@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dpdk_sys as sys;
-use ringspan_protocol::nic::BondMode;
+use ringspan_protocol::nic::{BondMode, UplinkStatus};
 use ringspan_protocol::{DeviceSpec, Policy, PolicyStatus};
 
 use super::burst::Burst;
@@ -50,6 +50,14 @@ pub struct Member {
     pub removed: bool,
     /// Whether the bond sends on it.
     pub active: bool,
+}
+
+impl Member {
+    /// As control is told of it.
+    pub(crate) fn status(self) -> UplinkStatus {
+        let Self { device, link, removed, active } = self;
+        UplinkStatus { device, up: !removed && link.up, removed, active }
+    }
 }
 
 /// What DPDK's bonding driver is called for a bond of this name.

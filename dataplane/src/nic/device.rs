@@ -3,6 +3,7 @@
 use std::ffi::{CStr, CString};
 use std::mem::MaybeUninit;
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Once};
 
 use dpdk_sys as sys;
@@ -58,6 +59,13 @@ impl Device {
     /// # Errors
     /// [`DeviceError`]; the device is unplugged again.
     pub fn open(spec: &DeviceSpec, config: &DeviceConfig) -> Result<(Self, Vec<QueuePair>), DeviceError> {
+        if let DeviceSpec::Bond { mode, devices } = spec {
+            // Names within the process only: a lane may have a NIC's bond of any name, too, whose first letter is none of these.
+            static BONDS: AtomicU32 = AtomicU32::new(0);
+            let name = bond::spec(&format!("-port{}", BONDS.fetch_add(1, Ordering::Relaxed)));
+            let port = Arc::new(bond::plug(&name, *mode, devices, config.queues)?);
+            return Self::start(port, spec.clone(), config);
+        }
         let port = Arc::new(plug(spec, config.queues)?);
         Self::start(port, spec.clone(), config)
     }
@@ -175,6 +183,7 @@ impl Device {
             queues: self.config.queues,
             receive_wake: self.wakers.first().map_or(ReceiveWake::Timer, Waker::status),
             spread: self.spread(),
+            members: self.members().into_iter().map(Member::status).collect(),
             promiscuous,
             allmulti,
             offloads: self.offloads.status(),
@@ -361,6 +370,8 @@ pub(super) fn plug(spec: &DeviceSpec, queues: u16) -> Result<Port, DeviceError> 
         DeviceSpec::Vdev { name, args } => devargs(&format!("vdev:{name}"), args),
         DeviceSpec::Patch { .. } | DeviceSpec::Soft { .. } => String::new(),
         DeviceSpec::VhostVdpa { .. } => return Err(DeviceError::Kind { device, kind: "vhost-vdpa" }),
+        // A bond is made of devices, not plugged in: `Device::open`. One within another is nothing that DPDK has.
+        DeviceSpec::Bond { .. } => return Err(DeviceError::Kind { device, kind: "bond" }),
     };
     if Eal::started().is_none() {
         return Err(DeviceError::NotStarted { device });

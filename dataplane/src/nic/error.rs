@@ -74,7 +74,7 @@ pub enum DeviceError {
     Kind {
         /// The device as it was asked for.
         device: String,
-        /// `soft` or `vhost-vdpa`.
+        /// `bond` or `vhost-vdpa`.
         kind: &'static str,
     },
     /// No such device.

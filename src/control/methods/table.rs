@@ -1,7 +1,8 @@
 //! The table of methods. To add one: its types and function in a file beside this one, and a row here.
 
 use super::{
-    Method, Nothing, attach, bond, daemon, device, doctor, flow, host, job, lane, nic, ovs, port, port_change, rule, typed,
+    Method, Nothing, attach, bond, daemon, device, doctor, flow, host, job, lane, nic, ovs, port, port_change, rule,
+    typed,
 };
 use crate::attach::Attach;
 use crate::attach::record::Key;
