@@ -63,7 +63,7 @@ fn wires() -> Result<Netns> {
 
 /// The far ends as members of one interface, with an address.
 fn far_end(net: &Netns, name: &str, kind: &[&str]) -> Result<()> {
-    net.ip(&[&["link", "add", name, "type"], kind].concat())?;
+    net.ip(&[&["link", "add", "name", name, "type"], kind].concat())?;
     for theirs in THEIRS {
         net.ip(&["link", "set", theirs, "down"])?;
         net.ip(&["link", "set", theirs, "master", name])?;
@@ -124,7 +124,7 @@ fn links(bond: &Value) -> Vec<&str> {
 }
 
 fn active_backup(control: &mut Control, net: &Netns) -> Result<()> {
-    far_end(net, "br", &["bridge"])?;
+    far_end(net, "swbridge", &["bridge"])?;
     let create = ["bond", "create", BOND, OURS[0], OURS[1], "--mode", "1", "--miimon", "50"];
     control.done(&create)?;
     ensure!(control.done(&create)?.is_empty(), "what is so already was done again");
@@ -148,7 +148,7 @@ fn active_backup(control: &mut Control, net: &Netns) -> Result<()> {
 }
 
 fn balance_xor(control: &mut Control, net: &Netns) -> Result<()> {
-    far_end(net, "bond", &["bond", "mode", "balance-xor", "miimon", "50"])?;
+    far_end(net, "swbond", &["bond", "mode", "balance-xor", "miimon", "50"])?;
     // As somebody else made it: without watched links, with one member, hashing addresses.
     tool("ip", &["link", "add", BOND, "type", "bond", "mode", "balance-xor"])?;
     tool("ip", &["link", "set", OURS[0], "master", BOND])?;
@@ -169,8 +169,8 @@ fn balance_xor(control: &mut Control, net: &Netns) -> Result<()> {
 }
 
 fn lacp(control: &mut Control, net: &Netns) -> Result<()> {
-    far_end(net, "bond", &["bond", "mode", "802.3ad", "miimon", "50", "lacp_rate", "fast"])?;
-    let partner = net.ip(&["-o", "link", "show", "bond"])?;
+    far_end(net, "swbond", &["bond", "mode", "802.3ad", "miimon", "50", "lacp_rate", "fast"])?;
+    let partner = net.ip(&["-o", "link", "show", "swbond"])?;
     let partner =
         partner.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).context("no address")?.to_owned();
     control.done(&[
