@@ -14,10 +14,11 @@ use crate::BURST;
 /// Those that are free lie as the pool gave them out: one segment, held once (*Mbuf Library*, `rte_mbuf_raw_alloc`), so that
 /// they can go back as they are.
 pub struct Blanks {
-    /// The first `frames` are whole frames, those up to `len` are free; all are ours, and of `pool`.
+    /// From `first` on all are ours, and of `pool`: `frames` whole frames, then free ones. New ones come before those that were left, because what
+    /// the pool got back last is what is still in the cache.
     buffers: [*mut sys::rte_mbuf; BURST],
+    first: usize,
     frames: usize,
-    len: usize,
     pool: Option<Pool>,
     /// Longest frame in bytes that a buffer of `pool` holds.
     room: usize,
@@ -53,7 +54,7 @@ impl Default for Blanks {
 impl Blanks {
     /// None.
     pub const fn new() -> Self {
-        Self { buffers: [ptr::null_mut(); BURST], frames: 0, len: 0, pool: None, room: 0, long: false }
+        Self { buffers: [ptr::null_mut(); BURST], first: BURST, frames: 0, pool: None, room: 0, long: false }
     }
 
     /// Sees to a burst of free buffers, as far as the pool has them. Frames that were made and not taken are free again.
@@ -63,7 +64,7 @@ impl Blanks {
             self.forget();
         }
         self.frames = 0;
-        if self.len < BURST {
+        if self.first > 0 {
             self.fetch(pool);
         }
     }
@@ -74,14 +75,14 @@ impl Blanks {
             self.room = pool.room().into();
             self.pool = Some(pool.clone());
         }
-        let mut missing = BURST - self.len;
+        let mut missing = self.first;
         // A pool gives as many as are asked for, or none.
         while missing > 0 {
-            // SAFETY: there is room for `missing` pointers behind the first `len`; the pool is alive.
-            let status =
-                unsafe { sys::shim_get_bulk(pool.raw(), self.buffers.as_mut_ptr().add(self.len), missing as u32) };
+            let from = self.first - missing;
+            // SAFETY: there is room for `missing` pointers before `first`; the pool is alive.
+            let status = unsafe { sys::shim_get_bulk(pool.raw(), self.buffers.as_mut_ptr().add(from), missing as u32) };
             if status == 0 {
-                self.len += missing;
+                self.first = from;
                 return;
             }
             missing /= 2;
@@ -92,10 +93,10 @@ impl Blanks {
     /// none so long.
     #[inline(always)]
     pub fn frame(&mut self, len: usize) -> Option<NonNull<u8>> {
-        if self.frames == self.len || len > self.room {
+        if len > self.room {
             return None;
         }
-        let buffer = self.buffers.get(self.frames)?.cast::<u8>();
+        let buffer = self.buffers.get(self.first + self.frames)?.cast::<u8>();
         self.frames += 1;
         // SAFETY: the buffer is ours; its fields are where the compiler of DPDK's headers says, and are aligned, which the
         // constants above assert; its data starts behind the headroom, which every buffer of a pool has.
@@ -118,7 +119,7 @@ impl Blanks {
         }
         let more = len.div_ceil(self.room) - 1;
         let mut buffers = [ptr::null_mut::<sys::rte_mbuf>(); BURST];
-        if self.frames >= self.len || more > BURST {
+        if self.first + self.frames >= BURST || more > BURST {
             return false;
         }
         // SAFETY: there is room for that many pointers; the pool is alive.
@@ -129,7 +130,7 @@ impl Blanks {
         let Some(start) = self.frame(room) else { return false };
         self.long = true;
         pieces.push((start, room));
-        let head = self.buffers[self.frames - 1];
+        let head = self.buffers[self.first + self.frames - 1];
         let (mut last, mut left) = (head, len - room);
         for &buffer in &buffers[..more] {
             let part = left.min(room);
@@ -163,7 +164,7 @@ impl Blanks {
             return false;
         }
         self.long = true;
-        let head = self.buffers[self.frames - 1];
+        let head = self.buffers[self.first + self.frames - 1];
         // SAFETY: a frame of ours, whose fields were just written; the rest is the caller's.
         unsafe { sys::shim_lend(head, start.as_ptr().cast(), len, loan) };
         true
@@ -172,10 +173,9 @@ impl Blanks {
     /// Returns the frames that were made, of which some have several buffers.
     #[cold]
     fn forget(&mut self) {
-        // SAFETY: the first `frames` are whole frames of ours, and are overwritten below.
-        unsafe { sys::shim_free_bulk(self.buffers.as_mut_ptr(), self.frames as u32) };
-        self.buffers.copy_within(self.frames..self.len, 0);
-        self.len -= self.frames;
+        // SAFETY: the `frames` from `first` on are whole frames of ours, and out of reach below.
+        unsafe { sys::shim_free_bulk(self.buffers.as_mut_ptr().add(self.first), self.frames as u32) };
+        self.first += self.frames;
         (self.frames, self.long) = (0, false);
     }
 
@@ -191,11 +191,10 @@ impl Blanks {
         let Some(pool) = &self.pool else { return };
         burst.hold(pool);
         let moved = self.frames.min(burst.room());
-        burst.spare()[..moved].copy_from_slice(&self.buffers[..moved]);
+        burst.spare()[..moved].copy_from_slice(&self.buffers[self.first..self.first + moved]);
         // SAFETY: whole frames that are ours, of a pool that the burst holds; they are forgotten here.
         unsafe { burst.filled(moved) };
-        self.buffers.copy_within(moved..self.len, 0);
-        self.len -= moved;
+        self.first += moved;
         self.frames -= moved;
         if self.long {
             self.forget();
@@ -209,10 +208,11 @@ impl Blanks {
             self.forget();
         }
         let Some(pool) = self.pool.take() else { return };
-        // SAFETY: the first `len` are ours and not reached any more; a frame that was made has one segment and is held once,
+        let held = BURST - self.first;
+        // SAFETY: those from `first` on are ours and not reached any more; a frame that was made has one segment and is held once,
         // as the pool wants it.
-        unsafe { sys::shim_put_bulk(pool.raw(), self.buffers.as_ptr().cast_mut(), self.len as u32) };
-        (self.len, self.frames, self.room) = (0, 0, 0);
+        unsafe { sys::shim_put_bulk(pool.raw(), self.buffers.as_mut_ptr().add(self.first), held as u32) };
+        (self.first, self.frames, self.room) = (BURST, 0, 0);
     }
 }
 
