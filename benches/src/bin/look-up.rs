@@ -162,6 +162,7 @@ impl Switch {
         let switch = Self { ovs, flows: folder.join("flows") };
         // What the bridge's own flows have brought by now goes, and nothing else comes or goes.
         switch.ovs.appctl(&["revalidator/pause"])?;
+        switch.ovs.appctl(&["upcall/set-flow-limit", "0"])?;
         let shown = switch.ovs.appctl(&["dpctl/show", "netdev@ovs-netdev"])?;
         let port = shown.lines().find_map(|line| line.trim().strip_prefix("port ")?.split_once(&format!(": {PORT} ")));
         let port: u32 = port.with_context(|| format!("the port's number in {shown}"))?.0.parse()?;
@@ -171,7 +172,10 @@ impl Switch {
         let path = switch.flows.display().to_string();
         switch.ovs.appctl(&["dpctl/add-flows", "netdev@ovs-netdev", &path])?;
         let shown = switch.ovs.appctl(&["dpctl/show", "netdev@ovs-netdev"])?;
-        ensure!(shown.lines().any(|line| line.trim() == format!("flows: {}", flows::RULES)), "{shown}");
+        // Each of its threads that may have the port has them.
+        let count = shown.lines().find_map(|line| line.trim().strip_prefix("flows: ")?.parse::<u32>().ok());
+        let count = count.with_context(|| format!("the number of flows in {shown}"))?;
+        ensure!(count >= flows::RULES && count.is_multiple_of(flows::RULES), "{count} flows are there: {shown}");
         Ok(switch)
     }
 
