@@ -10,6 +10,7 @@ use serde_json::json;
 use super::client::Client;
 use super::table::Table;
 use super::{Failure, print_json};
+use crate::config::DEFAULT_FILE;
 use crate::host::doctor::{CHECKS, FilesOnly, Finding, Group, Host, Machine, Report, State, bundle, examine};
 use crate::ovs::client::Place;
 use crate::ovs::verify::Own;
@@ -37,6 +38,9 @@ pub(super) struct Doctor {
     /// Read the kernel log from a file, as `dmesg` or `journalctl -k` wrote it.
     #[arg(long, value_name = "FILE")]
     kernel_log: Option<PathBuf>,
+    /// The daemon's configuration file: where this process, if it looks itself, finds out where Open vSwitch runs [default: /etc/ringspan.toml].
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
 }
 
 pub(super) fn run(control: &Path, wish: &Doctor) -> Result<(), Failure> {
@@ -78,6 +82,23 @@ fn list() -> Result<(), Failure> {
     table.print()
 }
 
+/// `ovs.run_dir` of the configuration file. What else is wrong with that is not asked here: the doctor looks whatever it says.
+fn ovs_run_dir(named: Option<&Path>) -> Result<Option<PathBuf>, Failure> {
+    let path = named.unwrap_or(Path::new(DEFAULT_FILE));
+    let failed = |why: String| match named {
+        Some(_) => Err(Failure::Failed(format!("{}: {why}", path.display()))),
+        None => Ok(None),
+    };
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) => return failed(error.to_string()),
+    };
+    match text.parse::<toml::Table>() {
+        Ok(table) => Ok(table.get("ovs").and_then(|ovs| ovs.get("run_dir")?.as_str()).map(PathBuf::from)),
+        Err(error) => failed(error.message().to_owned()),
+    }
+}
+
 /// The checks, by this process.
 fn look(wish: &Doctor, daemon: Option<&mut Client>) -> Result<Report, Failure> {
     let host = match &wish.root {
@@ -92,7 +113,8 @@ fn look(wish: &Doctor, daemon: Option<&mut Client>) -> Result<Report, Failure> {
             Host::new(root, wish.kernel_log.clone(), Box::new(FilesOnly))
         }
         None => {
-            let machine = Machine::new(Place::new(None), Own::default());
+            let run_dir = ovs_run_dir(wish.config.as_deref())?;
+            let machine = Machine::new(Place::new(run_dir.as_deref()), Own::default());
             Host::new(Path::new("/"), wish.kernel_log.clone(), Box::new(machine))
         }
     };
@@ -176,6 +198,20 @@ fn paint(text: &str, colour: &str, coloured: bool) -> String {
 mod tests {
     use super::*;
     use crate::host::doctor::About;
+
+    #[test]
+    fn where_ovs_runs_is_read_whatever_else_the_configuration_says() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ringspan.toml");
+        let text = |error: Failure| format!("{error:?}");
+        assert!(text(ovs_run_dir(Some(&file)).unwrap_err()).contains("No such file"));
+        std::fs::write(&file, "[ovs]\nrun_dir = \"/srv/ovs\"\n[unknown]\n").unwrap();
+        assert_eq!(ovs_run_dir(Some(&file)).unwrap(), Some(PathBuf::from("/srv/ovs")));
+        std::fs::write(&file, "[control]\n").unwrap();
+        assert_eq!(ovs_run_dir(Some(&file)).unwrap(), None);
+        std::fs::write(&file, "[ovs\n").unwrap();
+        assert!(text(ovs_run_dir(Some(&file)).unwrap_err()).contains("ringspan.toml"));
+    }
 
     #[test]
     fn what_fails_is_shown_with_its_remedy_and_without_colours_outside_of_a_terminal() {

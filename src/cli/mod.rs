@@ -2,6 +2,8 @@
 //!
 //! Exit codes: 0 done, 1 refused or failed, 2 usage, 3 the daemon cannot be reached.
 
+#[cfg(test)]
+pub(crate) mod advice;
 mod attach;
 mod bond;
 mod client;

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::bundle::allowed::ALLOWED;
 use super::{CHECKS, Group};
 
 const HEAD: &str = r#"# The doctor
@@ -32,9 +33,21 @@ Platform
 
 - It needs no daemon. While one runs, the daemon looks (`doctor.run`), since it may look everywhere; `--local` looks from the command itself.
 - `--json` is for programs: names of checks and states keep their meaning.
-- `--bundle FILE` also writes a `tar.gz` of the report, of all that the checks read, and of what the daemon says of itself. Values behind words such as `password`, `secret` and
-  `token`, and logins in addresses, are left out. Names, addresses and the kernel log are in it: read it before you hand it on.
+- `--bundle FILE` also writes a `tar.gz` of the report, of what the checks read, and of what the daemon says of itself: what is on a [list](#what-is-in-a-bundle), and nothing else.
+  Names, addresses and parts of the kernel log are in it: read it before you hand it on.
+- `--config FILE` names the daemon's configuration file, in which `ovs.run_dir` says where Open vSwitch runs, for a look without the daemon.
 - `--root DIR` looks at a copy of another host's `proc`, `sys` and `etc`, `--kernel-log FILE` at a saved kernel log.
+
+## The checks, broken
+
+`cargo xtask lab --only doctor` breaks what the checks look at in an emulated host with a real kernel and two igb NICs: each finding must have its cause and evidence, its commands are pasted as they
+stand, and the check must pass. That covers `iommu`, `iommu-passthrough`, `iommu-isolation` (by bridges without ACS), `kernel-log`, `module-parameters`, `nic-driver` (unbound, with a `driver_override`
+left), `hugepages`, `hugetlbfs`, `guest-memory` (a real QEMU), `dpdk-drivers`, `device-nodes` and `bonds` (with a real LACP partner). What a remedy says in a comment, for no command can do it, is done
+by hand. What waits for a reboot gets one: the host is booted with what the remedies wrote into `/etc/default/grub`. Some programs have stand-ins there: `apt-get` (no network: the package must be known),
+and the boot loader's.
+
+Not broken there: `memlock`, `ovs-offload`, `representors`, `agent-binding`, `agent-qdiscs`, `agent-domains`, `ip-dump`, `firmware`, VF LAG, `sriov-capability` and `ari` (QEMU's igb has what it needs):
+made-up trees and texts only.
 
 What depends on hardware that the project does not have (ConnectX, VF LAG, MLNX_OFED, `mstconfig`) was tested with made-up trees, and with texts written from public documentation: not yet seen on hardware.
 
@@ -49,6 +62,11 @@ fn page() -> String {
         for check in CHECKS.iter().filter(|check| check.group == group) {
             let _ = writeln!(page, "| `{}` | {} |", check.name, check.about.replace('|', "\\|"));
         }
+    }
+    page += "\n## What is in a bundle\n\nWhat is not listed here is left out, and named in `left-out.txt`. Of files that people write, a value is shown when its key is known and nothing in it looks like a token (16 letters and\ndigits in a row, or a login in an address).\n\n| what | how much | why |\n|---|---|---|\n";
+    for rule in ALLOWED {
+        let names: Vec<String> = rule.names.iter().map(|name| format!("`{name}`")).collect();
+        let _ = writeln!(page, "| {} | {} | {} |", names.join(", "), rule.shown.words(), rule.why);
     }
     page
 }

@@ -1,10 +1,15 @@
 //! This machine: programs are run, Open vSwitch and the kernel are asked.
 
-use std::io::Read;
+use std::fs::File;
+use std::io::{self, ErrorKind, Read};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::host::{Ran, Surroundings, Unseen};
 use crate::error::Error;
@@ -36,14 +41,8 @@ impl Surroundings for Machine {
         let mut command = Command::new(found.ok_or(Unseen::Absent)?);
         command.args(arguments).env_clear().env("PATH", PATH).env("LC_ALL", "C");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().map_err(|error| Unseen::from(&error))?;
-        // Both pipes are emptied meanwhile, so that the program cannot be stuck on them.
-        let stdout = child.stdout.take().map(|pipe| thread::spawn(move || all_of(pipe)));
-        let stderr = child.stderr.take().map(|pipe| thread::spawn(move || all_of(pipe)));
-        let good = wait(child, program)?;
-        let text =
-            |pipe: Option<thread::JoinHandle<String>>| pipe.and_then(|pipe| pipe.join().ok()).unwrap_or_default();
-        Ok(Ran { good, stdout: text(stdout), stderr: text(stderr) })
+        let child = command.spawn().map_err(|error| Unseen::from(&error))?;
+        follow(child, program, PATIENCE)
     }
 
     fn verify_ovs(&self) -> Result<Verified, Error> {
@@ -60,26 +59,121 @@ impl Surroundings for Machine {
     }
 }
 
-fn all_of(mut pipe: impl Read) -> String {
-    let mut text = Vec::new();
-    // What was read until an error is better than nothing.
-    let _ = pipe.read_to_end(&mut text);
-    String::from_utf8_lossy(&text).into_owned()
+/// Longest output that is kept: what a program says beyond is read and forgotten.
+const LONGEST: usize = 16 << 20;
+/// How long the end of a program is not looked for while its pipes say nothing.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// Reads what the program says until it has ended, or until `patience` is over. What it started in turn may keep the pipes for as long as it
+/// likes: they are read without waiting once the program itself has ended.
+fn follow(mut child: Child, program: &str, patience: Duration) -> Result<Ran, Unseen> {
+    let begun = Instant::now();
+    let mut out = Pipe::new(child.stdout.take().map(OwnedFd::from)).map_err(|error| Unseen::from(&error))?;
+    let mut err = Pipe::new(child.stderr.take().map(OwnedFd::from)).map_err(|error| Unseen::from(&error))?;
+    loop {
+        let ended = child.try_wait().map_err(|error| Unseen::from(&error))?;
+        // After the end: what it said last is in the pipes by now.
+        out.read();
+        err.read();
+        if let Some(status) = ended {
+            return Ok(Ran { good: status.success(), stdout: out.text(), stderr: err.text() });
+        }
+        if begun.elapsed() >= patience {
+            let _ = child.kill();
+            // One that hangs in the kernel, say on a card's firmware, ends when that lets it: nobody waits for it here.
+            thread::spawn(move || child.wait());
+            return Err(Unseen::Other(format!("{program} did not end within {} s", patience.as_secs())));
+        }
+        let mut polled: Vec<PollFd> = [&out, &err]
+            .into_iter()
+            .filter_map(|pipe| Some(PollFd::new(pipe.file.as_ref()?.as_fd(), PollFlags::POLLIN)))
+            .collect();
+        if polled.is_empty() {
+            thread::sleep(LOOK);
+        } else {
+            // An interrupted wait is a short one.
+            let _ = poll(&mut polled, PollTimeout::try_from(LOOK).unwrap_or(PollTimeout::ZERO));
+        }
+    }
 }
 
-fn wait(mut child: Child, program: &str) -> Result<bool, Unseen> {
-    let begun = Instant::now();
-    loop {
-        match child.try_wait() {
-            Ok(Some(status)) => return Ok(status.success()),
-            Ok(None) if begun.elapsed() < PATIENCE => thread::sleep(Duration::from_millis(5)),
-            Ok(None) => {
-                let _ = child.kill();
-                // One that hangs in the kernel, say on a card's firmware, ends when that lets it: nobody waits for it here.
-                thread::spawn(move || child.wait());
-                return Err(Unseen::Other(format!("{program} did not end within {} s", PATIENCE.as_secs())));
-            }
-            Err(error) => return Err(Unseen::from(&error)),
+/// An end of a pipe that is read without waiting.
+struct Pipe {
+    /// Absent: nothing more comes.
+    file: Option<File>,
+    text: Vec<u8>,
+}
+
+impl Pipe {
+    fn new(end: Option<OwnedFd>) -> io::Result<Self> {
+        if let Some(end) = &end {
+            let flags = OFlag::from_bits_retain(fcntl(end, FcntlArg::F_GETFL)?);
+            fcntl(end, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
         }
+        Ok(Self { file: end.map(File::from), text: Vec::new() })
+    }
+
+    /// Takes what is there. A writer that never stops is not followed for longer than a pipe's worth.
+    fn read(&mut self) {
+        let mut block = [0; 1 << 16];
+        for _ in 0..4 {
+            let Some(file) = &mut self.file else { return };
+            match file.read(&mut block) {
+                Ok(count) if count > 0 => {
+                    let room = LONGEST.saturating_sub(self.text.len());
+                    self.text.extend_from_slice(&block[..count.min(room)]);
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                // The end, or an error: what was read until then is better than nothing.
+                _ => self.file = None,
+            }
+        }
+    }
+
+    fn text(self) -> String {
+        String::from_utf8_lossy(&self.text).into_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(script: &str, patience: Duration) -> Result<Ran, Unseen> {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        follow(command.spawn().unwrap(), "sh", patience)
+    }
+
+    /// The longest that a test waits for what must not be waited for.
+    const LONG: Duration = Duration::from_secs(300);
+
+    #[test]
+    fn what_a_program_started_may_keep_its_pipes() {
+        let folder = tempfile::tempdir().unwrap();
+        let pid = folder.path().join("pid");
+        let begun = Instant::now();
+        let ran =
+            run(&format!("echo said; sleep 600 & echo $! > {}; echo wrong >&2; exit 3", pid.display()), LONG).unwrap();
+        let took = begun.elapsed();
+        let child: i32 = std::fs::read_to_string(pid).unwrap().trim().parse().unwrap();
+        let alive = Path::new(&format!("/proc/{child}")).exists();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(child), nix::sys::signal::Signal::SIGKILL).unwrap();
+        assert!(alive, "it held the pipes until now");
+        assert_eq!(ran, Ran { good: false, stdout: "said\n".into(), stderr: "wrong\n".into() });
+        assert!(took < LONG / 2, "took {took:?}");
+    }
+
+    #[test]
+    fn more_than_a_pipe_holds_comes_whole() {
+        let ran = run("head -c 3000000 /dev/zero | tr '\\0' x; echo end >&2", LONG).unwrap();
+        assert_eq!((ran.good, ran.stdout.len(), ran.stderr.as_str()), (true, 3_000_000, "end\n"));
+    }
+
+    #[test]
+    fn a_program_that_does_not_end_is_ended_and_named() {
+        let why = run("exec sleep 600", Duration::ZERO).unwrap_err();
+        assert!(why.to_string().contains("sh did not end within 0 s"), "{why}");
     }
 }

@@ -20,7 +20,8 @@ pub(super) fn binding(host: &Host) -> Vec<Found> {
                     .evidence([format!("{place}: {text}, {}/driver: vfio-pci", nic.folder())])
                     .remedy([
                         format!("echo '{ids}' > /sys/bus/pci/drivers/vfio-pci/remove_id"),
-                        format!("ringspan device bind {} vfio-pci", nic.address),
+                        // It has the VF already, perhaps for a guest: nothing is unbound.
+                        format!("echo vfio-pci > {place}"),
                         "# and take the card from sriov_nics in the agent's host.conf, if ringspan is to have it".into(),
                     ]),
             );

@@ -31,7 +31,9 @@ fn look(host: &Host, bond: &str) -> Vec<Found> {
     let mut found = Vec::new();
     let mut add = |one: Found| found.push(one.about(bond));
     if members.is_empty() {
-        add(Found::warn("it has no member").evidence([format!("{folder}/slaves is empty")]));
+        add(Found::warn("it has no member")
+            .evidence([format!("{folder}/slaves is empty")])
+            .remedy([format!("# give it its interfaces: ip link set NAME down && ip link set NAME master {bond}")]));
     }
     let with_vfs = cards.iter().any(|nic| nic.has_sriov() == Some(true));
     if with_vfs && !MODES.contains(&mode.as_str()) {

@@ -42,9 +42,18 @@ fn size(host: &Host, folder: &str) -> u64 {
     if sizes.contains(&2048) { 2048 } else { sizes.into_iter().min().unwrap_or(2048) }
 }
 
+/// As much of this as leaves the host half of its available memory: a remedy must not end in the kernel's killing for memory.
+fn bounded(host: &Host, mib: u64) -> u64 {
+    let text = host.text("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib: Option<u64> = line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok());
+    kib.map_or(mib, |kib| mib.min(kib / 1024 / 2))
+}
+
 /// Reserves this much more than there is, now and at each boot.
 fn reserve(host: &Host, all: &[Pages], more_mib: u64) -> Vec<String> {
     let kib = size(host, FOLDER);
+    let more_mib = bounded(host, more_mib);
     let now = all.iter().find(|pages| pages.kib == kib).map_or(0, |pages| pages.count);
     let count = now + (more_mib * 1024).div_ceil(kib);
     let place = format!("{FOLDER}/hugepages-{kib}kB/nr_hugepages");
@@ -99,7 +108,7 @@ fn nodes(host: &Host) -> Vec<Found> {
     let found = wanted.into_iter().filter_map(|(node, card)| {
         let folder = lacks(node)?;
         let kib = size(host, &folder);
-        let count = (2048u64 * 1024).div_ceil(kib);
+        let count = (bounded(host, 2048) * 1024).div_ceil(kib);
         Some(
             Found::warn(format!(
                 "NUMA node {node} has no hugepages, and {card} is there: its packets go over to another node"
@@ -136,7 +145,11 @@ pub(super) fn mounted(host: &Host) -> Vec<Found> {
                 Found::warn(format!("its mount is bounded to {bound} MiB, below the {total} MiB that are reserved"))
                     .about(*place)
                     .evidence([*line])
-                    .remedy([format!("mount -o remount,size={total}M {place}")]),
+                    // A remount takes no other size (fs/hugetlbfs/inode.c: there is no reconfigure), and says nothing of it.
+                    .remedy([
+                        format!("umount {place} && mount -t hugetlbfs -o {} hugetlbfs {place}", with_size(options, total)),
+                        "# where guests use it, once they have ended; and where it is mounted at boot (/etc/fstab, a mount unit), the same size".into(),
+                    ]),
             );
         }
     }
@@ -144,6 +157,12 @@ pub(super) fn mounted(host: &Host) -> Vec<Found> {
         found.push(Found::pass("hugetlbfs is mounted").evidence(lines));
     }
     found
+}
+
+/// Options of a mount with another size, in MiB.
+fn with_size(options: &str, total: u64) -> String {
+    let others = options.split(',').filter(|option| !option.starts_with("size=")).map(str::to_owned);
+    others.chain([format!("size={total}M")]).collect::<Vec<_>>().join(",")
 }
 
 /// `size=` of a mount: bytes, or with a unit.

@@ -16,8 +16,18 @@ fn words(host: &Host) -> Vec<String> {
     host.command_line().unwrap_or_default().into_iter().filter(of_it).collect()
 }
 
-/// The word that turns it on for this processor.
+/// The firmware's table of IOMMUs.
+fn table(host: &Host) -> Option<&'static str> {
+    TABLES.into_iter().find(|name| host.exists(&format!("/sys/firmware/acpi/tables/{name}")))
+}
+
+/// The word that turns it on: for what the firmware tells of, else for this processor. An emulated host may have one maker's processor and another's IOMMU.
 fn turns_on(host: &Host) -> &'static str {
+    match table(host) {
+        Some("DMAR") => return "intel_iommu=on",
+        Some("IVRS") => return "amd_iommu=on",
+        _ => {}
+    }
     match host.text("/proc/cpuinfo") {
         Ok(text) if text.contains("AuthenticAMD") || text.contains("HygonGenuine") => "amd_iommu=on",
         _ => "intel_iommu=on",
@@ -47,7 +57,7 @@ pub(super) fn enabled(host: &Host) -> Vec<Found> {
     if !groups.is_empty() {
         return vec![Found::pass(format!("the IOMMU is on: {} groups", groups.len())).evidence(evidence)];
     }
-    let table = TABLES.iter().find(|name| host.exists(&format!("/sys/firmware/acpi/tables/{name}")));
+    let table = table(host);
     let off: Vec<&str> = words.iter().map(String::as_str).filter(|word| turned_off(word)).collect();
     let on = turns_on(host);
     let evidence = evidence.into_iter().chain([match table {

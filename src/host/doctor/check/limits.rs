@@ -39,6 +39,9 @@ pub(super) fn memlock(host: &Host) -> Vec<Found> {
         .remedy(UNLIMITED)
     } else if effective.is_some_and(|set| set & IPC_LOCK != 0) {
         Found::pass(format!("RLIMIT_MEMLOCK is {soft} bytes, and CAP_IPC_LOCK passes it by"))
+    } else if !host.privileged() {
+        Found::unknown(format!("RLIMIT_MEMLOCK is {soft} bytes for this user; the daemon's is not visible"))
+            .remedy(["sudo ringspan doctor"])
     } else {
         let message = format!(
             "RLIMIT_MEMLOCK is {soft} bytes: VFIO and vhost-vdpa cannot pin a guest's memory (EFAULT, ENOMEM) for who is started like this"
@@ -53,8 +56,18 @@ pub(super) fn nodes(host: &Host) -> Vec<Found> {
     found.push(match host.exists("/dev/net/tun") {
         true => Found::pass("/dev/net/tun is there"),
         false => {
+            // With the driver there, only its node was removed, and nobody makes that again: misc device 200 (Documentation/networking/tuntap.rst).
+            let driver = host.exists("/sys/class/misc/tun");
+            let remedy = match driver {
+                true => vec!["mkdir -p /dev/net && mknod -m 0666 /dev/net/tun c 10 200".into()],
+                false => host.load_modules(&["tun"]),
+            };
             Found::fail("/dev/net/tun is not there: software NICs have no representors, and TAP devices cannot be made")
-                .remedy(host.load_modules(&["tun"]))
+                .evidence([format!(
+                    "/dev/net/tun is not there, /sys/class/misc/tun is {}",
+                    if driver { "there" } else { "not there" }
+                )])
+                .remedy(remedy)
         }
     });
     let with_vfs: Vec<String> =

@@ -104,10 +104,24 @@ pub(super) fn drivers(host: &Host) -> Vec<Found> {
 }
 
 fn without_driver(host: &Host, nic: &Nic) -> Found {
-    let module = host.text(&format!("{}/modalias", nic.folder())).unwrap_or_default();
-    let command = if nic.vendor == MELLANOX { "modprobe mlx5_core".into() } else { format!("modprobe '{module}'") };
     let found = Found::warn("it has no driver: the kernel can neither make VFs of it nor show its interfaces");
-    found.about(nic.name()).evidence([format!("{}/driver is not there", nic.folder())]).remedy([command])
+    let found = found.about(nic.name()).evidence([format!("{}/driver is not there", nic.folder())]);
+    let mut remedy = Vec::new();
+    // What was left in it by who unbound the card keeps the card's own driver away (Documentation/ABI/testing/sysfs-bus-pci).
+    let place = format!("{}/driver_override", nic.folder());
+    let left = host.text(&place).ok().filter(|name| !name.is_empty() && name != "(null)");
+    let found = match &left {
+        Some(name) => {
+            remedy.push(format!("echo > {place}"));
+            found.evidence([format!("{place}: {name}, which alone may drive it now")])
+        }
+        None => found,
+    };
+    let module = host.text(&format!("{}/modalias", nic.folder())).unwrap_or_default();
+    remedy.push(if nic.vendor == MELLANOX { "modprobe mlx5_core".into() } else { format!("modprobe '{module}'") });
+    // A driver that is loaded already does not look again by itself.
+    remedy.push(format!("echo {} > /sys/bus/pci/drivers_probe", nic.address));
+    found.remedy(remedy)
 }
 
 /// Where MLNX_OFED's kernel modules are installed: `updates/` (DKMS), `extra/` and `weak-updates/` (RPM).

@@ -2,7 +2,7 @@
 
 use super::Found;
 use crate::error::ErrorKind;
-use crate::host::doctor::host::Host;
+use crate::host::doctor::host::{Host, Unseen};
 use crate::host::doctor::nic::Nic;
 use crate::ovs::verify::{Check, State};
 
@@ -11,6 +11,10 @@ pub(super) fn ovs(host: &Host) -> Vec<Found> {
         Ok(verified) => verified.checks.iter().map(finding).collect(),
         Err(error) if error.kind == ErrorKind::OvsDown => {
             let installed = host.exists("/etc/openvswitch") || host.exists("/run/openvswitch");
+            if installed && !host.privileged() {
+                // Its sockets are its own user's: refused is no sign that nobody serves them.
+                return vec![Found::unseen("Open vSwitch", &Unseen::Denied).evidence([error.message.clone()])];
+            }
             vec![match installed {
                 true => Found::warn("Open vSwitch is installed, and does not run")
                     .evidence([error.message.clone()])
@@ -31,12 +35,22 @@ fn finding(check: &Check) -> Found {
         State::Failed => Found::fail(message),
     };
     let name = serde_json::to_value(check.check).ok().and_then(|word| word.as_str().map(str::to_owned));
-    Found { item: name, ..found }.remedy(check.remedy.clone().map(|remedy| {
-        // Advice that is no command must not be run when it is pasted.
-        let is_command = ["ringspan ", "ovs-", "tc ", "ip "].iter().any(|word| remedy.starts_with(word))
-            && !remedy.contains(", for ");
-        if is_command { remedy } else { format!("# {remedy}") }
-    }))
+    Found { item: name, ..found }.remedy(check.remedy.iter().flat_map(|remedy| pasted(remedy)))
+}
+
+/// A remedy as lines to paste: advice that is no command must not be run, and neither must a command in which a name is still to be filled in.
+fn pasted(remedy: &str) -> Vec<String> {
+    let is_command = |text: &str| {
+        let to_fill_in = |word: &str| word.len() > 2 && word.bytes().all(|byte| byte.is_ascii_uppercase());
+        ["ringspan ", "ovs-", "tc ", "ip "].iter().any(|word| text.starts_with(word))
+            && !text.contains(", for ")
+            && !text.split_whitespace().any(to_fill_in)
+    };
+    match remedy.rsplit_once(": ") {
+        _ if is_command(remedy) => vec![remedy.to_owned()],
+        Some((advice, command)) if is_command(command) => vec![format!("# {advice}"), command.to_owned()],
+        _ => vec![format!("# {remedy}")],
+    }
 }
 
 /// An interface that a switchdev NIC shows.

@@ -81,7 +81,9 @@ pub(super) fn ari(host: &Host) -> Vec<Found> {
         } else if total <= WITHOUT_ARI {
             Found::pass(format!("{total} VFs do without ARI"))
         } else if !nic.capabilities.ari {
+            let name = nic.interfaces.first().unwrap_or(&nic.address);
             Found::warn(format!("it has no ARI, and {total} VFs: they need bus numbers of their own"))
+                .remedy([format!("# where the bridge has no more bus numbers, seven do without: ringspan vf enable {name} {WITHOUT_ARI}")])
         } else if nic.capabilities.sriov.is_some_and(|sriov| !sriov.ari_hierarchy) {
             Found::warn(format!(
                 "the bridge above it does not pass ARI on, and it has {total} VFs: they need bus numbers of their own"

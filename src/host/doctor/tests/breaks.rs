@@ -35,6 +35,19 @@ fn an_iommu_that_nobody_asked_for() {
 }
 
 #[test]
+fn the_word_for_an_iommu_is_that_of_the_firmwares_table() {
+    let mut tree = Tree::healthy();
+    without_iommu(&mut tree);
+    tree.file("/proc/cmdline", "root=/dev/sda1 quiet");
+    // As QEMU has it: an AMD processor and an Intel IOMMU.
+    tree.file("/proc/cpuinfo", "vendor_id : AuthenticAMD");
+    tree.trouble("iommu", State::Fail, "intel_iommu=on is not on the command line");
+    tree.remove("/sys/firmware/acpi/tables/DMAR");
+    tree.file("/sys/firmware/acpi/tables/IVRS", "");
+    tree.trouble("iommu", State::Fail, "amd_iommu=on is not on the command line");
+}
+
+#[test]
 fn groups_that_vfio_made_without_an_iommu_are_not_one() {
     let mut tree = Tree::healthy();
     without_iommu(&mut tree);
@@ -226,7 +239,15 @@ fn a_bridge_that_does_not_pass_ari_on() {
 fn a_card_without_a_driver() {
     let mut tree = Tree::healthy();
     tree.remove(&format!("/sys/bus/pci/devices/{PF}/driver"));
-    assert_eq!(tree.trouble("nic-driver", State::Warn, "it has no driver").remedy, ["modprobe mlx5_core"]);
+    let probe = format!("echo {PF} > /sys/bus/pci/drivers_probe");
+    let found = tree.trouble("nic-driver", State::Warn, "it has no driver");
+    assert_eq!(found.remedy, ["modprobe mlx5_core", &probe]);
+    // Who unbound it left the name of another driver.
+    let left = format!("/sys/bus/pci/devices/{PF}/driver_override");
+    tree.file(&left, "vfio-pci\n");
+    let found = tree.trouble("nic-driver", State::Warn, "it has no driver");
+    assert_eq!(found.remedy, [&format!("echo > {left}"), "modprobe mlx5_core", &probe]);
+    assert!(found.evidence.iter().any(|line| line.contains("vfio-pci")), "{found:#?}");
 }
 
 #[test]
@@ -268,6 +289,10 @@ fn hugepages_that_are_not_there_used_up_or_on_another_node() {
     tree.file(&format!("{folder}/nr_hugepages"), "0\n");
     let found = tree.trouble("hugepages", State::Fail, "no hugepage is reserved");
     assert_eq!(found.remedy[0], "echo 1024 > /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages");
+    tree.file("/proc/meminfo", "MemTotal: 4096000 kB\nMemAvailable:    2048000 kB\n");
+    let found = tree.trouble("hugepages", State::Fail, "no hugepage is reserved");
+    assert!(found.remedy[0].starts_with("echo 500 >"), "half of the available memory stays: {found:#?}");
+    tree.remove("/proc/meminfo");
     tree.file(&format!("{folder}/nr_hugepages"), "1024\n");
     tree.file(&format!("{folder}/free_hugepages"), "10\n");
     let found = tree.trouble("hugepages", State::Warn, "20 of 2048 MiB of hugepages are free");
@@ -286,7 +311,8 @@ fn hugetlbfs_that_is_not_mounted_or_bounded() {
     tree.trouble("hugetlbfs", State::Warn, "is not mounted");
     tree.file("/proc/mounts", "hugetlbfs /mnt/huge hugetlbfs rw,pagesize=2M,size=1G 0 0\n");
     let found = tree.trouble("hugetlbfs", State::Warn, "bounded to 1024 MiB");
-    assert_eq!(found.remedy, ["mount -o remount,size=2048M /mnt/huge"]);
+    let command = "umount /mnt/huge && mount -t hugetlbfs -o rw,pagesize=2M,size=2048M hugetlbfs /mnt/huge";
+    assert_eq!(found.remedy[0], command);
     tree.file("/proc/mounts", "hugetlbfs /mnt/huge hugetlbfs rw,pagesize=2M,size=2048M 0 0\n");
     tree.passes("hugetlbfs");
 }
@@ -298,6 +324,8 @@ fn memory_that_cannot_be_pinned() {
     tree.passes("memlock");
     tree.file("/proc/self/status", "CapEff:\t0000000000000000\n");
     tree.trouble("memlock", State::Warn, "RLIMIT_MEMLOCK is 8388608 bytes");
+    tree.fake.unprivileged = true;
+    tree.trouble("memlock", State::Unknown, "the daemon's is not visible");
 }
 
 #[test]
@@ -332,7 +360,11 @@ fn dpdk_without_the_cards_driver_or_its_verbs() {
 fn device_nodes_that_are_not_there() {
     let mut tree = Tree::healthy();
     tree.remove("/dev/net/tun");
-    tree.trouble("device-nodes", State::Fail, "/dev/net/tun is not there");
+    let found = tree.trouble("device-nodes", State::Fail, "/dev/net/tun is not there");
+    assert_eq!(found.remedy[0], "modprobe -a tun");
+    tree.file("/sys/class/misc/tun/dev", "10:200\n");
+    let found = tree.trouble("device-nodes", State::Fail, "/dev/net/tun is not there");
+    assert_eq!(found.remedy, ["mkdir -p /dev/net && mknod -m 0666 /dev/net/tun c 10 200"]);
     tree.remove("/sys/bus/pci/drivers/vfio-pci");
     assert_eq!(tree.trouble("device-nodes", State::Fail, "vfio-pci is not loaded").remedy[0], "modprobe -a vfio-pci");
     tree.file("/sys/bus/vdpa/devices/vdpa0", "");
@@ -348,10 +380,23 @@ fn what_ovs_verify_says_is_passed_on() {
     assert_eq!(found.remedy, ["ringspan ovs configure --hw-offload true --restart"]);
     let idle = tree.trouble("ovs-offload", State::Unknown, "no traffic yet");
     assert_eq!(idle.remedy, ["# send traffic between ports"], "advice is no command");
+    for (remedy, lines) in [
+        ("restart it: ringspan ovs configure --restart", &["# restart it", "ringspan ovs configure --restart"][..]),
+        (
+            "make it, or remove the port: ringspan ovs configure --bridge br0 --remove-port NAME",
+            &["# make it, or remove the port: ringspan ovs configure --bridge br0 --remove-port NAME"],
+        ),
+    ] {
+        let text = verified.replace("ringspan ovs configure --hw-offload true --restart", remedy);
+        tree.fake.ovs = Some(serde_json::from_str(&text).unwrap());
+        assert_eq!(tree.trouble("ovs-offload", State::Fail, "hw-offload is not set").remedy, lines);
+    }
     tree.fake.ovs = None;
     tree.passes("ovs-offload");
     tree.file("/etc/openvswitch/conf.db", "");
     assert_eq!(tree.trouble("ovs-offload", State::Warn, "does not run").remedy, ["systemctl start openvswitch-switch"]);
+    tree.fake.unprivileged = true;
+    tree.trouble("ovs-offload", State::Unknown, "not visible to this user");
 }
 
 #[test]
@@ -422,6 +467,7 @@ fn a_vf_that_the_agent_took() {
     tree.link("/sys/bus/pci/devices/0000:03:00.2/driver", "../../../bus/pci/drivers/vfio-pci");
     let found = tree.trouble("agent-binding", State::Warn, "took this VF by its id");
     assert_eq!(found.remedy[0], "echo '15b3 1018' > /sys/bus/pci/drivers/vfio-pci/remove_id");
+    assert_eq!(found.remedy[1], "echo vfio-pci > /sys/bus/pci/devices/0000:03:00.2/driver_override");
     tree.file("/sys/bus/pci/devices/0000:03:00.2/driver_override", "vfio-pci\n");
     tree.passes("agent-binding");
 }

@@ -190,6 +190,7 @@ impl Tree {
     pub(super) fn troubles(&self, check: &str) -> Vec<Finding> {
         let findings = examine(&self.host()).findings;
         assert!(findings.iter().any(|finding| finding.check == check), "there is no check {check}");
+        findings.iter().for_each(can_be_pasted);
         findings.into_iter().filter(|finding| finding.check == check && finding.state != State::Pass).collect()
     }
 
@@ -229,6 +230,58 @@ impl Tree {
         assert!(done > 0, "no command for {file}: {:#?}", finding.remedy);
     }
 }
+
+/// A remedy is shell, its commands of ours exist, and what is no command is a comment.
+#[track_caller]
+pub(super) fn can_be_pasted(finding: &Finding) {
+    assert!(finding.state < State::Warn || !finding.remedy.is_empty(), "nothing to do: {finding:#?}");
+    for line in &finding.remedy {
+        assert!(!line.contains('\n'), "one command a line: {finding:#?}");
+        let checked = std::process::Command::new("sh").args(["-nc", line]).output().unwrap();
+        assert!(checked.status.success(), "{line}: {}", String::from_utf8_lossy(&checked.stderr));
+        crate::cli::advice::parses(line).unwrap();
+        let program = line.split_whitespace().next().unwrap_or_default();
+        assert!(PROGRAMS.contains(&program), "{program:?} is no program that is known: {finding:#?}");
+    }
+}
+
+/// What remedies begin with.
+const PROGRAMS: [&str; 34] = [
+    "#",
+    "apt-get",
+    "bridge",
+    "devlink",
+    "dnf",
+    "dracut",
+    "echo",
+    "ethtool",
+    "grub2-mkconfig",
+    "ip",
+    "journalctl",
+    "mkdir",
+    "mlxconfig",
+    "modprobe",
+    "mount",
+    "mstconfig",
+    "ovs-appctl",
+    "ovs-vsctl",
+    "printf",
+    "reboot",
+    "ringspan",
+    "sed",
+    "sudo",
+    "systemctl",
+    "tc",
+    "udevadm",
+    "update-grub",
+    "update-initramfs",
+    "yum",
+    "zypper",
+    "/etc/init.d/openibd",
+    "mstfwreset",
+    "sysctl",
+    "umount",
+];
 
 /// What is in a file of the tree.
 pub(super) fn content(path: &Path) -> String {
