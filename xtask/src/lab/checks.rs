@@ -37,6 +37,11 @@ pub const BOTH: &[Check] = &[
     ("the NIC is pulled out of the machine under traffic", pull_the_nic),
 ];
 
+/// Whether the name of one contains this.
+pub fn is_wanted(only: &str) -> bool {
+    [FUNCTION, VIRTUAL_FUNCTION, BOTH].iter().copied().flatten().any(|(name, _)| name.contains(only))
+}
+
 /// Frames that a frozen NIC holds.
 const HELD: usize = 30;
 /// Longest frame.
