@@ -361,7 +361,7 @@ impl Plan {
                     bond,
                     ErrorKind::Conflict,
                     format_args!(
-                        "it is on bridge {}: remove that port first (ringspan ovs configure --port {bond} --absent)",
+                        "it is on bridge {}: remove that port first (ringspan ovs configure --remove-port {bond})",
                         has.bridge
                     ),
                 );
