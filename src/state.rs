@@ -89,6 +89,9 @@ pub(crate) struct HostState {
     /// The drivers that functions had before they were given to others; null: none.
     #[serde(default)]
     pub original_drivers: BTreeMap<PciAddress, Option<String>>,
+    /// The agent's files whose plan was applied last: host.conf, and the common configuration where it was named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub applied: Option<(PathBuf, Option<PathBuf>)>,
 }
 
 /// Takes a folder for this daemon alone, by a lock on a file in it; `key` is where the file names another.

@@ -11,6 +11,7 @@ use super::options::Output;
 use super::table::Table;
 use super::{Failure, print_json, word};
 use crate::host::inventory::{Device as Entry, Pf as PfEntry};
+use crate::host::netlink::Guid;
 use crate::host::sriov::{Count, Max};
 
 #[derive(Debug, Subcommand)]
@@ -91,9 +92,15 @@ pub(super) struct SetVf {
     /// Most rate from the guest, in Mbit/s; 0: no limit.
     #[arg(long, value_name = "MBITS")]
     max_rate: Option<u32>,
-    /// Whether it has a link: auto, enable or disable.
+    /// Whether it has a link: auto, enable or disable; on InfiniBand the policy.
     #[arg(long, value_parser = ["auto", "enable", "disable"], value_name = "STATE")]
     link_state: Option<String>,
+    /// Its node's GUID, on InfiniBand.
+    #[arg(long, value_name = "GUID")]
+    node_guid: Option<Guid>,
+    /// Its port's GUID, on InfiniBand.
+    #[arg(long, value_name = "GUID")]
+    port_guid: Option<Guid>,
     #[command(flatten)]
     output: Output,
 }
@@ -223,6 +230,8 @@ pub(super) fn run_vf(mut client: Client, command: Vf) -> Result<(), Failure> {
                 ("min_rate", set.min_rate.map(|rate| json!(rate))),
                 ("max_rate", set.max_rate.map(|rate| json!(rate))),
                 ("link_state", set.link_state.map(|state| json!(state))),
+                ("node_guid", set.node_guid.map(|guid| json!(guid))),
+                ("port_guid", set.port_guid.map(|guid| json!(guid))),
             ];
             for (name, value) in wishes {
                 if let Some(value) = value {

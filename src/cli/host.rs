@@ -11,6 +11,7 @@ use super::table::Table;
 use super::{Failure, print_json, word};
 use crate::control::{PlanOf, plan_of};
 use crate::host::conf::{Applied, AppliedOutcome, Kind, Level, Plan, Problem, Standing};
+use crate::host::udev::Named;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Host {
@@ -41,11 +42,23 @@ pub(super) enum Host {
         #[arg(long)]
         json: bool,
     },
+    /// Write rules for udev, so that a PF's VFs and representors have names that stay. Exit code 1: a rule of somebody else's names them.
+    Udev {
+        /// The PF: its interface or its PCI address.
+        pf: String,
+        /// Change nothing, and say what would be written.
+        #[arg(long)]
+        dry_run: bool,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 pub(super) fn run(control: &Path, command: Host) -> Result<(), Failure> {
     match command {
         Host::Plan { file, common, json } => plan(file, common, json),
+        Host::Udev { pf, dry_run, json } => udev(Client::connect(control)?, &pf, dry_run, json),
         Host::Apply { file, common, dry_run, json } => apply(Client::connect(control)?, &file, common, dry_run, json),
     }
 }
@@ -72,8 +85,24 @@ fn apply(mut client: Client, file: &Path, common: Option<PathBuf>, dry_run: bool
     if reasons.is_empty() { Ok(()) } else { Err(Failure::Failed(reasons.join("; "))) }
 }
 
+fn udev(mut client: Client, pf: &str, dry_run: bool, json: bool) -> Result<(), Failure> {
+    let answer = client.call("host.udev", json!({ "pf": pf, "dry_run": dry_run }))?;
+    let named: Named = serde_json::from_value(answer.clone())?;
+    if json {
+        print_json(&answer)?;
+    } else {
+        let mut out = std::io::stdout();
+        for line in named.rules.iter().filter(|_| dry_run).chain(&named.done) {
+            writeln!(out, "{line}")?;
+        }
+    }
+    let conflicts: Vec<String> =
+        named.conflicts.iter().map(|one| format!("{}:{}: {}: {}", one.file, one.line, one.why, one.rule)).collect();
+    if conflicts.is_empty() { Ok(()) } else { Err(Failure::Failed(conflicts.join("; "))) }
+}
+
 fn plan(file: PathBuf, common: Option<PathBuf>, json: bool) -> Result<(), Failure> {
-    let plan = plan_of(&PlanOf { file, common }).map_err(|error| Failure::Failed(error.message))?;
+    let plan = plan_of(Path::new("/"), &PlanOf { file, common }).map_err(|error| Failure::Failed(error.message))?;
     if json {
         print_json(&serde_json::to_value(&plan)?)?;
     } else {

@@ -10,6 +10,7 @@ mod client;
 mod device;
 mod doctor;
 mod events;
+mod firmware;
 mod flow;
 mod flows;
 mod host;
@@ -18,6 +19,8 @@ mod nic;
 mod options;
 mod ovs;
 mod port;
+#[cfg(test)]
+mod remedies;
 mod table;
 mod terminal;
 
@@ -114,6 +117,7 @@ fn run(options: Options) -> Result<(), Failure> {
         Command::Vf(command) => device::run_vf(client()?, command),
         Command::Eswitch(command) => device::run_eswitch(client()?, command),
         Command::Bond(command) => bond::run(client()?, command),
+        Command::Firmware(command) => firmware::run(client()?, command),
         Command::Ovs(command) => ovs::run(client()?, command),
         Command::Job(command) => job(client()?, command),
         Command::Host(command) => host::run(&control, command),

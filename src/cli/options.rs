@@ -62,6 +62,9 @@ pub(super) enum Command {
     /// Bonds: several ports of the kernel's as one, and VF LAG.
     #[command(subcommand)]
     Bond(super::bond::Bond),
+    /// Firmware: what Mellanox NICs are set to for their VFs.
+    #[command(subcommand)]
+    Firmware(super::firmware::Firmware),
     /// Lanes: the DPDK processes that carry the ports.
     #[command(subcommand)]
     Lane(Lane),

@@ -182,6 +182,18 @@ pub(crate) enum EventKind {
         /// What is wrong with it.
         message: String,
     },
+    /// What `host.apply` was told last was done again, after a start of the daemon or of the machine.
+    HostApplied {
+        /// How many cards changed.
+        changed: usize,
+        /// How many are refused; the log says why.
+        refused: usize,
+    },
+    /// Somebody, most likely the host agent, bound VFs of a card that ringspan has to vfio-pci by `new_id`.
+    HostTaken {
+        /// Which card, and the remedy.
+        message: String,
+    },
     /// The configuration file and a port that was added at run time want different things: the file's wish is done.
     ConfigConflict {
         /// What they want, and the remedy.

@@ -22,6 +22,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -87,6 +88,8 @@ pub(crate) struct Daemon {
     mirror: Mirror,
     /// Guests' NICs.
     pub(crate) attachments: Attachments,
+    /// Set when it ends.
+    ending: AtomicBool,
     cores: HostCores,
     set_log: Box<dyn Fn(crate::config::LogLevel) + Send + Sync>,
     end: Box<dyn Fn(Ending) + Send + Sync>,
@@ -137,6 +140,7 @@ impl Daemon {
             keepers: Mutex::default(),
             mirror: Mirror::new(mirror),
             attachments,
+            ending: AtomicBool::new(false),
             cores,
             set_log: Box::new(set_log),
             end: Box::new(end),
@@ -168,6 +172,9 @@ impl Daemon {
             self.keep(lane);
         }
         bonds::watch(self);
+        let weak = Arc::downgrade(self);
+        // Nobody waits for its end: it sees by itself that the daemon ends.
+        spawn("host".into(), move || methods::host::keep_applied(&weak));
         let mirror = self.mirror.start(engine::Lanes::watching(self));
         locked(&self.keepers).extend(mirror);
         if !self.attachments.unfinished().is_empty() {
@@ -183,13 +190,14 @@ impl Daemon {
         locked(&self.keepers).extend(keeper);
     }
 
+    /// Whether anything is wanted on a lane, or somebody is adding it at this moment.
+    pub(crate) fn needs(&self, lane: &LaneName) -> bool {
+        locked(&self.desired).needs(lane)
+    }
+
     /// A lane that the file does not have and no port needs is shut down.
     fn retire(&self, lane: &Lane) {
-        let needed = {
-            let desired = locked(&self.desired);
-            desired.needs(&lane.name)
-        };
-        if lane.settings().is_none() && !needed {
+        if lane.settings().is_none() && !self.needs(&lane.name) {
             lane.order(Order::Stop);
         }
     }
@@ -202,6 +210,7 @@ impl Daemon {
             Ending::LeaveLanes => (Order::Leave, Duration::from_secs(2)),
             Ending::StopLanes => (Order::Stop, Duration::from_secs(25)),
         };
+        self.ending.store(true, Ordering::Relaxed);
         self.mirror.end();
         for lane in self.all_lanes() {
             lane.order(order);
@@ -214,6 +223,11 @@ impl Daemon {
         self.events.close();
         self.state_dir.release();
         locked(&self.run_lock).take();
+    }
+
+    /// Whether it ends.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::Relaxed)
     }
 
     /// What a lane should have.

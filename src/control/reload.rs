@@ -117,7 +117,9 @@ impl Daemon {
         for lane in lanes {
             let (was, is) = (before.wanted_on(&lane.name), after.wanted_on(&lane.name));
             let differs = was.ports != is.ports || was.nics != is.nics;
-            if differs && lane.phase() == LanePhase::Up {
+            if after.needs(&lane.name) && lane.phase() == LanePhase::Idle {
+                lane.bring_up();
+            } else if differs && lane.phase() == LanePhase::Up {
                 lanes::apply(&lane, self);
                 lane.look_again();
             }

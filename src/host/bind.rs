@@ -114,7 +114,15 @@ pub(crate) fn bind(
         memory.remember(address, Some(before.clone()))?;
         original = before.clone();
         let what = format!("{} is remembered as its original driver", said(before.as_deref()));
-        steps.did(what, move || memory.remember(address, None));
+        let had = before.clone();
+        steps.did(what, move || {
+            // Undone last: where it could not be given back, what it had is still to be restored.
+            if host.sysfs.link(&attribute(address, "driver")) != had {
+                let message = format!("{} does not have it again", said(had.as_deref()));
+                return Err(Error::new(ErrorKind::Failed, message).about(name));
+            }
+            memory.remember(address, None)
+        });
     }
     let place = Place { host, name, address };
     let probe = wanted != Some(None);

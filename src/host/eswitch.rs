@@ -11,7 +11,7 @@ use super::Host;
 use super::inventory::{Inventory, find};
 use super::netlink::{DevlinkName, EncapMode, EswitchChange, EswitchMode, Flavour, InlineMode, NetlinkError};
 use super::pci::{Function, attribute};
-use super::representor::index;
+use super::representor::{Representors, index};
 use super::steps::{Steps, wait};
 use crate::error::{Error, ErrorKind};
 
@@ -298,6 +298,15 @@ fn carry_out<'a>(
     Ok(())
 }
 
+/// Network devices of InfiniBand (include/uapi/linux/if_arp.h, ARPHRD_INFINIBAND).
+const INFINIBAND: u32 = 32;
+
+/// What the PF's interface is.
+fn link_kind(target: &Target<'_>) -> Option<u32> {
+    let interface = Representors::new(&target.host.sysfs, &[]).own(&target.function()?)?;
+    target.host.sysfs.number(&format!("class/net/{interface}/type"))
+}
+
 /// mlx5: VFs are without drivers while the mode changes, and get them back. ice: there are no VFs while it changes. Others: as it comes.
 fn change_mode<'a>(
     target: &'a Target<'a>,
@@ -310,6 +319,13 @@ fn change_mode<'a>(
     let function = target.function();
     let driver = function.as_ref().and_then(|function| function.driver.clone()).unwrap_or_default();
     let vfs = function.map(|function| function.vfs).unwrap_or_default();
+    let infiniband = link_kind(target) == Some(INFINIBAND);
+    if mode == EswitchMode::Switchdev && infiniband {
+        let message = format!(
+            "{name}: the link is InfiniBand, and Open vSwitch switches Ethernet only: give its VFs to guests whole, or change the link (ringspan firmware set {name} --link-type ethernet) and reboot"
+        );
+        return Err(Error::new(ErrorKind::Unsupported, message).about(name));
+    }
     for (number, vf) in &vfs {
         let busy = |message| Err(Error::new(ErrorKind::Busy, message).about(name));
         if let Some(port) = owner(*vf) {
@@ -323,6 +339,12 @@ fn change_mode<'a>(
                 "{name}: process {process} has VF {number} ({vf}) open by vfio: stop that guest first"
             ));
         }
+    }
+    if let Some(owner) = target.pci.and_then(owner) {
+        let message = format!(
+            "{name}: ringspan's {owner} has the PF or a representor of it open: remove that first (ringspan port remove {owner}, or ringspan nic remove {owner} where it is a NIC)"
+        );
+        return Err(Error::new(ErrorKind::Busy, message).about(name));
     }
     let count = vfs.len();
     let numvfs = move |count: usize| {

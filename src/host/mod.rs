@@ -1,23 +1,26 @@
 //! The host: its NICs, their virtual functions, switches and drivers; and what is wrong with it ([`doctor`]).
 //!
 //! Everything that is read from sysfs goes through a [`sysfs::Sysfs`], and everything that is asked of the kernel by netlink through a
-//! [`netlink::Kernel`]; a made-up tree and a made-up kernel stand for hosts that are not here. Only the doctor runs other programs, where what it looks at is a program.
+//! [`netlink::Kernel`]; a made-up tree and a made-up kernel stand for hosts that are not here. Programs are run only where nothing else knows (the doctor, and firmware settings).
 
 pub(crate) mod bind;
 pub(crate) mod bond;
 pub(crate) mod conf;
 pub(crate) mod doctor;
 pub(crate) mod eswitch;
+pub(crate) mod firmware;
 pub(crate) mod inventory;
 mod model;
 pub(crate) mod netlink;
 mod pci;
+pub(crate) mod program;
 mod representor;
 pub(crate) mod sriov;
 pub(crate) mod steps;
 pub(crate) mod sysfs;
 #[cfg(test)]
 mod tests;
+pub(crate) mod udev;
 mod users;
 pub(crate) mod vf;
 
@@ -46,6 +49,10 @@ pub(crate) struct Host {
     pub names: PathBuf,
     /// What the agent calls it.
     pub id: Option<String>,
+    /// The folders of programs, as in PATH.
+    pub programs: String,
+    /// The folders of udev's rules: the first is written to, all are looked at.
+    pub udev: Vec<PathBuf>,
 }
 
 impl Host {
@@ -53,6 +60,23 @@ impl Host {
     pub(crate) fn real(sysfs: &Path, names: Option<&Path>, id: Option<String>) -> Self {
         let usual = || PCI_IDS.iter().map(PathBuf::from).find(|path| path.exists());
         let names = names.map(Path::to_owned).or_else(usual).unwrap_or_else(|| PCI_IDS[0].into());
-        Self { sysfs: Sysfs::at(sysfs), kernel: Box::new(netlink::Real), proc: "/proc".into(), names, id }
+        Self {
+            sysfs: Sysfs::at(sysfs),
+            kernel: Box::new(netlink::Real),
+            proc: "/proc".into(),
+            names,
+            id,
+            programs: program::PATH.into(),
+            udev: udev_folders(sysfs),
+        }
+    }
+}
+
+/// Where udev's rules of this machine are; a made-up host has its own beside its sysfs.
+fn udev_folders(sysfs: &Path) -> Vec<PathBuf> {
+    if sysfs == Path::new("/sys") {
+        ["/etc/udev/rules.d", "/run/udev/rules.d"].map(PathBuf::from).into()
+    } else {
+        vec![sysfs.with_file_name("udev-rules")]
     }
 }

@@ -168,6 +168,11 @@ fn unused(
     owner: impl Fn(PciAddress) -> Option<String>,
 ) -> Result<(), Error> {
     let busy = |message: String| Err(Error::new(ErrorKind::Busy, message).about(name));
+    if let Some(owner) = owner(pf.address) {
+        return busy(format!(
+            "{name}: ringspan's {owner} has the PF or a representor of it open, which goes with its VF: remove that first (ringspan port remove {owner}, or ringspan nic remove {owner} where it is a NIC)"
+        ));
+    }
     let (mut used, mut example) = (0, None);
     for (number, address) in &pf.vfs {
         if let Some(port) = owner(*address) {
@@ -222,9 +227,10 @@ fn explain(name: &str, pf: PciAddress, count: u16, error: &io::Error) -> Error {
         Some(libc::ERANGE | libc::EINVAL) => {
             (ErrorKind::Invalid, "the driver takes fewer (a module parameter such as max_vfs, or the firmware)")
         }
-        Some(libc::ENOENT | libc::ENOSYS | libc::EOPNOTSUPP) => {
-            (ErrorKind::Unsupported, "its driver makes none: give it to the kernel's own (ringspan device bind)")
-        }
+        Some(libc::ENOENT | libc::ENOSYS | libc::EOPNOTSUPP) => (
+            ErrorKind::Unsupported,
+            "its driver makes none: give it to the kernel's own (ringspan device bind PF --restore)",
+        ),
         Some(libc::EPERM) => (ErrorKind::Busy, "the driver refuses while virtual functions are assigned to guests"),
         Some(libc::EACCES | libc::EROFS) => (ErrorKind::Permission, "run the daemon as root, with /sys writable"),
         Some(libc::EIO | libc::ETIMEDOUT) => (

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Host;
 use super::inventory::Inventory;
-use super::netlink::{EswitchMode, NetlinkError, VfChange, VfLinkState, VfSettings};
+use super::netlink::{EswitchMode, Guid, NetlinkError, VfChange, VfLinkState, VfSettings};
 use super::representor::index;
 use super::sriov;
 use super::steps::Steps;
@@ -42,9 +42,15 @@ pub(crate) struct Wish {
     /// Most rate from the guest, in Mbit/s; 0: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_rate: Option<u32>,
-    /// Whether it has a link.
+    /// Whether it has a link. On InfiniBand this is the policy: `auto` follows, `enable` is up, `disable` is down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link_state: Option<VfLinkState>,
+    /// Its node's GUID. InfiniBand only; the guest sees it when the VF is given to a driver the next time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_guid: Option<Guid>,
+    /// Its port's GUID. InfiniBand only; the guest sees it when the VF is given to a driver the next time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port_guid: Option<Guid>,
 }
 
 /// What came of it.
@@ -89,6 +95,8 @@ impl Wish {
             differs(self.spoof_check, now.spoof_check).map(VfChange::SpoofCheck),
             differs(self.trust, now.trust).map(VfChange::Trust),
             self.link_state.filter(|state| Some(*state) != now.link_state).map(VfChange::LinkState),
+            self.node_guid.filter(|guid| Some(*guid) != now.node_guid).map(VfChange::NodeGuid),
+            self.port_guid.filter(|guid| Some(*guid) != now.port_guid).map(VfChange::PortGuid),
         ]
         .into_iter()
         .flatten()
@@ -106,6 +114,8 @@ fn inverse(change: VfChange, before: &VfSettings) -> Option<VfChange> {
         VfChange::SpoofCheck(_) => VfChange::SpoofCheck(before.spoof_check?),
         VfChange::Trust(_) => VfChange::Trust(before.trust?),
         VfChange::LinkState(_) => VfChange::LinkState(before.link_state?),
+        VfChange::NodeGuid(_) => VfChange::NodeGuid(before.node_guid?),
+        VfChange::PortGuid(_) => VfChange::PortGuid(before.port_guid?),
     })
 }
 
@@ -117,7 +127,7 @@ pub(crate) fn set(host: &Host, wish: &Wish) -> Result<Set, Error> {
     let (function, _, enabled) = sriov::pf(host, name)?;
     if wish.vf >= enabled {
         let remedy = if enabled == 0 {
-            "make some (ringspan vf enable)".into()
+            "make some (ringspan vf enable PF COUNT)".into()
         } else {
             format!("they are numbered 0 to {}", enabled - 1)
         };
@@ -129,7 +139,7 @@ pub(crate) fn set(host: &Host, wish: &Wish) -> Result<Set, Error> {
     let Some(interface) = pf.interface.as_deref() else {
         let driver = pf.driver.as_deref().unwrap_or("no driver");
         let message = format!(
-            "{name} has no interface ({driver} has it), and its VFs are set by that: give it to the kernel's driver (ringspan device bind)"
+            "{name} has no interface ({driver} has it), and its VFs are set by that: give it to the kernel's driver (ringspan device bind PF --restore)"
         );
         return refuse(ErrorKind::Unsupported, message);
     };
@@ -163,7 +173,13 @@ pub(crate) fn set(host: &Host, wish: &Wish) -> Result<Set, Error> {
         Ok(after) => after,
         Err(error) => return Err(steps.fail(error)),
     };
-    let there = |change: &VfChange| matches!(change, VfChange::Mac(mac) if Some(*mac) == after.mac);
+    let there = |change: &VfChange| match change {
+        VfChange::Mac(mac) => Some(*mac) == after.mac,
+        // Kernels before 5.5 do not tell of them (ndo_get_vf_guid).
+        VfChange::NodeGuid(_) => after.node_guid.is_none(),
+        VfChange::PortGuid(_) => after.port_guid.is_none(),
+        _ => false,
+    };
     if let Some(change) = wish.changes(&after).iter().find(|change| !there(change)) {
         let message =
             format!("{name} VF {vf}: the driver took {} and does not have it: it has no such setting", said(*change));
@@ -216,6 +232,18 @@ fn allowed(
             "{name} VF {vf}: in switchdev mode Open vSwitch checks source addresses: by flows on {representor} (in_port and dl_src), not by the PF"
         ));
     }
+    if link_type == LinkType::Ethernet && (wish.node_guid.is_some() || wish.port_guid.is_some()) {
+        return refuse(format!(
+            "{name} VF {vf}: the link is Ethernet, which has no GUIDs: give it a MAC address (--mac)"
+        ));
+    }
+    if link_type == LinkType::Infiniband
+        && let Some(mac) = wish.mac
+    {
+        return refuse(format!(
+            "{name} VF {vf}: the link is InfiniBand, which has no MAC addresses: give it GUIDs (--node-guid 00:01:{mac} --port-guid 00:10:{mac}, as the agent does)"
+        ));
+    }
     if link_type == LinkType::Infiniband && (wish.mac.is_some() || vlan || wish.spoof_check.is_some()) {
         return refuse(format!(
             "{name} VF {vf}: the link is InfiniBand, which has no MAC addresses, VLANs or spoof check"
@@ -247,6 +275,8 @@ fn said(change: VfChange) -> String {
         VfChange::LinkState(VfLinkState::Auto) => "link as the PF's".into(),
         VfChange::LinkState(VfLinkState::Enable) => "link always up".into(),
         VfChange::LinkState(VfLinkState::Disable) => "link always down".into(),
+        VfChange::NodeGuid(guid) => format!("node GUID {guid}"),
+        VfChange::PortGuid(guid) => format!("port GUID {guid}"),
     }
 }
 

@@ -8,7 +8,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use ringspan_protocol::{LaneInfo, Request};
 
 use super::client::{Connected, Greeting, LaneClient, NotConnected, QUICK};
-use super::lane::{Lane, LanePhase, Order, lock};
+use super::lane::{Lane, LanePhase, LaneState, Order, lock};
 use super::process::{Process, lane_program};
 use super::reconcile::reconcile;
 use super::watch_events::watch_events;
@@ -34,6 +34,15 @@ struct Running {
     adopted: bool,
 }
 
+/// What was found, or made of it.
+enum Found {
+    Running(Box<Running>),
+    /// It does not run, and nothing needs it.
+    Unneeded,
+    /// It does not run, and is not to.
+    Stopped,
+}
+
 /// How a life ended.
 enum End {
     Died(String),
@@ -51,8 +60,12 @@ pub(crate) fn keep(lane: Arc<Lane>, daemon: Arc<Daemon>) {
         }
         let born = Instant::now();
         let running = match find_or_start(&lane, &daemon) {
-            Ok(Some(running)) => running,
-            Ok(None) => return set_phase(&lane, LanePhase::Stopped, None),
+            Ok(Found::Running(running)) => *running,
+            Ok(Found::Stopped) => return set_phase(&lane, LanePhase::Stopped, None),
+            Ok(Found::Unneeded) => {
+                wait_until_needed(&lane);
+                continue;
+            }
             Err(_) if order(&lane) == Order::Leave => return,
             Err(error) => {
                 let repeated = lock(&lane.state).reason.as_ref() == Some(&error.message);
@@ -79,7 +92,10 @@ pub(crate) fn keep(lane: Arc<Lane>, daemon: Arc<Daemon>) {
                 return daemon.events.tell(Some(&lane.name), None, EventKind::LaneStopped);
             }
             End::Restarted => {
-                lock(&lane.state).order = Order::Keep;
+                {
+                    let mut state = lock(&lane.state);
+                    (state.order, state.asked) = (Order::Keep, true);
+                }
                 set_phase(&lane, LanePhase::Starting, None);
                 failures = 0;
             }
@@ -118,6 +134,18 @@ fn set_phase(lane: &Lane, phase: LanePhase, reason: Option<String>) {
     lane.changed.notify_all();
 }
 
+/// Leaves the lane alone until something is wanted on it, or it is ordered about. Why it did not start before, when it did not, stays said.
+fn wait_until_needed(lane: &Lane) {
+    let reason = lock(&lane.state).reason.clone();
+    set_phase(lane, LanePhase::Idle, reason);
+    let called = |state: &LaneState| state.phase != LanePhase::Idle || state.order != Order::Keep;
+    while !lane.wait_for(Duration::from_secs(3600), called) {}
+    let mut state = lock(&lane.state);
+    if state.phase == LanePhase::Idle {
+        state.phase = LanePhase::Starting;
+    }
+}
+
 /// Waits before another attempt, longer each time; an order ends it.
 fn pause(lane: &Lane, failures: u32) {
     let (first, longest) = PAUSES;
@@ -125,12 +153,11 @@ fn pause(lane: &Lane, failures: u32) {
     lane.wait_for(length, |state| state.order != Order::Keep);
 }
 
-/// Nothing when the lane does not run and is not to be started.
-fn find_or_start(lane: &Lane, daemon: &Daemon) -> Result<Option<Running>, Error> {
+fn find_or_start(lane: &Lane, daemon: &Daemon) -> Result<Found, Error> {
     match LaneClient::connect(&lane.socket()) {
         Ok(connected) => {
             let process = Process::adopt(connected.pid, &lane.run_dir, &lane.name);
-            return Ok(Some(Running { connected, process, adopted: true }));
+            return Ok(Found::Running(Box::new(Running { connected, process, adopted: true })));
         }
         Err(NotConnected::Nobody(_)) => {}
         Err(NotConnected::Stuck(pid, reason)) => {
@@ -147,17 +174,19 @@ fn find_or_start(lane: &Lane, daemon: &Daemon) -> Result<Option<Running>, Error>
             process.wait(STOP_LIMIT);
         }
     }
-    let restart = {
+    let (restart, asked) = {
         let mut state = lock(&lane.state);
-        let restart = state.order != Order::Stop;
+        let (restart, mut asked) = (state.order != Order::Stop, std::mem::take(&mut state.asked));
         if state.order == Order::Restart {
-            state.order = Order::Keep;
+            (state.order, asked) = (Order::Keep, true);
         }
-        restart
+        (restart, asked)
     };
     match lane.settings().or_else(|| as_it_ran(lane)).filter(|_| restart) {
-        Some(settings) => start(lane, daemon, &settings).map(Some),
-        None => Ok(None),
+        // Cores and hugepages are taken when there is somebody to have them.
+        Some(_) if !asked && !daemon.needs(&lane.name) => Ok(Found::Unneeded),
+        Some(settings) => start(lane, daemon, &settings).map(|running| Found::Running(Box::new(running))),
+        None => Ok(Found::Stopped),
     }
 }
 

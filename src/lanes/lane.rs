@@ -20,8 +20,8 @@ use super::client::{CallError, LaneClient, NotConnected, QUICK, SLOW};
 use crate::config::LaneSettings;
 use crate::error::{Error, ErrorKind};
 
-/// How long a request waits for a lane that is starting.
-const UP_LIMIT: Duration = Duration::from_secs(15);
+/// How long a request waits for a lane that is starting: zeroing hugepages takes its time.
+const UP_LIMIT: Duration = Duration::from_secs(60);
 
 /// How a lane is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -29,6 +29,8 @@ const UP_LIMIT: Duration = Duration::from_secs(15);
 pub(crate) enum LanePhase {
     /// Being looked for, or started.
     Starting,
+    /// Not running, because no port and no NIC needs it: the first one starts it.
+    Idle,
     /// Running, and its ports were applied.
     Up,
     /// Running, but of another version of the lane protocol: its packets flow, and nothing can be changed
@@ -70,6 +72,8 @@ pub(super) struct LaneState {
     pub(super) refused: BTreeMap<PortName, Error>,
     /// NICs that it refused, and why.
     pub(super) refused_nics: BTreeMap<NicName, Error>,
+    /// Set when somebody asked for it to run, whether or not anything is wanted on it.
+    pub(super) asked: bool,
     /// Set when the keeper should look at the ports again.
     pub(super) look_again: bool,
     /// When it was seen to leave the last request unanswered.
@@ -151,6 +155,7 @@ impl Lane {
                 reason: None,
                 refused: BTreeMap::new(),
                 refused_nics: BTreeMap::new(),
+                asked: false,
                 look_again: false,
                 silent: None,
                 events: None,
@@ -182,11 +187,46 @@ impl Lane {
         {
             let mut state = lock(&self.state);
             state.order = order;
-            if order == Order::Restart && state.phase == LanePhase::Waiting {
+            if order == Order::Restart && matches!(state.phase, LanePhase::Waiting | LanePhase::Idle) {
                 state.phase = LanePhase::Starting;
             }
         }
         self.nudge();
+    }
+
+    /// Has the keeper start it, where it was left alone because nothing needed it.
+    pub(crate) fn need(&self) {
+        {
+            let mut state = lock(&self.state);
+            if state.phase != LanePhase::Idle || state.order != Order::Keep {
+                return;
+            }
+            state.phase = LanePhase::Starting;
+            state.asked = true;
+        }
+        self.nudge();
+    }
+
+    /// Waits until it runs, or cannot; with `wanted` it is started where it does not run.
+    fn settle_start(&self, wanted: bool) {
+        let until = Instant::now() + UP_LIMIT;
+        loop {
+            if wanted {
+                self.need();
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            let settled = self.wait_for(left, |state| state.phase != LanePhase::Starting);
+            // The keeper may have left it alone just before it was asked.
+            if !settled || !wanted || self.phase() != LanePhase::Idle {
+                return;
+            }
+        }
+    }
+
+    /// Starts it where it does not run, and returns when it has what is wanted on it, or cannot.
+    pub(crate) fn bring_up(&self) {
+        self.settle_start(true);
+        self.settle();
     }
 
     /// Tells the keeper to compare the lane's ports with what is wanted.
@@ -315,6 +355,7 @@ impl Lane {
                 return Error::new(ErrorKind::Version, message).about(name);
             }
             (_, Some(reason)) => format!("lane {name} is not running: {reason}"),
+            (LanePhase::Idle, None) => format!("lane {name} does not run: no port or NIC has needed it so far"),
             (_, None) => format!("lane {name} is not running yet: try again, or see ringspan lane list"),
         };
         Error::new(ErrorKind::LaneDown, message).about(name)
@@ -326,8 +367,7 @@ impl Lane {
         request: Request,
         then: impl FnOnce(Result<Reply, Error>) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let trying = |state: &LaneState| state.phase == LanePhase::Starting;
-        self.wait_for(UP_LIMIT, |state| !trying(state));
+        self.settle_start(matches!(request, Request::PortAdd(_) | Request::NicAdd(_)));
         let mut change = lock(&self.change);
         let Some(client) = change.as_mut() else {
             return then(Err(self.down(&lock(&self.state))));

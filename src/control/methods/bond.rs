@@ -42,7 +42,7 @@ fn attach(call: &Call, interface: &str, to: Option<&BridgePort>) -> Result<(), E
 
 /// Runs a change of bonds, with what the daemon knows besides the host.
 fn with_around<T>(call: &Call, change: impl FnOnce(&Around<'_>) -> Result<T, Error>) -> Result<T, Error> {
-    let owner = |address: ringspan_protocol::PciAddress| owners(call).remove(&address.to_string());
+    let owner = |address: ringspan_protocol::PciAddress| owners(call.daemon).remove(&address.to_string());
     let (port_of, attach) =
         (|name: &str| port_of(call, name), |name: &str, to: Option<&BridgePort>| attach(call, name, to));
     change(&Around { owner: &owner, port_of: &port_of, attach: &attach })

@@ -8,6 +8,7 @@ use ringspan_protocol::{DeviceSpec, NicOffload, PciAddress};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::host::PlanOf;
 use super::{Call, Nothing};
 use crate::attach::record::Target;
 use crate::control::{Daemon, locked};
@@ -15,9 +16,11 @@ use crate::error::{Error, ErrorKind};
 use crate::host::Host;
 use crate::host::bind::{self, Bound, Memory};
 use crate::host::eswitch::{self, Eswitch};
+use crate::host::firmware::{self, Firmware};
 use crate::host::inventory::{Device, Inventory, Pf};
 use crate::host::sriov::{self, Count, Enabled};
 use crate::host::steps::wait;
+use crate::host::udev::{self, Named};
 use crate::host::vf::{self, Set, Wish};
 use crate::ovs::client::{Database, Place};
 use crate::ovs::view::View;
@@ -63,9 +66,18 @@ pub(super) fn bridges_of(view: &View) -> BTreeMap<String, String> {
     view.bridges.into_iter().flat_map(of_bridge).collect()
 }
 
+/// Wires by PFs' interfaces, from the agent's files that were applied last; none where none were, or where they cannot be read now.
+fn wires(daemon: &Daemon) -> BTreeMap<String, String> {
+    let files = daemon.state_dir.load_host().ok().and_then(|state| state.applied);
+    let plan = files.and_then(|(file, common)| daemon.plan_of(&PlanOf { file, common }).ok()).unwrap_or_default();
+    plan.items.into_iter().map(|item| (item.interface, item.wire)).filter(|(_, wire)| !wire.is_empty()).collect()
+}
+
 /// What the daemon knows beyond the host.
 struct Around {
     bridges: BTreeMap<String, String>,
+    /// By the interface of a PF.
+    wires: BTreeMap<String, String>,
     owners: BTreeMap<String, String>,
     guests: BTreeMap<String, String>,
 }
@@ -77,7 +89,12 @@ impl Around {
             Target::Pci { address, .. } => Some((address.to_string(), record.wanted.guest)),
             Target::Soft { .. } => None,
         });
-        Self { bridges: bridges(call), owners: owners(call), guests: guests.collect() }
+        Self {
+            bridges: bridges(call),
+            wires: wires(call.daemon),
+            owners: owners(call.daemon),
+            guests: guests.collect(),
+        }
     }
 
     fn bridge(&self, interface: Option<&String>) -> Option<String> {
@@ -86,6 +103,8 @@ impl Around {
 
     fn device(&self, mut device: Device) -> Device {
         device.bridge = self.bridge(device.representor.as_ref().or(device.interface.as_ref()));
+        let card = device.pf_interface.as_ref().or(device.interface.as_ref());
+        device.wire = card.and_then(|interface| self.wires.get(interface).cloned());
         device.owner = self.owners.get(&device.address.to_string()).cloned();
         device.guest_id = self.guests.get(&device.address.to_string()).cloned();
         device
@@ -116,7 +135,7 @@ pub(super) fn one_at_a_time(changes: &Mutex<()>, patience: Duration) -> Result<M
 }
 
 /// Default of `timeout_ms` of `vf.enable`.
-pub(super) const ENABLE_MS: u64 = 60_000;
+const ENABLE_MS: u64 = 60_000;
 
 fn enable_ms() -> u64 {
     ENABLE_MS
@@ -136,6 +155,25 @@ pub(crate) struct EnableVfs {
     /// Longest wait for all of them to be there, in milliseconds, 10 minutes at most.
     #[serde(default = "enable_ms")]
     pub timeout_ms: u64,
+}
+
+/// Which PF's firmware.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct FirmwareOf {
+    /// The PF: its interface, its PCI address in either form, or its mst device.
+    pub pf: String,
+}
+
+/// Whose interfaces are named.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NameInterfaces {
+    /// The PF: its interface, or its PCI address in either form.
+    pub pf: String,
+    /// Changes nothing, and says what would be written.
+    #[serde(default)]
+    pub dry_run: bool,
 }
 
 /// Which driver.
@@ -179,9 +217,9 @@ impl Memory for Drivers<'_> {
 }
 
 /// The ports, and the NICs in software, by the functions that they have.
-pub(super) fn owners(call: &Call) -> BTreeMap<String, String> {
-    let mut owners = owners_of(call.daemon);
-    for record in call.daemon.attachments.all() {
+pub(super) fn owners(daemon: &Daemon) -> BTreeMap<String, String> {
+    let mut owners = owners_of(daemon);
+    for record in daemon.attachments.all() {
         if let Target::Pci { address, .. } = record.target {
             owners.insert(address.to_string(), record.key().to_string());
         }
@@ -216,7 +254,7 @@ pub(super) fn owners_of(daemon: &Daemon) -> BTreeMap<String, String> {
 pub(super) fn enable_vfs(call: &mut Call, request: EnableVfs) -> Result<Enabled, Error> {
     let limit = Duration::from_millis(request.timeout_ms.min(600_000));
     let (host, _one) = (call.daemon.host(), one_at_a_time(&CHANGES, PATIENCE)?);
-    let owner = |address: PciAddress| owners(call).remove(&address.to_string());
+    let owner = |address: PciAddress| owners(call.daemon).remove(&address.to_string());
     let enabled = sriov::enable(&host, &request.pf, request.count, request.disturb, limit, owner)?;
     for done in &enabled.done {
         tracing::info!("{done}, as process {} asked", call.peer.pid);
@@ -239,11 +277,33 @@ pub(super) fn eswitch(call: &mut Call, ByPf { pf }: ByPf) -> Result<Eswitch, Err
 
 pub(super) fn set_eswitch(call: &mut Call, wish: eswitch::Wish) -> Result<Eswitch, Error> {
     let (host, _one) = (call.daemon.host(), one_at_a_time(&CHANGES, PATIENCE)?);
-    let set = eswitch::set(&host, &wish, |address| owners(call).remove(&address.to_string()))?;
+    let set = eswitch::set(&host, &wish, |address| owners(call.daemon).remove(&address.to_string()))?;
     for done in &set.done {
         tracing::info!("{done}, as process {} asked", call.peer.pid);
     }
     Ok(set)
+}
+
+pub(super) fn firmware(call: &mut Call, FirmwareOf { pf }: FirmwareOf) -> Result<Firmware, Error> {
+    firmware::get(&call.daemon.host(), &pf)
+}
+
+pub(super) fn set_firmware(call: &mut Call, wish: firmware::Wish) -> Result<Firmware, Error> {
+    let (host, _one) = (call.daemon.host(), one_at_a_time(&CHANGES, PATIENCE)?);
+    let set = firmware::set(&host, &wish)?;
+    for done in &set.done {
+        tracing::info!("{done}, as process {} asked", call.peer.pid);
+    }
+    Ok(set)
+}
+
+pub(super) fn name_interfaces(call: &mut Call, NameInterfaces { pf, dry_run }: NameInterfaces) -> Result<Named, Error> {
+    let (host, _one) = (call.daemon.host(), one_at_a_time(&CHANGES, PATIENCE)?);
+    let named = udev::name(&host, &pf, dry_run)?;
+    for done in &named.done {
+        tracing::info!("{done}, as process {} asked", call.peer.pid);
+    }
+    Ok(named)
 }
 
 pub(super) fn bind(call: &mut Call, request: BindDevice) -> Result<Bound, Error> {
@@ -253,7 +313,7 @@ pub(super) fn bind(call: &mut Call, request: BindDevice) -> Result<Bound, Error>
     }
     let (host, _one) = (call.daemon.host(), one_at_a_time(&CHANGES, PATIENCE)?);
     let (owner, memory) =
-        (|address: PciAddress| owners(call).remove(&address.to_string()), Drivers(&call.daemon.state_dir));
+        (|address: PciAddress| owners(call.daemon).remove(&address.to_string()), Drivers(&call.daemon.state_dir));
     let bound = bind::bind(&host, &memory, &device, driver.as_deref(), disturb, owner)?;
     for done in &bound.done {
         tracing::info!("{done}, as process {} asked", call.peer.pid);

@@ -1,18 +1,22 @@
 //! Methods about what the agent's files want of this host.
 
+use std::collections::BTreeSet;
 use std::fs::OpenOptions;
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Weak;
+use std::time::{Duration, Instant};
 
+use ringspan_protocol::PciAddress;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Call, device};
+use crate::control::{Daemon, EventKind, locked};
 use crate::error::{Error, ErrorKind};
-use crate::host::conf::{self, Applied, Files, Inventory, Plan, Settings};
+use crate::host::conf::{self, Applied, AppliedOutcome, Files, Inventory, Plan, Settings, Standing};
 use crate::host::doctor::{FilesOnly, Host};
-use crate::host::sriov::Count;
 
 /// Which files the agent reads.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -40,21 +44,119 @@ pub(crate) struct Apply {
 }
 
 pub(super) fn apply(call: &mut Call, Apply { file, common, dry_run }: Apply) -> Result<Applied, Error> {
-    let plan = plan(call, PlanOf { file, common })?;
-    Ok(conf::apply(plan, dry_run, |interface, count| {
-        let count =
-            count.try_into().map_err(|_| Error::new(ErrorKind::Invalid, format!("{count} VFs are too many")))?;
-        let wish = device::EnableVfs {
-            pf: interface.into(),
-            count: Count::Number(count),
-            disturb: false,
-            timeout_ms: device::ENABLE_MS,
-        };
-        Ok(device::enable_vfs(call, wish)?.done)
-    }))
+    let files = PlanOf { file, common };
+    let plan = plan(call, files.clone())?;
+    if dry_run {
+        return Ok(conf::apply(plan, true, |_, _| Ok(())));
+    }
+    let applied = call.daemon.carry_out(plan, &format!("process {}", call.peer.pid))?;
+    // From here on it is what this host should be, after each start.
+    let mut state = call.daemon.state_dir.load_host()?;
+    let wanted = Some((files.file, files.common));
+    if state.applied != wanted {
+        state.applied = wanted;
+        call.daemon.state_dir.save_host(&state)?;
+    }
+    Ok(applied)
 }
 
-pub(super) fn plan(_: &mut Call, params: PlanOf) -> Result<Plan, Error> {
+impl Daemon {
+    /// The plan for this host: where the configuration says that its sysfs is.
+    pub(super) fn plan_of(&self, params: &PlanOf) -> Result<Plan, Error> {
+        let sysfs = locked(&self.config).host.sysfs.clone();
+        plan_of(sysfs.parent().unwrap_or(Path::new("/")), params)
+    }
+
+    /// Makes the cards what the plan says, one after the other. `who` asked for it.
+    fn carry_out(&self, plan: Plan, who: &str) -> Result<Applied, Error> {
+        let (host, _one) = (self.host(), device::one_at_a_time(&device::CHANGES, device::PATIENCE)?);
+        let owner = |address: PciAddress| device::owners(self).remove(&address.to_string());
+        Ok(conf::apply(plan, false, |item, done| {
+            let carried = conf::carry_out(&host, item, &owner, done);
+            for done in done.iter() {
+                tracing::info!("{done}, as {who} asked");
+            }
+            carried
+        }))
+    }
+}
+
+/// How long after the start, and after each attempt, what is refused is tried again, in seconds: after a boot, drivers and bonds may still be on their way.
+const AGAIN: [u64; 5] = [1, 3, 10, 30, 60];
+/// How often it is looked whether somebody has bound VFs of these cards by `new_id`.
+const LOOK: Duration = Duration::from_secs(30);
+
+/// Makes the host what was applied last, after a start of the daemon or of the machine, and then looks for what the agent takes. Ends with the daemon.
+pub(crate) fn keep_applied(daemon: &Weak<Daemon>) {
+    let mut tries = AGAIN.iter();
+    let mut pause = Duration::ZERO;
+    let mut told = BTreeSet::new();
+    while wait_unless_ended(daemon, pause) {
+        let Some(daemon) = daemon.upgrade() else { return };
+        let files = daemon.state_dir.load_host().ok().and_then(|state| state.applied);
+        let plan = files.map(|(file, common)| daemon.plan_of(&PlanOf { file, common }));
+        pause = LOOK;
+        match plan {
+            // Nothing was applied so far: that may come.
+            None => {}
+            Some(Err(error)) => {
+                if told.insert(error.message.clone()) {
+                    tracing::warn!("what was applied to the host is not known: {error}");
+                }
+                pause = tries.next().map_or(LOOK, |seconds| Duration::from_secs(*seconds));
+            }
+            Some(Ok(plan)) => {
+                for problem in plan.problems.iter().filter(|problem| problem.message.contains(conf::BY_NEW_ID)) {
+                    if told.insert(problem.message.clone()) {
+                        let message = format!("{}: {}", problem.message, problem.remedy);
+                        tracing::warn!("{message}");
+                        daemon.events.tell(None, None, EventKind::HostTaken { message });
+                    }
+                }
+                let to_do = plan.items.iter().any(|item| item.standing != Standing::AsWanted);
+                // Once all is so, later changes are somebody's wish, not a boot's.
+                let Some(next) = tries.next().filter(|_| to_do) else {
+                    tries = [].iter();
+                    continue;
+                };
+                match daemon.carry_out(plan, "the plan applied last") {
+                    Ok(applied) => told_of(&daemon, &applied, tries.len() == 0),
+                    Err(error) => tracing::warn!("the host's plan: {error}"),
+                }
+                pause = Duration::from_secs(*next);
+            }
+        }
+    }
+}
+
+fn told_of(daemon: &Daemon, applied: &Applied, last: bool) {
+    let refused: Vec<&Error> = applied.items.iter().filter_map(|item| item.error.as_ref()).collect();
+    for error in refused.iter().filter(|_| last) {
+        tracing::warn!("the host's plan: {error}");
+    }
+    let changed = applied.items.iter().filter(|item| item.outcome == AppliedOutcome::Changed).count();
+    if changed > 0 || last {
+        daemon.events.tell(None, None, EventKind::HostApplied { changed, refused: refused.len() });
+    }
+}
+
+/// False: the daemon is gone, or ends.
+fn wait_unless_ended(daemon: &Weak<Daemon>, pause: Duration) -> bool {
+    let until = Instant::now() + pause;
+    loop {
+        match daemon.upgrade() {
+            Some(daemon) if !daemon.is_ending() => {}
+            _ => return false,
+        }
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return true;
+        }
+        std::thread::sleep(left.min(Duration::from_millis(100)));
+    }
+}
+
+pub(super) fn plan(call: &mut Call, params: PlanOf) -> Result<Plan, Error> {
     for path in [Some(&params.file), params.common.as_ref()].into_iter().flatten() {
         // The daemon's folder is not the caller's.
         if !path.is_absolute() {
@@ -62,7 +164,7 @@ pub(super) fn plan(_: &mut Call, params: PlanOf) -> Result<Plan, Error> {
             return Err(Error::new(ErrorKind::Invalid, message));
         }
     }
-    plan_of(&params)
+    call.daemon.plan_of(&params)
 }
 
 /// More than this is no configuration.
@@ -83,11 +185,11 @@ fn read(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-/// The plan for this machine.
-pub(crate) fn plan_of(params: &PlanOf) -> Result<Plan, Error> {
+/// The plan for the machine whose root is there.
+pub(crate) fn plan_of(root: &Path, params: &PlanOf) -> Result<Plan, Error> {
     let files = Files { host: params.file.clone(), common: params.common.clone() };
     let settings = Settings::read(&files, &read)?;
-    let host = Host::new(Path::new("/"), None, Box::new(FilesOnly));
+    let host = Host::new(root, None, Box::new(FilesOnly));
     Ok(conf::plan(&settings, &Inventory::read(&host, conf::addresses())))
 }
 

@@ -216,8 +216,8 @@ fn only_owner(call: &Call, name: &NicName) -> Result<(), Error> {
         return Ok(());
     }
     let message = format!(
-        "NIC {name}: Open vSwitch brings flows into NICs by itself (other_config:hw-offload is true), and offload is ringspan: take offload = \"tc\", or run ringspan ovs \
-         configure --hw-offload false --restart first"
+        "NIC {name}: Open vSwitch brings flows into NICs by itself (other_config:hw-offload is true), and offload is ringspan: take offload = \"tc\", or run \
+         ringspan ovs configure --hw-offload false --restart first"
     );
     Err(Error::new(ErrorKind::Conflict, message).about(name))
 }

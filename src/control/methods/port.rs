@@ -146,7 +146,9 @@ fn entries(daemon: &Daemon, only: Option<&PortName>) -> Vec<PortEntry> {
             (Some(status), None) => (status.phase.into(), status.reason.clone()),
             (None, Some(refusal)) => (Phase::Refused, Some(refusal.message)),
             (None, None) => match (lane.map(|lane| lane.phase()), statuses) {
-                (Some(LanePhase::Starting), _) | (Some(LanePhase::Up), Ok(_)) => (Phase::Pending, None),
+                (Some(LanePhase::Starting | LanePhase::Idle), _) | (Some(LanePhase::Up), Ok(_)) => {
+                    (Phase::Pending, None)
+                }
                 (Some(_), Err(error)) => (Phase::LaneDown, Some(error.message.clone())),
                 (Some(_), Ok(_)) => (Phase::LaneDown, None),
                 (None, _) => (

@@ -14,8 +14,10 @@ use crate::host::bond::{Bond, ByName, Removed, Wish as BondWish};
 use crate::host::conf::{Applied, Plan};
 use crate::host::doctor::Report;
 use crate::host::eswitch::{self, Eswitch};
+use crate::host::firmware::{self, Firmware};
 use crate::host::inventory::{Device, Pf};
 use crate::host::sriov::Enabled;
+use crate::host::udev::Named;
 use crate::host::vf::{Set, Wish};
 use crate::lanes::LaneView;
 use crate::nic_request::NicRequest;
@@ -187,6 +189,14 @@ pub(crate) static METHODS: &[Method] = &[
     method!("bond.status", Read, bond::status, bond::Which => Vec<Bond>,
         "The bonds of this host, or one: the member that sends, what LACP has agreed for each, links and their failures, and what a ConnectX made of it (VF LAG: state, type, mapping). Failovers are told as events (`bond-failover`, `bond-link`).",
         r#"{"name":"bond1"}"# => r#"[{"name":"bond1","mode":"active-backup","miimon":100,"up":true,"carrier":true,"mac":"0c:42:a1:00:00:10","active":"eth0","members":[{"interface":"eth0","address":"0000:0a:00.0","state":"active","link":"up","link_failures":0,"mac":"0c:42:a1:00:00:10","speed_mbps":25000},{"interface":"eth1","address":"0000:0a:00.1","state":"backup","link":"down","link_failures":1,"mac":"0c:42:a1:00:00:11"}],"vf_lag":{"state":"active","type":"switchdev","port_select":"queue_affinity","flags":["shared_fdb:on"],"mapping":["1:1","2:1"],"members":["0000:0a:00.0","0000:0a:00.1"]},"bridge":"br0"}]"#),
+    method!("firmware.get", Change, device::firmware, device::FirmwareOf => Firmware,
+        "What a Mellanox NIC's firmware is set to for its VFs: what it came with, what is in force, and what the next start brings, by mstconfig or mlxconfig, whichever is there (30 seconds at most). \
+         Needs the role `change` because the daemon runs that program.",
+        r#"{"pf":"eth0"}"# => r#"{"pf":"0000:0a:00.0","interface":"eth0","mst_device":"/dev/mst/mt4119_pciconf0","tool":"mstconfig","settings":[{"name":"NUM_OF_VFS","default":"0","current":"0","next":"16"},{"name":"SRIOV_EN","default":"False(0)","current":"False(0)","next":"True(1)"},{"name":"LINK_TYPE_P1","default":"IB(1)","current":"ETH(2)","next":"ETH(2)"}],"reboot_needed":true,"shared_with":["eth1"]}"#),
+    method!("firmware.set", Change, device::set_firmware, firmware::Wish => Firmware,
+        "Sets what the next start of a Mellanox NIC brings; what is absent stays, and what is so already is not set again. Read back before it answers. `num_of_vfs` is shared by all ports of a board, and \
+         refused with `busy` when it is less than another port has now.",
+        r#"{"pf":"eth0","sriov_en":true,"num_of_vfs":16}"# => r#"{"pf":"0000:0a:00.0","interface":"eth0","tool":"mstconfig","settings":[{"name":"NUM_OF_VFS","default":"0","current":"0","next":"16"},{"name":"SRIOV_EN","default":"False(0)","current":"False(0)","next":"True(1)"}],"reboot_needed":true,"shared_with":["eth1"],"done":["SRIOV_EN of eth0 will be True(1), would have been False(0)","NUM_OF_VFS of eth0 will be 16, would have been 0"]}"#),
     method!("device.bind", Change, device::bind, device::BindDevice => Bound,
         "Gives a function to another driver, this one alone (`driver_override`). The driver that it had at first is remembered over restarts, and `restore` gives it back. Refused with `busy` while a \
          port or a process has it; a PF with VFs, or whose interface is up, unless `disturb` is true. When the driver does not take it, the old one gets it back.",
@@ -222,6 +232,10 @@ pub(crate) static METHODS: &[Method] = &[
         "Carries out what `host.plan` shows, card by card: each succeeds or fails by itself, and what is so already is left alone, so it can be repeated after a reboot. A card whose VFs are used is \
          refused with `busy`, and one whose eswitch would have to change its mode with `unsupported`. With `dry_run` nothing is changed.",
         r#"{"file":"/etc/yunion/host.conf","dry_run":false}"# => r#"{"files":["/etc/yunion/host.conf"],"items":[{"interface":"eth1","kind":"sriov","outcome":"changed","steps":["eth1 has 8 virtual functions"]}],"problems":[],"give_up":[]}"#),
+    method!("host.udev", Change, device::name_interfaces, device::NameInterfaces => Named,
+        "Writes rules for udev, so that a PF's VFs and representors have names that stay: `eth0v3`, `eth0_3`. A block of `82-net-setup-link.rules`; what others wrote there stays. Where another rule names the same \
+         interfaces, that is a conflict: it is told with its line, and nothing is written for this PF. They count for interfaces that come after it.",
+        r#"{"pf":"eth0","dry_run":false}"# => r##"{"pf":"0000:0a:00.0","file":"/etc/udev/rules.d/82-net-setup-link.rules","rules":["SUBSYSTEM==\"net\", ACTION==\"add\", KERNELS==\"0000:0a:00.2\", NAME=\"eth0v0\""],"conflicts":[],"done":["/etc/udev/rules.d/82-net-setup-link.rules has 1 rules for the interfaces of eth0"]}"##),
     method!("doctor.run", Read, doctor::run, Nothing => Report,
         "What of this host stands in the way of VFs, offload and guests: each check with its evidence, and the commands that mend it. What could not be looked at is `unknown`. \
          Runs programs that only look (`lspci`, `mstconfig`, `ethtool`, `ip`), so it can take seconds; requests that come meanwhile share one answer.",

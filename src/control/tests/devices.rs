@@ -51,3 +51,54 @@ fn devices_are_listed_shown_and_refused_over_the_socket() {
         assert_eq!(bench.call("device.get", json!({ "device": "01:10.0" })).unwrap()["owner"], "vm1");
     }
 }
+
+/// A card with two VFs that the file asks for. Their links lie there already, as if the kernel had just made them.
+#[test]
+fn what_was_applied_is_so_again_after_a_restart_and_the_wire_is_known() {
+    let mut bench = Bench::stopped("");
+    let sysfs = bench.path("sys");
+    nic(&sysfs, "0000:01:00.0", "0x10c9", &[("sriov_totalvfs", "2"), ("sriov_numvfs", "0")]);
+    let pf = sysfs.join("bus/pci/devices/0000:01:00.0");
+    for (number, address) in ["0000:01:10.0", "0000:01:10.2"].into_iter().enumerate() {
+        nic(&sysfs, address, "0x10ca", &[]);
+        std::os::unix::fs::symlink(format!("../{address}"), pf.join(format!("virtfn{number}"))).unwrap();
+        std::os::unix::fs::symlink("../0000:01:00.0", sysfs.join("bus/pci/devices").join(address).join("physfn"))
+            .unwrap();
+    }
+    fs::create_dir_all(pf.join("net/up0")).unwrap();
+    fs::write(pf.join("net/up0/type"), "1\n").unwrap();
+    std::os::unix::fs::symlink(&pf, pf.join("net/up0/device")).unwrap();
+    fs::create_dir_all(sysfs.join("class/net")).unwrap();
+    std::os::unix::fs::symlink(pf.join("net/up0"), sysfs.join("class/net/up0")).unwrap();
+    let at = sysfs.display();
+    bench.write_config(&format!("[host]\nsysfs = \"{at}\"\npci_ids = \"{at}/pci.ids\"\n"));
+    let file = bench.path("host.conf");
+    let local = bench.path("none.conf");
+    fs::write(
+        &file,
+        format!("networks:\n- up0/br1/wire7\nsriov_nics: [up0]\nlocal_config_file: {}\n", local.display()),
+    )
+    .unwrap();
+    bench.boot();
+    let count = || fs::read_to_string(pf.join("sriov_numvfs")).unwrap().trim().to_owned();
+    let dry = bench.call("host.apply", json!({ "file": file, "dry_run": true })).unwrap();
+    assert_eq!((&dry["items"][0]["outcome"], count().as_str()), (&json!("would-change"), "0"), "{dry}");
+    let applied = bench.call("host.apply", json!({ "file": file })).unwrap();
+    assert_eq!((&applied["items"][0]["outcome"], count().as_str()), (&json!("changed"), "2"), "{applied}");
+    let again = bench.call("host.apply", json!({ "file": file })).unwrap();
+    assert_eq!(again["items"][0]["outcome"], "unchanged", "{again}");
+    let device = bench.call("device.get", json!({ "device": "01:10.0" })).unwrap();
+    assert_eq!(device["wire"], "wire7", "{device}");
+    // The machine starts anew: the daemon does by itself what it was told last.
+    bench.stop(crate::control::Ending::LeaveLanes);
+    fs::write(pf.join("sriov_numvfs"), "0\n").unwrap();
+    bench.boot();
+    bench.until("the VFs are there again", || (count() == "2").then_some(()));
+    bench.until("it is told", || {
+        bench
+            .events_after(0)
+            .iter()
+            .any(|event| event["event"] == "host-applied" && event["changed"] == 1)
+            .then_some(())
+    });
+}

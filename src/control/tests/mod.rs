@@ -119,11 +119,14 @@ impl Bench {
         json!({ "name": name, "socket": self.path(&format!("{name}.sock")), "device": device })
     }
 
-    /// The process of a lane that is up.
+    /// The process of a lane, which is started if nothing has needed it so far.
     fn lane_pid(&self, name: &str) -> i64 {
         let lane = self.until("the lane is up", || {
             let lanes = self.call("lane.list", json!({})).unwrap();
             let lane = lanes.as_array().unwrap().iter().find(|lane| lane["name"] == name)?.clone();
+            if lane["phase"] == "idle" {
+                self.call("lane.restart", json!({ "name": name, "wait": true })).unwrap();
+            }
             (lane["phase"] == "up").then_some(lane)
         });
         lane["pid"].as_i64().unwrap()

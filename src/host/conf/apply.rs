@@ -28,7 +28,7 @@ pub(crate) struct AppliedItem {
     pub kind: Kind,
     /// What came of it.
     pub outcome: AppliedOutcome,
-    /// What was done, or with `dry_run` what would be.
+    /// What was done, also before a step that failed: that stays, and is gone on from the next time. With `dry_run` what would be done.
     pub steps: Vec<String>,
     /// Why it is refused; what was undone and what is left, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -49,39 +49,30 @@ pub(crate) enum AppliedOutcome {
     Refused,
 }
 
-/// Carries the plan out; `enable` gives an interface so many VFs, and says what it did.
+/// Carries the plan out, an item at a time; `carry_out` says what it has done as it does it.
 pub(crate) fn apply(
     plan: Plan,
     dry_run: bool,
-    mut enable: impl FnMut(&str, u32) -> Result<Vec<String>, Error>,
+    mut carry_out: impl FnMut(&Item, &mut Vec<String>) -> Result<(), Error>,
 ) -> Applied {
     let items = plan.items.iter().map(|item| {
-        let (outcome, steps, error) = match (item.standing, dry_run) {
-            (Standing::AsWanted, _) => (AppliedOutcome::Unchanged, Vec::new(), None),
-            (Standing::Refused, _) => (AppliedOutcome::Refused, Vec::new(), item.refused.as_ref().map(refusal)),
-            (Standing::ToDo, true) => (AppliedOutcome::WouldChange, item.steps.clone(), None),
-            (Standing::ToDo, false) => match offered(item).and_then(|()| enable(&item.interface, item.vfs)) {
-                Ok(done) => (AppliedOutcome::Changed, done, None),
-                Err(error) => (AppliedOutcome::Refused, Vec::new(), Some(error)),
+        let mut done = Vec::new();
+        let (outcome, error) = match (item.standing, dry_run) {
+            (Standing::AsWanted, _) => (AppliedOutcome::Unchanged, None),
+            (Standing::Refused, _) => (AppliedOutcome::Refused, item.refused.as_ref().map(refusal)),
+            (Standing::ToDo, true) => {
+                done.clone_from(&item.steps);
+                (AppliedOutcome::WouldChange, None)
+            }
+            (Standing::ToDo, false) => match carry_out(item, &mut done) {
+                Ok(()) => (AppliedOutcome::Changed, None),
+                Err(error) => (AppliedOutcome::Refused, Some(error)),
             },
         };
         let error = error.map(|error| error.about(&item.interface));
-        AppliedItem { interface: item.interface.clone(), kind: item.kind, outcome, steps, error }
+        AppliedItem { interface: item.interface.clone(), kind: item.kind, outcome, steps: done, error }
     });
     Applied { items: items.collect(), files: plan.files, problems: plan.problems, give_up: plan.give_up }
-}
-
-/// Changes of the eswitch's mode are not offered here.
-fn offered(item: &Item) -> Result<(), Error> {
-    if item.kind == Kind::Sriov && !item.switchdev {
-        return Ok(());
-    }
-    let name = &item.interface;
-    let message = format!(
-        "{name}: host.apply does not change an eswitch's mode: do the plan's steps by hand: {}",
-        item.steps.join("; ")
-    );
-    Err(Error::new(ErrorKind::Unsupported, message))
 }
 
 fn refusal(problem: &Problem) -> Error {

@@ -142,6 +142,9 @@ impl Problem {
     }
 }
 
+/// What tells the agent's rebinds from those that were asked for.
+pub(crate) const BY_NEW_ID: &str = "to vfio-pci by new_id";
+
 /// Compares what the files ask with what the host has.
 pub(crate) fn plan(settings: &Settings, host: &Inventory) -> Plan {
     let mut planner = Planner {
@@ -299,7 +302,7 @@ impl Planner<'_> {
         }
         let Some(card) = &interface.card else { return };
         if card.taken_by_agent > 0 {
-            let message = format!("the agent has bound {} VFs of {name} to vfio-pci by new_id", card.taken_by_agent);
+            let message = format!("the agent has bound {} VFs of {name} {BY_NEW_ID}", card.taken_by_agent);
             let remedy = "take the card from the agent's keys and restart the agent; ringspan doctor has the commands";
             self.problem(Level::Warning, &entry.at, message, remedy);
         }

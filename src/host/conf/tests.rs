@@ -222,18 +222,21 @@ fn the_plan_is_carried_out_card_by_card_and_a_dry_run_changes_nothing() {
     use AppliedOutcome::{Changed, Refused, Unchanged, WouldChange};
     assert_eq!(outcomes, [WouldChange, Refused, WouldChange, WouldChange, WouldChange]);
     let mut asked = Vec::new();
-    let done = apply(planned(text, &host()), false, |interface, count| {
-        asked.push((interface.to_owned(), count));
-        match interface {
+    let done = apply(planned(text, &host()), false, |item, done| {
+        asked.push((item.interface.clone(), item.vfs));
+        done.push("its first step".into());
+        match item.interface.as_str() {
             "eth1" => Err(Error::new(ErrorKind::Busy, "eth1: a guest has VF 3")),
-            _ => Ok(vec!["8 VFs".into()]),
+            _ => Ok(()),
         }
     });
-    assert_eq!(asked, [("eth1".to_owned(), 8), ("ib0".to_owned(), 8)]);
+    let name = |text: &str| (text.to_owned(), 8);
+    assert_eq!(asked, [name("eth1"), name("ib0"), name("eth2"), name("eth3")]);
     let outcomes: Vec<_> = done.items.iter().map(|item| item.outcome).collect();
-    assert_eq!(outcomes, [Refused, Refused, Changed, Refused, Refused]);
-    let error = done.items[3].error.as_ref().unwrap();
-    assert_eq!((error.kind, error.item.as_deref()), (ErrorKind::Unsupported, Some("eth2")));
+    assert_eq!(outcomes, [Refused, Refused, Changed, Changed, Changed]);
+    // What was done before it failed is said, too.
+    let first = &done.items[0];
+    assert_eq!((first.steps.len(), first.error.as_ref().unwrap().item.as_deref()), (1, Some("eth1")));
     // Again, when all is so.
     let mut host = host();
     host.interfaces.get_mut("eth1").unwrap().card.as_mut().unwrap().vfs = 8;

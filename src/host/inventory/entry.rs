@@ -142,6 +142,9 @@ pub(crate) struct Device {
     /// Open vSwitch's bridge that its representor is on, or its own interface.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bridge: Option<String>,
+    /// The wire of the network that its PF's interface, or that interface's bond, is in by the agent's files that were applied last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wire: Option<String>,
     /// The port of ringspan's that has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,

@@ -197,6 +197,7 @@ impl<'a> Inventory<'a> {
             ovs_offload_interface: representor.clone(),
             representor,
             bridge: None,
+            wire: None,
             owner: None,
             settings: None,
             capabilities: function.capabilities(&self.host.sysfs),

@@ -60,7 +60,10 @@ fn judge(pf: &Function, upper: &Upper) -> (Answer, String) {
         None => String::new(),
     };
     let Some(driver) = pf.driver.as_deref() else {
-        return (Answer::Unknown, format!("{name}no driver: bind the kernel's to {address} (ringspan device bind)"));
+        return (
+            Answer::Unknown,
+            format!("{name}no driver: bind the kernel's to {address} (ringspan device bind {address} --restore)"),
+        );
     };
     if pf.vendor == MELLANOX && matches!(pf.device, 0x1003 | 0x1007) || WITHOUT.contains(&driver) {
         return (Answer::No, format!("{name}{driver}: the NIC's switch knows addresses and VLANs only"));

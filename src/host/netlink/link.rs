@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::NetlinkError;
+use super::guid::Guid;
 use super::request::Request;
 use super::socket::{Channel, Want};
 use crate::ovs::kernel::attribute::attributes;
@@ -30,6 +31,8 @@ const IFLA_VF_SPOOFCHK: u16 = 4;
 const IFLA_VF_LINK_STATE: u16 = 5;
 const IFLA_VF_RATE: u16 = 6;
 const IFLA_VF_TRUST: u16 = 9;
+const IFLA_VF_IB_NODE_GUID: u16 = 10;
+const IFLA_VF_IB_PORT_GUID: u16 = 11;
 
 /// Bytes of an address in IFLA_VF_MAC (MAX_ADDR_LEN).
 const ADDRESS: usize = 32;
@@ -70,9 +73,15 @@ pub(crate) struct VfSettings {
     /// Whether it may change its address and receive everything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trust: Option<bool>,
-    /// Whether it has a link.
+    /// Whether it has a link. On InfiniBand this is the policy: `auto` follows, `enable` is up, `disable` is down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link_state: Option<VfLinkState>,
+    /// Its node's GUID, on InfiniBand; absent: none was given to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_guid: Option<Guid>,
+    /// Its port's GUID, on InfiniBand; absent: none was given to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port_guid: Option<Guid>,
 }
 
 /// One setting of a VF.
@@ -90,6 +99,10 @@ pub(crate) enum VfChange {
     Trust(bool),
     /// Link state.
     LinkState(VfLinkState),
+    /// The node's GUID.
+    NodeGuid(Guid),
+    /// The port's GUID.
+    PortGuid(Guid),
 }
 
 pub(super) fn about(index: u32) -> Request {
@@ -162,10 +175,18 @@ fn settings(info: &[u8]) -> Result<Option<VfSettings>, NetlinkError> {
                     _ => None,
                 }
             }
+            IFLA_VF_IB_NODE_GUID => settings.node_guid = guid(attribute.value),
+            IFLA_VF_IB_PORT_GUID => settings.port_guid = guid(attribute.value),
             _ => {}
         }
     }
     Ok(found.then_some(settings))
+}
+
+/// The number in a struct ifla_vf_guid, which begins at a multiple of eight behind the VF's number.
+fn guid(value: &[u8]) -> Option<Guid> {
+    let number = u64::from_ne_bytes(*value.get(8..)?.first_chunk::<8>()?);
+    (number != 0).then_some(Guid(number))
 }
 
 pub(super) fn set_vf(index: u32, vf: u32, change: VfChange) -> Result<(), NetlinkError> {
@@ -203,6 +224,8 @@ fn value(vf: u32, change: VfChange) -> (u16, Vec<u8>) {
         VfChange::SpoofCheck(on) => (IFLA_VF_SPOOFCHK, words(&[vf, on.into()])),
         VfChange::Trust(on) => (IFLA_VF_TRUST, words(&[vf, on.into()])),
         VfChange::LinkState(state) => (IFLA_VF_LINK_STATE, words(&[vf, state as u32])),
+        VfChange::NodeGuid(guid) => (IFLA_VF_IB_NODE_GUID, [words(&[vf, 0]), guid.0.to_ne_bytes().into()].concat()),
+        VfChange::PortGuid(guid) => (IFLA_VF_IB_PORT_GUID, [words(&[vf, 0]), guid.0.to_ne_bytes().into()].concat()),
     }
 }
 
@@ -234,6 +257,8 @@ mod tests {
             VfChange::SpoofCheck(true),
             VfChange::Trust(false),
             VfChange::LinkState(VfLinkState::Disable),
+            VfChange::NodeGuid(Guid(0x0001_5254_0000_0007)),
+            VfChange::PortGuid(Guid(0x0010_5254_0000_0007)),
         ];
         let wanted = VfSettings {
             vf: 7,
@@ -245,6 +270,8 @@ mod tests {
             spoof_check: Some(true),
             trust: Some(false),
             link_state: Some(VfLinkState::Disable),
+            node_guid: Some(Guid(0x0001_5254_0000_0007)),
+            port_guid: Some(Guid(0x0010_5254_0000_0007)),
         };
         assert_eq!(read(&told(7, &changes)).unwrap(), [wanted]);
     }

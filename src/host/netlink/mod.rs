@@ -9,6 +9,7 @@ mod devlink;
 mod driver;
 mod error;
 mod ethtool;
+mod guid;
 mod link;
 mod request;
 mod socket;
@@ -20,6 +21,7 @@ pub(crate) use devlink::{
 };
 pub(crate) use driver::DriverInfo;
 pub(crate) use error::NetlinkError;
+pub(crate) use guid::Guid;
 pub(crate) use link::{VfChange, VfLinkState, VfSettings};
 pub(crate) use watch::LinkWatch;
 

@@ -9,7 +9,7 @@ use ringspan_protocol::PciAddress;
 use crate::error::{Error, ErrorKind};
 use crate::host::Host;
 use crate::host::bind::{Bound, Memory, bind};
-use crate::host::netlink::{DevlinkName, EswitchMode, EswitchState, VfLinkState, VfSettings};
+use crate::host::netlink::{DevlinkName, EswitchMode, EswitchState, Guid, VfLinkState, VfSettings};
 use crate::host::sriov::{Count, Enabled, Max, enable};
 use crate::host::vf::{Wish, set};
 
@@ -139,6 +139,8 @@ fn a_function_whose_interface_is_up_is_not_bound_and_a_roll_back_that_fails_is_t
     let error = driven(&host, &memory, "0a:10.0", Some("vfio-pci")).unwrap_err();
     assert!(error.message.contains("left: igbvf has let go of 0000:0a:10.0 (it cannot be undone"), "{error}");
     assert!(!error.message.contains("undone: igbvf has let go"), "{error}");
+    // What it had at first is still known, and is given back when that is possible again.
+    assert_eq!(memory.0.lock().unwrap().values().next(), Some(&Some("igbvf".to_owned())));
     // A driver that does not let go has it as before.
     tree.allow("bus/pci/drivers/igbvf/bind");
     driven(&host, &memory, "0a:10.0", None).unwrap();
@@ -386,4 +388,39 @@ fn what_switchdev_forbids_is_refused_with_what_ovs_does_instead() {
     assert!(kernel.0.lock().unwrap().changes.is_empty());
     // Addresses and rates are the PF's in either mode.
     assert_eq!(set(&host, &Wish { max_rate: Some(5), ..wish() }).unwrap().settings.max_rate, 5);
+}
+
+#[test]
+fn functions_are_not_taken_while_a_port_is_on_a_representor() {
+    let (tree, host) = igb(2);
+    let on_representor = |address: PciAddress| (address.to_string() == PF).then(|| "vm7".to_owned());
+    let error = enable(&host, "eth0", Count::Number(4), true, LIMIT, on_representor).unwrap_err();
+    assert!(error.kind == ErrorKind::Busy && error.message.contains("ringspan port remove vm7"), "{error}");
+    assert_eq!(counted(&tree), 2);
+}
+
+#[test]
+fn an_infiniband_function_has_guids_and_a_policy_and_no_mac_address() {
+    let (tree, kernel) = settings(None);
+    let host = tree.host(kernel.clone());
+    let guids = Wish {
+        node_guid: Some("00:01:52:54:00:12:34:56".parse().unwrap()),
+        port_guid: Some("00:10:52:54:00:12:34:56".parse().unwrap()),
+        link_state: Some(VfLinkState::Auto),
+        ..wish()
+    };
+    tree.set("class/net/eth0/type", "1");
+    assert!(set(&host, &guids).unwrap_err().message.contains("the link is Ethernet, which has no GUIDs"));
+    tree.set("class/net/eth0/type", "32");
+    let done = set(&host, &guids).unwrap();
+    assert_eq!(done.settings.port_guid, guids.port_guid);
+    assert!(done.done.iter().any(|one| one.contains("node GUID 00:01:52:54:00:12:34:56")), "{:?}", done.done);
+    assert!(set(&host, &guids).unwrap().done.is_empty());
+    let mac = Wish { mac: Some("52:54:00:12:34:56".parse().unwrap()), ..wish() };
+    let error = set(&host, &mac).unwrap_err();
+    assert!(error.message.contains("--node-guid 00:01:52:54:00:12:34:56"), "{error}");
+    // One that is refused takes the one before it back.
+    kernel.0.lock().unwrap().refusals.push(("set_vf 1 PortGuid", 1, libc::EIO, ""));
+    let others = Wish { node_guid: Some(Guid(7)), port_guid: Some(Guid(8)), ..wish() };
+    assert!(set(&host, &others).unwrap_err().message.contains("undone: eth0 VF 1: node GUID"));
 }

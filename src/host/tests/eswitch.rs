@@ -22,9 +22,15 @@ fn nobody(_: PciAddress) -> Option<String> {
 
 /// A NIC in legacy mode with two VFs, whose driver is `driver`.
 fn nic(driver: &'static str) -> (Arc<Tree>, FakeKernel, Host) {
+    nic_of(Kind { pf_driver: driver, ..CX5 }, "2")
+}
+
+/// A NIC in legacy mode of that kind with so many VFs, two at most.
+pub(super) fn nic_of(kind: Kind, vfs: &str) -> (Arc<Tree>, FakeKernel, Host) {
+    let driver = kind.pf_driver;
     let tree = Arc::new(Tree::new());
-    tree.pf(PF, Kind { pf_driver: driver, ..CX5 }, "eth0", 2);
-    tree.sysfs().write(NUMVFS, "2").unwrap();
+    tree.pf(PF, kind, "eth0", 2);
+    tree.sysfs().write(NUMVFS, vfs).unwrap();
     let kernel = FakeKernel::default();
     let device = DevlinkName { bus: "pci".into(), device: PF.into() };
     let legacy = EswitchState {
@@ -187,4 +193,17 @@ fn what_has_no_switch_is_refused_and_other_buses_than_pci_have_ports() {
     let seen = get(&host, "netdevsim/netdevsim10").unwrap();
     assert_eq!(seen.interface.as_deref(), Some("sim0"));
     assert_eq!(seen.representors.iter().map(|one| one.vf).collect::<Vec<_>>(), [0, 1]);
+}
+
+#[test]
+fn an_infiniband_link_and_a_port_on_the_pf_are_refused_before_anything_is_done() {
+    let (tree, kernel, host) = nic("mlx5_core");
+    let owner = |address: PciAddress| (address.to_string() == PF).then(|| "vm7".to_owned());
+    let wish = Wish { pf: "eth0".into(), mode: Some(EswitchMode::Switchdev), ..Wish::default() };
+    let error = set(&host, &wish, owner).unwrap_err();
+    assert!(error.kind == ErrorKind::Busy && error.message.contains("ringspan port remove vm7"), "{error}");
+    tree.set("class/net/eth0/type", "32");
+    let error = set(&host, &wish, nobody).unwrap_err();
+    assert!(error.kind == ErrorKind::Unsupported && error.message.contains("--link-type ethernet"), "{error}");
+    assert!(kernel.0.lock().unwrap().changes.is_empty());
 }

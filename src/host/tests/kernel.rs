@@ -81,6 +81,8 @@ impl Kernel for FakeKernel {
             VfChange::SpoofCheck(on) => settings.spoof_check = Some(on),
             VfChange::Trust(on) => settings.trust = Some(on),
             VfChange::LinkState(link) => settings.link_state = Some(link),
+            VfChange::NodeGuid(guid) => settings.node_guid = Some(guid),
+            VfChange::PortGuid(guid) => settings.port_guid = Some(guid),
         }
         Ok(())
     }

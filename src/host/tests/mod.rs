@@ -2,8 +2,11 @@
 
 mod attach;
 mod bond;
+mod card;
 mod change;
 mod eswitch;
+mod firmware;
 mod inventory;
 mod kernel;
 mod tree;
+mod udev;

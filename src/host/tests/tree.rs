@@ -140,6 +140,8 @@ impl Tree {
         let at = |name: &str| format!("bus/pci/devices/{address}/{name}");
         self.set(&at("sriov_totalvfs"), &kind.total.to_string());
         self.set(&at("sriov_numvfs"), "0");
+        self.set(&at("sriov_offset"), &kind.offset.to_string());
+        self.set(&at("sriov_stride"), &kind.stride.to_string());
         self.set(&at("sriov_drivers_autoprobe"), "1");
         self.set(&at("max_link_speed"), "8.0 GT/s PCIe");
         self.set(&at("max_link_width"), "16");
@@ -173,6 +175,8 @@ impl Tree {
             proc: self.path("proc"),
             names,
             id: Some("host-1".into()),
+            udev: vec![self.path("udev")],
+            programs: self.path("programs").display().to_string(),
         }
     }
 

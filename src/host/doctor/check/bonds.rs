@@ -88,7 +88,7 @@ fn vf_lag(host: &Host, cards: &[&Nic]) -> Option<Found> {
         Ok(state) if state.starts_with("active") => Found::pass("VF LAG is active").evidence([format!("{place}: {state}")]),
         Ok(state) => Found::fail("VF LAG is not active: VFs of one port lose their network when its link goes down")
             .evidence([format!("{place}: {state}")])
-            .remedy(["# unbind all VFs of both functions, set both to switchdev mode (ringspan eswitch set), then make the bond anew in the network's configuration"]),
+            .remedy(["# unbind all VFs of both functions, set both to switchdev mode (ringspan eswitch set PF --mode switchdev), then make the bond anew in the network's configuration"]),
         Err(why) => Found::unseen(&place, &why),
     })
 }
