@@ -19,8 +19,6 @@ mod nic;
 mod options;
 mod ovs;
 mod port;
-#[cfg(test)]
-mod remedies;
 mod table;
 mod terminal;
 
