@@ -170,8 +170,6 @@ struct Queue {
     nic: QueuePair,
     /// What came, as far as it was not given on in the round that it came in.
     inbox: Burst,
-    /// Frames that are asked for at once.
-    most: usize,
     /// Its number in the device.
     index: usize,
     /// Where among the relay's rings the one is that this queue feeds.
@@ -204,10 +202,6 @@ pub struct Relay {
     load: Arc<Load>,
 }
 
-/// When frames are longer than so many bytes on average, only a few are received at once: a whole burst of their buffers is more than the nearest
-/// caches hold, so each would come from afar, this time and the next.
-const LARGE: u64 = 2048;
-const FEW: usize = 16;
 /// How often a queue is told to let go of what it has sent, while a guest waits for that.
 const CLEAN: Duration = Duration::from_micros(10);
 /// How long queues of a port's other relays are told to.
@@ -335,13 +329,12 @@ impl Relay {
         let queue = &mut self.queues[at];
         let counters = self.common.journal.to_guest(queue.index);
         if queue.inbox.is_empty() {
-            let received = queue.nic.rx.receive_some(queue.most, &mut queue.inbox);
+            let received = queue.nic.rx.receive(&mut queue.inbox);
             if received == 0 {
                 return 0;
             }
             let bytes = Frames(&queue.inbox).look();
             counters.received(received as u64, bytes);
-            queue.most = if bytes > LARGE * received as u64 { FEW } else { BURST };
             if !self.common.to_guest.allows() {
                 queue.inbox.clear();
                 counters.dropped(&Drops { over_rate: received as u64, ..Drops::default() });

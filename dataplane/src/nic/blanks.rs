@@ -14,11 +14,10 @@ use crate::BURST;
 /// Those that are free lie as the pool gave them out: one segment, held once (*Mbuf Library*, `rte_mbuf_raw_alloc`), so that
 /// they can go back as they are.
 pub struct Blanks {
-    /// From `first` on all are ours, and of `pool`: `frames` whole frames, then free ones. New ones come before those that were left, because what
-    /// the pool got back last is what is still in the cache.
+    /// The first `frames` are whole frames, those up to `len` are free; all are ours, and of `pool`.
     buffers: [*mut sys::rte_mbuf; BURST],
-    first: usize,
     frames: usize,
+    len: usize,
     pool: Option<Pool>,
     /// Longest frame in bytes that a buffer of `pool` holds.
     room: usize,
@@ -54,7 +53,7 @@ impl Default for Blanks {
 impl Blanks {
     /// None.
     pub const fn new() -> Self {
-        Self { buffers: [ptr::null_mut(); BURST], first: BURST, frames: 0, pool: None, room: 0, long: false }
+        Self { buffers: [ptr::null_mut(); BURST], frames: 0, len: 0, pool: None, room: 0, long: false }
     }
 
     /// Sees to a burst of free buffers, as far as the pool has them. Frames that were made and not taken are free again.
@@ -64,7 +63,7 @@ impl Blanks {
             self.forget();
         }
         self.frames = 0;
-        if self.first > 0 {
+        if self.len < BURST {
             self.fetch(pool);
         }
     }
@@ -75,14 +74,14 @@ impl Blanks {
             self.room = pool.room().into();
             self.pool = Some(pool.clone());
         }
-        let mut missing = self.first;
+        let mut missing = BURST - self.len;
         // A pool gives as many as are asked for, or none.
         while missing > 0 {
-            let from = self.first - missing;
-            // SAFETY: there is room for `missing` pointers before `first`; the pool is alive.
-            let status = unsafe { sys::shim_get_bulk(pool.raw(), self.buffers.as_mut_ptr().add(from), missing as u32) };
+            // SAFETY: there is room for `missing` pointers behind the first `len`; the pool is alive.
+            let status =
+                unsafe { sys::shim_get_bulk(pool.raw(), self.buffers.as_mut_ptr().add(self.len), missing as u32) };
             if status == 0 {
-                self.first = from;
+                self.len += missing;
                 return;
             }
             missing /= 2;
@@ -93,10 +92,10 @@ impl Blanks {
     /// none so long.
     #[inline(always)]
     pub fn frame(&mut self, len: usize) -> Option<NonNull<u8>> {
-        if len > self.room {
+        if self.frames == self.len || len > self.room {
             return None;
         }
-        let buffer = self.buffers.get(self.first + self.frames)?.cast::<u8>();
+        let buffer = self.buffers.get(self.frames)?.cast::<u8>();
         self.frames += 1;
         // SAFETY: the buffer is ours; its fields are where the compiler of DPDK's headers says, and are aligned, which the
         // constants above assert; its data starts behind the headroom, which every buffer of a pool has.
@@ -119,7 +118,7 @@ impl Blanks {
         }
         let more = len.div_ceil(self.room) - 1;
         let mut buffers = [ptr::null_mut::<sys::rte_mbuf>(); BURST];
-        if self.first + self.frames >= BURST || more > BURST {
+        if self.frames >= self.len || more > BURST {
             return false;
         }
         // SAFETY: there is room for that many pointers; the pool is alive.
@@ -130,7 +129,7 @@ impl Blanks {
         let Some(start) = self.frame(room) else { return false };
         self.long = true;
         pieces.push((start, room));
-        let head = self.buffers[self.first + self.frames - 1];
+        let head = self.buffers[self.frames - 1];
         let (mut last, mut left) = (head, len - room);
         for &buffer in &buffers[..more] {
             let part = left.min(room);
@@ -164,7 +163,7 @@ impl Blanks {
             return false;
         }
         self.long = true;
-        let head = self.buffers[self.first + self.frames - 1];
+        let head = self.buffers[self.frames - 1];
         // SAFETY: a frame of ours, whose fields were just written; the rest is the caller's.
         unsafe { sys::shim_lend(head, start.as_ptr().cast(), len, loan) };
         true
@@ -173,9 +172,10 @@ impl Blanks {
     /// Returns the frames that were made, of which some have several buffers.
     #[cold]
     fn forget(&mut self) {
-        // SAFETY: the `frames` from `first` on are whole frames of ours, and out of reach below.
-        unsafe { sys::shim_free_bulk(self.buffers.as_mut_ptr().add(self.first), self.frames as u32) };
-        self.first += self.frames;
+        // SAFETY: the first `frames` are whole frames of ours, and are overwritten below.
+        unsafe { sys::shim_free_bulk(self.buffers.as_mut_ptr(), self.frames as u32) };
+        self.buffers.copy_within(self.frames..self.len, 0);
+        self.len -= self.frames;
         (self.frames, self.long) = (0, false);
     }
 
@@ -191,10 +191,11 @@ impl Blanks {
         let Some(pool) = &self.pool else { return };
         burst.hold(pool);
         let moved = self.frames.min(burst.room());
-        burst.spare()[..moved].copy_from_slice(&self.buffers[self.first..self.first + moved]);
+        burst.spare()[..moved].copy_from_slice(&self.buffers[..moved]);
         // SAFETY: whole frames that are ours, of a pool that the burst holds; they are forgotten here.
         unsafe { burst.filled(moved) };
-        self.first += moved;
+        self.buffers.copy_within(moved..self.len, 0);
+        self.len -= moved;
         self.frames -= moved;
         if self.long {
             self.forget();
@@ -208,11 +209,10 @@ impl Blanks {
             self.forget();
         }
         let Some(pool) = self.pool.take() else { return };
-        let held = BURST - self.first;
-        // SAFETY: those from `first` on are ours and not reached any more; a frame that was made has one segment and is held once,
+        // SAFETY: the first `len` are ours and not reached any more; a frame that was made has one segment and is held once,
         // as the pool wants it.
-        unsafe { sys::shim_put_bulk(pool.raw(), self.buffers.as_mut_ptr().add(self.first), held as u32) };
-        (self.first, self.frames, self.room) = (BURST, 0, 0);
+        unsafe { sys::shim_put_bulk(pool.raw(), self.buffers.as_ptr().cast_mut(), self.len as u32) };
+        (self.len, self.frames, self.room) = (0, 0, 0);
     }
 }
 

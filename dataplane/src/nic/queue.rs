@@ -51,16 +51,8 @@ impl RxQueue {
     /// Appends frames that have come in, as many as the burst has room for. Returns how many.
     #[inline]
     pub fn receive(&mut self, burst: &mut Burst) -> usize {
-        self.receive_some(Burst::CAPACITY, burst)
-    }
-
-    /// The same, `most` at most, which some drivers round down to a multiple of 4.
-    #[inline]
-    pub fn receive_some(&mut self, most: usize, burst: &mut Burst) -> usize {
         burst.hold(&self.pool);
         let spare = burst.spare();
-        let most = spare.len().min(most);
-        let spare = &mut spare[..most];
         // SAFETY: the queue exists and is polled here alone (`&mut self`); `spare` has room for as many pointers as it is long.
         let n = unsafe { sys::shim_rx_burst(self.port.id(), self.index, spare.as_mut_ptr(), spare.len() as u16) };
         // SAFETY: the driver gave us that many frames, of the queue's pool, which is held.

@@ -7,7 +7,6 @@ use super::inbox::Delivery;
 use super::lender::{Lender, Terms};
 use super::outbox::{FAREWELL, Outbox, Spare};
 use super::{Basis, FRAME_OVERHEAD, FromGuest, Load, Plan, Queue, Relay, ToGuest};
-use crate::BURST;
 use crate::nic::{Burst, QueuePair};
 use crate::ring::Ring;
 use crate::worker::Watch;
@@ -61,7 +60,6 @@ impl Parts {
             index: nic.rx.index().into(),
             nic,
             inbox: Burst::new(),
-            most: BURST,
             feeds: None,
             watched: false,
             listens: false,

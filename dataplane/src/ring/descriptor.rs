@@ -101,10 +101,6 @@ impl Chain {
         if let Some(start) = memory.whole(buffer.addr, buffer.len) {
             (self.start, self.room, self.apart) = (start.as_ptr(), buffer.len, 0);
             copy::prefetch_buffer::<WRITE>(self.start);
-            // How much of a long buffer will be filled is not known yet, and the longest frames may be lent.
-            if !WRITE && buffer.len as usize > copy::SHORT && buffer.len as usize <= copy::LONG {
-                copy::prefetch_long::<WRITE>(self.start, buffer.len as usize);
-            }
         } else {
             (self.room, self.apart) = (0, 0);
         }

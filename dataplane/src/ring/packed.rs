@@ -23,11 +23,8 @@ const DESC: u32 = 2;
 /// A position in the lower half that means nothing: the device's structure is never zero once the ring runs.
 const MARK: u32 = 0xffff;
 
-/// Descriptors that are prefetched before they are read: two cache lines, where the driver may be writing behind them...
+/// Descriptors that are prefetched before they are read: two cache lines.
 const AHEAD: u16 = 8;
-/// ... and as many as a core may have on their way beside payloads, where the last look found all that it had room for: the driver is
-/// ahead, and most of what comes is written.
-const FAR_AHEAD: u16 = 32;
 
 /// What tells an indirect table in one slot from anything else; WRITE means nothing there (VIRTIO 1.2 section 2.8.7).
 const TABLE: u16 = LAP | Descriptor::NEXT | Descriptor::INDIRECT;
@@ -44,8 +41,6 @@ pub struct Packed {
     given: Box<[u64]>,
     /// How many those are.
     count: u16,
-    /// Slots that the next look asks for ahead.
-    ahead: u16,
     record: RecordHandle,
 }
 
@@ -94,7 +89,7 @@ impl Format for Packed {
         record.get().begin(config, next);
         layout.set_device_event(ENABLE << 16 | MARK);
         let given = vec![0; config.size.into()].into();
-        Ok(Self { layout, next, used: next, given, count: 0, ahead: AHEAD, record })
+        Ok(Self { layout, next, used: next, given, count: 0, record })
     }
 
     fn remap(&mut self, map: &GuestMap, config: &RingConfig) -> Result<(), RingError> {
@@ -138,7 +133,7 @@ impl Format for Packed {
         window: &mut [Chain],
         from: u16,
     ) -> Result<(usize, u16), RingError> {
-        let (layout, ahead) = (self.layout, self.ahead);
+        let layout = self.layout;
         let mut memory = map.reader(cache);
         let room = usize::from(layout.size().saturating_sub(from)).min(window.len());
         let (mut at, mut count, mut tables) = (from, 0, false);
@@ -150,13 +145,12 @@ impl Format for Packed {
             let run = (room - count).min((layout.size() - slot).min(layout.size() - at).into());
             let plain = layout.available(position) | if WRITE { Descriptor::WRITE } else { 0 };
             let (mut found, mut odd) = (0, None);
-            for (chain, first) in window[count..count + run].iter_mut().zip(layout.run(slot)) {
+            for chain in &mut window[count..count + run] {
                 let slot = slot + found;
                 if slot.is_multiple_of(4) {
-                    // To write it: a descriptor is given back where it was read, and a line that comes for reading costs a second way to
-                    // the guest's core then, for which the burst's fence waits.
-                    copy::prefetch_write(layout.at(slot + ahead));
+                    copy::prefetch(layout.at(slot + AHEAD));
                 }
+                let first = layout.descriptor(slot);
                 chain.first = first;
                 chain.head = slot;
                 chain.slots = 1;
@@ -180,7 +174,7 @@ impl Format for Packed {
                 break;
             }
             if first.flags & Descriptor::SHAPE == plain & !LAP | Descriptor::NEXT && at + 1 < layout.size() {
-                copy::prefetch_write(layout.at(chain.head + AHEAD));
+                copy::prefetch(layout.at(chain.head + AHEAD));
                 let second = layout.descriptor(chain.head + 1);
                 if second.flags & Descriptor::SHAPE == plain & !LAP {
                     chain.slots = 2;
@@ -204,7 +198,6 @@ impl Format for Packed {
         if tables {
             read_tables::<WRITE>(map, cache, &mut window[..count]);
         }
-        self.ahead = if count == room { FAR_AHEAD } else { AHEAD };
         Ok((count, at - from))
     }
 

@@ -118,15 +118,8 @@ impl<R: Format> Queue<R> {
     ) -> (usize, u16, usize) {
         let chains = self.window.first(frames.count() - index);
         let (mut placed, mut slots, mut bytes) = (0, 0, 0);
-        for at in 0..chains.len() {
+        for chain in chains.iter_mut() {
             let frame_len = frames.frame_len(index + placed);
-            // Frames come with others of their kind: more of the next buffer is asked for while this one is filled.
-            if frame_len > copy::SHORT
-                && let Some(next) = chains.get(at + 1)
-            {
-                copy::prefetch_long::<true>(next.start, frame_len.min(next.room as usize));
-            }
-            let chain = &mut chains[at];
             let needed = HEADER + frame_len;
             let to = if needed <= chain.room as usize {
                 chain.start.wrapping_add(HEADER)
@@ -145,7 +138,7 @@ impl<R: Format> Queue<R> {
                     NetHeader::write_plain::<HEADER>(chain.start);
                 }
                 if len == frame_len {
-                    copy::copy::<true>(data, to, frame_len);
+                    copy::copy(data, to, frame_len);
                 } else {
                     gather(frames, index + placed, to, frame_len);
                 }
@@ -233,7 +226,7 @@ unsafe fn gather<F: FrameSource + ?Sized>(frames: &F, index: usize, mut to: *mut
         let part = part.min(left);
         // SAFETY: `part` bytes are left at `to`, and the source has them.
         unsafe {
-            copy::copy::<true>(from, to, part);
+            copy::copy(from, to, part);
             to = to.add(part);
         }
         left -= part;
@@ -271,7 +264,7 @@ impl<I: Iterator<Item = (*const u8, usize)>> Feed<I> {
             let step = room.min(self.left);
             // SAFETY: `step` bytes of the room and of the piece.
             unsafe {
-                copy::copy::<true>(self.from, at, step);
+                copy::copy(self.from, at, step);
                 self.from = self.from.add(step);
                 at = at.add(step);
             }

@@ -6,9 +6,9 @@
 use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
 use super::call::Call;
-use super::copy;
 use super::debts::Debts;
 use super::descriptor::Chain;
 use super::format::Format;
@@ -155,7 +155,7 @@ impl<F: Format> Queue<F> {
         self.ground.format.request_kicks(self.config.features.event_idx);
         self.log_event();
         // The request is seen before the ring is read (VIRTIO 1.2 section 2.7.13.3.1): one of the two sides notices.
-        copy::full_fence();
+        fence(Ordering::SeqCst);
         self.pending()
     }
 
@@ -297,7 +297,7 @@ impl<F: Format> Queue<F> {
     fn show<const WRITE: bool, const IN_ORDER: bool>(&mut self, last: &Chain, slots: u16) {
         self.ground.format.publish::<WRITE, IN_ORDER>(last, slots);
         // It is seen before the guest's wish is read (VIRTIO 1.2 section 2.7.7.2): one side notices the other.
-        copy::full_fence();
+        fence(Ordering::SeqCst);
         if self.ground.log.is_some() {
             self.log_published(slots);
         }

@@ -160,8 +160,6 @@ impl Format for Split {
             }
             copy::prefetch(layout.descriptor_at(chain.head));
         }
-        // The guest's core has read these elements a lap ago.
-        layout.ask_for_used(self.used.wrapping_add(from), count as u16);
         let plain = if WRITE { Descriptor::WRITE } else { 0 };
         let mut memory = map.reader(cache);
         let mut odd = false;

@@ -9,15 +9,12 @@ use super::queue::{Ground, Queue};
 use super::{FrameSink, LargeFrame, Loan, NetHeader, RingError, Taken, copy};
 use crate::BURST;
 
-/// Bytes that are copied in a burst, after which it ends: packet buffers of more than this fall out of the nearest caches before anybody has read
-/// them, and come back from there for the next burst.
-const MOST_BYTES: usize = 128 << 10;
 /// Shortest frame: an Ethernet header. Linux guests refuse shorter ones, too.
 const MIN_FRAME: usize = 14;
 
 impl<F: Format> Queue<F> {
     /// Takes up to `limit` chains (64 at most) and copies the frame of each into `sink`'s buffers, frames longer than
-    /// `max_frame` bytes excepted. Fewer when chains or frames are very long. The chains are given back to the guest after
+    /// `max_frame` bytes excepted. Fewer when the chains are very long. The chains are given back to the guest after
     /// everything was copied, at once: a process that is killed here may lose frames but never doubles one. Those that `sink` lends, and
     /// all behind them, are given back by [`Queue::settle`].
     ///
@@ -103,10 +100,6 @@ impl<F: Format> Queue<F> {
             if steps >= MAX_BURST {
                 break;
             }
-            // Frames that are lent take no room.
-            if bytes >= MOST_BYTES && !(S::LENDS && loans[..taken].iter().any(Option::is_some)) {
-                break;
-            }
         }
         let Some(&last) = chains[..taken].last() else { return broken.map_or(Ok(done), Err) };
         // What `take_chain` has not counted.
@@ -159,7 +152,7 @@ unsafe fn fetch<const HEADER: usize, S: FrameSink>(
             }
         }
         let Some(to) = sink.frame(&header, len) else { return false };
-        copy::copy::<false>(frame, to.as_ptr(), len);
+        copy::copy(frame, to.as_ptr(), len);
     }
     true
 }
@@ -192,8 +185,8 @@ unsafe fn fetch_apart<const HEADER: usize, S: FrameSink>(
         }
         let header = if S::HEADERS { NetHeader::read::<HEADER>(chain.start) } else { NetHeader::default() };
         let Some(to) = sink.frame(&header, len) else { return false };
-        copy::copy::<false>(chain.start.add(HEADER), to.as_ptr(), begun);
-        copy::copy::<false>(chain.body, to.as_ptr().add(begun), len - begun);
+        copy::copy(chain.start.add(HEADER), to.as_ptr(), begun);
+        copy::copy(chain.body, to.as_ptr().add(begun), len - begun);
     }
     true
 }
@@ -280,7 +273,7 @@ impl<F: Format> Ground<F> {
                         let part = left.min(len - done);
                         // SAFETY: `part` bytes of the span and of the piece.
                         unsafe {
-                            copy::copy::<false>(from, to.as_ptr().add(done), part);
+                            copy::copy(from, to.as_ptr().add(done), part);
                             from = from.add(part);
                         }
                         left -= part;

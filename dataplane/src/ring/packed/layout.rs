@@ -110,16 +110,11 @@ impl Layout {
     /// said so is visible.
     #[inline(always)]
     pub fn descriptor(&self, position: u16) -> Descriptor {
-        // SAFETY: masked, so inside the table.
-        unsafe { read(self.at(position)) }
-    }
-
-    /// The descriptors from `position` on, up to the ring's end, each read when its turn comes.
-    #[inline(always)]
-    pub fn run(&self, position: u16) -> impl Iterator<Item = Descriptor> + use<> {
-        let (start, count) = (self.at(position), self.size() - self.slot(position));
-        // SAFETY: so many are between the position's place and the end of the table.
-        (0..usize::from(count)).map(move |i| unsafe { read(start.add(Descriptor::LEN * i)) })
+        // Length, id and flags are one word, so that the first two are as new as the flags are.
+        let rest = self.rest(position).load(Ordering::Acquire);
+        // SAFETY: as in `rest`; the address comes before it.
+        let addr = unsafe { self.at(position).cast::<u64>().read_volatile() };
+        Descriptor { addr, len: rest as u32, flags: (rest >> 48) as u16, next: (rest >> 32) as u16 }
     }
 
     /// Flags of the descriptor at `position`, and visible what was written before.
@@ -190,22 +185,6 @@ impl Layout {
         // SAFETY: masked, so inside the table, which is aligned; an atomic may be changed by others behind a shared reference.
         unsafe { AtomicU64::from_ptr(self.at(position).add(8).cast_mut().cast()) }
     }
-}
-
-/// One descriptor, as [`Layout::descriptor`] says.
-///
-/// # Safety
-///
-/// `at` is that of a descriptor in the table.
-#[inline(always)]
-unsafe fn read(at: *const u8) -> Descriptor {
-    // SAFETY: the caller's; the table is aligned, and mapped while the ring holds its map; an atomic may be changed by others. Length, id and
-    // flags are one word, so that the first two are as new as the flags are; the address comes before it.
-    let (rest, addr) = unsafe {
-        let rest = AtomicU64::from_ptr(at.add(8).cast_mut().cast()).load(Ordering::Acquire);
-        (rest, at.cast::<u64>().read_volatile())
-    };
-    Descriptor { addr, len: rest as u32, flags: (rest >> 48) as u16, next: (rest >> 32) as u16 }
 }
 
 /// Where a test may kill the process.

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use crate::memory::GuestMap;
 use crate::ring::descriptor::{Descriptor, place};
 use crate::ring::error::RingPart;
-use crate::ring::{RingConfig, RingError, copy};
+use crate::ring::{RingConfig, RingError};
 
 const NO_INTERRUPT: u16 = 1;
 const NO_NOTIFY: u16 = 1;
@@ -98,16 +98,6 @@ impl Layout {
         unsafe {
             let elements = self.used.as_ptr().add(2).cast::<u64>();
             elements.add(usize::from(index & self.mask)).write_unaligned(element);
-        }
-    }
-
-    /// Asks for the memory of `count` elements of the used ring from position `index` on, to write them.
-    #[inline(always)]
-    pub fn ask_for_used(&self, index: u16, count: u16) {
-        // Eight to a line; those of a short ring come round.
-        for at in (0..count).step_by(8) {
-            let element = usize::from(index.wrapping_add(at) & self.mask);
-            copy::prefetch_write(self.used.as_ptr().cast::<u64>().wrapping_add(element));
         }
     }
 
