@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::PollFlags;
-use nix::sys::statfs::{FsType, fstatfs};
+use nix::sys::statfs::{FsType, HUGETLBFS_MAGIC, fstatfs};
 use ringspan_protocol::{MAX_QUEUE_PAIRS, MTU_RANGE};
 
 use super::backend::{Daemon, Refusal};
@@ -466,8 +466,8 @@ fn check_region(region: &Region, fd: &OwnedFd) -> Result<(), String> {
 
 /// The same of any memory that a front-end shares.
 fn check_file(what: &str, fd: &OwnedFd, offset: u64, size: u64) -> Result<(), String> {
-    let file_system = fstatfs(fd).map_err(|error| format!("{what}: its file system: {error}"))?.filesystem_type();
-    if is_served(file_system) {
+    let file_system = fstatfs(fd).map_err(|error| format!("{what}: its file system: {error}"))?;
+    if is_served(file_system.filesystem_type()) {
         return Err(format!(
             "{what} is on a file system that is served (FUSE, network): use a memory-backend-memfd, or hugetlbfs"
         ));
@@ -480,6 +480,13 @@ fn check_file(what: &str, fd: &OwnedFd, offset: u64, size: u64) -> Result<(), St
     let end = offset.saturating_add(size);
     if end > stat.st_size as u64 {
         return Err(format!("{what} ends at byte {end:#x} of its file, which has {:#x}", stat.st_size));
+    }
+    // munmap(2) takes whole pages there only: a mapping of less, which mmap(2) rounds up, would stay for ever.
+    let page = u64::try_from(file_system.optimal_transfer_size()).unwrap_or(0);
+    if file_system.filesystem_type() == HUGETLBFS_MAGIC && page > 0 && !end.is_multiple_of(page) {
+        return Err(format!(
+            "{what} ends at byte {end:#x} of its file, amid a huge page of {page:#x} bytes: share whole ones"
+        ));
     }
     Ok(())
 }
@@ -500,7 +507,7 @@ mod tests {
 
     #[test]
     fn memory_is_the_kernels_own() {
-        use nix::sys::statfs::{FUSE_SUPER_MAGIC, HUGETLBFS_MAGIC, NFS_SUPER_MAGIC, TMPFS_MAGIC, XFS_SUPER_MAGIC};
+        use nix::sys::statfs::{FUSE_SUPER_MAGIC, NFS_SUPER_MAGIC, TMPFS_MAGIC, XFS_SUPER_MAGIC};
         assert!([FUSE_SUPER_MAGIC, NFS_SUPER_MAGIC].into_iter().all(is_served));
         assert!(![TMPFS_MAGIC, HUGETLBFS_MAGIC, XFS_SUPER_MAGIC].into_iter().any(is_served));
         let memory = nix::sys::memfd::memfd_create(c"ringspan-test", nix::sys::memfd::MFdFlags::MFD_CLOEXEC).unwrap();

@@ -84,6 +84,27 @@ fn rings_that_are_to_be_logged_wait_for_the_log() {
 }
 
 #[test]
+fn what_ends_amid_a_huge_page_is_refused() {
+    const HUGE: u64 = 2 << 20;
+    let huge = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB;
+    // A kernel without pages of that size. None need be free: they are taken when the file is mapped.
+    let Ok(file) = memfd_create(c"ringspan-test-huge", huge) else { return };
+    nix::unistd::ftruncate(&file, HUGE as i64).unwrap();
+    let bench = Bench::new();
+    let front = bench.connect_and_start();
+    front.send(Request::SET_LOG_BASE, &base(LOG, 0), &[file.try_clone().unwrap()]);
+    assert!(
+        bench.recorder.failure().contains("the log ends at byte 0x20 of its file, amid a huge page of 0x200000 bytes")
+    );
+    drop(front);
+    let front = bench.connect_and_start();
+    let table = memory_table(&[Region { size: 4096, ..front.region() }]);
+    front.send(Request::SET_MEM_TABLE, &table, &[file]);
+    let failure = bench.recorder.failure();
+    assert!(failure.contains("the region at 0x0 ends at byte 0x1000 of its file, amid a huge page"), "{failure}");
+}
+
+#[test]
 fn a_migration_ends_with_its_connection_and_the_place_of_a_ring_is_told_once() {
     let bench = Bench::new();
     let mut front = bench.connect_and_start();
