@@ -5,7 +5,8 @@
 //!
 //! - features were negotiated, so that its header and notifications are known;
 //! - it is not to be logged (LOG_ALL, and VHOST_VRING_F_LOG with its addresses), or there is a log: a front-end that starts rings while
-//!   it migrates, as QEMU does when the guest is reset meanwhile, gives the log last;
+//!   it migrates, as QEMU does when the guest is reset meanwhile, gives the log last. The log that it gave before is over when its
+//!   last ring stops (QEMU frees it there): then all rings wait for the next one;
 //! - its addresses are known;
 //! - it is **started**: by SET_VRING_KICK, with a descriptor or with the word that it is polled, until GET_VRING_BASE;
 //! - it is **enabled**: by SET_VRING_ENABLE, or by SET_FEATURES without PROTOCOL_FEATURES.
@@ -63,6 +64,8 @@ struct State {
     logging: bool,
     /// The front-end's log of dirty pages.
     log: Option<Arc<DirtyLog>>,
+    /// The log went when the last ring stopped, and there is no other yet.
+    log_over: bool,
     /// The sink was told that it is in use.
     said: bool,
     fault: Option<String>,
@@ -89,7 +92,8 @@ impl Rings {
     /// Rings of which nothing is known.
     pub fn new(sink: Arc<dyn RingSink>) -> Self {
         let rings = (0..MAX_RINGS).map(|_| Ring::default()).collect();
-        let state = State { rings, features: None, logging: false, log: None, said: false, fault: None };
+        let state =
+            State { rings, features: None, logging: false, log: None, log_over: false, said: false, fault: None };
         Self { state: Mutex::new(state), sink }
     }
 
@@ -123,7 +127,7 @@ impl Rings {
         let features = state.features;
         let log = state.log_of(index);
         let ring = &mut state.rings[index];
-        let silent = state.logging && state.log.is_none() && ring.log.is_some();
+        let silent = state.logging && state.log.is_none() && (ring.log.is_some() || state.log_over);
         let may_run = ring.started && ring.enabled && ring.size > 0 && !silent;
         match (ring.addresses, features, may_run) {
             (Some([desc, avail, used]), Some(features), true) => {
@@ -170,6 +174,7 @@ impl Rings {
     pub fn set_logging(&self, logging: bool) {
         let mut state = self.lock();
         state.logging = logging;
+        state.log_over &= logging;
         let _gone = if logging { None } else { state.log.take() };
         self.settle_log(&mut state);
     }
@@ -178,6 +183,7 @@ impl Rings {
     pub fn set_log(&self, log: Arc<DirtyLog>) {
         let mut state = self.lock();
         let _gone = state.log.replace(log);
+        state.log_over = false;
         self.settle_log(&mut state);
     }
 
@@ -189,6 +195,18 @@ impl Rings {
         let now = state.log_of(index);
         if state.rings[index].running && before != now {
             self.sink.log(index, now);
+        }
+    }
+
+    /// GET_VRING_BASE. With its last ring a front-end is done with its log, too: what is marked there later, nobody sees.
+    fn end(&self, index: usize) {
+        let mut state = self.lock();
+        let ring = &mut state.rings[index];
+        ring.stopping = true;
+        let was_started = std::mem::take(&mut ring.started);
+        self.settle(&mut state, index);
+        if was_started && state.logging && !state.rings.iter().any(|ring| ring.started) {
+            state.log_over |= state.log.take().is_some();
         }
     }
 
@@ -290,7 +308,7 @@ impl Rings {
             state.rings[index].started = false;
         }
         state.features = None;
-        (state.log, state.logging) = (None, false);
+        (state.log, state.logging, state.log_over) = (None, false, false);
     }
 
     /// All rings are about to stop, and not because the guest has left: whoever migrated it does so no longer.
@@ -309,7 +327,7 @@ impl Rings {
             state.rings[index] = Ring::default();
         }
         state.features = None;
-        (state.log, state.logging) = (None, false);
+        (state.log, state.logging, state.log_over) = (None, false, false);
     }
 
     /// What went wrong in a call that the crate gives no way to refuse.
@@ -436,14 +454,7 @@ impl VringT<Memory> for Vring {
     fn set_queue_ready(&self, ready: bool) {
         self.inner.set_queue_ready(ready);
         if !ready {
-            self.rings.change(
-                self.index,
-                |_| false,
-                |ring| {
-                    ring.started = false;
-                    ring.stopping = true;
-                },
-            );
+            self.rings.end(self.index);
         }
     }
 

@@ -84,6 +84,49 @@ fn rings_that_are_to_be_logged_wait_for_the_log() {
 }
 
 #[test]
+fn a_log_is_over_when_the_last_ring_stops_and_rings_wait_for_the_next_one() {
+    // QEMU, when the guest is reset while it is migrated: it frees its log when the rings stop, and makes another when they start.
+    let bench = Bench::new();
+    let mut front = bench.connect_and_start();
+    front.set_log(LOG, 0, memory(LOG));
+    front.set_features(wanted() | F_LOG_ALL);
+    front.stop(0);
+    front.kick(0);
+    front.stop(1);
+    let heard = bench.recorder.take();
+    assert!(matches!(heard.last(), Some(Heard::Stop(1))), "{heard:?}");
+    assert!(
+        heard.iter().any(|heard| matches!(heard, Heard::Start(0, _))),
+        "the log is not over while a ring runs: {heard:?}"
+    );
+    front.stop(0);
+    bench.recorder.take();
+    front.set_features(wanted() | F_LOG_ALL);
+    // More memory than the log of before had bits for.
+    let table = memory_table(&[Region { guest: MEMORY, ..front.region() }]);
+    front.done(Request::SET_MEM_TABLE, &table, &[front.memory.try_clone().unwrap()]);
+    front.done(Request::SET_VRING_ADDR, &logged_address(1, 0x7000), &[]);
+    for ring in [0, 1] {
+        front.kick(ring);
+        front.enable(ring, true);
+    }
+    let heard = bench.recorder.take();
+    let wrong = |heard: &Heard| matches!(heard, Heard::Start(..) | Heard::Logging(_));
+    assert!(!heard.iter().any(wrong), "started without a log: {heard:?}");
+    front.set_log(2 * LOG, 0, memory(2 * LOG));
+    let heard = bench.recorder.take();
+    assert!(matches!(heard[..], [Heard::Logging(true), Heard::Start(0, _), Heard::Start(1, _)]), "{heard:?}");
+    // The same once more, and the migration ends without another log.
+    front.stop(0);
+    front.stop(1);
+    front.kick(0);
+    bench.recorder.take();
+    front.set_features(wanted());
+    let heard = bench.recorder.take();
+    assert!(matches!(heard[..], [Heard::Start(0, _), Heard::Logging(false)]), "{heard:?}");
+}
+
+#[test]
 fn what_ends_amid_a_huge_page_is_refused() {
     const HUGE: u64 = 2 << 20;
     let huge = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB;
