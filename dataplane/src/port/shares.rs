@@ -50,6 +50,9 @@ struct Now {
     device_node: Option<u16>,
     /// ... and the one where the shares should be.
     node: Option<u16>,
+    /// A node without room for buffers like the device's. It is not asked again before another node was or the device's queues came
+    /// anew: to find out takes long, and a driver may begin as often as it likes.
+    no_room: Option<u16>,
 }
 
 /// Where a share is.
@@ -98,6 +101,7 @@ impl Shares {
             device_pool,
             device_node,
             node: device_node,
+            no_room: None,
         };
         let shares = Self { common, workers, now: Mutex::new(now) };
         shares.rearrange(&mut shares.lock(), Change { queues, ..Change::default() })?;
@@ -268,7 +272,9 @@ impl Shares {
     ) -> Result<(), WorkerError> {
         let mut now = self.lock();
         // Kept until the workers have let go of it: freeing a pool takes long, and must not hold up the worker's other ports.
-        let near = pool.near(now.node.filter(|_| self.has_nodes()));
+        let node = now.node.filter(|_| self.has_nodes());
+        let near = pool.near(node);
+        now.no_room = node.filter(|_| near.node() != node);
         let _old = (
             std::mem::replace(&mut now.basis.pool, near),
             std::mem::replace(&mut now.device_pool, pool),
@@ -410,8 +416,9 @@ impl Shares {
             return;
         }
         now.node = now.basis.map.as_deref().and_then(of_memory).or(now.device_node);
-        if now.node.is_some() && now.basis.pool.node() != now.node {
+        if now.node.is_some() && now.basis.pool.node() != now.node && now.no_room != now.node {
             now.basis.pool = now.device_pool.near(now.node);
+            now.no_room = now.node.filter(|_| now.basis.pool.node() != now.node);
         }
     }
 
