@@ -53,8 +53,13 @@ impl PortState {
 
     /// An event that the session made. Holds the session's thread back when there are too many.
     fn push(&self, kind: LaneEventKind) {
-        let wait = self.pace.lock().unwrap_or_else(PoisonError::into_inner).note(Instant::now());
         self.events.push(&self.name, kind);
+        self.hold_back();
+    }
+
+    /// Lets the session's thread wait when it has made too many events of late.
+    fn hold_back(&self) {
+        let wait = self.pace.lock().unwrap_or_else(PoisonError::into_inner).note(Instant::now());
         if !wait.is_zero() {
             std::thread::sleep(wait);
         }
@@ -212,6 +217,8 @@ impl RingSink for PortState {
     }
 
     fn announce(&self, mac: [u8; 6]) {
+        // Each makes a frame and holds the workers up: a front-end may have as many as it may have events.
+        self.hold_back();
         // An error means that the lane is stopping.
         let _ = self.shares.announce(mac);
     }

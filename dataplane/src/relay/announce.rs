@@ -25,13 +25,18 @@ pub(super) fn rarp(mac: [u8; 6]) -> [u8; LEN] {
 }
 
 impl Relay {
-    /// Sends it by the device's first queue, if that is here. It is counted as a frame of the guest's first pair.
+    /// Sends it by the device's first queue, if that is here. It is counted as a frame of the guest's first pair, and is dropped when
+    /// the guest may send nothing now.
     pub fn announce(&mut self, mac: [u8; 6]) {
         let Some(queue) = self.queues.iter_mut().find(|queue| queue.index == 0) else { return };
         let counters = self.common.journal.from_guest(0);
         let (mut blanks, mut burst) = (Blanks::new(), Burst::new());
         blanks.refill(&self.pool);
         counters.received(1, LEN as u64);
+        if !self.common.from_guest.allows() {
+            return counters.dropped(&Drops { over_rate: 1, ..Drops::default() });
+        }
+        self.common.from_guest.charge(LEN as u64);
         let Some(room) = blanks.frame(LEN) else {
             return counters.dropped(&Drops { no_buffers: 1, ..Drops::default() });
         };

@@ -253,9 +253,11 @@ impl Rings {
         self.sink.can_log(taken);
     }
 
-    /// SEND_RARP.
+    /// SEND_RARP. A guest of which no ring runs is not there yet, and nothing is said for it.
     pub fn announce(&self, mac: [u8; 6]) {
-        self.sink.announce(mac);
+        if self.lock().rings.iter().any(|ring| ring.running) {
+            self.sink.announce(mac);
+        }
     }
 
     /// SET_VRING_ENABLE.

@@ -199,9 +199,15 @@ fn memory_that_the_log_does_not_reach_is_refused_while_it_is_logged() {
 }
 
 #[test]
-fn a_guest_that_cannot_is_announced() {
+fn a_guest_that_cannot_is_announced_when_it_is_there() {
     let bench = Bench::new();
+    let mac = u64::from_ne_bytes([0x52, 0x54, 0, 1, 2, 3, 0, 0]).to_ne_bytes();
+    let mut front = bench.connect();
+    front.negotiate();
+    front.done(Request::SEND_RARP, &mac, &[]);
+    drop(front);
+    assert!(!bench.recorder.disconnected().iter().any(|heard| matches!(heard, Heard::Announce(_))));
     let mut front = bench.connect_and_start();
-    front.done(Request::SEND_RARP, &u64::from_ne_bytes([0x52, 0x54, 0, 1, 2, 3, 0, 0]).to_ne_bytes(), &[]);
+    front.done(Request::SEND_RARP, &mac, &[]);
     bench.recorder.take_until("the address", |heard| *heard == Heard::Announce([0x52, 0x54, 0, 1, 2, 3]));
 }
