@@ -231,6 +231,8 @@ impl RingSink for PortState {
                 LaneEventKind::FrontendConnected { .. } => {
                     now.phase = PortPhase::Connected;
                     now.reason = None;
+                    // A front-end that never sends SET_PROTOCOL_FEATURES takes none.
+                    now.can_log = Some(false);
                 }
                 LaneEventKind::FrontendDisconnected { .. } | LaneEventKind::HandshakeFailed { .. } => {
                     now.phase = waiting_phase(self.role);
