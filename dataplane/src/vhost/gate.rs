@@ -181,6 +181,11 @@ impl Gate<'_> {
                 }
                 let logging = features & F_LOG_ALL != 0;
                 if logging != self.rings.is_logging() {
+                    // Memory and rings may have changed since the log was given.
+                    if let Some(log) = self.rings.given_log().filter(|_| logging) {
+                        check_covered(&log, &self.talk.regions)?;
+                        self.rings.check_log(&log)?;
+                    }
                     self.rings.set_logging(logging);
                 }
                 // It says nothing of the guest, and must not stop its rings.
@@ -213,6 +218,7 @@ impl Gate<'_> {
                 let log = DirtyLog::map(File::from(fd), offset, size)
                     .map_err(|error| format!("the log cannot be mapped: {error}"))?;
                 check_covered(&log, &self.talk.regions)?;
+                self.rings.check_log(&log)?;
                 self.rings.set_log(log);
                 Ok(Verdict::Echo)
             }
@@ -220,6 +226,9 @@ impl Gate<'_> {
             (Request::SET_LOG_FD, _) => Ok(Verdict::Done),
             (Request::SET_VRING_ADDR, Body::RingAddress { index, log }) => {
                 self.rings.set_log_address(index, log);
+                if let Some(log) = self.rings.log() {
+                    self.rings.check_log(&log)?;
+                }
                 Ok(Verdict::Forward)
             }
             (Request::SET_OWNER, _) if self.talk.owned => Ok(Verdict::Done),

@@ -25,6 +25,8 @@ const REGION_SIZE: usize = 32;
 const NOFD: u64 = 1 << 8;
 /// In SET_VRING_ADDR: the fourth address is where the used ring is for the log (VHOST_VRING_F_LOG).
 const VRING_F_LOG: u32 = 1;
+/// No part of a ring has as many bytes: a ring has at most 32768 descriptors of 16 bytes.
+const LARGEST_PART: u64 = 1 << 20;
 
 /// Protocol feature: more than one queue pair, and GET_QUEUE_NUM.
 pub const PROTOCOL_F_MQ: u64 = 1 << 0;
@@ -389,7 +391,13 @@ impl Body {
                         ));
                     }
                 }
-                Ok(Self::RingAddress { index, log: (flags & VRING_F_LOG != 0).then(|| read_u64(payload, 32)) })
+                let log = (flags & VRING_F_LOG != 0).then(|| read_u64(payload, 32));
+                if let Some(log) = log.filter(|log| log.checked_add(LARGEST_PART).is_none()) {
+                    return Err(format!(
+                        "ring {index}: the used ring's address for the log, {log:#x}, is beyond all memory"
+                    ));
+                }
+                Ok(Self::RingAddress { index, log })
             }
             Shape::Log => {
                 expect(16)?;
@@ -564,6 +572,21 @@ mod tests {
             [(8, 0, 0, "descriptor table"), (0, 2, 0, "used ring"), (0, 0, 1, "available ring")]
         {
             assert!(words(desc, used, avail).unwrap_err().contains(what));
+        }
+    }
+
+    #[test]
+    fn a_rings_place_in_the_log_ends_within_all_addresses() {
+        let place = |flags: u32, log: u64| {
+            let mut payload = state(0, flags);
+            for word in [0, 0, 0, log] {
+                payload.extend(word.to_ne_bytes());
+            }
+            parse(Request::SET_VRING_ADDR, &payload)
+        };
+        assert!(place(VRING_F_LOG, 1 << 52).is_ok() && place(0, u64::MAX).is_ok());
+        for log in [u64::MAX, u64::MAX - 4 * 32768] {
+            assert!(place(VRING_F_LOG, log).unwrap_err().contains("beyond all memory"));
         }
     }
 }

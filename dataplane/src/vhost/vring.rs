@@ -216,6 +216,25 @@ impl Rings {
         state.log.clone().filter(|_| state.logging)
     }
 
+    /// The front-end's log, in use or not yet.
+    pub fn given_log(&self) -> Option<Arc<DirtyLog>> {
+        self.lock().log.clone()
+    }
+
+    /// Refuses a log that ends before the place that is in it for a used ring.
+    pub fn check_log(&self, log: &DirtyLog) -> Result<(), String> {
+        let state = self.lock();
+        let packed = state.features.is_some_and(|features| ring_features(features).packed);
+        for (index, ring) in state.rings.iter().enumerate().filter(|(_, ring)| ring.started) {
+            // A packed ring has its event suppression there; a split one its flags, index, elements, and available event.
+            let bytes = if packed { 4 } else { 6 + 8 * u64::from(ring.size) };
+            if let Some(used) = ring.log.filter(|used| !log.covers(used.saturating_add(bytes))) {
+                return Err(format!("the log ends before the used ring of ring {index}, {bytes} bytes at {used:#x}"));
+            }
+        }
+        Ok(())
+    }
+
     /// Whether SET_FEATURES had LOG_ALL.
     pub fn is_logging(&self) -> bool {
         self.lock().logging

@@ -199,6 +199,23 @@ fn memory_that_the_log_does_not_reach_is_refused_while_it_is_logged() {
 }
 
 #[test]
+fn memory_and_rings_that_the_log_does_not_reach_are_refused_when_it_begins() {
+    let bench = Bench::new();
+    let mut front = bench.connect_and_start();
+    front.set_log(LOG, 0, memory(LOG));
+    let table = memory_table(&[Region { guest: 4096, ..front.region() }]);
+    front.done(Request::SET_MEM_TABLE, &table, &[front.memory.try_clone().unwrap()]);
+    front.send(Request::SET_FEATURES, &(wanted() | F_LOG_ALL).to_ne_bytes(), &[]);
+    assert!(bench.recorder.failure().contains("the log ends before the region at 0x1000"));
+    drop(front);
+    let mut front = bench.connect_and_start();
+    front.done(Request::SET_VRING_ADDR, &logged_address(1, MEMORY - 2), &[]);
+    front.send(Request::SET_LOG_BASE, &base(LOG, 0), &[memory(LOG)]);
+    let failure = bench.recorder.failure();
+    assert!(failure.contains("the log ends before the used ring of ring 1"), "{failure}");
+}
+
+#[test]
 fn a_guest_that_cannot_is_announced_when_it_is_there() {
     let bench = Bench::new();
     let mac = u64::from_ne_bytes([0x52, 0x54, 0, 1, 2, 3, 0, 0]).to_ne_bytes();
