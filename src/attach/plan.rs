@@ -102,13 +102,7 @@ pub(crate) fn plan(wanted: &Attach, chosen: &Candidate, facts: &Facts<'_>) -> Re
                 format!("{representor} is on bridge {}, not {bridge}: remove it there first", other.name),
             );
         }
-        before.port = there.map(|(bridge, port)| WantedPort {
-            name: representor.clone(),
-            bridge: Some(bridge.name.clone()),
-            tag: Some(port.tag.unwrap_or(0)),
-            iface_id: Some(port.interfaces.first().and_then(|one| one.iface_id.clone()).unwrap_or_default()),
-            ..WantedPort::default()
-        });
+        before.port = facts.view.and_then(|view| WantedPort::of(view, representor));
         steps.push(Step::Bridge);
     }
     if wanted.mode == Mode::Vhost {
@@ -126,6 +120,7 @@ pub(crate) fn plan(wanted: &Attach, chosen: &Candidate, facts: &Facts<'_>) -> Re
         bridge,
         driver,
         vlan_by_vf,
+        rated: (wanted.min_rate, wanted.max_rate) != (0, 0),
         problem: None,
     })
 }

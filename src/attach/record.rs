@@ -176,6 +176,9 @@ pub(crate) struct Record {
     /// The VLAN is set for the VF, not for its representor.
     #[serde(default)]
     pub vlan_by_vf: bool,
+    /// The VF's rates were ours once, so that none is a setting too.
+    #[serde(default)]
+    pub rated: bool,
     /// Why it did not come further.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,

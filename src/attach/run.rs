@@ -65,6 +65,8 @@ struct Table {
 pub(crate) struct Attachments {
     state: Arc<StateDir>,
     table: Mutex<Table>,
+    /// Held while counters are read and folded in: of two who read, the one that read first also folds first. Taken before `table`.
+    metering: Mutex<()>,
     freed: Condvar,
     /// How many more points are passed before the daemon is "killed".
     #[cfg(test)]
@@ -91,6 +93,7 @@ impl Attachments {
         Ok(Self {
             table: Mutex::new(Table { records, counted: state.load_counted(), taken: BTreeSet::new() }),
             state,
+            metering: Mutex::new(()),
             freed: Condvar::new(),
             #[cfg(test)]
             fuse: Mutex::new(None),
@@ -111,26 +114,47 @@ impl Attachments {
         self.locked().records.get(key).cloned()
     }
 
-    /// What a guest's NIC counted all together, when its source says `now`, and whether that is of now. Where the source begins anew, because a port was made again, what
-    /// it had said before is added.
-    pub(crate) fn count(&self, key: &Key, now: Option<Counted>) -> (bool, Counted) {
+    /// What the NICs of a guest (of all, without one) counted all together, and whether that is of now. `read` asks a NIC's source; where
+    /// that begins anew, because a port was made again, what it had said before is added. One that is detached meanwhile is left out.
+    pub(crate) fn count<S>(
+        &self,
+        guest: Option<&str>,
+        read: impl Fn(&Record) -> (Option<Counted>, S),
+    ) -> Vec<(Record, bool, S, Counted)> {
+        let _one = self.metering.lock().unwrap_or_else(PoisonError::into_inner);
+        // Read without the table: a lane or a file in sysfs may let us wait.
+        let chosen = self.all().into_iter().filter(|record| guest.is_none_or(|guest| guest == record.wanted.guest));
+        let told: Vec<_> = chosen.map(|record| (read(&record), record)).collect();
         let mut table = self.locked();
-        let (mut last, mut earlier) = table.counted.get(key).copied().unwrap_or_default();
-        if let Some(now) = now {
-            if !now.follows(&last) {
-                earlier = earlier.plus(&last);
+        let before = table.counted.clone();
+        let mut all = vec![];
+        for ((now, source), record) in told {
+            let key = record.key();
+            if !table.records.contains_key(&key) {
+                continue;
             }
-            last = now;
-            table.counted.insert(key.clone(), (last, earlier));
+            let (mut last, mut earlier) = table.counted.get(&key).copied().unwrap_or_default();
+            if let Some(now) = now {
+                if !now.follows(&last) {
+                    earlier = earlier.plus(&last);
+                }
+                last = now;
+                table.counted.insert(key, (last, earlier));
+            }
+            all.push((record, now.is_some(), source, earlier.plus(&last)));
+        }
+        if table.counted != before {
             // Not worth a refusal: it is written down again with the next question.
             let _ = self.state.save_counted(&table.counted);
         }
-        (now.is_some(), earlier.plus(&last))
+        all
     }
 
-    /// Those that a daemon left half-done.
+    /// Those that were left half-done, and that nobody works on.
     pub(crate) fn unfinished(&self) -> Vec<Key> {
-        self.locked().records.values().filter(|record| record.stage != Stage::Attached).map(Record::key).collect()
+        let table = self.locked();
+        let left = table.records.values().filter(|record| record.stage != Stage::Attached).map(Record::key);
+        left.filter(|key| !table.taken.contains(key)).collect()
     }
 
     /// The right to work on one; waits for whoever has it.
@@ -167,6 +191,8 @@ impl Attachments {
     /// Writes a record down in place of the one with its key, or takes that away.
     fn write(&self, key: &Key, record: Option<&Record>) -> Result<(), Halt> {
         self.point()?;
+        // What is being read of it would be the next one's of that name.
+        let _metering = record.is_none().then(|| self.metering.lock().unwrap_or_else(PoisonError::into_inner));
         let mut table = self.locked();
         let before = match record {
             Some(record) => table.records.insert(key.clone(), record.clone()),
@@ -205,31 +231,37 @@ impl Attachments {
 
     /// Does the steps of a new record. When one fails, what was done is taken back.
     pub(super) fn carry_out(&self, world: &impl World, mut record: Record) -> Result<(Record, Vec<String>), Halt> {
+        let error = match self.begin(world, &mut record) {
+            Ok(done) => return Ok((record, done)),
+            Err(Halt::Failed(error)) => error,
+            #[cfg(test)]
+            Err(killed) => return Err(killed),
+        };
+        let key = record.key();
+        // The step that failed too: it may have left something, and taking back what is not there is nothing.
+        Err(match self.take_back(world, record) {
+            Ok(()) => error.about(&key).into(),
+            Err(Halt::Failed(why)) => {
+                let message = format!("{}; left: {}", error.message, why.message);
+                Halt::Failed(Error { message, ..error }.about(&key))
+            }
+            #[cfg(test)]
+            Err(killed) => killed,
+        })
+    }
+
+    fn begin(&self, world: &impl World, record: &mut Record) -> Result<Vec<String>, Halt> {
         let (key, mut done) = (record.key(), vec![]);
         for step in record.steps.clone() {
             record.begun.push(step);
-            self.write(&key, Some(&record))?;
-            match world.apply(step, &mut record) {
-                Ok(what) => done.extend(what),
-                Err(error) => {
-                    record.begun.pop();
-                    return Err(match self.take_back(world, record) {
-                        Ok(()) => error.about(&key).into(),
-                        Err(Halt::Failed(why)) => {
-                            let message = format!("{}; left: {}", error.message, why.message);
-                            Halt::Failed(Error { message, ..error }.about(&key))
-                        }
-                        #[cfg(test)]
-                        Err(killed) => killed,
-                    });
-                }
-            }
+            self.write(&key, Some(record))?;
+            done.extend(world.apply(step, record)?);
             self.point()?;
         }
-        record.stage = Stage::Attached;
-        record.problem = None;
-        self.write(&key, Some(&record))?;
-        Ok((record, done))
+        let whole = Record { stage: Stage::Attached, problem: None, ..record.clone() };
+        self.write(&key, Some(&whole))?;
+        *record = whole;
+        Ok(done)
     }
 
     /// Does the steps of an attachment again, those that differ and those that a change is about.
@@ -261,23 +293,36 @@ impl Attachments {
     /// Takes back what was begun, last first, and forgets the record. What cannot be taken back stays written down, with the reason.
     pub(super) fn take_back(&self, world: &impl World, mut record: Record) -> Result<(), Halt> {
         let key = record.key();
-        if record.stage != Stage::Detaching {
-            record.stage = Stage::Detaching;
-            self.write(&key, Some(&record))?;
+        match std::mem::replace(&mut record.stage, Stage::Detaching) {
+            Stage::Detaching => (),
+            // What is written down leads here again: where no more can be written, it is taken back all the same.
+            Stage::Attaching => self.write_if_possible(&key, &record)?,
+            Stage::Attached | Stage::Changing => self.write(&key, Some(&record))?,
         }
         while let Some(step) = record.begun.last().copied() {
             if let Err(error) = world.undo(step, &record) {
                 record.problem = Some(error.message.clone());
-                self.write(&key, Some(&record))?;
+                self.write_if_possible(&key, &record)?;
                 return Err(error.about(&key).into());
             }
             self.point()?;
             record.begun.pop();
             if !record.begun.is_empty() {
-                self.write(&key, Some(&record))?;
+                self.write_if_possible(&key, &record)?;
             }
         }
         self.write(&key, None)
+    }
+
+    /// Writes down what need not be: what is written down already leads to the same end.
+    fn write_if_possible(&self, key: &Key, record: &Record) -> Result<(), Halt> {
+        match self.write(key, Some(record)) {
+            Err(Halt::Failed(error)) => {
+                tracing::warn!("{key}: {error}");
+                Ok(())
+            }
+            written => written,
+        }
     }
 
     /// Attaches. One that is there and is the same is a success. `plan` is given the other records, and chooses the VF.
@@ -337,8 +382,10 @@ impl Attachments {
             let message = format!("{key} is not attached: see ringspan attachment list");
             return Err(Error::new(ErrorKind::NotFound, message).about(key));
         };
-        let before = record.clone();
+        let mut before = record.clone();
         change(&mut record)?;
+        // What is taken back had perhaps come into the NIC.
+        before.rated = record.rated;
         match self.do_again(world, record) {
             Ok(changed) => Ok(changed),
             Err(Halt::Failed(error)) => {
@@ -352,7 +399,7 @@ impl Attachments {
         }
     }
 
-    /// Finishes or takes back what an earlier daemon left half-done.
+    /// Finishes or takes back what was left half-done.
     pub(crate) fn recover(&self, world: &impl World, key: &Key) -> Result<(), Error> {
         let _claim = self.claim(key)?;
         let Some(record) = self.get(key) else { return Ok(()) };

@@ -96,6 +96,7 @@ fn record(wanted: &Attach, target: Target) -> Record {
         bridge: Some("br0".into()),
         driver: None,
         vlan_by_vf: false,
+        rated: false,
         problem: None,
     }
 }
@@ -460,7 +461,9 @@ fn counters_never_go_back_while_a_nic_is_attached() {
     let all = bench.boot();
     bench.attach(&all, "g").unwrap();
     let counted = |tx_packets| Counted { tx_packets, ..Counted::default() };
-    let tell = |all: &Attachments, now: Option<u64>| all.count(&key("g"), now.map(counted)).1.tx_packets;
+    let tell = |all: &Attachments, now: Option<u64>| {
+        all.count(Some("g"), |_| (now.map(counted), ())).pop().unwrap().3.tx_packets
+    };
     assert_eq!(tell(&all, Some(10)), 10);
     // Its port was made again.
     assert_eq!(tell(&all, Some(3)), 13);
@@ -472,4 +475,57 @@ fn counters_never_go_back_while_a_nic_is_attached() {
     all.detach(&bench.world, &key("g")).unwrap();
     bench.attach(&all, "g").unwrap();
     assert_eq!(tell(&all, Some(1)), 1);
+}
+
+#[test]
+fn of_two_who_ask_at_once_none_counts_twice_and_what_is_detached_meanwhile_is_forgotten() {
+    let bench = Bench::new();
+    let all = bench.boot();
+    bench.attach(&all, "g").unwrap();
+    // The NIC goes on counting, and who has read is held up before it is folded in.
+    let counter = std::sync::atomic::AtomicU64::new(0);
+    let ask = || {
+        let counted = |_: &Record| {
+            let tx_packets = counter.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            std::thread::yield_now();
+            (Some(Counted { tx_packets, ..Counted::default() }), ())
+        };
+        for _ in 0..100 {
+            all.count(None, counted);
+        }
+    };
+    std::thread::scope(|scope| [ask, ask].map(|ask| scope.spawn(ask)).map(|thread| thread.join().unwrap()));
+    let last = |now: Option<Counted>| all.count(None, move |_| (now, ())).pop().map(|(.., counted)| counted.tx_packets);
+    assert_eq!(last(None), Some(199));
+    // A detach that comes while the source is read waits for that, and then nothing is left of it.
+    std::thread::scope(|scope| {
+        let (begun, begins) = std::sync::mpsc::channel();
+        let all = &all;
+        let reader = scope.spawn(move || {
+            all.count(None, |_| {
+                begun.send(()).unwrap();
+                std::thread::yield_now();
+                (Some(Counted { tx_packets: 500, ..Counted::default() }), ())
+            });
+        });
+        begins.recv().unwrap();
+        all.detach(&Made::default(), &key("g")).unwrap();
+        reader.join().unwrap();
+    });
+    bench.attach(&all, "g").unwrap();
+    assert_eq!(last(None), Some(0));
+}
+
+#[test]
+fn a_step_that_failed_and_left_something_is_taken_back_and_not_forgotten() {
+    let bench = Bench::new();
+    let all = bench.boot();
+    *bench.world.refuses.borrow_mut() = Some(Step::Bridge);
+    *bench.world.sticks.borrow_mut() = Some(Step::Bridge);
+    let error = bench.attach(&all, "g").unwrap_err();
+    assert!(error.message.contains("Bridge is refused; left: Bridge cannot be taken back"), "{error}");
+    assert_eq!(all.get(&key("g")).unwrap().begun.last(), Some(&Step::Bridge));
+    *bench.world.sticks.borrow_mut() = None;
+    bench.recover(&all);
+    assert_eq!((all.all().len(), bench.world.of(&key("g"))), (0, vec![]));
 }

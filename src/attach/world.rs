@@ -67,8 +67,8 @@ impl World for Real<'_> {
             Step::Port => self.lanes.remove_port(&record.key().port()?),
         };
         match undone {
-            // What is not there any more needs nothing.
-            Err(error) if error.kind == ErrorKind::NotFound && !self.is_there(record) => Ok(()),
+            // Of a VF that is not there any more nothing is left, whatever its PF says now. A port of Open vSwitch's or of ours stays without it.
+            Err(error) if forgiven(step, &error) && !self.is_there(record) => Ok(()),
             undone => undone,
         }
     }
@@ -93,6 +93,16 @@ impl World for Real<'_> {
         }
         let function = pci_function(self.host, *address)?;
         self.host.vfio_user(&function).map(|process| format!("process {process}"))
+    }
+}
+
+/// Whether an error of taking a step back is nothing where the VF is gone.
+fn forgiven(step: Step, error: &Error) -> bool {
+    match step {
+        Step::Settings | Step::Driver => true,
+        // That its representor cannot be used as it was. Who cannot be asked has it still.
+        Step::Bridge => error.kind != ErrorKind::OvsDown,
+        Step::Port => error.kind == ErrorKind::NotFound,
     }
 }
 
@@ -146,8 +156,8 @@ impl Real<'_> {
     fn wish(&self, record: &Record, pf: PciAddress, number: u16) -> Wish {
         let wanted = &record.wanted;
         // What a wish leaves out stays, and nobody said anything of rates.
-        let rates = wanted.min_rate != 0
-            || wanted.max_rate != 0
+        let rates = record.rated
+            || (wanted.min_rate, wanted.max_rate) != (0, 0)
             || record.before.settings.as_ref().is_some_and(|before| (before.min_rate, before.max_rate) != (0, 0));
         Wish {
             pf: pf.to_string(),
@@ -160,11 +170,12 @@ impl Real<'_> {
         }
     }
 
-    fn soft(&self, record: &Record, vf: u16) -> SoftSettings {
+    fn soft(record: &Record, vf: u16, now: Option<SoftSettings>) -> SoftSettings {
         SoftSettings {
             mac: Some(record.mac),
             vlan: record.wanted.vlan,
-            ..record.before.soft.unwrap_or(SoftSettings::new(vf))
+            // The rest is as somebody set it, before or since.
+            ..now.or(record.before.soft).unwrap_or(SoftSettings::new(vf))
         }
     }
 
@@ -180,15 +191,16 @@ impl Real<'_> {
                             && wish.max_rate.is_some()
                             && error.kind != ErrorKind::Permission =>
                     {
-                        let plain = Wish { min_rate: None, max_rate: None, ..wish };
+                        let plain = Wish { min_rate: Some(0), max_rate: Some(0), ..wish };
                         vf::set(self.host, &plain).map(|set| set.done)
                     }
                     set => set.map(|set| set.done),
                 }
             }
             Target::Soft { nic, vf } => {
-                let settings = self.soft(record, *vf);
-                if self.lanes.soft_vf(nic, *vf) == Some(settings) {
+                let now = self.lanes.soft_vf(nic, *vf);
+                let settings = Self::soft(record, *vf, now);
+                if now == Some(settings) {
                     return Ok(vec![]);
                 }
                 self.lanes.set_soft_vf(nic, settings)?;
@@ -216,19 +228,28 @@ impl Real<'_> {
         let differs =
             |what: &str, is: String, should: String| Some(format!("{} has {what} {is}, not {should}", record.target));
         match &record.target {
-            Target::Pci { address, .. } => {
+            Target::Pci { address, pf, vf } => {
                 let inventory = Inventory::take(self.host);
                 let device = inventory.device_named(&address.to_string())?;
                 let Some(now) = inventory.settings(&device) else { return Ok(None) };
                 if let Some(mac) = now.mac.filter(|mac| *mac != record.mac) {
                     return Ok(differs("MAC address", mac.to_string(), record.mac.to_string()));
                 }
-                Ok((record.vlan_by_vf && now.vlan != record.wanted.vlan)
-                    .then(|| differs("VLAN", now.vlan.to_string(), record.wanted.vlan.to_string()))
-                    .flatten())
+                if record.vlan_by_vf && now.vlan != record.wanted.vlan {
+                    return Ok(differs("VLAN", now.vlan.to_string(), record.wanted.vlan.to_string()));
+                }
+                let wish = self.wish(record, *pf, *vf);
+                let should = wish.min_rate.zip(wish.max_rate);
+                let is = (now.min_rate, now.max_rate);
+                // The relay may hold it to its rate instead.
+                let by_relay = record.wanted.mode == Mode::Vhost && record.wanted.min_rate == 0 && is == (0, 0);
+                let said = |(min, max): (u32, u32)| format!("{min} to {max} Mbit/s");
+                let should = should.filter(|should| *should != is && !by_relay);
+                Ok(should.and_then(|should| differs("rates of", said(is), said(should))))
             }
             Target::Soft { nic, vf } => {
-                let (now, should) = (self.lanes.soft_vf(nic, *vf), self.soft(record, *vf));
+                let now = self.lanes.soft_vf(nic, *vf);
+                let should = Self::soft(record, *vf, now);
                 Ok(now.filter(|now| *now != should).and_then(|now| {
                     let (is, should) = (now.mac.map_or("none".into(), |mac| mac.to_string()), record.mac.to_string());
                     if is != should {
@@ -264,46 +285,48 @@ impl Real<'_> {
         })
     }
 
-    fn configure(&self, port: WantedPort) -> Result<Vec<String>, Error> {
+    /// Makes a port so in the database. Also returns whether ovs-vswitchd has taken it.
+    fn configure(&self, port: WantedPort) -> Result<(Vec<String>, bool), Error> {
         let name = port.name.clone();
         let wanted = Configure { ports: vec![port], timeout_ms: SETTLE_MS, ..Configure::default() };
         let configured = configure(&self.ovs, &wanted)?;
         let mut done = vec![];
+        let settled = configured.settled;
         for item in configured.items {
             match (item.outcome, item.error) {
                 (Outcome::Refused, Some(error)) => return Err(error),
                 _ => done.extend(item.done.into_iter().map(|what| format!("{name}: {what}"))),
             }
         }
-        Ok(done)
+        Ok((done, settled))
     }
 
     fn put_into_bridge(&self, record: &Record) -> Result<Vec<String>, Error> {
         let Some(port) = Self::wanted_port(record) else { return Ok(vec![]) };
         let name = port.name.clone();
-        match self.configure(port) {
-            Ok(done) => {
-                if let Some(index) = self.host.sysfs.number(&format!("class/net/{name}/ifindex"))
-                    && let Err(error) = self.host.kernel.set_up(index)
-                {
-                    let error = error.tell(format!("{name} does not go up")).about(&name);
-                    return Err(self.without_port(record, error));
-                }
-                Ok(done)
+        let found = WantedPort::of(&View::read(&mut Database::connect(&self.ovs)?)?, &name);
+        let before = found.unwrap_or(WantedPort { absent: true, ..port.clone() });
+        let put = self.configure(port).and_then(|(done, settled)| {
+            if !settled {
+                let message = format!(
+                    "{name} is in the database, and ovs-vswitchd has not taken it within {} s: see whether that runs (ringspan ovs show), and attach again",
+                    SETTLE_MS / 1000
+                );
+                return Err(Error::new(ErrorKind::OvsDown, message).about(&name));
             }
-            // The database may have it, where ovs-vswitchd cannot use it.
-            Err(error) => Err(self.without_port(record, error)),
-        }
-    }
-
-    /// The error, after the port was taken out again; nothing stays of a step that failed.
-    fn without_port(&self, record: &Record, error: Error) -> Error {
-        match self.take_out_of_bridge(record) {
-            Ok(()) => error,
+            if let Some(index) = self.host.sysfs.number(&format!("class/net/{name}/ifindex")) {
+                let up = self.host.kernel.set_up(index);
+                up.map_err(|error| error.tell(format!("{name} does not go up")).about(&name))?;
+            }
+            Ok(done)
+        });
+        // The database may have it, where ovs-vswitchd cannot use it. A port that was there stays, as it was: a guest may run on it.
+        put.map_err(|error| match self.configure(before) {
+            Ok(_) => error,
             Err(why) => {
                 Error { message: format!("{}; left: its port in the bridge ({})", error.message, why.message), ..error }
             }
-        }
+        })
     }
 
     fn take_out_of_bridge(&self, record: &Record) -> Result<(), Error> {

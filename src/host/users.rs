@@ -1,5 +1,6 @@
 //! Who uses a function, so that it is not taken from under them.
 
+use std::collections::BTreeMap;
 use std::fs;
 
 use super::Host;
@@ -43,6 +44,22 @@ impl Host {
             }
             let up = self.sysfs.hex(&format!("{at}/flags")).is_some_and(|flags| flags & UP != 0);
             up.then(|| format!("{interface} is up"))
+        })
+    }
+
+    /// Who seems to have a function that nobody named: its interface has an address or is in a bridge of Open vSwitch's, or is in
+    /// another network namespace. `bridges`: those by the interfaces in them.
+    pub(crate) fn likely_user(&self, function: &Function, bridges: &BTreeMap<String, String>) -> Option<String> {
+        let interfaces = function.interfaces(&self.sysfs);
+        // Drivers that give a function to a process or a guest never have an interface; who has it open is told by `vfio_user`.
+        let hands_over = |driver: &&str| driver.contains("vfio") || driver.contains("uio") || driver.contains("stub");
+        let driver = function.driver.as_deref().filter(|driver| !hands_over(driver));
+        if let Some(driver) = driver.filter(|_| interfaces.is_empty()) {
+            return Some(format!("another network namespace ({driver} shows no interface here)"));
+        }
+        interfaces.into_iter().find_map(|interface| match bridges.get(&interface) {
+            Some(bridge) => Some(format!("bridge {bridge}")),
+            None => self.kernel.has_address(&interface).then(|| format!("{interface}, which has an IP address,")),
         })
     }
 }

@@ -188,7 +188,7 @@ pub(crate) fn set(host: &Host, wish: &Wish) -> Result<Set, Error> {
     Ok(Set { pf: function.address, settings: after, done: steps.finish() })
 }
 
-/// Makes a VF's settings as they were. What is not known, or was not set for it, stays.
+/// Makes a VF's settings as they were, as far as the driver takes them. What is not known, or was not set for it, stays.
 pub(crate) fn restore(host: &Host, pf: &str, vf: u16, before: &VfSettings) -> Result<(), Error> {
     let inventory = Inventory::take(host);
     let interface = inventory.pf_named(pf)?.interface;
@@ -200,12 +200,17 @@ pub(crate) fn restore(host: &Host, pf: &str, vf: u16, before: &VfSettings) -> Re
         ((now.min_rate, now.max_rate) != (before.min_rate, before.max_rate))
             .then_some(VfChange::Rate(before.min_rate, before.max_rate)),
     ];
+    let mut refused = None;
     for change in changes.into_iter().flatten() {
-        host.kernel
-            .set_vf(index, u32::from(vf), change)
-            .map_err(|error| explain(pf, u32::from(vf), change, &error).about(pf))?;
+        let Err(error) = host.kernel.set_vf(index, u32::from(vf), change) else { continue };
+        let error = explain(pf, u32::from(vf), change, &error).about(pf);
+        match change {
+            // Many drivers take one only with a link. Who gets the VF next is given rates of their own.
+            VfChange::Rate(..) => tracing::warn!("{error}"),
+            _ => refused = refused.or(Some(error)),
+        }
     }
-    Ok(())
+    refused.map_or(Ok(()), Err)
 }
 
 /// What a mode or a kind of link forbids, with what to do instead.

@@ -97,6 +97,20 @@ pub(crate) struct WantedPort {
     pub absent: bool,
 }
 
+impl WantedPort {
+    /// A port as it is now, in one bridge or another.
+    pub(crate) fn of(view: &View, name: &str) -> Option<Self> {
+        let (bridge, port) = view.port(name)?;
+        Some(Self {
+            name: name.into(),
+            bridge: Some(bridge.name.clone()),
+            tag: Some(port.tag.unwrap_or(0)),
+            iface_id: Some(port.interfaces.first().and_then(|one| one.iface_id.clone()).unwrap_or_default()),
+            ..Self::default()
+        })
+    }
+}
+
 /// What came of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Configured {

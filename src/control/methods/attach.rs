@@ -240,9 +240,13 @@ impl World for Guarded<'_> {
     }
 }
 
+/// Longest wait for another change of the host: longer than those take.
+const PATIENCE: Duration = Duration::from_secs(80);
+
 fn of_host(step: Step, record: &Record) -> Result<Option<std::sync::MutexGuard<'static, ()>>, Error> {
     let changes = matches!(record.target, Target::Pci { .. }) && matches!(step, Step::Settings | Step::Driver);
-    changes.then(device::change_of_host).transpose()
+    // Another change may take long, a vf.enable for instance. What is taken back for want of patience would be left.
+    changes.then(|| device::one_at_a_time(&device::CHANGES, PATIENCE)).transpose()
 }
 
 /// Runs something with the world of this daemon.
@@ -292,19 +296,25 @@ fn choose_and_plan(
         soft_owners: &soft_owners,
     };
     let candidates = around.candidates(host);
-    let chosen = choose(&candidates, wanted, records, |one| in_use(host, one))?;
+    let named = wanted.device.is_some();
+    let chosen = choose(&candidates, wanted, records, |one| {
+        let bridges = (!named).then_some(&bridges);
+        in_use(host, one, bridges)
+    })?;
     let settings = chosen.device.as_ref().and_then(|device| inventory.settings(device));
     let machine = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
     let mac = wanted.mac.unwrap_or_else(|| qemu_args::made_mac(&name, machine.trim()));
     plan(wanted, chosen, &Facts { mac, view, nics: &nics, settings })
 }
 
-fn in_use(host: &Host, one: &choose::Candidate) -> Option<String> {
+/// Who has a VF. With `bridges` also who only seems to: nobody named that VF.
+fn in_use(host: &Host, one: &choose::Candidate, bridges: Option<&BTreeMap<String, String>>) -> Option<String> {
     let Target::Pci { address, .. } = one.target else { return None };
     let function = pci_function(host, address)?;
     let process = host.vfio_user(&function).map(|process| format!("process {process}"));
     // An interface that is merely up is the kernel's doing.
-    process.or_else(|| host.busy_interface(&function).filter(|how| how.contains("is part of")))
+    let part = || host.busy_interface(&function).filter(|how| how.contains("is part of"));
+    process.or_else(part).or_else(|| host.likely_user(&function, bridges?))
 }
 
 pub(super) fn attach(call: &mut Call, mut wanted: Attach) -> Result<Attached, Error> {
@@ -375,51 +385,49 @@ pub(super) fn set(daemon: &Daemon, key: &Key, change: &Set) -> Result<Set, Error
             wanted.min_rate = min_rate.unwrap_or(wanted.min_rate);
             wanted.max_rate = max_rate.unwrap_or(wanted.max_rate);
             record.mac = mac.unwrap_or(record.mac);
+            record.rated |= min_rate.is_some() || max_rate.is_some();
             record.wanted.check()
         })
     })?;
     Ok(rest)
 }
 
-/// Longest pause before what an earlier daemon left is tried again.
+/// Pauses before what was left half-done is tried again, and how often it is looked whether there is any.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_secs(5);
 
-/// Finishes or takes back what an earlier daemon left half-done, and tries again until it is.
+/// Finishes or takes back what an earlier daemon, or a request that failed, left half-done, and tries again until it is.
 pub(crate) fn recover(daemon: &Arc<Daemon>) {
-    let mut pause = Duration::from_millis(500);
+    let mut pause = SHORTEST_PAUSE;
     loop {
         let left = daemon.attachments.unfinished();
         for key in &left {
             match with_world(daemon, |world| daemon.attachments.recover(world, key)) {
-                Ok(()) => tracing::info!("{key}: what an earlier daemon left half-done is put right"),
-                Err(error) => tracing::warn!("{key}: what an earlier daemon left half-done stays: {error}"),
+                Ok(()) => tracing::info!("{key}: what was left half-done is put right"),
+                Err(error) => tracing::warn!("{key}: what was left half-done stays: {error}"),
             }
         }
-        if daemon.attachments.unfinished().iter().all(|key| !left.contains(key)) {
+        let again = daemon.attachments.unfinished().iter().any(|key| left.contains(key));
+        if daemon.events.next(u64::MAX - 1, 1, if again { pause } else { LOOK }) == Next::Closed {
             return;
         }
-        if daemon.events.next(u64::MAX - 1, 1, pause) == Next::Closed {
-            return;
-        }
-        pause = (pause * 2).min(LONGEST_PAUSE);
+        pause = if again { (pause * 2).min(LONGEST_PAUSE) } else { SHORTEST_PAUSE };
     }
 }
 
 pub(super) fn stats(call: &mut Call, Stats { guest }: Stats) -> Result<Vec<GuestStats>, Error> {
     let daemon = call.daemon;
     let host = daemon.host();
-    let records = daemon.attachments.all();
-    let chosen = records.iter().filter(|record| guest.as_ref().is_none_or(|guest| *guest == record.wanted.guest));
-    let all = chosen.map(|record| {
-        let (now, source) = match record.wanted.mode {
-            Mode::Vhost => (of_port(daemon, record), Some("port".to_owned())),
-            Mode::Passthrough => of_representor(&host, record),
-        };
-        let (current, counted) = daemon.attachments.count(&record.key(), now);
-        let source = source.filter(|_| current);
-        GuestStats { guest: record.wanted.guest.clone(), nic: record.wanted.nic, current, source, counted }
+    let all = daemon.attachments.count(guest.as_deref(), |record| match record.wanted.mode {
+        Mode::Vhost => (of_port(daemon, record), Some("port".to_owned())),
+        Mode::Passthrough => of_representor(&host, record),
     });
-    Ok(all.collect())
+    let told = all.into_iter().map(|(record, current, source, counted)| {
+        let source = source.filter(|_| current);
+        GuestStats { guest: record.wanted.guest, nic: record.wanted.nic, current, source, counted }
+    });
+    Ok(told.collect())
 }
 
 /// What its port counted; none when its lane cannot be asked.

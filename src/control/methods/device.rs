@@ -193,11 +193,6 @@ pub(crate) struct BindDevice {
     pub disturb: bool,
 }
 
-/// The right to change the host.
-pub(super) fn change_of_host() -> Result<MutexGuard<'static, ()>, Error> {
-    one_at_a_time(&CHANGES, PATIENCE)
-}
-
 /// The original drivers, in the daemon's state.
 pub(super) struct Drivers<'a>(pub(super) &'a StateDir);
 

@@ -51,6 +51,8 @@ pub(crate) trait Kernel: Send + Sync {
     fn driver(&self, interface: &str) -> Result<DriverInfo, NetlinkError>;
     /// Changes links: bonds and their members.
     fn change_link(&self, change: &LinkChange<'_>) -> Result<(), NetlinkError>;
+    /// Whether an interface has an IP address that somebody gave it: any but an IPv6 link-local one, which comes by itself.
+    fn has_address(&self, interface: &str) -> bool;
 }
 
 /// The kernel of this machine. Each question has a socket of its own.
@@ -103,5 +105,14 @@ impl Kernel for Real {
 
     fn change_link(&self, change: &LinkChange<'_>) -> Result<(), NetlinkError> {
         bond::change(change)
+    }
+
+    fn has_address(&self, interface: &str) -> bool {
+        let given = |one: &nix::sys::socket::SockaddrStorage| {
+            one.as_sockaddr_in().is_some() || one.as_sockaddr_in6().is_some_and(|v6| !v6.ip().is_unicast_link_local())
+        };
+        nix::ifaddrs::getifaddrs().is_ok_and(|mut all| {
+            all.any(|one| one.interface_name == interface && one.address.as_ref().is_some_and(given))
+        })
     }
 }

@@ -13,9 +13,9 @@ use crate::attach::run::World;
 use crate::attach::world::{Lanes, Real};
 use crate::attach::{Attach, Attachments};
 use crate::error::{Error, ErrorKind};
-use crate::host::Host;
 use crate::host::inventory::Inventory;
 use crate::host::netlink::VfSettings;
+use crate::host::{Host, pci_function};
 use crate::ovs::client::Place;
 use crate::port_request::PortRequest;
 use crate::state::StateDir;
@@ -188,4 +188,67 @@ fn a_daemon_killed_at_any_point_leaves_the_vf_as_it_was_or_as_it_should_be() {
             return;
         }
     }
+}
+
+#[test]
+fn a_limit_that_is_taken_away_is_gone_from_the_nic_too() {
+    let scene = Scene::new();
+    let all = scene.boot();
+    let record = scene.attach(&all, r#","max_rate":100"#).unwrap();
+    assert_eq!(scene.seen().2, 100);
+    let limit = |max_rate: u32| {
+        move |record: &mut Record| {
+            record.wanted.max_rate = max_rate;
+            Ok(())
+        }
+    };
+    all.change(&scene.world(), &key(), limit(0)).unwrap();
+    assert_eq!(scene.seen().2, 0);
+    // One that the NIC refuses is the relay's, and the old one does not stay.
+    all.change(&scene.world(), &key(), limit(100)).unwrap();
+    scene.kernel.0.lock().unwrap().refusals.push(("set_vf 0 Rate(0, 200)", 1, libc::EINVAL, ""));
+    all.change(&scene.world(), &key(), limit(200)).unwrap();
+    assert_eq!(scene.seen().2, 0);
+    // Somebody else was at it.
+    scene.kernel.0.lock().unwrap().vfs.get_mut(&2).unwrap()[0].max_rate = 7;
+    let differs = scene.world().drift(record.steps[0], &all.get(&key()).unwrap()).unwrap().unwrap();
+    assert!(differs.contains("rates of 0 to 7 Mbit/s, not 0 to 200"), "{differs}");
+}
+
+#[test]
+fn what_is_attached_is_detached_when_its_vf_is_gone_or_refuses_its_old_rate() {
+    let scene = Scene::new();
+    let all = scene.boot();
+    scene.attach(&all, r#","vlan":7,"max_rate":100"#).unwrap();
+    scene.kernel.0.lock().unwrap().refusals.push(("set_vf 0 Rate", 1, libc::EINVAL, ""));
+    assert!(all.detach(&scene.world(), &key()).unwrap());
+    let (driver, vlan, max_rate, ours, ports) = scene.seen();
+    assert_eq!((driver.as_deref(), vlan, max_rate, ours, ports), (Some("igbvf"), 0, 100, false, 0));
+    scene.attach(&all, r#","vlan":7"#).unwrap();
+    // Somebody has taken the VFs away; the PF's driver says nothing of them any more.
+    scene.tree.sysfs().write(&format!("bus/pci/devices/{PF}/sriov_numvfs"), "0").unwrap();
+    scene.kernel.0.lock().unwrap().vfs.clear();
+    assert!(all.detach(&scene.world(), &key()).unwrap());
+    assert_eq!((all.all().len(), scene.ports.0.borrow().len()), (0, 0));
+}
+
+#[test]
+fn a_vf_that_nobody_named_is_left_to_who_seems_to_have_it() {
+    let scene = Scene::new();
+    let function = |number: usize| pci_function(&scene.host, VFS[number].parse().unwrap()).unwrap();
+    let user = |bridges: &BTreeMap<String, String>| scene.host.likely_user(&function(0), bridges);
+    let interface = "eth0v0";
+    let net = format!("bus/pci/devices/{}/net", VFS[0]);
+    std::fs::remove_dir_all(scene.tree.path(&net)).ok();
+    // A container has taken its interface into its namespace.
+    assert!(user(&BTreeMap::new()).unwrap().contains("igbvf shows no interface here"));
+    std::fs::create_dir_all(scene.tree.path(&format!("{net}/{interface}"))).unwrap();
+    assert_eq!(user(&BTreeMap::new()), None);
+    assert_eq!(user(&[(interface.into(), "br0".into())].into()).unwrap(), "bridge br0");
+    scene.kernel.0.lock().unwrap().addressed.insert(interface.into());
+    assert!(user(&BTreeMap::new()).unwrap().contains("IP address"));
+    scene.kernel.0.lock().unwrap().addressed.clear();
+    // Who has a function by vfio is told by that.
+    scene.attach(&scene.boot(), "").unwrap();
+    assert_eq!(user(&BTreeMap::new()), None);
 }

@@ -3,7 +3,7 @@
 //! Its words are those of the sources (drivers/net/ethernet/mellanox/mlx5/core/eswitch_offloads.c and en_main.c, drivers/net/ethernet/intel/igb);
 //! not seen on hardware.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use crate::host::netlink::{
@@ -36,6 +36,8 @@ pub(super) struct State {
     pub on_mode: Option<OnMode>,
     /// What a change of links does to the host, or why it is refused.
     pub on_link: Option<OnLink>,
+    /// Interfaces that have an IP address.
+    pub addressed: BTreeSet<String>,
     /// How often lists of VFs were asked for.
     pub vf_lists: usize,
 }
@@ -165,5 +167,8 @@ impl Kernel for FakeKernel {
             Some(Err((errno, said))) => refused(errno, said),
             _ => Ok(()),
         }
+    }
+    fn has_address(&self, interface: &str) -> bool {
+        self.0.lock().unwrap().addressed.contains(interface)
     }
 }
