@@ -20,6 +20,9 @@ pub(super) enum Bond {
     Delete {
         /// Its name.
         name: String,
+        /// Also when it has IP addresses.
+        #[arg(long)]
+        disturb: bool,
         #[command(flatten)]
         output: Output,
     },
@@ -86,7 +89,9 @@ pub(super) fn run(mut client: Client, command: Bond) -> Result<(), Failure> {
             }
             print_done(&client.call("bond.create", params)?, create.output)
         }
-        Bond::Delete { name, output } => print_done(&client.call("bond.delete", json!({ "name": name }))?, output),
+        Bond::Delete { name, disturb, output } => {
+            print_done(&client.call("bond.delete", json!({ "name": name, "disturb": disturb }))?, output)
+        }
         Bond::Status { name, output: Output { json } } => {
             let params = name.map_or_else(|| json!({}), |name| json!({ "name": name }));
             let bonds = client.call("bond.status", params)?;

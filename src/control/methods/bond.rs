@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::device::{CHANGES, PATIENCE, one_at_a_time, owners};
 use super::{Call, ovs};
 use crate::error::{Error, ErrorKind};
-use crate::host::bond::{self, Around, Bond, BridgePort, ByName, Removed, Wish};
+use crate::host::bond::{self, Around, Bond, BridgePort, Delete, Removed, Wish};
 use crate::ovs::client::Database;
 use crate::ovs::configure::{Configure, Outcome, WantedPort, configure};
 use crate::ovs::view::View;
@@ -61,9 +61,9 @@ pub(super) fn create(call: &mut Call, wish: Wish) -> Result<Bond, Error> {
     Ok(on_bridge(call, bond))
 }
 
-pub(super) fn delete(call: &mut Call, ByName { name }: ByName) -> Result<Removed, Error> {
+pub(super) fn delete(call: &mut Call, Delete { name, disturb }: Delete) -> Result<Removed, Error> {
     let (host, _one) = (call.daemon.host(), one_at_a_time(&CHANGES, PATIENCE)?);
-    let removed = with_around(call, |around| bond::delete(&host, &name, around))?;
+    let removed = with_around(call, |around| bond::delete(&host, &name, disturb, around))?;
     log(call, &removed.done);
     Ok(removed)
 }

@@ -10,7 +10,7 @@ use crate::attach::sync::Synced;
 use crate::control::jobs::Job;
 use crate::control::peer::Role;
 use crate::host::bind::Bound;
-use crate::host::bond::{Bond, ByName, Removed, Wish as BondWish};
+use crate::host::bond::{Bond, Delete as DeleteBond, Removed, Wish as BondWish};
 use crate::host::conf::{Applied, Plan};
 use crate::host::doctor::Report;
 use crate::host::eswitch::{self, Eswitch};
@@ -182,9 +182,9 @@ pub(crate) static METHODS: &[Method] = &[
          `unsupported`, with the reason. A member that is up is `busy` unless `disturb` is given. With `vf_lag`, the members being the two PFs of a ConnectX, both go to switchdev mode, all their VFs are without drivers \
          until VF LAG is active and the bond is on its bridge, and get them back. When a step fails, those before it are taken back; the error says what was undone, and what is left.",
         r#"{"name":"bond0","members":["eth0","eth1"],"mode":"802.3ad","hash_policy":"layer3+4","lacp_rate":"fast"}"# => r#"{"name":"bond0","mode":"802.3ad","miimon":100,"hash_policy":"layer3+4","lacp_rate":"fast","up":true,"carrier":true,"mac":"0c:42:a1:00:00:10","lacp":{"partner":"0c:42:a1:00:00:01","aggregator":1,"ports":2,"actor_key":15,"partner_key":15},"members":[{"interface":"eth0","address":"0000:0a:00.0","state":"active","link":"up","link_failures":0,"mac":"0c:42:a1:00:00:10","speed_mbps":25000,"lacp":{"aggregator":1,"partner":"0c:42:a1:00:00:01","actor_state":63,"partner_state":63,"carries":true}},{"interface":"eth1","address":"0000:0a:00.1","state":"active","link":"up","link_failures":0,"mac":"0c:42:a1:00:00:11","speed_mbps":25000,"lacp":{"aggregator":1,"partner":"0c:42:a1:00:00:01","actor_state":63,"partner_state":63,"carries":true}}],"done":["bond0 is made, in mode 802.3ad","eth0 is a member of bond0","eth1 is a member of bond0","bond0 is up"]}"#),
-    method!("bond.delete", Change, bond::delete, ByName => Removed,
+    method!("bond.delete", Change, bond::delete, DeleteBond => Removed,
         "Takes a bond away, and off its bridge of Open vSwitch; its members are free, and down. That there is none is a success. Where it is VF LAG, all VFs of both PFs are without drivers until that has ended. \
-         Refused with `busy` when something else stands on it, or a VF is used.",
+         Refused with `busy` when something else stands on it, or a VF is used; also when it has IP addresses, unless `disturb` is given.",
         r#"{"name":"bond0"}"# => r#"{"name":"bond0","done":["bond0 is gone, its members eth0, eth1 are free, and down"]}"#),
     method!("bond.status", Read, bond::status, bond::Which => Vec<Bond>,
         "The bonds of this host, or one: the member that sends, what LACP has agreed for each, links and their failures, and what a ConnectX made of it (VF LAG: state, type, mapping). Failovers are told as events (`bond-failover`, `bond-link`).",

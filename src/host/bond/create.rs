@@ -315,8 +315,11 @@ impl Plan {
             },
             Some(has) => BondOptions {
                 mode: Some(mode).filter(|mode| called(*mode) != has.mode),
-                // An adopted bond whose links nobody looks at never fails over.
-                miimon: wish.miimon.or((has.miimon == 0).then_some(MIIMON_MS)).filter(|miimon| *miimon != has.miimon),
+                // An adopted bond whose links nobody looks at never fails over. One that asks by ARP would lose that by it (bond_options.c).
+                miimon: wish
+                    .miimon
+                    .or((has.miimon == 0 && !asks_by_arp(host, bond)).then_some(MIIMON_MS))
+                    .filter(|miimon| *miimon != has.miimon),
                 hash_policy: wish.hash_policy.filter(|policy| has.hash() != Some(*policy)),
                 lacp_rate: wish.lacp_rate.filter(|rate| has.lacp_rate != Some(*rate)),
             },
@@ -371,6 +374,11 @@ impl Plan {
         };
         Ok(Self { mode, existing, rejoining, joining, options, lag, bridge })
     }
+}
+
+/// Whether a bond tells by ARP which of its links live.
+fn asks_by_arp(host: &Host, bond: &str) -> bool {
+    state::setting(&host.sysfs, bond, "arp_interval").is_some_and(|interval| interval != "0")
 }
 
 /// Makes a bond as it is wanted.

@@ -27,7 +27,7 @@ pub(crate) struct Removed {
 }
 
 /// Takes a bond away.
-pub(crate) fn delete(host: &Host, name: &str, around: &Around<'_>) -> Result<Removed, Error> {
+pub(crate) fn delete(host: &Host, name: &str, disturb: bool, around: &Around<'_>) -> Result<Removed, Error> {
     check_name(name)?;
     let Some(bond) = state::read(host, name) else {
         if host.sysfs.has(&format!("class/net/{name}")) {
@@ -36,6 +36,12 @@ pub(crate) fn delete(host: &Host, name: &str, around: &Around<'_>) -> Result<Rem
         }
         return Ok(Removed { name: name.into(), done: vec![] });
     };
+    if !disturb && host.kernel.has_address(name) {
+        let message = format!(
+            "{name} has an IP address, and this host may be reached by it: take that away first (ip address flush dev {name}), or --disturb"
+        );
+        return Err(Error::new(ErrorKind::Busy, message).about(name));
+    }
     let mut steps = Steps::default();
     match carry_out(host, &bond, around, &mut steps) {
         Ok(()) => Ok(Removed { name: name.into(), done: steps.finish() }),

@@ -30,12 +30,15 @@ pub(crate) struct Around<'a> {
     pub attach: &'a Attach<'a>,
 }
 
-/// Which bond.
+/// Which bond is taken away.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct ByName {
+pub(crate) struct Delete {
     /// Its name.
     pub name: String,
+    /// Also when it has IP addresses.
+    #[serde(default)]
+    pub disturb: bool,
 }
 
 /// An interface's name as the kernel takes it (net/core/dev.c, `dev_valid_name`), and as nothing that is a path.

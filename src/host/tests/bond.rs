@@ -258,7 +258,7 @@ impl Rig {
     }
 
     fn delete(&self) -> Result<Vec<String>, Error> {
-        self.around(|around| delete(&self.host, "bond0", around)).map(|removed| removed.done)
+        self.around(|around| delete(&self.host, "bond0", false, around)).map(|removed| removed.done)
     }
 
     /// What is in the tree that a change could have left.
@@ -334,7 +334,7 @@ fn other_modes_and_options_that_do_not_fit_are_refused_with_the_reason() {
     assert!(error.kind == ErrorKind::Busy && error.message.contains("--disturb"), "{error}");
     assert!(rig.kernel.0.lock().unwrap().changes.is_empty());
     assert!(get(&rig.host, "eth0").unwrap_err().message.contains("no bond"));
-    assert!(rig.around(|around| delete(&rig.host, "eth0", around)).unwrap_err().message.contains("left alone"));
+    assert!(rig.around(|around| delete(&rig.host, "eth0", false, around)).unwrap_err().message.contains("left alone"));
 }
 
 #[test]
@@ -484,4 +484,27 @@ fn what_stands_on_a_bond_keeps_it() {
     let error = rig.delete().unwrap_err();
     assert!(error.kind == ErrorKind::Busy && error.message.contains("vlan7 stands on it"), "{error}");
     assert!(rig.tree.path("class/net/bond0").exists());
+}
+
+#[test]
+fn a_bond_that_the_host_is_reached_by_is_taken_away_only_on_demand() {
+    let rig = rig(IGB);
+    rig.create(&wish("1")).unwrap();
+    rig.kernel.0.lock().unwrap().addressed.insert("bond0".into());
+    let error = rig.delete().unwrap_err();
+    assert!(error.kind == ErrorKind::Busy && error.message.contains("--disturb"), "{error}");
+    assert!(rig.tree.path("class/net/bond0").exists());
+    rig.around(|around| delete(&rig.host, "bond0", true, around)).unwrap();
+    assert!(!rig.tree.path("class/net/bond0").exists());
+}
+
+#[test]
+fn a_bond_that_asks_by_arp_goes_on_doing_so_when_it_is_adopted() {
+    let rig = rig(IGB);
+    rig.create(&wish("1")).unwrap();
+    rig.tree.set("class/net/bond0/bonding/miimon", "0");
+    rig.tree.set("class/net/bond0/bonding/arp_interval", "250");
+    assert_eq!(rig.create(&wish("1")).unwrap().done, Vec::<String>::new());
+    rig.tree.set("class/net/bond0/bonding/arp_interval", "0");
+    assert_eq!(rig.create(&wish("1")).unwrap().miimon, 100);
 }
