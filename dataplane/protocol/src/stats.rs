@@ -22,7 +22,7 @@ pub struct Drops {
     /// headers are not looked at.
     #[serde(default)]
     pub bad_offload: u64,
-    /// To the guest: more than the port's rate allows.
+    /// To the guest: more than the port's rate allows. From the guest: announcements (RARP) beyond it; its frames wait.
     #[serde(default)]
     pub over_rate: u64,
     /// In the hands of a lane when it was killed. The last few of them may have been delivered.
