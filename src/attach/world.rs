@@ -112,7 +112,10 @@ pub(crate) fn port(record: &Record, run_dir: &Path) -> Result<PortRequest, Error
         Target::Pci { address, .. } => DeviceSpec::Pci { address: *address, args: String::new() },
         Target::Soft { nic, vf } => DeviceSpec::Soft { nic: nic.to_string(), vf: *vf },
     };
-    request(&record.wanted, Some(record.mac), device, run_dir)
+    // A VF of the software NIC has no address of its own that could be set: the guest has it from QEMU, and a NIC in legacy mode by
+    // its settings.
+    let mac = matches!(record.target, Target::Pci { .. }).then_some(record.mac);
+    request(&record.wanted, mac, device, run_dir)
 }
 
 /// The port that is wanted, on this device.

@@ -1,6 +1,7 @@
 //! The software NIC, from guest to guest: without a rule frames come out of representors, with one they go straight across, changed as
 //! the rule says and with right checksums. Frames are checked byte for byte, and the counters add up.
 
+mod attach;
 mod bond;
 mod kit;
 mod legacy;
