@@ -42,7 +42,11 @@ pub fn run(story: &mut fs::File, only: &str) -> Result<u32> {
         writeln!(control.story, "--> {name}")?;
         let net = wires()?;
         check(&mut control, &net).with_context(|| format!("{name}\n{}", control.daemon.story()))?;
-        control.done(&["bond", "delete", BOND])?;
+        if fs::exists(format!("/sys/class/net/{BOND}"))? {
+            // Somebody may reach this host by its address.
+            control.refused(&["bond", "delete", BOND], &["has an IP address", "--disturb"])?;
+        }
+        control.done(&["bond", "delete", BOND, "--disturb"])?;
         ensure!(!fs::exists(format!("/sys/class/net/{BOND}"))?, "{BOND} is there after bond delete");
         ensure!(control.done(&["bond", "delete", BOND])?.is_empty(), "a bond was deleted twice");
         tool("ip", &["link", "delete", OURS[0]])?;
