@@ -11,6 +11,7 @@ use crate::error::{Error, ErrorKind};
 use crate::host::Host;
 use crate::host::bind::{self, Memory};
 use crate::host::inventory::Inventory;
+use crate::host::netlink::LinkChange;
 use crate::host::vf::{self, Wish};
 use crate::host::{inventory, pci_function};
 use crate::ovs::client::{Database, Place};
@@ -318,7 +319,7 @@ impl Real<'_> {
                 return Err(Error::new(ErrorKind::OvsDown, message).about(&name));
             }
             if let Some(index) = self.host.sysfs.number(&format!("class/net/{name}/ifindex")) {
-                let up = self.host.kernel.set_up(index);
+                let up = self.host.kernel.change_link(&LinkChange::Up(index, true));
                 up.map_err(|error| error.tell(format!("{name} does not go up")).about(&name))?;
             }
             Ok(done)

@@ -3,7 +3,7 @@
 //! By `mstconfig` (of the distributions) or `mlxconfig` (NVIDIA's), whichever is there: the kernel has no interface to these settings. Not seen on
 //! hardware: the tests have a program that keeps a state and speaks as the tools' documentation says.
 
-mod table;
+pub(crate) mod table;
 
 use std::time::Duration;
 

@@ -16,9 +16,6 @@ const RTM_SETLINK: u16 = 19;
 /// struct ifinfomsg.
 const INFO: usize = 16;
 
-/// linux/if.h.
-const IFF_UP: u32 = 1;
-
 const IFLA_VFINFO_LIST: u16 = 22;
 const IFLA_EXT_MASK: u16 = 29;
 const RTEXT_FILTER_VF: u32 = 1;
@@ -198,15 +195,6 @@ pub(super) fn set_vf(index: u32, vf: u32, change: VfChange) -> Result<(), Netlin
         });
     });
     Channel::open(NETLINK_ROUTE)?.ask(RTM_SETLINK, Want::One, &request, |_| Ok(()))
-}
-
-/// Sets an interface up: `ifi_flags` and the mask of what changes in it.
-pub(super) fn set_up(index: u32) -> Result<(), NetlinkError> {
-    let mut info = [0; INFO];
-    info[4..8].copy_from_slice(&index.to_ne_bytes());
-    info[8..12].copy_from_slice(&IFF_UP.to_ne_bytes());
-    info[12..16].copy_from_slice(&IFF_UP.to_ne_bytes());
-    Channel::open(NETLINK_ROUTE)?.ask(RTM_SETLINK, Want::One, &Request::new(&info), |_| Ok(()))
 }
 
 /// The attribute of a change: struct ifla_vf_mac and its like.

@@ -31,8 +31,6 @@ pub(crate) trait Kernel: Send + Sync {
     fn vfs(&self, index: u32) -> Result<Vec<VfSettings>, NetlinkError>;
     /// Changes one setting of one VF.
     fn set_vf(&self, index: u32, vf: u32, change: VfChange) -> Result<(), NetlinkError>;
-    /// Sets an interface up.
-    fn set_up(&self, index: u32) -> Result<(), NetlinkError>;
     /// The eswitch of a device.
     fn eswitch(&self, device: &DevlinkName) -> Result<EswitchState, NetlinkError>;
     /// Changes one thing of a device's eswitch.
@@ -65,10 +63,6 @@ impl Kernel for Real {
 
     fn set_vf(&self, index: u32, vf: u32, change: VfChange) -> Result<(), NetlinkError> {
         link::set_vf(index, vf, change)
-    }
-
-    fn set_up(&self, index: u32) -> Result<(), NetlinkError> {
-        link::set_up(index)
     }
 
     fn eswitch(&self, device: &DevlinkName) -> Result<EswitchState, NetlinkError> {

@@ -89,13 +89,6 @@ impl Kernel for FakeKernel {
         Ok(())
     }
 
-    fn set_up(&self, index: u32) -> Result<(), NetlinkError> {
-        let mut state = self.0.lock().unwrap();
-        state.refusal("set_up")?;
-        state.changes.push(format!("set_up {index}"));
-        Ok(())
-    }
-
     fn eswitch(&self, device: &DevlinkName) -> Result<EswitchState, NetlinkError> {
         let found = self.0.lock().unwrap().eswitches.get(device).copied();
         found.map_or_else(|| refused(libc::ENODEV, ""), Ok)

@@ -3,6 +3,7 @@
 use super::Found;
 use crate::host::doctor::host::{Host, Unseen};
 use crate::host::doctor::nic::{MELLANOX, Nic};
+use crate::host::firmware::table::{self, Line};
 
 /// What decides over VFs.
 const WATCHED: [&str; 4] = ["SRIOV_EN", "NUM_OF_VFS", "LINK_TYPE_P1", "LINK_TYPE_P2"];
@@ -44,13 +45,14 @@ fn card(host: &Host, nic: &Nic) -> Found {
 }
 
 fn judge(nic: &Nic, tool: &str, text: &str) -> Found {
-    let settings: Vec<Setting> = parse(text).into_iter().filter(|one| WATCHED.contains(&one.name.as_str())).collect();
+    let settings: Vec<Line> =
+        table::settings(text).into_iter().filter(|one| WATCHED.contains(&one.name.as_str())).collect();
     if settings.is_empty() {
         return Found::unknown(format!("{tool} prints nothing of SRIOV_EN")).evidence(text.lines().take(5));
     }
-    let waiting: Vec<&Setting> =
+    let waiting: Vec<&Line> =
         settings.iter().filter(|one| one.current.as_ref().is_some_and(|now| *now != one.next)).collect();
-    let off = settings.iter().any(|one| one.name == "SRIOV_EN" && value(&one.next) == "0");
+    let off = settings.iter().any(|one| one.name == "SRIOV_EN" && table::number(&one.next) == Some(0));
     let found = if !waiting.is_empty() {
         let words: Vec<String> = waiting
             .iter()
@@ -66,43 +68,9 @@ fn judge(nic: &Nic, tool: &str, text: &str) -> Found {
         let words: Vec<String> = settings.iter().map(|one| format!("{} {}", one.name, one.next)).collect();
         Found::pass(format!("nothing waits for a reboot: {}", words.join(", ")))
     };
-    found.evidence(settings.iter().map(|one| format!("{tool}: {}", one.line)))
-}
-
-/// A line of the table.
-struct Setting {
-    name: String,
-    /// Absent: the tool printed only what comes next.
-    current: Option<String>,
-    next: String,
-    line: String,
-}
-
-/// Reads the table: `Default`, `Current` and `Next Boot` with `-e`, else `Next Boot` alone; a star marks what differs.
-fn parse(text: &str) -> Vec<Setting> {
-    let mut columns = 0;
-    let mut settings = Vec::new();
-    for line in text.lines() {
-        if line.trim_start().starts_with("Configurations:") {
-            columns = ["Default", "Current", "Next Boot"].iter().filter(|name| line.contains(*name)).count();
-            continue;
-        }
-        let words: Vec<&str> = line.split_whitespace().filter(|word| *word != "*" && *word != "RO").collect();
-        let [name, values @ ..] = &words[..] else { continue };
-        if columns == 0 || values.len() != columns {
-            continue;
-        }
-        settings.push(Setting {
-            name: (*name).to_owned(),
-            current: (columns == 3).then(|| values[1].to_owned()),
-            next: values[columns - 1].to_owned(),
-            line: words.join(" "),
-        });
-    }
-    settings
-}
-
-/// What stands in brackets: `True(1)` is 1.
-fn value(text: &str) -> &str {
-    text.split_once('(').map_or(text, |(_, rest)| rest.trim_end_matches(')'))
+    found.evidence(settings.iter().map(|one| {
+        let values = [one.default.as_deref(), one.current.as_deref(), Some(one.next.as_str())];
+        let values: Vec<&str> = values.into_iter().flatten().collect();
+        format!("{tool}: {} {}", one.name, values.join(" "))
+    }))
 }
