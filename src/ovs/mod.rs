@@ -16,4 +16,4 @@ pub(crate) mod restart;
 pub(crate) mod verify;
 pub(crate) mod view;
 
-pub use mirror::{Replay, rule_of};
+pub use mirror::Replay;

@@ -26,6 +26,6 @@ mod work;
 
 pub(crate) use engine::{Engine, Nic};
 pub(crate) use meters::Limits;
-pub use replay::{Replay, rule_of};
+pub use replay::Replay;
 pub(crate) use report::{FlowFilter, FlowState, FlowStats, FlowView, Flows};
 pub(crate) use run::{Mirror, Settings};

@@ -7,7 +7,6 @@ use super::engine::{Engine, Nic};
 use super::kernel::{Ports as Numbers, as_told};
 use super::work::{Change, News, Work};
 use crate::error::Error;
-use crate::ovs::compile::Ports;
 use crate::ovs::kernel::{self, KernelError};
 
 /// The mirror, with an engine that takes everything.
@@ -64,16 +63,6 @@ impl Replay {
         let flows = &self.work.table.flows;
         (flows.len(), flows.values().filter(|entry| entry.state.nic().is_some()).count())
     }
-}
-
-/// The rule of a flow as `dpctl/dump-flows -m --names` prints it, for a NIC with so many VFs; `None`: it stays with OVS.
-pub fn rule_of(line: &str, nic: &NicName, vfs: u16) -> Option<Rule> {
-    let all = std::iter::once(NicPort::Uplink).chain((0..vfs).map(NicPort::Vf));
-    let all: Vec<_> = all.map(|port| (port, port.representor(nic))).collect();
-    let mut ports = Ports::default();
-    ports.add_nic(nic, &all);
-    let flow = crate::ovs::flow::parse::flow(line, 1, crate::ovs::flow::Names::Allowed).ok()?;
-    crate::ovs::compile::compile(&flow, &ports).ok().map(|(_, rule)| rule)
 }
 
 impl Engine for Taker {
