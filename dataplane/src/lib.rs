@@ -16,6 +16,7 @@ pub mod port;
 pub mod relay;
 pub mod ring;
 pub mod stats;
+pub mod vdpa;
 pub mod vhost;
 pub mod worker;
 

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::ops::Deref;
+use std::os::unix::fs::MetadataExt;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -166,6 +167,18 @@ impl GuestMap {
             found.map_or(1, |region| guard::page_size(region))
         };
         self.regions.iter().map(page)
+    }
+
+    /// What each region is a part of, in the same order: device and inode of the file, and where in it the region begins. `None` for memory of no
+    /// file, or of one that cannot be asked.
+    pub fn origins(&self) -> impl Iterator<Item = Option<(u64, u64, u64)>> {
+        let origin = |region: &Region| {
+            let found = self.mmap.find_region(GuestAddress(region.start))?;
+            let offset = found.file_offset()?;
+            let file = offset.file().metadata().ok()?;
+            Some((file.dev(), file.ino(), offset.start()))
+        };
+        self.regions.iter().map(origin)
     }
 
     /// Bytes of guest memory.

@@ -24,6 +24,7 @@ use super::registry::{self, Registry};
 use super::ring_end::RingEnd;
 use super::wake::Waker;
 use super::{log, patch, pci, soft};
+use crate::vdpa;
 
 /// Most ports that one probe can make: a physical function and its representors.
 const MOST_PORTS: usize = sys::SHIM_MAX_ETHPORTS as usize;
@@ -365,13 +366,18 @@ impl Device {
 /// Finds the port of a device, plugging it in when it is not there yet, and makes it ours.
 pub(super) fn plug(spec: &DeviceSpec, queues: u16) -> Result<Port, DeviceError> {
     let device = spec.to_string();
+    // The name that DPDK knows it by.
+    let mut known_as = spec.identity();
     let devargs = match spec {
         DeviceSpec::Pci { address, args } => devargs(&format!("pci:{address}"), args),
         DeviceSpec::Vdev { name, args } => devargs(&format!("vdev:{name}"), args),
         DeviceSpec::Patch { .. } | DeviceSpec::Soft { .. } => String::new(),
-        DeviceSpec::VhostVdpa { .. } => return Err(DeviceError::Kind { device, kind: "vhost-vdpa" }),
         // A bond is made of devices, not plugged in: `Device::open`. One within another is nothing that DPDK has.
         DeviceSpec::Bond { .. } => return Err(DeviceError::Kind { device, kind: "bond" }),
+        DeviceSpec::VhostVdpa { path } => {
+            known_as = format!("vdev:{}", vdpa_user(path));
+            devargs(&known_as, &format!("path={},queues={queues}", path.display()))
+        }
     };
     if Eal::started().is_none() {
         return Err(DeviceError::NotStarted { device });
@@ -398,15 +404,19 @@ pub(super) fn plug(spec: &DeviceSpec, queues: u16) -> Result<Port, DeviceError> 
         return Ok(Port::new(id, info.device, driver_name(&info), Some(link)));
     }
     // A port may be there already: the uplink of a function that was probed for one of its representors.
-    let mut found = free_port(&registry, &identity);
+    let mut found = free_port(&registry, &known_as);
     if found.is_none() {
         check_room(&device)?;
         if let DeviceSpec::Pci { address, .. } = spec {
             pci::check(Path::new(pci::SYSFS), *address, &device)?;
             watch_buses();
         }
+        if let DeviceSpec::VhostVdpa { path } = spec {
+            // DPDK's own words do not say what is wrong with it.
+            vdpa::check(path).map_err(|error| DeviceError::Vdpa { device: device.clone(), error })?;
+        }
         let said = probe(spec, &devargs)?;
-        found = free_port(&registry, &identity);
+        found = free_port(&registry, &known_as);
         if found.is_none() {
             let remedy = ": its driver made no such port".to_string();
             return Err(DeviceError::NotFound { device, remedy, said });
@@ -415,6 +425,14 @@ pub(super) fn plug(spec: &DeviceSpec, queues: u16) -> Result<Port, DeviceError> 
     let (id, info) = found.unwrap_or_else(|| unreachable!("a port was found above"));
     registry.claim(identity, id, info.device);
     Ok(Port::new(id, info.device, driver_name(&info), None))
+}
+
+/// DPDK's name of the virtual device that drives this vhost-vdpa node.
+fn vdpa_user(path: &Path) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
+    let name: String = path.to_string_lossy().chars().map(plain).collect();
+    // RTE_DEV_NAME_MAX_LEN is 64.
+    format!("net_virtio_user{}", &name[name.len().saturating_sub(40)..])
 }
 
 /// Whether one more port may be made.
@@ -475,6 +493,7 @@ fn probe(spec: &DeviceSpec, devargs: &str) -> Result<String, DeviceError> {
     let bad = |errno: i32, said| {
         let driver = match spec {
             DeviceSpec::Vdev { name, .. } => format!("driver {}", name.trim_end_matches(|c: char| c.is_ascii_digit())),
+            DeviceSpec::VhostVdpa { .. } => "driver net_virtio_user".into(),
             _ => String::new(),
         };
         let (error, errno) = reason(spec, errno, "look at the device arguments");

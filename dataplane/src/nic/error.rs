@@ -4,6 +4,8 @@ use std::ffi::CStr;
 
 use ringspan_protocol::{DeviceSpec, Failure, FailureKind, MacAddress};
 
+use crate::vdpa::OpenError;
+
 /// Why DPDK could not be started, or a thread not be registered.
 #[derive(Debug, thiserror::Error)]
 pub enum EalError {
@@ -69,13 +71,21 @@ pub enum DeviceError {
         /// The device as it was asked for.
         device: String,
     },
-    /// A kind of device this version does not know how to open.
-    #[error("device {device}: this version has no support for devices of the kind {kind}")]
+    /// A kind of device that cannot be opened here.
+    #[error("device {device}: devices of the kind {kind} are not opened like this")]
     Kind {
         /// The device as it was asked for.
         device: String,
-        /// `bond` or `vhost-vdpa`.
+        /// `bond`.
         kind: &'static str,
+    },
+    /// A vhost-vdpa node that cannot be used.
+    #[error("device {device}: {error}")]
+    Vdpa {
+        /// The device as it was asked for.
+        device: String,
+        /// Why not, and what to do.
+        error: OpenError,
     },
     /// No such device.
     #[error("device {device} is not there{remedy}{said}", said = quoted(.said))]
@@ -264,6 +274,7 @@ impl From<DeviceError> for Failure {
             InUse { .. } => (FailureKind::Busy, None),
             PortLimit { .. } | NoMemory { .. } => (FailureKind::NoRoom, None),
             KernelDriver { .. } => (FailureKind::Unsupported, None),
+            Vdpa { error, .. } => (error.kind(), error.errno()),
             Mac { errno, .. } | Filter { errno, .. } => (refusal(*errno, FailureKind::Unsupported), Some(*errno)),
             Probe { errno, .. } => (refusal(*errno, FailureKind::Invalid), Some(*errno)),
             Driver { errno, .. } => (refusal(*errno, FailureKind::Failed), Some(*errno)),

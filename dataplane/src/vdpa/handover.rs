@@ -1,0 +1,326 @@
+//! A guest's rings in the hands of a device.
+//!
+//! The device runs while both rings of the first pair are started: what changes of a ring takes the device down and up again, except for the call
+//! descriptor and the guest's memory, which change as it runs.
+
+use std::io;
+use std::ops::RangeInclusive;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use super::{Kernel, Mappings, NetConfig, Place, Refusal};
+use crate::memory::{GuestMap, RegionCache};
+use crate::ring::RingConfig;
+use crate::vhost::feature_names;
+
+/// Device status bits (VIRTIO 1.2 section 2.1).
+const ACKNOWLEDGE: u8 = 1;
+const DRIVER: u8 = 2;
+const DRIVER_OK: u8 = 4;
+const FEATURES_OK: u8 = 8;
+const NEEDS_RESET: u8 = 64;
+const FAILED: u8 = 128;
+
+const F_VERSION_1: u64 = 1 << 32;
+const F_ACCESS_PLATFORM: u64 = 1 << 33;
+const F_RING_PACKED: u64 = 1 << 34;
+const F_STATUS: u64 = 1 << 16;
+/// CTRL_VQ, CTRL_RX, CTRL_VLAN, GUEST_ANNOUNCE, CTRL_MAC_ADDR, ANY_LAYOUT (which VERSION_1 implies), PROTOCOL_FEATURES, MTU, STATUS: what the front-end
+/// serves by itself, whatever the device is told.
+const SERVED: u64 = 1 << 3 | F_STATUS | 1 << 17 | 1 << 18 | 1 << 19 | 1 << 21 | 1 << 23 | 1 << 27 | 1 << 30;
+
+/// The feature bits that a front-end serves by itself.
+pub fn served_by_front_end() -> u64 {
+    SERVED
+}
+
+/// What a device said of itself when it was opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// Virtio feature bits that it offers.
+    pub features: u64,
+    /// Most descriptors of a ring.
+    pub largest_ring: u16,
+    /// What addresses it can reach.
+    pub reach: RangeInclusive<u64>,
+    /// Its configuration space.
+    pub net: NetConfig,
+}
+
+impl Facts {
+    fn read(kernel: &dyn Kernel) -> Result<Self, String> {
+        let failed = |what: &str| {
+            let what = what.to_owned();
+            move |error: io::Error| format!("{what}: {error}")
+        };
+        let features = kernel.features().map_err(failed("nothing of its features"))?;
+        let largest_ring = kernel.largest_ring().map_err(failed("nothing of its rings"))?;
+        let reach = kernel.reach().map_err(failed("nothing of its addresses"))?;
+        let net = NetConfig::read(kernel, features, kernel.rings().unwrap_or(u32::MAX))?;
+        if largest_ring == 0 {
+            return Err("rings of 0 descriptors".into());
+        }
+        Ok(Self { features, largest_ring, reach, net })
+    }
+
+    /// What of these feature bits can be offered while the device may get the rings: those that it has, and those that the front-end serves by itself.
+    /// One queue pair is handed over, so MQ is not.
+    pub fn offer(&self, features: u64) -> u64 {
+        features & (self.features | SERVED)
+    }
+}
+
+/// A device, and the rings that it has.
+pub struct Handover {
+    kernel: Box<dyn Kernel>,
+    facts: Facts,
+    features: u64,
+    map: Option<Arc<GuestMap>>,
+    mappings: Mappings,
+    rings: [Option<RingConfig>; 2],
+    running: bool,
+}
+
+impl Handover {
+    /// Takes a device over, and resets it.
+    ///
+    /// # Errors
+    /// What it says of itself that cannot be.
+    pub fn new(kernel: Box<dyn Kernel>) -> Result<Self, String> {
+        kernel.set_status(0).map_err(|error| format!("that it cannot be reset: {error}"))?;
+        let facts = Facts::read(&*kernel)?;
+        let (mappings, rings) = (Mappings::default(), [None, None]);
+        Ok(Self { kernel, facts, features: 0, map: None, mappings, rings, running: false })
+    }
+
+    /// What the device said of itself.
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// Whether it has the rings.
+    pub fn running(&self) -> bool {
+        self.running
+    }
+
+    /// Regions of guest memory that it has.
+    pub fn regions(&self) -> usize {
+        self.mappings.count()
+    }
+
+    /// Whether the link is up, and its speed in Mbit/s.
+    pub fn link(&self) -> (bool, Option<u32>) {
+        let up = NetConfig::link(&*self.kernel, self.facts.features).unwrap_or(false);
+        (up, NetConfig::speed(&*self.kernel, self.facts.features))
+    }
+
+    /// Whether the device was taken away.
+    pub fn gone(&self) -> bool {
+        self.kernel.gone()
+    }
+
+    /// What the guest negotiated. No ring runs.
+    pub fn negotiated(&mut self, features: u64) {
+        self.features = features;
+    }
+
+    /// Guest memory is another; rings that run go on.
+    ///
+    /// # Errors
+    /// [`Refusal`]: the device was stopped, and has no memory; the rings stand where [`Handover::stop`] says.
+    pub fn memory(&mut self, map: Arc<GuestMap>) -> Result<(), Refusal> {
+        let changed = self.mappings.change(&*self.kernel, &map, &self.facts.reach);
+        // The old one goes when the device has let go of it.
+        let old = self.map.replace(map);
+        if changed.is_err() {
+            self.map = old.or(self.map.take());
+            self.halt();
+            self.mappings.clear(&*self.kernel);
+        }
+        changed
+    }
+
+    /// Gives the device a ring. Returns how many pairs run.
+    ///
+    /// # Errors
+    /// [`Refusal`]: the device is stopped, and the ring is not with it.
+    pub fn start(&mut self, index: usize, config: RingConfig) -> Result<u16, Refusal> {
+        if index >= self.rings.len() {
+            return Err(Refusal::Queues(index));
+        }
+        if config.size > self.facts.largest_ring {
+            let largest = self.facts.largest_ring;
+            return Err(Refusal::RingSize { ring: index, size: config.size, largest });
+        }
+        self.check_features()?;
+        self.halt();
+        self.rings[index] = Some(config);
+        if self.rings.iter().all(Option::is_some) {
+            self.bring_up().inspect_err(|_| {
+                self.reset();
+                self.rings[index] = None;
+            })?;
+        }
+        Ok(u16::from(self.running))
+    }
+
+    /// Takes a ring from the device, which stops. Returns where the ring stands; `None` when it was not started.
+    pub fn stop(&mut self, index: usize) -> Option<u16> {
+        self.rings.get(index)?.as_ref()?;
+        self.halt();
+        self.rings[index].take().map(|config| config.position())
+    }
+
+    /// Whether the rings could be taken from the device in the middle of their work.
+    ///
+    /// # Errors
+    /// [`Refusal::NoPosition`]: a split ring says in guest memory how far it is, a packed one does not.
+    pub fn may_stop(&self) -> Result<(), Refusal> {
+        if !self.running || self.features & F_RING_PACKED == 0 || self.kernel.suspends() {
+            return Ok(());
+        }
+        Err(Refusal::NoPosition("its driver cannot suspend it".into()))
+    }
+
+    /// The guest is interrupted by another descriptor.
+    pub fn call(&mut self, index: usize, call: Option<Arc<OwnedFd>>) {
+        let Some(Some(config)) = self.rings.get_mut(index) else { return };
+        if self.running {
+            if let Err(error) = self.kernel.set_call(index, call.as_deref()) {
+                tracing::warn!(ring = index, %error, "the device keeps the call descriptor that it had");
+            }
+            nudge(call.as_deref());
+        }
+        config.call = call;
+    }
+
+    fn check_features(&self) -> Result<(), Refusal> {
+        let lacking = self.features & !(self.facts.features | SERVED);
+        if lacking != 0 {
+            return Err(Refusal::Features(feature_names(lacking).join(", ")));
+        }
+        if self.features & F_VERSION_1 == 0 {
+            return Err(Refusal::Needs("VERSION_1"));
+        }
+        Ok(())
+    }
+
+    fn bring_up(&mut self) -> Result<(), Refusal> {
+        if let Some(map) = self.map.clone() {
+            self.mappings.change(&*self.kernel, &map, &self.facts.reach)?;
+        }
+        let kernel = &*self.kernel;
+        let step = |step| move |error: io::Error| Refusal::Step { step, error: error.to_string() };
+        let status = |bits| kernel.set_status(bits).map_err(step("a change of its status"));
+        status(0)?;
+        status(ACKNOWLEDGE)?;
+        status(ACKNOWLEDGE | DRIVER)?;
+        let own = F_ACCESS_PLATFORM | F_STATUS;
+        let features = self.facts.features & (self.features & !SERVED | own);
+        kernel.set_features(features).map_err(step("its features"))?;
+        let agreed = ACKNOWLEDGE | DRIVER | FEATURES_OK;
+        status(agreed)?;
+        if kernel.status().map_err(step("its status"))? & FEATURES_OK == 0 {
+            return Err(Refusal::NotAgreed(feature_names(features).join(", ")));
+        }
+        for (index, config) in self.rings.iter().enumerate() {
+            let Some(config) = config else { continue };
+            let place = Place {
+                size: config.size,
+                desc: config.desc.0,
+                avail: config.avail.0,
+                used: config.used.0,
+            };
+            kernel.place(index, &place).map_err(step("the place of a ring"))?;
+            let at = config.position();
+            // Nothing is in flight, so both halves of a packed ring's position are the same.
+            let base = if config.features.packed { u32::from(at) * 0x1_0001 } else { at.into() };
+            kernel.set_base(index, base).map_err(|error| Refusal::Position { ring: index, at, error: error.to_string() })?;
+            kernel.set_call(index, config.call.as_deref()).map_err(step("a call descriptor"))?;
+            kernel.set_kick(index, config.kick.as_deref()).map_err(step("a kick descriptor"))?;
+            kernel.enable(index).map_err(step("enabling a ring"))?;
+        }
+        status(agreed | DRIVER_OK)?;
+        let now = kernel.status().map_err(step("its status"))?;
+        if now & (NEEDS_RESET | FAILED) != 0 || now & DRIVER_OK == 0 {
+            return Err(Refusal::Broken(now));
+        }
+        self.running = true;
+        // What the guest made available meanwhile it may have said to somebody who listens no more, and the other way round.
+        for config in self.rings.iter().flatten() {
+            nudge(config.kick.as_deref());
+            nudge(config.call.as_deref());
+        }
+        Ok(())
+    }
+
+    /// Stops the device, and writes down where its rings stand.
+    fn halt(&mut self) {
+        if !std::mem::take(&mut self.running) {
+            return;
+        }
+        let suspended = self.kernel.suspends() && self.kernel.suspend().is_ok();
+        let said: Vec<Option<u32>> =
+            (0..self.rings.len()).map(|index| suspended.then(|| self.kernel.base(index).ok()).flatten()).collect();
+        self.reset();
+        for (index, said) in said.into_iter().enumerate() {
+            let Some(config) = &mut self.rings[index] else { continue };
+            let at = match (said, config.features.packed) {
+                // The upper half is how far it has used what it took.
+                (Some(base), true) => Some((base >> 16) as u16),
+                // What it took and did not use is taken again, so that no buffer of the guest's is lost.
+                _ => self.map.as_deref().filter(|_| !config.features.packed).and_then(|map| used_index(map, config)),
+            };
+            if at.is_none() {
+                tracing::warn!(ring = index, "the device does not say where the ring stands: only a new start of the guest's driver helps");
+            }
+            config.resume = at.or(config.resume);
+        }
+    }
+
+    /// The device forgets all but, where it can, the guest's memory.
+    fn reset(&mut self) {
+        self.running = false;
+        for index in 0..self.rings.len() {
+            // It goes to the next one who listens.
+            let _ = self.kernel.set_kick(index, None);
+            let _ = self.kernel.set_call(index, None);
+        }
+        if let Err(error) = self.kernel.set_status(0) {
+            tracing::error!(%error, "a vDPA device cannot be reset");
+        }
+        if !self.kernel.keeps_mappings() {
+            self.mappings.clear(&*self.kernel);
+        }
+    }
+}
+
+impl Drop for Handover {
+    fn drop(&mut self) {
+        self.reset();
+        self.mappings.clear(&*self.kernel);
+    }
+}
+
+/// The used index of a split ring in guest memory (VIRTIO 1.2 section 2.7.8).
+fn used_index(map: &GuestMap, config: &RingConfig) -> Option<u16> {
+    let at = config.used.0.checked_add(2)?;
+    let span = map.translate(&mut RegionCache::default(), at, 2).filter(|span| span.len == 2 && at.is_multiple_of(2))?;
+    // SAFETY: two mapped bytes that are aligned as the guest's address is (regions begin at pages); the guest may write them at any time, so that
+    // they are read as an atomic.
+    let index = unsafe { AtomicU16::from_ptr(span.start.as_ptr().cast()) };
+    Some(u16::from_le(index.load(Ordering::Acquire)))
+}
+
+/// Signals an eventfd that the front-end made; one that is full is as good as signalled, and none is waited for.
+fn nudge(fd: Option<&OwnedFd>) {
+    let Some(fd) = fd else { return };
+    let mut ready = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+    // SAFETY: one structure, which lives during the call.
+    if unsafe { libc::poll(&raw mut ready, 1, 0) } == 1 && ready.revents & libc::POLLOUT != 0 {
+        let one = 1u64;
+        // SAFETY: an open descriptor, and eight readable bytes.
+        unsafe { libc::write(fd.as_raw_fd(), (&raw const one).cast(), size_of_val(&one)) };
+    }
+}

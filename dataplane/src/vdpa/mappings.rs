@@ -1,0 +1,108 @@
+//! The guest's memory as the device has it: I/O virtual addresses are the guest's physical ones, so that what a ring says is what the device reads.
+//! (A vhost-user front-end says rings' own addresses in its virtual ones; the session has translated those by then.)
+
+use std::fs;
+use std::ops::RangeInclusive;
+
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
+
+use super::{Kernel, Refusal};
+use crate::memory::GuestMap;
+
+/// A region that is mapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Mapping {
+    start: u64,
+    len: u64,
+    host: *const u8,
+    /// Device and inode of its file, and where in it the region begins.
+    origin: Option<(u64, u64, u64)>,
+}
+
+// SAFETY: the pointer is an address that is told to the kernel; nothing is read or written through it.
+unsafe impl Send for Mapping {}
+
+impl Mapping {
+    /// Whether the device has the same memory at the same address. Our own address of it does not matter: its pages are pinned.
+    fn same(&self, other: &Self) -> bool {
+        let same_memory = self.host == other.host || (self.origin.is_some() && self.origin == other.origin);
+        self.start == other.start && self.len == other.len && same_memory
+    }
+}
+
+/// What is mapped, in the order of addresses.
+#[derive(Debug, Default)]
+pub struct Mappings {
+    now: Vec<Mapping>,
+}
+
+impl Mappings {
+    /// Makes the device's map that of `map`, by one batch in which only what differs is told.
+    ///
+    /// # Errors
+    /// [`Refusal`]; then nothing may be mapped any more, or only a part: the device is to be stopped, and [`Mappings::clear`] called.
+    pub fn change(&mut self, kernel: &dyn Kernel, map: &GuestMap, reach: &RangeInclusive<u64>) -> Result<(), Refusal> {
+        let wanted: Vec<Mapping> = map
+            .regions()
+            .iter()
+            .zip(map.origins())
+            .map(|(region, origin)| Mapping { start: region.start, len: region.len, host: region.host.as_ptr(), origin })
+            .collect();
+        for region in &wanted {
+            let end = region.start.saturating_add(region.len - 1);
+            if !reach.contains(&region.start) || !reach.contains(&end) {
+                return Err(Refusal::Iova { range: reach.clone(), at: region.start, end });
+            }
+        }
+        let (kept, gone): (Vec<_>, Vec<_>) = self.now.iter().partition(|old| wanted.iter().any(|new| new.same(old)));
+        let added: Vec<Mapping> = wanted.into_iter().filter(|new| !kept.iter().any(|old: &Mapping| new.same(old))).collect();
+        if gone.is_empty() && added.is_empty() {
+            return Ok(());
+        }
+        let step = |step| move |error: std::io::Error| Refusal::Step { step, error: error.to_string() };
+        kernel.batch(true).map_err(step("beginning a change of memory"))?;
+        for region in &gone {
+            kernel.unmap(region.start, region.len).map_err(step("giving up guest memory"))?;
+        }
+        self.now = kept;
+        let wanted_bytes: u64 = added.iter().map(|region| region.len).sum();
+        for region in added {
+            kernel.map(region.start, region.len, region.host).map_err(|error| {
+                // The kernel says EFAULT whatever it was (vhost_chr_write_iter in drivers/vhost/vhost.c).
+                beyond_the_limit(wanted_bytes).unwrap_or_else(|| Refusal::Memory {
+                    at: region.start,
+                    len: region.len,
+                    error: error.to_string(),
+                })
+            })?;
+            self.now.push(region);
+        }
+        kernel.batch(false).map_err(step("a change of memory"))
+    }
+
+    /// Takes everything away, as far as the device lets itself be told.
+    pub fn clear(&mut self, kernel: &dyn Kernel) {
+        // A batch may be open, or the mappings gone with a reset: what matters is that none is left.
+        let _ = kernel.batch(true);
+        for region in self.now.drain(..) {
+            let _ = kernel.unmap(region.start, region.len);
+        }
+        let _ = kernel.batch(false);
+    }
+
+    /// How many regions are mapped.
+    pub fn count(&self) -> usize {
+        self.now.len()
+    }
+}
+
+/// Whether pinning so much more goes beyond RLIMIT_MEMLOCK, in words.
+fn beyond_the_limit(wanted: u64) -> Option<Refusal> {
+    let (limit, _) = getrlimit(Resource::RLIMIT_MEMLOCK).ok()?;
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let pinned_kib: u64 =
+        status.lines().find_map(|line| line.strip_prefix("VmPin:"))?.trim().trim_end_matches(" kB").parse().ok()?;
+    let (limit_kib, wanted_kib) = (limit / 1024, wanted.div_ceil(1024));
+    (limit != RLIM_INFINITY && pinned_kib + wanted_kib > limit_kib)
+        .then_some(Refusal::MemLock { limit_kib, pinned_kib, wanted_kib })
+}
