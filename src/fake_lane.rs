@@ -239,6 +239,8 @@ fn status(spec: PortSpec, ready: bool) -> PortStatus {
         memory_bytes: 0,
         zero_copy: Default::default(),
         migration: Default::default(),
+        mode: Default::default(),
+        mode_reason: None,
         device: DeviceStatus {
             driver: "net_fake".into(),
             link_up: true,

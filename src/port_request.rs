@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::{Gid, Group, Uid, User};
 use ringspan_protocol::{
-    Compat, DeviceSpec, LaneName, MAX_QUEUE_PAIRS, MAX_RATE, MTU_RANGE, MacAddress, Policy, PortName, PortSpec, Role,
-    ZeroCopy,
+    Compat, DeviceSpec, LaneName, MAX_QUEUE_PAIRS, MAX_RATE, MTU_RANGE, MacAddress, Mode, Policy, PortName, PortSpec,
+    Role, ZeroCopy,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -84,6 +84,9 @@ pub(crate) struct PortRequest {
     #[serde(default, skip_serializing_if = "is_zero")]
     #[schemars(range(max = 1_000_000))]
     pub max_rate: u32,
+    /// Who moves the packets, where the device is a vDPA device: it (`vdpa`), a worker (`relay`), or it where it can (`auto`).
+    #[serde(default)]
+    pub mode: Mode,
     /// The lane that carries it; the one with the fewest ports when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lane: Option<LaneName>,
@@ -100,6 +103,12 @@ impl PortRequest {
         }
         check_mtu(self.mtu).map_err(bad)?;
         check_rate(self.max_rate).map_err(bad)?;
+        if self.mode == Mode::Vdpa && !matches!(self.device, DeviceSpec::VhostVdpa { .. }) {
+            return Err(bad(format!(
+                "mode is vdpa and the device {}: name a vhost-vdpa:/dev/vhost-vdpa-N",
+                self.device
+            )));
+        }
         let mac = self.mac.map(MacAddress::unicast).transpose().map_err(|error| bad(format!("mac: {error}")))?;
         let owner = self.socket_owner.as_deref().map(parse_owner).transpose().map_err(bad)?;
         let mode = self.socket_mode.as_deref().map(parse_mode).transpose().map_err(bad)?;
@@ -123,6 +132,7 @@ impl PortRequest {
             zero_copy: self.zero_copy,
             zero_copy_from: self.zero_copy_from,
             max_rate: self.max_rate,
+            mode: self.mode,
         })
     }
 }

@@ -75,6 +75,7 @@ impl Lane {
             zero_copy: Default::default(),
             zero_copy_from: None,
             max_rate: 0,
+            mode: Default::default(),
         }
     }
 

@@ -144,6 +144,7 @@ pub(crate) fn request(
         zero_copy: Default::default(),
         zero_copy_from: None,
         max_rate: wanted.max_rate,
+        mode: Default::default(),
         lane: wanted.lane.clone(),
     })
 }

@@ -197,6 +197,9 @@ pub(super) enum Port {
         /// Most rate in each direction, in Mbit/s; 0: no limit.
         #[arg(long, value_name = "MBITS")]
         max_rate: Option<u32>,
+        /// Who moves the packets, where the device is a vDPA device.
+        #[arg(long, value_enum)]
+        mode: Option<ModeWord>,
     },
     /// Wait until a port has come that far.
     Wait {
@@ -283,6 +286,9 @@ pub(super) struct Add {
     /// Most in each direction, in Mbit/s; 0: no limit.
     #[arg(long, default_value_t = 0, value_name = "MBITS")]
     pub max_rate: u32,
+    /// Who moves the packets, where the device is a vDPA device.
+    #[arg(long, value_enum, default_value_t = ModeWord::Auto)]
+    pub mode: ModeWord,
     /// The lane that carries it; the one with the fewest ports when not given.
     #[arg(long)]
     pub lane: Option<LaneName>,
@@ -484,6 +490,14 @@ pub(super) enum ZeroCopyWord {
     Auto,
     Off,
     Always,
+}
+
+/// The words of who moves packets.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum ModeWord {
+    Auto,
+    Vdpa,
+    Relay,
 }
 
 /// What can be waited for.

@@ -47,7 +47,7 @@ pub(super) fn run(mut client: Client, command: Port) -> Result<(), Failure> {
                 print_stats(&serde_json::from_value::<Vec<PortStats>>(stats)?)
             }
         }
-        Port::Set { name, mtu, mac, promiscuous, allmulti, compat, vlan, min_rate, max_rate } => {
+        Port::Set { name, mtu, mac, promiscuous, allmulti, compat, vlan, min_rate, max_rate, mode } => {
             let mut params = json!({ "name": name });
             let mut put = |key: &str, value: Option<Value>| {
                 if let Some(value) = value {
@@ -62,6 +62,7 @@ pub(super) fn run(mut client: Client, command: Port) -> Result<(), Failure> {
             put("vlan", vlan.map(Value::from));
             put("min_rate", min_rate.map(Value::from));
             put("max_rate", max_rate.map(Value::from));
+            put("mode", mode.map(|mode| api_word(mode).into()));
             client.call("port.set", params).map(drop)
         }
         Port::Wait { name, phase, timeout, output } => {
@@ -105,6 +106,7 @@ fn params_of(add: &Add) -> Value {
         "allmulti": api_word(add.allmulti),
         "offloads": add.offloads,
         "zero_copy": api_word(add.zero_copy),
+        "mode": api_word(add.mode),
         "may_exist": add.may_exist,
         "max_rate": add.max_rate,
     });
@@ -180,6 +182,8 @@ fn show(port: &PortEntry) -> Result<(), Failure> {
     if let Some(status) = &port.status {
         let device = &status.device;
         let speed = device.speed_mbps.map_or_else(String::new, |mbps| format!(", {mbps} Mbit/s"));
+        rows.push(("mode", word(&status.mode)));
+        rows.extend(status.mode_reason.clone().map(|reason| ("not vdpa", reason)));
         rows.extend(status.shares.iter().map(|share| ("core", placement(share))));
         rows.extend([
             ("features", format!("{:#x}", status.features)),

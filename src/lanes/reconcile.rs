@@ -103,6 +103,7 @@ fn change_between(has: &PortSpec, wants: &PortSpec) -> Option<PortChange> {
         allmulti: differs(has.allmulti == wants.allmulti).then_some(wants.allmulti),
         compat: differs(has.compat == wants.compat).then_some(wants.compat),
         max_rate: differs(has.max_rate == wants.max_rate).then_some(wants.max_rate),
+        mode: differs(has.mode == wants.mode).then_some(wants.mode),
     };
     (change.apply(has) == *wants).then_some(change)
 }

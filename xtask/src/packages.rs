@@ -18,6 +18,7 @@ pub const RUN: &[&str] = &[
     "qemu-system-x86",
     "busybox-static",
     "kmod",
+    "make",
     "xz-utils",
     "zstd",
     "iproute2",

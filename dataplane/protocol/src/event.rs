@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::PortName;
+use crate::{ModeStatus, PortName};
 
 /// An event of a lane. Numbers start at 1 with each start of the lane and have no holes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -82,4 +82,16 @@ pub enum LaneEventKind {
     },
     /// The device is gone from the bus.
     DeviceRemoved,
+    /// A vDPA device that was gone is back.
+    DeviceReturned,
+    /// Somebody else moves the port's packets.
+    ModeChanged {
+        /// Who.
+        mode: ModeStatus,
+        /// Why it is not the device, when it might be.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+        /// How long nobody moved packets, in microseconds; 0 when no ring ran.
+        pause_us: u64,
+    },
 }

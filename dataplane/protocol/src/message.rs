@@ -7,7 +7,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Compat, LaneEvent, LaneName, MacAddress, Policy, PortCounters, PortName, PortSpec, PortStatus};
+use crate::{Compat, LaneEvent, LaneName, MacAddress, Mode, Policy, PortCounters, PortName, PortSpec, PortStatus};
 use crate::{MeterSpec, NicName, NicSpec, NicStatus, Rule, RuleCounters, RuleId, RuleResult, VfSettings};
 
 /// Version of this conversation. A lane of another version can be told to shut down, and nothing else.
@@ -172,6 +172,9 @@ pub struct PortChange {
     /// Most in each direction, in Mbit/s; 0: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_rate: Option<u32>,
+    /// Who moves the packets, where the device is a vDPA device. Rings that run change hands, and packets wait for as long.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
 }
 
 impl PortChange {
@@ -184,6 +187,7 @@ impl PortChange {
             allmulti: self.allmulti.unwrap_or(spec.allmulti),
             compat: self.compat.unwrap_or(spec.compat),
             max_rate: self.max_rate.unwrap_or(spec.max_rate),
+            mode: self.mode.unwrap_or(spec.mode),
             ..spec.clone()
         }
     }

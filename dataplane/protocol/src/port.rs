@@ -73,6 +73,39 @@ pub enum ZeroCopy {
     Always,
 }
 
+/// Who moves a port's packets, where the device is a vDPA device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// The device, where it takes the guest's rings; else a worker. Other devices are relayed.
+    #[default]
+    Auto,
+    /// The device, or nobody.
+    Vdpa,
+    /// A worker.
+    Relay,
+}
+
+impl Mode {
+    /// Whether it is what every device may have.
+    pub fn is_auto(&self) -> bool {
+        *self == Self::Auto
+    }
+}
+
+/// Who moves a port's packets now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ModeStatus {
+    /// A worker.
+    #[default]
+    Relay,
+    /// The device reads the guest's rings by itself.
+    Vdpa,
+    /// Nobody: the device is gone, or it refuses and nobody else may.
+    Down,
+}
+
 /// What became of [`ZeroCopy`].
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct ZeroCopyStatus {
@@ -150,6 +183,9 @@ pub struct PortSpec {
 
 fn is_zero(number: &u32) -> bool {
     *number == 0
+    /// Who moves the packets, where the device is a vDPA device.
+    #[serde(default, skip_serializing_if = "Mode::is_auto")]
+    pub mode: Mode,
 }
 
 /// `socket_owner` as `port.add` takes it, so that what is read can be asked for again.
@@ -352,6 +388,12 @@ pub struct PortStatus {
     /// Whether the guest can be migrated, and whether it is.
     #[serde(default)]
     pub migration: MigrationStatus,
+    /// Who moves its packets.
+    #[serde(default)]
+    pub mode: ModeStatus,
+    /// Why a vDPA device does not, although it might.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode_reason: Option<String>,
     /// The device side.
     pub device: DeviceStatus,
 }

@@ -125,7 +125,8 @@ impl Default for Balancer {
 impl Lane {
     /// All ports' shares. The lane is not locked while they are looked at.
     fn all_shares(&self) -> Vec<(Arc<PortState>, Arc<Shares>)> {
-        self.lock().by_name.values().map(|port| (Arc::clone(port.state()), Arc::clone(port.shares()))).collect()
+        let ports = self.lock();
+        ports.by_name.values().filter_map(|port| Some((Arc::clone(port.state()), port.shares()?))).collect()
     }
 
     fn set_load(&self, change: impl FnOnce(&mut LaneLoad)) {

@@ -248,7 +248,7 @@ impl Lane {
         let ports = self.lock();
         links.retain(|id, _| ports.by_name.values().any(|port| port.id() == *id));
         for port in ports.by_name.values() {
-            let now = (port.device().link().up, port.device().removed());
+            let now = port.look();
             let before = links.insert(port.id(), now).unwrap_or((now.0, false));
             if before.0 != now.0 {
                 port.state().device_event(LaneEventKind::LinkChanged { up: now.0 });

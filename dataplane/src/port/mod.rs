@@ -1,5 +1,6 @@
 //! A port: a vhost-user session and a device, tied together by relays on workers.
 
+mod backing;
 mod shares;
 mod state;
 
@@ -8,28 +9,28 @@ use std::sync::Arc;
 
 use crossbeam::channel::Sender;
 use ringspan_protocol::{
-    Failure, FailureKind, MAX_QUEUE_PAIRS, MAX_RATE, MTU_RANGE, PortChange, PortCounters, PortSpec, PortStatus, Role,
+    DeviceSpec, Failure, FailureKind, MAX_QUEUE_PAIRS, MAX_RATE, MTU_RANGE, Mode, PortChange, PortCounters, PortSpec,
+    PortStatus, Role,
 };
 
 use crate::events::EventLog;
 use crate::journal::Journal;
 use crate::nic::{Device, DeviceConfig, DeviceError};
-use crate::relay::{Common, Fault};
+use crate::relay::Fault;
 use crate::vhost::{Session, SessionConfig};
-use crate::worker::{Worker, WorkerError};
+use crate::worker::Worker;
+use backing::{Backing, Maker};
 pub use shares::Shares;
 pub use state::PortState;
 
 /// A port of this lane. Dropping it takes it down: first the session, then the relays, then the device.
 pub struct Port {
+    id: u64,
     spec: PortSpec,
     session: Option<Session>,
     state: Arc<PortState>,
-    shares: Arc<Shares>,
+    backing: Arc<Backing>,
     journal: Arc<Journal>,
-    device: Device,
-    /// Where its relays look for its rates.
-    limits: Arc<Common>,
 }
 
 /// What all ports of a lane share.
@@ -46,12 +47,6 @@ pub struct Surroundings<'a> {
     pub faults: &'a Sender<Fault>,
 }
 
-impl From<WorkerError> for Failure {
-    fn from(error: WorkerError) -> Self {
-        Failure::new(FailureKind::Failed, error.to_string())
-    }
-}
-
 impl Port {
     /// Makes a port: opens the device, gives its queues to a worker and starts the session. When a step fails, those
     /// before it are undone.
@@ -62,25 +57,19 @@ impl Port {
                 format!("port {}: cannot open its journal in {}: {error}", spec.name, around.journals.display());
             Failure { errno: error.raw_os_error(), ..Failure::new(FailureKind::Failed, message) }
         })?;
-        let (device, queues) =
-            Device::open(&spec.device, &device_config(&spec)).map_err(|error| named(&spec, error.into()))?;
-        let common = Common::new(id, Arc::clone(&journal), around.faults.clone());
-        common.limit(spec.max_rate);
-        let limits = Arc::clone(&common);
-        let shares = Shares::new(
-            common,
-            around.workers.to_vec(),
-            queues,
-            device.pool().clone(),
-            spec.mtu,
-            device.node(),
-            device.lending().clone(),
-        )?;
-        let shares = Arc::new(shares);
-        let state = Arc::new(PortState::new(spec.name.clone(), spec.role, &shares, around.events));
+        let maker = Maker {
+            id,
+            journal: Arc::clone(&journal),
+            workers: around.workers.to_vec(),
+            faults: around.faults.clone(),
+        };
+        let backing = Backing::open(maker, &spec).map_err(|failure| named(&spec, failure))?;
+        let backing = Arc::new(backing);
+        let state = Arc::new(PortState::new(spec.name.clone(), spec.role, &backing, around.events));
         // From here on dropping the port undoes what was done.
-        let mut port = Self { spec, session: None, state, shares, journal, device, limits };
-        let config = session_config(&port.spec, around.private_dir);
+        let mut port = Self { id, spec, session: None, state, backing, journal };
+        let config =
+            SessionConfig { allowed: port.backing.allowed(), ..session_config(&port.spec, around.private_dir) };
         let session =
             Session::start(config, Arc::clone(&port.state) as _).map_err(|error| named(&port.spec, error.into()))?;
         port.session = Some(session);
@@ -94,7 +83,7 @@ impl Port {
 
     /// Its number in this lane.
     pub fn id(&self) -> u64 {
-        self.shares.port()
+        self.id
     }
 
     /// Its state, which events and faults reach.
@@ -102,24 +91,24 @@ impl Port {
         &self.state
     }
 
-    /// Its relays.
-    pub fn shares(&self) -> &Arc<Shares> {
-        &self.shares
+    /// Its relays; none while the device moves the packets by itself.
+    pub fn shares(&self) -> Option<Arc<Shares>> {
+        self.backing.shares()
     }
 
-    /// Its device.
-    pub fn device(&self) -> &Device {
-        &self.device
+    /// Whether the device's link is up, and whether the device is gone. A vDPA device that is gone is let go of here, and one that is back taken.
+    pub fn look(&self) -> (bool, bool) {
+        self.state.look()
     }
 
     /// The port as it is now.
     pub fn status(&self) -> PortStatus {
-        self.state.status(&self.spec, self.device.status())
+        self.state.status(&self.spec)
     }
 
     /// Its counters, with the device's own when `extended`.
     pub fn counters(&self, extended: bool) -> PortCounters {
-        let device = if extended { self.device.extended_stats() } else { Vec::new() };
+        let device = if extended { self.backing.extended_stats() } else { Vec::new() };
         PortCounters { device, ..self.journal.read() }
     }
 
@@ -127,44 +116,12 @@ impl Port {
     pub fn set(&mut self, change: &PortChange) -> Result<(), Failure> {
         let wanted = change.apply(&self.spec);
         check(&wanted)?;
-        if wanted.mtu != self.spec.mtu {
-            self.reconfigure(&wanted).map_err(|failure| named(&wanted, failure))?;
-        } else {
-            self.adjust(&wanted).map_err(|failure| named(&wanted, failure))?;
-        }
+        self.state.set(&wanted).map_err(|failure| named(&wanted, failure))?;
         if let Some(session) = &self.session {
-            session.set_offer(wanted.compat, wanted.offloads, wanted.mtu);
-        }
-        if wanted.max_rate != self.spec.max_rate {
-            self.limits.limit(wanted.max_rate);
+            session.set_offer(wanted.compat, wanted.offloads, wanted.mtu, self.backing.allowed());
         }
         self.spec = wanted;
         Ok(())
-    }
-
-    /// Changes the address and the filters while packets flow.
-    fn adjust(&mut self, wanted: &PortSpec) -> Result<(), Failure> {
-        let before = *self.device.config();
-        let address = self.device.status().mac;
-        let wanted = device_config(wanted);
-        apply(&mut self.device, &wanted).inspect_err(|_| {
-            let before = DeviceConfig { mac: Some(address), ..before };
-            if let Err(error) = apply(&mut self.device, &before) {
-                tracing::warn!(port = %self.spec.name, %error, "a refused change could not be taken back");
-            }
-        })?;
-        Ok(())
-    }
-
-    /// The device is stopped for it, so its queues come back from the workers first, and go there again whatever happens.
-    fn reconfigure(&mut self, wanted: &PortSpec) -> Result<(), Failure> {
-        let queues = self.shares.take_queues()?;
-        let (queues, mtu, outcome) = match self.device.reconfigure(queues, &device_config(wanted)) {
-            Ok(queues) => (queues, wanted.mtu, Ok(())),
-            Err((error, queues)) => (queues, self.spec.mtu, Err(error.into())),
-        };
-        self.shares.give_queues(queues, self.device.pool().clone(), mtu, self.device.lending().clone())?;
-        outcome
     }
 }
 
@@ -172,9 +129,7 @@ impl Drop for Port {
     fn drop(&mut self) {
         // The session stops its rings through the state while the relays are still there.
         self.session = None;
-        if let Err(error) = self.shares.close() {
-            tracing::warn!(port = %self.spec.name, %error, "the relays were not taken back");
-        }
+        self.backing.close();
     }
 }
 
@@ -215,6 +170,7 @@ fn session_config(spec: &PortSpec, private_dir: &Path) -> SessionConfig {
         compat: spec.compat,
         offloads: spec.offloads,
         mtu: spec.mtu,
+        allowed: u64::MAX,
         private_dir: private_dir.into(),
     }
 }
@@ -230,6 +186,9 @@ fn check(spec: &PortSpec) -> Result<(), Failure> {
     }
     if spec.max_rate > MAX_RATE {
         return invalid(format!("max_rate is {}: it is at most {MAX_RATE} Mbit/s", spec.max_rate));
+    }
+    if spec.mode == Mode::Vdpa && !matches!(spec.device, DeviceSpec::VhostVdpa { .. }) {
+        return invalid(format!("mode is vdpa and the device {}: name a vhost-vdpa:/dev/vhost-vdpa-N", spec.device));
     }
     match spec.mac.map(|mac| mac.unicast()) {
         Some(Err(error)) => invalid(error.to_string()),

@@ -4,21 +4,20 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use ringspan_protocol::{
-    DeviceStatus, LaneEventKind, MigrationStatus, PortName, PortPhase, PortSpec, PortStatus, Role,
-};
+use ringspan_protocol::{Failure, LaneEventKind, MigrationStatus, PortName, PortPhase, PortSpec, PortStatus, Role};
 
-use super::{Shares, waiting_phase};
+use super::backing::{Backing, Started};
+use super::waiting_phase;
 use crate::events::{EventLog, Pace};
 use crate::memory::{DirtyLog, GuestMap};
-use crate::ring::{Ring, RingConfig, RingLog};
+use crate::ring::{RingConfig, RingLog};
 use crate::vhost::RingSink;
 
 /// A port's changing side.
 pub struct PortState {
     name: PortName,
     role: Role,
-    shares: Arc<Shares>,
+    backing: Arc<Backing>,
     events: Arc<EventLog>,
     now: Mutex<Now>,
     pace: Mutex<Pace>,
@@ -37,7 +36,7 @@ struct Now {
 }
 
 impl PortState {
-    pub(super) fn new(name: PortName, role: Role, shares: &Arc<Shares>, events: &Arc<EventLog>) -> Self {
+    pub(super) fn new(name: PortName, role: Role, backing: &Arc<Backing>, events: &Arc<EventLog>) -> Self {
         let now = Now {
             phase: waiting_phase(role),
             reason: None,
@@ -47,8 +46,8 @@ impl PortState {
             can_log: None,
             log: None,
         };
-        let (shares, events) = (Arc::clone(shares), Arc::clone(events));
-        Self { name, role, shares, events, now: Mutex::new(now), pace: Mutex::default() }
+        let (backing, events) = (Arc::clone(backing), Arc::clone(events));
+        Self { name, role, backing, events, now: Mutex::new(now), pace: Mutex::default() }
     }
 
     /// An event that the session made. Holds the session's thread back when there are too many.
@@ -86,8 +85,36 @@ impl PortState {
         self.events.push(&self.name, kind);
     }
 
-    pub(super) fn status(&self, spec: &PortSpec, device: DeviceStatus) -> PortStatus {
-        let (shares, zero_copy) = (self.shares.status(), self.shares.zero_copy());
+    /// Whether the link is up and the device gone: see [`Backing::look`].
+    pub(super) fn look(&self) -> (bool, bool) {
+        let before = self.backing.mode().0;
+        let seen = self.backing.look();
+        if self.backing.mode().0 != before {
+            self.rings_changed(self.backing.pairs(), false);
+        }
+        self.tell_of_backing();
+        seen
+    }
+
+    /// Changes what can be changed while it runs.
+    pub(super) fn set(&self, wanted: &PortSpec) -> Result<(), Failure> {
+        let before = self.backing.mode().0;
+        let outcome = self.backing.set(wanted);
+        if self.backing.mode().0 != before {
+            self.rings_changed(self.backing.pairs(), self.backing.is_broken());
+        }
+        self.tell_of_backing();
+        outcome
+    }
+
+    /// Says what became of the port's device.
+    fn tell_of_backing(&self) {
+        self.backing.take_events().into_iter().for_each(|event| self.events.push(&self.name, event));
+    }
+
+    pub(super) fn status(&self, spec: &PortSpec) -> PortStatus {
+        let (shares, zero_copy, device) = self.backing.status();
+        let (mode, mode_reason) = self.backing.mode();
         let now = self.lock();
         PortStatus {
             spec: spec.clone(),
@@ -100,6 +127,8 @@ impl PortState {
             memory_bytes: now.map.as_ref().map_or(0, |map| map.bytes()),
             zero_copy,
             migration: now.migration(),
+            mode,
+            mode_reason,
             device,
         }
     }
@@ -157,37 +186,32 @@ impl Now {
 impl RingSink for PortState {
     fn negotiated(&self, features: u64) {
         self.lock().features = features;
+        self.backing.negotiated(features);
     }
 
     fn memory(&self, map: Arc<GuestMap>) {
         let _old = self.lock().map.replace(Arc::clone(&map));
-        // An error means that the lane is stopping: then no worker holds the old map either.
-        let _ = self.shares.remap(map);
+        self.backing.memory(map);
+        self.tell_of_backing();
     }
 
-    fn start(&self, index: usize, mut config: RingConfig) {
-        let Some(map) = self.lock().map.clone() else {
-            return self.push(self.break_down(index, "started before the front-end shared its memory".into()));
-        };
-        config.record = Some(self.shares.record(index));
-        let ring = match Ring::new(map, &config) {
-            Ok(ring) => ring,
-            Err(error) => return self.push(self.break_down(index, error.to_string())),
-        };
-        if let Ok(pairs) = self.shares.start(index, ring) {
-            self.rings_changed(pairs, self.shares.is_broken());
+    fn start(&self, index: usize, config: RingConfig) {
+        let started = self.backing.start(index, config);
+        self.tell_of_backing();
+        match started {
+            Started::Pairs(pairs) => self.rings_changed(pairs, self.backing.is_broken()),
+            Started::Broken(reason) => self.push(self.break_down(index, reason)),
         }
     }
 
     fn stop(&self, index: usize) -> Option<u16> {
-        let (next, pairs) = self.shares.stop(index).ok().flatten()?;
-        self.rings_changed(pairs, self.shares.is_broken());
+        let (next, pairs) = self.backing.stop(index)?;
+        self.rings_changed(pairs, self.backing.is_broken());
         Some(next)
     }
 
     fn call(&self, index: usize, call: Option<Arc<OwnedFd>>) {
-        // An error means that the lane is stopping, and its rings with it.
-        let _ = self.shares.set_call(index, call);
+        self.backing.call(index, call);
     }
 
     fn can_log(&self, taken: bool) {
@@ -208,19 +232,23 @@ impl RingSink for PortState {
     }
 
     fn log(&self, index: usize, log: Option<RingLog>) {
-        // An error means that the lane is stopping, and its rings with it.
-        let _ = self.shares.set_log(index, log);
+        self.backing.log(index, log);
+        self.tell_of_backing();
     }
 
     fn told(&self, index: usize) {
-        self.shares.record(index).forget();
+        if let Some(shares) = self.backing.shares() {
+            shares.record(index).forget();
+        }
     }
 
     fn announce(&self, mac: [u8; 6]) {
         // Each makes a frame and holds the workers up: a front-end may have as many as it may have events.
         self.hold_back();
-        // An error means that the lane is stopping.
-        let _ = self.shares.announce(mac);
+        if let Some(shares) = self.backing.shares() {
+            // An error means that the lane is stopping.
+            let _ = shares.announce(mac);
+        }
     }
 
     fn event(&self, event: LaneEventKind) {

@@ -103,7 +103,9 @@ pub enum Refusal {
     #[error("ring {0} belongs to a second queue pair, and vDPA mode has one")]
     Queues(usize),
     /// The device cannot begin in the middle of a ring.
-    #[error("the device cannot go on at {at:#x} in ring {ring} ({error}): it can take the rings when the guest's driver starts anew")]
+    #[error(
+        "the device cannot go on at {at:#x} in ring {ring} ({error}): it can take the rings when the guest's driver starts anew"
+    )]
     Position {
         /// The ring.
         ring: usize,
@@ -113,7 +115,9 @@ pub enum Refusal {
         error: String,
     },
     /// The rings are running, and the device does not say how far it is.
-    #[error("the device does not say where a packed ring stands ({0}): the relay can take the rings when the guest's driver starts anew")]
+    #[error(
+        "the device does not say where a packed ring stands ({0}): the relay can take the rings when the guest's driver starts anew"
+    )]
     NoPosition(String),
     /// Guest memory beyond what the device can address.
     #[error("the device addresses {:#x} to {:#x}, and guest memory is at {at:#x} to {end:#x}", .range.start(), .range.end())]
@@ -147,6 +151,9 @@ pub enum Refusal {
         /// What the kernel said.
         error: String,
     },
+    /// The guest is being migrated.
+    #[error("the guest is being migrated, and the device does not note what it writes")]
+    Logging,
     /// A step that the kernel or the driver refused.
     #[error("the device refused: {step} ({error})")]
     Step {
@@ -163,6 +170,6 @@ pub enum Refusal {
 impl Refusal {
     /// Whether the device may take the rings the next time the guest's driver starts.
     pub fn passes(&self) -> bool {
-        matches!(self, Self::Position { .. } | Self::NoPosition(_))
+        matches!(self, Self::Position { .. } | Self::NoPosition(_) | Self::Logging)
     }
 }

@@ -26,9 +26,9 @@ const F_VERSION_1: u64 = 1 << 32;
 const F_ACCESS_PLATFORM: u64 = 1 << 33;
 const F_RING_PACKED: u64 = 1 << 34;
 const F_STATUS: u64 = 1 << 16;
-/// CTRL_VQ, CTRL_RX, CTRL_VLAN, GUEST_ANNOUNCE, CTRL_MAC_ADDR, ANY_LAYOUT (which VERSION_1 implies), PROTOCOL_FEATURES, MTU, STATUS: what the front-end
+/// CTRL_VQ, CTRL_RX, CTRL_VLAN, GUEST_ANNOUNCE, CTRL_MAC_ADDR, LOG_ALL (which the session keeps), ANY_LAYOUT (which VERSION_1 implies), PROTOCOL_FEATURES, MTU, STATUS: what the front-end
 /// serves by itself, whatever the device is told.
-const SERVED: u64 = 1 << 3 | F_STATUS | 1 << 17 | 1 << 18 | 1 << 19 | 1 << 21 | 1 << 23 | 1 << 27 | 1 << 30;
+const SERVED: u64 = 1 << 3 | F_STATUS | 1 << 17 | 1 << 18 | 1 << 19 | 1 << 21 | 1 << 23 | 1 << 26 | 1 << 27 | 1 << 30;
 
 /// The feature bits that a front-end serves by itself.
 pub fn served_by_front_end() -> u64 {
@@ -80,6 +80,8 @@ pub struct Handover {
     mappings: Mappings,
     rings: [Option<RingConfig>; 2],
     running: bool,
+    /// It was reset, and was told nothing since but of memory.
+    fresh: bool,
 }
 
 impl Handover {
@@ -91,7 +93,7 @@ impl Handover {
         kernel.set_status(0).map_err(|error| format!("that it cannot be reset: {error}"))?;
         let facts = Facts::read(&*kernel)?;
         let (mappings, rings) = (Mappings::default(), [None, None]);
-        Ok(Self { kernel, facts, features: 0, map: None, mappings, rings, running: false })
+        Ok(Self { kernel, facts, features: 0, map: None, mappings, rings, running: false, fresh: true })
     }
 
     /// What the device said of itself.
@@ -153,6 +155,9 @@ impl Handover {
             let largest = self.facts.largest_ring;
             return Err(Refusal::RingSize { ring: index, size: config.size, largest });
         }
+        if config.log.is_some() {
+            return Err(Refusal::Logging);
+        }
         self.check_features()?;
         self.halt();
         self.rings[index] = Some(config);
@@ -207,13 +212,17 @@ impl Handover {
     }
 
     fn bring_up(&mut self) -> Result<(), Refusal> {
+        // Before memory is told, because some forget it then.
+        if !std::mem::take(&mut self.fresh) {
+            self.reset();
+            self.fresh = false;
+        }
         if let Some(map) = self.map.clone() {
             self.mappings.change(&*self.kernel, &map, &self.facts.reach)?;
         }
         let kernel = &*self.kernel;
         let step = |step| move |error: io::Error| Refusal::Step { step, error: error.to_string() };
         let status = |bits| kernel.set_status(bits).map_err(step("a change of its status"));
-        status(0)?;
         status(ACKNOWLEDGE)?;
         status(ACKNOWLEDGE | DRIVER)?;
         let own = F_ACCESS_PLATFORM | F_STATUS;
@@ -226,17 +235,16 @@ impl Handover {
         }
         for (index, config) in self.rings.iter().enumerate() {
             let Some(config) = config else { continue };
-            let place = Place {
-                size: config.size,
-                desc: config.desc.0,
-                avail: config.avail.0,
-                used: config.used.0,
-            };
+            let place = Place { size: config.size, desc: config.desc.0, avail: config.avail.0, used: config.used.0 };
             kernel.place(index, &place).map_err(step("the place of a ring"))?;
             let at = config.position();
             // Nothing is in flight, so both halves of a packed ring's position are the same.
             let base = if config.features.packed { u32::from(at) * 0x1_0001 } else { at.into() };
-            kernel.set_base(index, base).map_err(|error| Refusal::Position { ring: index, at, error: error.to_string() })?;
+            kernel.set_base(index, base).map_err(|error| Refusal::Position {
+                ring: index,
+                at,
+                error: error.to_string(),
+            })?;
             kernel.set_call(index, config.call.as_deref()).map_err(step("a call descriptor"))?;
             kernel.set_kick(index, config.kick.as_deref()).map_err(step("a kick descriptor"))?;
             kernel.enable(index).map_err(step("enabling a ring"))?;
@@ -273,7 +281,10 @@ impl Handover {
                 _ => self.map.as_deref().filter(|_| !config.features.packed).and_then(|map| used_index(map, config)),
             };
             if at.is_none() {
-                tracing::warn!(ring = index, "the device does not say where the ring stands: only a new start of the guest's driver helps");
+                tracing::warn!(
+                    ring = index,
+                    "the device does not say where the ring stands: only a new start of the guest's driver helps"
+                );
             }
             config.resume = at.or(config.resume);
         }
@@ -290,6 +301,7 @@ impl Handover {
         if let Err(error) = self.kernel.set_status(0) {
             tracing::error!(%error, "a vDPA device cannot be reset");
         }
+        self.fresh = true;
         if !self.kernel.keeps_mappings() {
             self.mappings.clear(&*self.kernel);
         }
@@ -306,7 +318,8 @@ impl Drop for Handover {
 /// The used index of a split ring in guest memory (VIRTIO 1.2 section 2.7.8).
 fn used_index(map: &GuestMap, config: &RingConfig) -> Option<u16> {
     let at = config.used.0.checked_add(2)?;
-    let span = map.translate(&mut RegionCache::default(), at, 2).filter(|span| span.len == 2 && at.is_multiple_of(2))?;
+    let span =
+        map.translate(&mut RegionCache::default(), at, 2).filter(|span| span.len == 2 && at.is_multiple_of(2))?;
     // SAFETY: two mapped bytes that are aligned as the guest's address is (regions begin at pages); the guest may write them at any time, so that
     // they are read as an atomic.
     let index = unsafe { AtomicU16::from_ptr(span.start.as_ptr().cast()) };

@@ -121,7 +121,11 @@ impl Node {
             Ok(meta) if !meta.file_type().is_char_device() => return Err(OpenError::NotVdpa(name)),
             // Opening one may have effects of its own (a watchdog, a tape), so only what has the kernel's name is.
             Ok(_) if !is_vhost_vdpa(path) => return Err(OpenError::NotVdpa(name)),
-            Ok(_) => fs::OpenOptions::new().read(true).write(true).custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK).open(path),
+            Ok(_) => fs::OpenOptions::new()
+                .read(true)
+                .write(true)
+                .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK)
+                .open(path),
         };
         let file = file.map_err(|source| match source.raw_os_error() {
             Some(libc::EBUSY) => OpenError::Busy(name.clone()),

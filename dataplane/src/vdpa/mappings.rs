@@ -46,7 +46,12 @@ impl Mappings {
             .regions()
             .iter()
             .zip(map.origins())
-            .map(|(region, origin)| Mapping { start: region.start, len: region.len, host: region.host.as_ptr(), origin })
+            .map(|(region, origin)| Mapping {
+                start: region.start,
+                len: region.len,
+                host: region.host.as_ptr(),
+                origin,
+            })
             .collect();
         for region in &wanted {
             let end = region.start.saturating_add(region.len - 1);
@@ -55,7 +60,8 @@ impl Mappings {
             }
         }
         let (kept, gone): (Vec<_>, Vec<_>) = self.now.iter().partition(|old| wanted.iter().any(|new| new.same(old)));
-        let added: Vec<Mapping> = wanted.into_iter().filter(|new| !kept.iter().any(|old: &Mapping| new.same(old))).collect();
+        let added: Vec<Mapping> =
+            wanted.into_iter().filter(|new| !kept.iter().any(|old: &Mapping| new.same(old))).collect();
         if gone.is_empty() && added.is_empty() {
             return Ok(());
         }
@@ -103,6 +109,9 @@ fn beyond_the_limit(wanted: u64) -> Option<Refusal> {
     let pinned_kib: u64 =
         status.lines().find_map(|line| line.strip_prefix("VmPin:"))?.trim().trim_end_matches(" kB").parse().ok()?;
     let (limit_kib, wanted_kib) = (limit / 1024, wanted.div_ceil(1024));
-    (limit != RLIM_INFINITY && pinned_kib + wanted_kib > limit_kib)
-        .then_some(Refusal::MemLock { limit_kib, pinned_kib, wanted_kib })
+    (limit != RLIM_INFINITY && pinned_kib + wanted_kib > limit_kib).then_some(Refusal::MemLock {
+        limit_kib,
+        pinned_kib,
+        wanted_kib,
+    })
 }

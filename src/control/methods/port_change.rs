@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use ringspan_protocol::{Compat, MacAddress, Policy, PortChange, PortName, PortSpec, Reply, Request};
+use ringspan_protocol::{Compat, MacAddress, Mode, Policy, PortChange, PortName, PortSpec, Reply, Request};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
@@ -284,6 +284,9 @@ pub(crate) struct Set {
     /// Most rate in each direction, in Mbit/s; 0: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_rate: Option<u32>,
+    /// Who moves the packets, where the device is a vDPA device. Rings that run change hands, and packets wait for as long.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
 }
 
 impl Set {
@@ -299,6 +302,7 @@ impl Set {
             vlan: None,
             min_rate: None,
             max_rate: None,
+            mode: None,
         }
     }
 }
@@ -325,7 +329,7 @@ pub(super) fn set(call: &mut Call, params: Set) -> Result<PortEntry, Error> {
 }
 
 pub(super) fn set_on(daemon: &Daemon, params: Set) -> Result<PortEntry, Error> {
-    let Set { name, mtu, mac, promiscuous, allmulti, compat, vlan: _, min_rate: _, max_rate } = params;
+    let Set { name, mtu, mac, promiscuous, allmulti, compat, vlan: _, min_rate: _, max_rate, mode } = params;
     let bad = |message: String| Error::new(ErrorKind::Invalid, format!("port {name}: {message}")).about(&name);
     if let Some(mtu) = mtu {
         check_mtu(mtu).map_err(bad)?;
@@ -334,9 +338,9 @@ pub(super) fn set_on(daemon: &Daemon, params: Set) -> Result<PortEntry, Error> {
     if let Some(rate) = max_rate {
         check_rate(rate).map_err(bad)?;
     }
-    let change = PortChange { mtu, mac, promiscuous, allmulti, compat, max_rate };
+    let change = PortChange { mtu, mac, promiscuous, allmulti, compat, max_rate, mode };
     if change == PortChange::default() {
-        return Err(bad("nothing to change: name mtu, mac, promiscuous, allmulti, compat or max_rate".into()));
+        return Err(bad("nothing to change: name mtu, mac, promiscuous, allmulti, compat, max_rate or mode".into()));
     }
     let port = locked(&daemon.desired).ports.get(&name).cloned().ok_or_else(|| unknown(&name))?;
     refuse_unless_ours(daemon, &port, "change it there and run ringspan reload")?;

@@ -83,6 +83,8 @@ pub struct Options {
     pub tx_room: usize,
     /// Bytes of a receive buffer, without the header.
     pub rx_room: usize,
+    /// First guest-physical address of its memory.
+    pub memory_start: u64,
     /// Memory regions.
     pub regions: usize,
     /// Bytes of guest-physical address space between two regions.
@@ -114,6 +116,7 @@ impl Options {
             rx_shape: Shape::Whole,
             tx_room: 1514,
             rx_room: 1536,
+            memory_start: 0,
             regions: 1,
             region_gap: 0,
             huge_pages: false,
@@ -189,7 +192,7 @@ impl Guest {
         let memory = Arc::new(Memory::new(Layout {
             size: options.memory_size(),
             regions: options.regions,
-            start: 0,
+            start: options.memory_start,
             gap: options.region_gap,
             huge_pages: options.huge_pages,
         })?);

@@ -10,7 +10,9 @@ mod doctor;
 mod flow;
 mod inside;
 mod kernel_log;
+mod modules;
 mod registers;
+mod vdpa;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -91,18 +93,30 @@ pub fn check(programs: &Path, qemu: Vec<String>, only: &str) -> Result<u32> {
             step::say(&format!("booting a host that is broken: {}", boot.words));
             let bridge = "-device pcie-root-port,";
             let machine = MACHINE.replace(bridge, &format!("{bridge}{WITHOUT_ACS},"));
-            words = inside_of(programs, &qemu, &machine, boot.words, &format!("--boot {number}"))?.trim().into();
+            words = inside_of(programs, &qemu, &machine, boot.words, "", &format!("--boot {number}"))?.trim().into();
             passed += boot.says();
         }
     }
     step::say(&format!("booting an SR-IOV host: QEMU's igb behind an IOMMU ({words})"));
-    let said = inside_of(programs, &qemu, MACHINE, &words, &format!("--only '{only}'"))?;
+    let (mut machine, mut variables) = (MACHINE.to_owned(), String::new());
+    if vdpa::is_wanted(only) {
+        machine = format!("{} {}", machine.replace("caching-mode=on", "caching-mode=on,device-iotlb=on"), vdpa::MACHINE);
+        variables = format!("{}='{}'", vdpa::MODULES, modules::prepare()?.display());
+    }
+    let said = inside_of(programs, &qemu, &machine, &words, &variables, &format!("--only '{only}'"))?;
     let done: u32 = said.trim().parse().with_context(|| format!("the checks said {said:?}"))?;
     Ok(passed + done)
 }
 
-/// Boots a machine whose kernel is told these words, and runs this program in it. Returns what that said.
-fn inside_of(programs: &Path, qemu: &[String], machine: &str, words: &str, options: &str) -> Result<String> {
+/// Boots a machine whose kernel is told these words, and runs this program in it with these variables. Returns what that said.
+fn inside_of(
+    programs: &Path,
+    qemu: &[String],
+    machine: &str,
+    words: &str,
+    variables: &str,
+    options: &str,
+) -> Result<String> {
     let start = Instant::now();
     let folder = paths::scratch()?;
     let story = folder.path().join("story");
@@ -124,7 +138,7 @@ fn inside_of(programs: &Path, qemu: &[String], machine: &str, words: &str, optio
     let program = std::env::current_exe()?;
     // The host's own /tmp would hide a build folder that is there.
     let script = format!(
-        "umount /tmp; RINGSPAN_BIN_DIR='{}' RUST_BACKTRACE=0 exec '{}' lab --inside {options}",
+        "umount /tmp; RINGSPAN_BIN_DIR='{}' {variables} RUST_BACKTRACE=0 exec '{}' lab --inside {options}",
         programs.display(),
         program.display()
     );

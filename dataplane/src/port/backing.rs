@@ -1,0 +1,594 @@
+//! What moves a port's packets: relays on workers with a device of DPDK's, or a vDPA device that has the guest's rings. Which of the two may change
+//! while the guest runs: rings stop here and go on there, from where they stood.
+//!
+//! A vDPA device has one owner at a time, so that the one is closed before the other is opened.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::Sender;
+use ringspan_protocol::{
+    DeviceSpec, DeviceStatus, Failure, FailureKind, LaneEventKind, MacAddress, Mode, ModeStatus, PolicyStatus,
+    PortSpec, ShareStatus, ZeroCopyStatus,
+};
+
+use super::{Shares, apply, device_config};
+use crate::journal::Journal;
+use crate::memory::GuestMap;
+use crate::nic::{Device, DeviceConfig};
+use crate::relay::{Common, Fault};
+use crate::ring::{Ring, RingConfig, RingLog};
+use crate::vdpa::{Handover, Node, Refusal};
+use crate::worker::{Worker, WorkerError};
+
+/// What relays are made of.
+pub(super) struct Maker {
+    pub id: u64,
+    pub journal: Arc<Journal>,
+    pub workers: Vec<Arc<Worker>>,
+    pub faults: Sender<Fault>,
+}
+
+/// What moves a port's packets.
+pub(super) struct Backing {
+    maker: Maker,
+    now: Mutex<Now>,
+}
+
+struct Now {
+    spec: PortSpec,
+    way: Way,
+    /// Why a vDPA device does not have the rings although it might.
+    reason: Option<String>,
+    /// It may take them when the guest's driver starts anew.
+    retry: bool,
+    /// What it refused is this guest's rings or memory: another guest's it may take.
+    guest_refused: bool,
+    /// It went away.
+    lost: bool,
+    /// Feature bits that a front-end may be offered.
+    allowed: u64,
+    features: u64,
+    map: Option<Arc<GuestMap>>,
+    /// The rings that the session has started.
+    rings: BTreeMap<usize, RingConfig>,
+    /// What happened and was not told yet.
+    events: Vec<LaneEventKind>,
+    closed: bool,
+}
+
+enum Way {
+    Relay(Box<Relaying>),
+    Vdpa(Box<Handover>),
+    Down,
+}
+
+struct Relaying {
+    shares: Arc<Shares>,
+    device: Device,
+    /// Where its relays look for its rates.
+    limits: Arc<Common>,
+}
+
+/// What a ring's start led to.
+pub(super) enum Started {
+    /// So many pairs run.
+    Pairs(u16),
+    /// The ring is broken.
+    Broken(String),
+}
+
+impl Maker {
+    fn relay(&self, spec: &PortSpec) -> Result<Relaying, Failure> {
+        let (device, queues) = Device::open(&spec.device, &device_config(spec))?;
+        let common = Common::new(self.id, Arc::clone(&self.journal), self.faults.clone());
+        common.limit(spec.max_rate);
+        let limits = Arc::clone(&common);
+        let pool = device.pool().clone();
+        let (node, lending) = (device.node(), device.lending().clone());
+        let shares = Shares::new(common, self.workers.clone(), queues, pool, spec.mtu, node, lending)?;
+        Ok(Relaying { shares: Arc::new(shares), device, limits })
+    }
+}
+
+/// Opens the node of a vDPA device for a port. The text is why the device cannot have the port's rings; the failure why nobody can have the device.
+fn take_over(path: &Path, spec: &PortSpec) -> Result<Result<Handover, String>, Failure> {
+    let node = Node::open(path).map_err(|error| Failure {
+        errno: error.errno(),
+        ..Failure::new(error.kind(), format!("device {}: {error}", spec.device))
+    })?;
+    let handover = match Handover::new(Box::new(node)) {
+        Ok(handover) => handover,
+        Err(what) => return Ok(Err(format!("the device says {what}"))),
+    };
+    let net = handover.facts().net;
+    if spec.queues > 1 {
+        return Ok(Err(format!("queues is {}, and vDPA mode has one queue pair", spec.queues)));
+    }
+    if spec.max_rate > 0 {
+        return Ok(Err(format!("max_rate is {} Mbit/s, and nobody holds a vDPA device to it", spec.max_rate)));
+    }
+    if let Some(mtu) = net.mtu.filter(|mtu| *mtu < spec.mtu) {
+        return Ok(Err(format!("the device's MTU is {mtu}, the port's {}", spec.mtu)));
+    }
+    if let (Some(wanted), Some(has)) = (spec.mac, net.mac)
+        && wanted != has
+    {
+        return Ok(Err(format!(
+            "the device's address is {has}, the port's {wanted}: give it that one when it is made"
+        )));
+    }
+    Ok(Ok(handover))
+}
+
+impl Backing {
+    /// Opens what a port is bridged to.
+    ///
+    /// # Errors
+    /// Why not; then nothing is open.
+    pub fn open(maker: Maker, spec: &PortSpec) -> Result<Self, Failure> {
+        let mut now = Now {
+            spec: spec.clone(),
+            way: Way::Down,
+            reason: None,
+            retry: false,
+            guest_refused: false,
+            lost: false,
+            allowed: u64::MAX,
+            features: 0,
+            map: None,
+            rings: BTreeMap::new(),
+            events: Vec::new(),
+            closed: false,
+        };
+        if let (DeviceSpec::VhostVdpa { path }, Mode::Auto | Mode::Vdpa) = (&spec.device, spec.mode) {
+            match take_over(path, spec)? {
+                Ok(handover) => {
+                    now.allowed = handover.facts().offer(u64::MAX);
+                    now.way = Way::Vdpa(Box::new(handover));
+                }
+                Err(reason) if spec.mode == Mode::Vdpa => return Err(refused(&reason)),
+                Err(reason) => now.fall_back_to_relay(reason),
+            }
+        }
+        if let Way::Down = now.way {
+            now.way = Way::Relay(Box::new(maker.relay(spec)?));
+        }
+        Ok(Self { maker, now: Mutex::new(now) })
+    }
+
+    /// What of the feature bits may be offered.
+    pub fn allowed(&self) -> u64 {
+        self.lock().allowed
+    }
+
+    /// The relays, where there are any.
+    pub fn shares(&self) -> Option<Arc<Shares>> {
+        match &self.lock().way {
+            Way::Relay(relay) => Some(Arc::clone(&relay.shares)),
+            Way::Vdpa(_) | Way::Down => None,
+        }
+    }
+
+    /// Events since they were last asked for.
+    pub fn take_events(&self) -> Vec<LaneEventKind> {
+        std::mem::take(&mut self.lock().events)
+    }
+
+    /// Who moves the packets, and why the device does not.
+    pub fn mode(&self) -> (ModeStatus, Option<String>) {
+        let now = self.lock();
+        (now.mode(), now.reason.clone())
+    }
+
+    /// What is run by workers, whether frames are copied, and the device.
+    pub fn status(&self) -> (Vec<ShareStatus>, ZeroCopyStatus, DeviceStatus) {
+        let now = self.lock();
+        match &now.way {
+            Way::Relay(relay) => (relay.shares.status(), relay.shares.zero_copy(), relay.device.status()),
+            Way::Vdpa(handover) => {
+                let reason = Some("the device reads the guest's memory by itself".into());
+                (Vec::new(), ZeroCopyStatus { from: None, reason }, of_vdpa(&now.spec, Some(handover)))
+            }
+            Way::Down => (Vec::new(), ZeroCopyStatus::default(), of_vdpa(&now.spec, None)),
+        }
+    }
+
+    /// The driver's own counters.
+    pub fn extended_stats(&self) -> Vec<(String, u64)> {
+        match &self.lock().way {
+            Way::Relay(relay) => relay.device.extended_stats(),
+            Way::Vdpa(_) | Way::Down => Vec::new(),
+        }
+    }
+
+    /// Whether the guest broke a ring.
+    pub fn is_broken(&self) -> bool {
+        matches!(&self.lock().way, Way::Relay(relay) if relay.shares.is_broken())
+    }
+
+    /// What the guest negotiated.
+    pub fn negotiated(&self, features: u64) {
+        let mut now = self.lock();
+        now.features = features;
+        if let Way::Vdpa(handover) = &mut now.way {
+            handover.negotiated(features);
+        }
+    }
+
+    /// Guest memory is another.
+    pub fn memory(&self, map: Arc<GuestMap>) {
+        let mut now = self.lock();
+        if map.regions().is_empty() && std::mem::take(&mut now.guest_refused) {
+            now.retry = now.spec.mode != Mode::Relay;
+        }
+        let _old = now.map.replace(Arc::clone(&map));
+        let refusal = match &mut now.way {
+            // An error means that the lane is stopping: then no worker holds the old map either.
+            Way::Relay(relay) => return drop(relay.shares.remap(map)),
+            Way::Vdpa(handover) => handover.memory(map).err(),
+            Way::Down => None,
+        };
+        if let Some(refusal) = refusal {
+            self.refused(&mut now, &refusal);
+        }
+    }
+
+    /// A ring starts.
+    pub fn start(&self, index: usize, config: RingConfig) -> Started {
+        let mut now = self.lock();
+        let again = std::mem::take(&mut now.retry) || (matches!(now.way, Way::Down) && !now.lost);
+        if now.rings.is_empty() && again {
+            self.switch(&mut now, Mode::Vdpa);
+        }
+        now.rings.insert(index, config.clone());
+        let outcome = match &mut now.way {
+            Way::Relay(_) => return self.relay_start(&now, index, config),
+            Way::Vdpa(handover) => handover.start(index, config),
+            Way::Down => return Started::Pairs(0),
+        };
+        match outcome {
+            Ok(pairs) => Started::Pairs(pairs),
+            Err(refusal) => Started::Pairs(self.refused(&mut now, &refusal)),
+        }
+    }
+
+    /// A ring stops. Where it stands, and how many pairs run.
+    pub fn stop(&self, index: usize) -> Option<(u16, u16)> {
+        let mut now = self.lock();
+        let config = now.rings.remove(&index)?;
+        match &mut now.way {
+            Way::Relay(relay) => relay.shares.stop(index).ok().flatten(),
+            Way::Vdpa(handover) => handover.stop(index).map(|at| (at, 0)),
+            // It stands where the device left it.
+            Way::Down => Some((config.position(), 0)),
+        }
+    }
+
+    /// The guest is interrupted by another descriptor.
+    pub fn call(&self, index: usize, call: Option<Arc<OwnedFd>>) {
+        let mut now = self.lock();
+        if let Some(config) = now.rings.get_mut(&index) {
+            config.call.clone_from(&call);
+        }
+        match &mut now.way {
+            // An error means that the lane is stopping, and its rings with it.
+            Way::Relay(relay) => drop(relay.shares.set_call(index, call)),
+            Way::Vdpa(handover) => handover.call(index, call),
+            Way::Down => {}
+        }
+    }
+
+    /// What a ring's owner writes is to be noted, or no longer. A vDPA device cannot, so that a relay gets the rings until the guest's driver starts anew.
+    pub fn log(&self, index: usize, log: Option<RingLog>) {
+        let mut now = self.lock();
+        let wanted = log.is_some();
+        if let Some(config) = now.rings.get_mut(&index) {
+            config.log.clone_from(&log);
+        }
+        match &mut now.way {
+            // An error means that the lane is stopping, and its rings with it.
+            Way::Relay(relay) => drop(relay.shares.set_log(index, log)),
+            Way::Vdpa(_) if wanted => drop(self.refused(&mut now, &Refusal::Logging)),
+            Way::Vdpa(_) | Way::Down => {}
+        }
+    }
+
+    /// Changes what can be changed while packets flow. On failure everything is as before.
+    pub fn set(&self, wanted: &PortSpec) -> Result<(), Failure> {
+        let mut now = self.lock();
+        if let Way::Vdpa(_) = now.way
+            && (wanted.mac, wanted.mtu, wanted.max_rate) != (now.spec.mac, now.spec.mtu, now.spec.max_rate)
+        {
+            let what = "mac, mtu and max_rate are the device's own in vDPA mode: give them to it when it is made, or choose mode relay";
+            return Err(Failure::new(FailureKind::Unsupported, what));
+        }
+        if let Way::Relay(relay) = &mut now.way {
+            let before = relay.device.config().mtu;
+            if wanted.mtu != before { relay.reconfigure(wanted)? } else { relay.adjust(wanted)? }
+        }
+        if let Way::Relay(relay) = &now.way
+            && wanted.max_rate != now.spec.max_rate
+        {
+            relay.limits.limit(wanted.max_rate);
+        }
+        let before = std::mem::replace(&mut now.spec, wanted.clone());
+        if wanted.mode != before.mode {
+            self.set_mode(&mut now, wanted.mode).inspect_err(|_| now.spec = before)?;
+        }
+        Ok(())
+    }
+
+    fn set_mode(&self, now: &mut Now, mode: Mode) -> Result<(), Failure> {
+        let DeviceSpec::VhostVdpa { .. } = now.spec.device else { return Ok(()) };
+        now.retry = false;
+        match (&now.way, mode) {
+            (Way::Vdpa(handover), Mode::Relay) => {
+                handover.may_stop().map_err(|refusal| refused(&refusal.to_string()))?;
+                self.switch(now, Mode::Relay);
+                now.allowed = u64::MAX;
+            }
+            (Way::Relay(_) | Way::Down, Mode::Auto | Mode::Vdpa) => self.switch(now, Mode::Vdpa),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The device refuses the rings: somebody else gets them, if there may be somebody. How many pairs run then.
+    fn refused(&self, now: &mut Now, refusal: &Refusal) -> u16 {
+        now.retry = refusal.passes();
+        now.guest_refused = true;
+        self.give_to_relay(now, refusal.to_string())
+    }
+
+    fn give_to_relay(&self, now: &mut Now, reason: String) -> u16 {
+        if now.spec.mode == Mode::Vdpa {
+            tracing::warn!(port = %now.spec.name, "{reason}");
+            now.take_back();
+            now.reason = Some(reason.clone());
+            now.events.push(LaneEventKind::ModeChanged { mode: ModeStatus::Down, reason: Some(reason), pause_us: 0 });
+            return 0;
+        }
+        now.fall_back_to_relay(reason);
+        self.switch(now, Mode::Relay);
+        now.pairs()
+    }
+
+    /// Rings change hands. The device's own words become the reason when it does not take them.
+    fn switch(&self, now: &mut Now, to: Mode) {
+        let start = Instant::now();
+        let (ran, before) = (!now.rings.is_empty(), now.mode());
+        now.take_back();
+        if to == Mode::Vdpa {
+            match self.hand_over(now) {
+                Ok(()) => now.reason = None,
+                Err(reason) if now.spec.mode == Mode::Vdpa => now.reason = Some(reason),
+                Err(reason) => now.fall_back_to_relay(reason),
+            }
+        } else if now.spec.mode == Mode::Relay {
+            now.reason = None;
+        }
+        if matches!(now.way, Way::Down) && now.spec.mode != Mode::Vdpa {
+            match self.maker.relay(&now.spec) {
+                Ok(relay) => self.begin_relay(now, relay),
+                Err(failure) => {
+                    let why = format!("{}; and no relay: {failure}", now.reason.as_deref().unwrap_or("as asked for"));
+                    now.reason = Some(why);
+                }
+            }
+        }
+        let (mode, reason) = (now.mode(), now.reason.clone());
+        let pause = if ran { start.elapsed() } else { Duration::ZERO };
+        tracing::info!(port = %now.spec.name, ?mode, reason, pause_us = pause.as_micros(), "who moves the packets");
+        if mode != before || reason.is_some() {
+            now.events.push(LaneEventKind::ModeChanged { mode, reason, pause_us: pause.as_micros() as u64 });
+        }
+    }
+
+    /// Gives the device to the rings that run. On failure it is closed.
+    fn hand_over(&self, now: &mut Now) -> Result<(), String> {
+        let DeviceSpec::VhostVdpa { path } = &now.spec.device else { return Err("it is no vDPA device".into()) };
+        let mut handover = take_over(path, &now.spec).map_err(|failure| failure.message)??;
+        now.allowed = handover.facts().offer(u64::MAX);
+        handover.negotiated(now.features);
+        let mut given = || {
+            if let Some(map) = &now.map {
+                handover.memory(Arc::clone(map))?;
+            }
+            now.rings.iter().try_for_each(|(index, config)| handover.start(*index, config.clone()).map(drop))
+        };
+        match given() {
+            Ok(()) => {
+                now.way = Way::Vdpa(Box::new(handover));
+                Ok(())
+            }
+            Err(refusal) => {
+                now.retry = refusal.passes();
+                now.guest_refused = true;
+                Err(refusal.to_string())
+            }
+        }
+    }
+
+    fn begin_relay(&self, now: &mut Now, relay: Relaying) {
+        if let Some(map) = &now.map {
+            // An error means that the lane is stopping.
+            let _ = relay.shares.remap(Arc::clone(map));
+        }
+        now.way = Way::Relay(Box::new(relay));
+        for (index, config) in &now.rings {
+            if let Started::Broken(reason) = self.relay_start(now, *index, config.clone()) {
+                now.reason = Some(format!("ring {index}: {reason}"));
+            }
+        }
+    }
+
+    fn relay_start(&self, now: &Now, index: usize, mut config: RingConfig) -> Started {
+        let Way::Relay(relay) = &now.way else { return Started::Pairs(0) };
+        let Some(map) = now.map.clone() else {
+            return Started::Broken("started before the front-end shared its memory".into());
+        };
+        config.record = Some(relay.shares.record(index));
+        match Ring::new(map, &config) {
+            Ok(ring) => Started::Pairs(relay.shares.start(index, ring).unwrap_or(0)),
+            Err(error) => Started::Broken(error.to_string()),
+        }
+    }
+
+    /// Whether the link is up, and whether the device is gone. A vDPA device that is gone is let go of, because the kernel waits for that; when it is
+    /// back, it is taken again.
+    pub fn look(&self) -> (bool, bool) {
+        let mut now = self.lock();
+        let node_is_there = match &now.spec.device {
+            DeviceSpec::VhostVdpa { path } => path.exists(),
+            _ => true,
+        };
+        let gone = match &now.way {
+            Way::Relay(relay) if node_is_there => return (relay.device.link().up, relay.device.removed()),
+            Way::Vdpa(handover) if !handover.gone() => return (handover.link().0, false),
+            Way::Relay(_) | Way::Vdpa(_) => true,
+            Way::Down => false,
+        };
+        if gone {
+            now.take_back();
+            now.reason = Some(format!("device {} is gone: it is taken again when it is back", now.spec.device));
+            now.lost = true;
+            let reason = now.reason.clone();
+            now.events.push(LaneEventKind::ModeChanged { mode: ModeStatus::Down, reason, pause_us: 0 });
+        } else if node_is_there && !now.closed && std::mem::take(&mut now.lost) {
+            let to = if now.spec.mode == Mode::Relay { Mode::Relay } else { Mode::Vdpa };
+            now.events.push(LaneEventKind::DeviceReturned);
+            now.reason = None;
+            self.switch(&mut now, to);
+            return (true, false);
+        }
+        (false, now.lost)
+    }
+
+    /// How many pairs run.
+    pub fn pairs(&self) -> u16 {
+        self.lock().pairs()
+    }
+
+    /// The port goes: nothing is started any more. Rings are stopped by the session before.
+    pub fn close(&self) {
+        let mut now = self.lock();
+        now.closed = true;
+        now.take_back();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Now> {
+        // A panic in here ends the lane.
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Now {
+    fn mode(&self) -> ModeStatus {
+        match self.way {
+            Way::Relay(_) => ModeStatus::Relay,
+            Way::Vdpa(_) => ModeStatus::Vdpa,
+            Way::Down => ModeStatus::Down,
+        }
+    }
+
+    fn fall_back_to_relay(&mut self, reason: String) {
+        tracing::warn!(port = %self.spec.name, "relayed: {reason}");
+        self.reason = Some(reason);
+    }
+
+    /// Pairs of which both rings run.
+    fn pairs(&self) -> u16 {
+        match &self.way {
+            Way::Relay(_) => {
+                self.rings.keys().filter(|index| *index % 2 == 0 && self.rings.contains_key(&(*index + 1))).count()
+                    as u16
+            }
+            Way::Vdpa(handover) => u16::from(handover.running()),
+            Way::Down => 0,
+        }
+    }
+
+    /// Takes all rings from whoever has them, notes where they stand, and closes the device.
+    fn take_back(&mut self) {
+        match std::mem::replace(&mut self.way, Way::Down) {
+            Way::Relay(relay) => {
+                for (index, config) in &mut self.rings {
+                    if let Ok(Some((at, _))) = relay.shares.stop(*index) {
+                        config.resume = Some(at);
+                    }
+                }
+                if let Err(error) = relay.shares.close() {
+                    tracing::warn!(port = %self.spec.name, %error, "the relays were not taken back");
+                }
+            }
+            Way::Vdpa(mut handover) => {
+                for (index, config) in &mut self.rings {
+                    config.resume = handover.stop(*index).or(config.resume);
+                }
+            }
+            Way::Down => {}
+        }
+    }
+}
+
+impl Relaying {
+    /// Changes the address and the filters while packets flow.
+    fn adjust(&mut self, wanted: &PortSpec) -> Result<(), Failure> {
+        let before = *self.device.config();
+        let address = self.device.status().mac;
+        let config = device_config(wanted);
+        apply(&mut self.device, &config).inspect_err(|_| {
+            let before = DeviceConfig { mac: Some(address), ..before };
+            if let Err(error) = apply(&mut self.device, &before) {
+                tracing::warn!(port = %wanted.name, %error, "a refused change could not be taken back");
+            }
+        })?;
+        Ok(())
+    }
+
+    /// The device is stopped for it, so its queues come back from the workers first, and go there again whatever happens.
+    fn reconfigure(&mut self, wanted: &PortSpec) -> Result<(), Failure> {
+        let before = self.device.config().mtu;
+        let queues = self.shares.take_queues()?;
+        let (queues, mtu, outcome) = match self.device.reconfigure(queues, &device_config(wanted)) {
+            Ok(queues) => (queues, wanted.mtu, Ok(())),
+            Err((error, queues)) => (queues, before, Err(error.into())),
+        };
+        self.shares.give_queues(queues, self.device.pool().clone(), mtu, self.device.lending().clone())?;
+        outcome
+    }
+}
+
+impl From<WorkerError> for Failure {
+    fn from(error: WorkerError) -> Self {
+        Failure::new(FailureKind::Failed, error.to_string())
+    }
+}
+
+fn refused(reason: &str) -> Failure {
+    Failure::new(FailureKind::Unsupported, format!("{reason}; mode auto would let a worker relay"))
+}
+
+/// A vDPA device as it is; `None` when it is gone.
+fn of_vdpa(spec: &PortSpec, handover: Option<&Handover>) -> DeviceStatus {
+    let (link_up, speed_mbps) = handover.map_or((false, None), Handover::link);
+    let net = handover.map(|handover| handover.facts().net).unwrap_or_default();
+    let own = || PolicyStatus::Refused("in vDPA mode the device's filters are its own".into());
+    DeviceStatus {
+        driver: "vhost-vdpa".into(),
+        link_up,
+        speed_mbps,
+        mac: net.mac.unwrap_or(MacAddress([0; 6])),
+        mtu: net.mtu.unwrap_or(spec.mtu),
+        queues: 1,
+        receive_wake: Default::default(),
+        spread: Default::default(),
+        promiscuous: own(),
+        allmulti: own(),
+        offloads: Default::default(),
+    }
+}

@@ -1,0 +1,231 @@
+//! A vDPA device that is not there: it keeps to the rules of the kernel's, remembers what it was told, and refuses what a test wants it to.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::RangeInclusive;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use crate::vdpa::{Kernel, Place};
+
+pub const FEATURES_OK: u8 = 8;
+pub const DRIVER_OK: u8 = 4;
+
+/// What the device has been told of a ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FakeRing {
+    pub place: Option<Place>,
+    pub base: u32,
+    pub kick: Option<RawFd>,
+    pub call: Option<RawFd>,
+    pub enabled: bool,
+}
+
+/// The device.
+#[derive(Debug, Clone)]
+pub struct Device {
+    pub features: u64,
+    pub config: Vec<u8>,
+    pub queues: u32,
+    pub largest: u16,
+    pub reach: RangeInclusive<u64>,
+    pub suspends: bool,
+    pub keeps_mappings: bool,
+    /// Whether it takes a base other than the first.
+    pub moves: bool,
+    /// Words that it refuses, with an errno.
+    pub refuses: BTreeMap<&'static str, i32>,
+    /// It clears FEATURES_OK.
+    pub disagrees: bool,
+    pub status: u8,
+    pub taken: u64,
+    pub rings: BTreeMap<usize, FakeRing>,
+    pub mapped: BTreeMap<u64, u64>,
+    /// Each word that it was told, in order.
+    pub said: Vec<String>,
+    pub suspended: bool,
+    pub gone: bool,
+    in_batch: bool,
+    /// Where its rings stand, when it is suspended.
+    pub stands: BTreeMap<usize, u32>,
+}
+
+/// A handle of it, for both sides.
+#[derive(Debug, Clone)]
+pub struct Fake(pub Arc<Mutex<Device>>);
+
+impl Fake {
+    /// One with VERSION_1, ACCESS_PLATFORM, MRG_RXBUF, MAC and STATUS, rings of 256 at most.
+    pub fn new() -> Self {
+        let config = [&[0x52, 0x54, 0, 0, 0, 1][..], &[1, 0], &[1, 0], &[0xdc, 5]].concat();
+        Self(Arc::new(Mutex::new(Device {
+            features: 1 << 32 | 1 << 33 | 1 << 15 | 1 << 5 | 1 << 16,
+            config,
+            queues: 2,
+            largest: 256,
+            reach: 0..=u64::MAX,
+            suspends: true,
+            keeps_mappings: true,
+            moves: true,
+            refuses: BTreeMap::new(),
+            disagrees: false,
+            status: 0xff,
+            taken: 0,
+            rings: BTreeMap::new(),
+            mapped: BTreeMap::new(),
+            said: Vec::new(),
+            suspended: false,
+            gone: false,
+            in_batch: false,
+            stands: BTreeMap::new(),
+        })))
+    }
+
+    pub fn with(self, change: impl FnOnce(&mut Device)) -> Self {
+        change(&mut self.lock());
+        self
+    }
+
+    pub fn lock(&self) -> MutexGuard<'_, Device> {
+        self.0.lock().unwrap()
+    }
+
+    fn told(&self, word: &'static str, more: impl std::fmt::Display) -> io::Result<MutexGuard<'_, Device>> {
+        let mut device = self.lock();
+        device.said.push(format!("{word}{more}"));
+        match device.refuses.get(word) {
+            Some(errno) => Err(io::Error::from_raw_os_error(*errno)),
+            None => Ok(device),
+        }
+    }
+}
+
+impl Kernel for Fake {
+    fn features(&self) -> io::Result<u64> {
+        Ok(self.told("features?", "")?.features)
+    }
+
+    fn set_features(&self, features: u64) -> io::Result<()> {
+        let mut device = self.told("features", format_args!(" {features:#x}"))?;
+        assert_eq!(features & !device.features, 0, "features that were not offered");
+        assert_eq!(device.status & FEATURES_OK, 0, "features after FEATURES_OK");
+        device.taken = features;
+        Ok(())
+    }
+
+    fn status(&self) -> io::Result<u8> {
+        Ok(self.lock().status)
+    }
+
+    fn set_status(&self, status: u8) -> io::Result<()> {
+        let mut device = self.told("status", format_args!(" {status}"))?;
+        device.status = status;
+        if status == 0 {
+            device.rings.clear();
+            (device.taken, device.suspended) = (0, false);
+            if !device.keeps_mappings {
+                device.mapped.clear();
+            }
+        } else if device.disagrees {
+            device.status &= !FEATURES_OK;
+        }
+        Ok(())
+    }
+
+    fn config(&self, offset: u32, into: &mut [u8]) -> io::Result<()> {
+        let device = self.told("config?", "")?;
+        let from = offset as usize;
+        into.copy_from_slice(device.config.get(from..from + into.len()).ok_or(io::ErrorKind::InvalidInput)?);
+        Ok(())
+    }
+
+    fn largest_ring(&self) -> io::Result<u16> {
+        Ok(self.told("largest?", "")?.largest)
+    }
+
+    fn rings(&self) -> Option<u32> {
+        Some(self.lock().queues)
+    }
+
+    fn reach(&self) -> io::Result<RangeInclusive<u64>> {
+        Ok(self.told("reach?", "")?.reach.clone())
+    }
+
+    fn place(&self, ring: usize, place: &Place) -> io::Result<()> {
+        let mut device = self.told("place", format_args!(" {ring}"))?;
+        assert_ne!(device.status & FEATURES_OK, 0, "a ring before FEATURES_OK");
+        assert_eq!(device.status & DRIVER_OK, 0, "a ring after DRIVER_OK");
+        device.rings.entry(ring).or_default().place = Some(*place);
+        Ok(())
+    }
+
+    fn set_base(&self, ring: usize, base: u32) -> io::Result<()> {
+        let mut device = self.told("base", format_args!(" {ring} {base:#x}"))?;
+        if !device.moves && base != 0 && base != 0x8000_8000 {
+            return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+        }
+        device.rings.entry(ring).or_default().base = base;
+        Ok(())
+    }
+
+    fn base(&self, ring: usize) -> io::Result<u32> {
+        let device = self.told("base?", format_args!(" {ring}"))?;
+        assert!(device.suspended, "asked where a ring stands that moves");
+        Ok(device.stands.get(&ring).copied().unwrap_or_else(|| device.rings[&ring].base))
+    }
+
+    fn set_kick(&self, ring: usize, kick: Option<&OwnedFd>) -> io::Result<()> {
+        let mut device = self.told("kick", format_args!(" {ring}"))?;
+        device.rings.entry(ring).or_default().kick = kick.map(AsRawFd::as_raw_fd);
+        Ok(())
+    }
+
+    fn set_call(&self, ring: usize, call: Option<&OwnedFd>) -> io::Result<()> {
+        let mut device = self.told("call", format_args!(" {ring}"))?;
+        device.rings.entry(ring).or_default().call = call.map(AsRawFd::as_raw_fd);
+        Ok(())
+    }
+
+    fn enable(&self, ring: usize) -> io::Result<()> {
+        self.told("enable", format_args!(" {ring}"))?.rings.entry(ring).or_default().enabled = true;
+        Ok(())
+    }
+
+    fn suspends(&self) -> bool {
+        self.lock().suspends
+    }
+
+    fn suspend(&self) -> io::Result<()> {
+        self.told("suspend", "")?.suspended = true;
+        Ok(())
+    }
+
+    fn keeps_mappings(&self) -> bool {
+        self.lock().keeps_mappings
+    }
+
+    fn map(&self, iova: u64, len: u64, _: *const u8) -> io::Result<()> {
+        let mut device = self.told("map", format_args!(" {iova:#x}"))?;
+        assert!(device.in_batch, "a mapping outside of a batch");
+        let overlaps = device.mapped.iter().any(|(at, size)| iova < at + size && *at < iova + len);
+        assert!(!overlaps, "{iova:#x} is mapped already");
+        device.mapped.insert(iova, len);
+        Ok(())
+    }
+
+    fn unmap(&self, iova: u64, len: u64) -> io::Result<()> {
+        let mut device = self.told("unmap", format_args!(" {iova:#x}"))?;
+        assert_eq!(device.mapped.remove(&iova).unwrap_or(len), len, "another length");
+        Ok(())
+    }
+
+    fn batch(&self, begins: bool) -> io::Result<()> {
+        let mut device = self.told(if begins { "batch" } else { "end" }, "")?;
+        device.in_batch = begins;
+        Ok(())
+    }
+
+    fn gone(&self) -> bool {
+        self.lock().gone
+    }
+}

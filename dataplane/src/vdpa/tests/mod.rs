@@ -1,0 +1,301 @@
+//! Rings and memory handed to a device, seen from the device.
+
+mod fake;
+
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+
+use fake::{DRIVER_OK, Fake};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use super::{Handover, Place, Refusal};
+use crate::memory::GuestMap;
+use crate::ring::{RingConfig, RingFeatures};
+
+const VERSION_1: u64 = 1 << 32;
+const PACKED: u64 = 1 << 34;
+const USED: u64 = 0x3000;
+
+fn eventfd() -> Arc<OwnedFd> {
+    // SAFETY: no preconditions.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+    assert!(fd >= 0);
+    // SAFETY: just opened, owned by nobody else.
+    Arc::new(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn signals(fd: &OwnedFd) -> u64 {
+    let mut count = 0u64;
+    // SAFETY: an open descriptor, and eight writable bytes.
+    let read = unsafe { libc::read(fd.as_raw_fd(), (&raw mut count).cast(), 8) };
+    if read == 8 { count } else { 0 }
+}
+
+fn memory(ranges: &[(u64, usize)]) -> (Arc<GuestMemoryMmap>, Arc<GuestMap>) {
+    let ranges: Vec<_> = ranges.iter().map(|&(start, len)| (GuestAddress(start), len)).collect();
+    let memory = Arc::new(GuestMemoryMmap::from_ranges(&ranges).unwrap());
+    (memory.clone(), GuestMap::new(&memory))
+}
+
+fn ring(base: u32, packed: bool) -> RingConfig {
+    RingConfig {
+        size: 256,
+        desc: GuestAddress(0x1000),
+        avail: GuestAddress(0x2000),
+        used: GuestAddress(USED),
+        base,
+        resume: None,
+        record: None,
+        features: RingFeatures { packed, version_1: true, ..Default::default() },
+        kick: Some(eventfd()),
+        call: Some(eventfd()),
+        log: None,
+    }
+}
+
+/// A device that has memory and knows the features, and no ring.
+fn ready(fake: &Fake, features: u64) -> Handover {
+    let mut handover = Handover::new(Box::new(fake.clone())).unwrap();
+    handover.negotiated(features);
+    handover.memory(memory(&[(0, 0x10_0000)]).1).unwrap();
+    handover
+}
+
+fn running(fake: &Fake, features: u64, base: u32) -> Handover {
+    let mut handover = ready(fake, features);
+    let packed = features & PACKED != 0;
+    assert_eq!(handover.start(0, ring(base, packed)), Ok(0));
+    assert_eq!(handover.start(1, ring(base, packed)), Ok(1));
+    handover
+}
+
+#[test]
+fn the_device_runs_when_both_rings_are_there_and_gets_all_in_the_specifications_order() {
+    let fake = Fake::new();
+    let mut handover = ready(&fake, VERSION_1 | 1 << 15);
+    let (receive, send) = (ring(5, false), ring(7, false));
+    fake.lock().said.clear();
+    assert_eq!(handover.start(0, receive.clone()), Ok(0));
+    assert_eq!(fake.lock().said, Vec::<String>::new(), "with one ring there is nothing to do");
+    assert_eq!(handover.start(1, send.clone()), Ok(1));
+    let device = fake.lock().clone();
+    // VIRTIO 1.2 section 3.1.1. ACCESS_PLATFORM and STATUS are between us and the device.
+    let wanted = ["status 1", "status 3", "features 0x300018000", "status 11"];
+    let rings = ["place 0", "base 0 0x5", "call 0", "kick 0", "enable 0", "place 1", "base 1 0x7", "call 1", "kick 1"];
+    let said: Vec<&str> = wanted.into_iter().chain(rings).chain(["enable 1", "status 15"]).collect();
+    assert_eq!(device.said, said);
+    assert_ne!(device.status & DRIVER_OK, 0);
+    let place = Place { size: 256, desc: 0x1000, avail: 0x2000, used: USED };
+    assert_eq!(device.rings[&0].place, Some(place), "rings are at the guest's own addresses");
+    assert_eq!(device.rings[&0].kick, receive.kick.as_deref().map(AsRawFd::as_raw_fd));
+    assert_eq!(device.rings[&1].call, send.call.as_deref().map(AsRawFd::as_raw_fd));
+    for config in [receive, send] {
+        assert_eq!(signals(config.kick.as_deref().unwrap()), 1, "the device looks at what is there");
+        assert_eq!(signals(config.call.as_deref().unwrap()), 1, "the guest looks at what was used");
+    }
+}
+
+#[test]
+fn only_what_changed_of_guest_memory_is_told_in_one_batch_while_rings_run() {
+    let fake = Fake::new();
+    let mut handover = running(&fake, VERSION_1, 0);
+    let ranges = [(GuestAddress(0), 0x10_0000), (GuestAddress(1 << 32), 0x4000)];
+    let all = Arc::new(GuestMemoryMmap::<()>::from_ranges(&ranges).unwrap());
+    handover.memory(GuestMap::new(&all)).unwrap();
+    fake.lock().said.clear();
+    // As with ADD_MEM_REG and REM_MEM_REG: what stays is where it was.
+    let (fewer, _) = all.remove_region(GuestAddress(1 << 32), 0x4000).unwrap();
+    handover.memory(GuestMap::new(&Arc::new(fewer))).unwrap();
+    assert_eq!(fake.lock().said, ["batch", "unmap 0x100000000", "end"]);
+    fake.lock().said.clear();
+    handover.memory(GuestMap::new(&all)).unwrap();
+    assert_eq!(fake.lock().said, ["batch", "map 0x100000000", "end"]);
+    fake.lock().said.clear();
+    handover.memory(GuestMap::new(&all)).unwrap();
+    assert_eq!(fake.lock().said, Vec::<String>::new(), "nothing changed");
+    assert!(handover.running());
+}
+
+#[test]
+fn a_table_that_names_the_same_file_again_changes_nothing() {
+    let fake = Fake::new();
+    let mut handover = running(&fake, VERSION_1, 0);
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(0x10_0000).unwrap();
+    let map = || {
+        let part = vm_memory::FileOffset::new(file.try_clone().unwrap(), 0);
+        let ranges = [(GuestAddress(0), 0x10_0000, Some(part))];
+        GuestMap::new(&Arc::new(GuestMemoryMmap::from_ranges_with_files(ranges).unwrap()))
+    };
+    let first = map();
+    handover.memory(first.clone()).unwrap();
+    fake.lock().said.clear();
+    handover.memory(map()).unwrap();
+    assert_eq!(fake.lock().said, Vec::<String>::new(), "pages that are pinned are the same");
+}
+
+#[test]
+fn a_device_that_suspends_says_where_its_rings_stand() {
+    let fake = Fake::new().with(|device| device.features |= PACKED);
+    fake.lock().stands.extend([(0, 0x8005_8005), (1, 0x0004_0009)]);
+    let mut handover = running(&fake, VERSION_1 | PACKED, 0x8000_8000);
+    assert_eq!(handover.stop(0), Some(0x8005));
+    assert_eq!(handover.stop(1), Some(4), "what was taken and not used is taken again");
+    let device = fake.lock();
+    assert_eq!(device.status, 0);
+    assert!(device.said.iter().any(|word| word == "suspend"));
+}
+
+#[test]
+fn where_a_split_ring_stands_is_in_guest_memory_when_the_device_does_not_say() {
+    let fake = Fake::new().with(|device| device.suspends = false);
+    let (guest, map) = memory(&[(0, 0x10_0000)]);
+    let mut handover = ready(&fake, VERSION_1);
+    handover.memory(map).unwrap();
+    handover.start(0, ring(0, false)).unwrap();
+    handover.start(1, ring(0, false)).unwrap();
+    guest.write_obj(0xfffe_u16.to_le(), GuestAddress(USED + 2)).unwrap();
+    assert_eq!(handover.may_stop(), Ok(()));
+    assert_eq!(handover.stop(1), Some(0xfffe));
+    assert_eq!(fake.lock().status, 0, "the device touches nothing any more");
+    assert_eq!(handover.stop(0), Some(0xfffe), "where it stood when the device was stopped");
+    assert_eq!(handover.stop(0), None);
+}
+
+#[test]
+fn a_packed_ring_of_a_device_that_cannot_suspend_is_not_taken_away_in_the_middle() {
+    let fake = Fake::new().with(|device| {
+        device.features |= PACKED;
+        device.suspends = false;
+    });
+    let handover = running(&fake, VERSION_1 | PACKED, 0x8000_8000);
+    assert!(matches!(handover.may_stop(), Err(Refusal::NoPosition(_))));
+}
+
+#[test]
+fn what_was_refused_leaves_nothing_with_the_device() {
+    type Change = fn(&mut fake::Device);
+    let cases: [(&str, Change, u64, u32); 7] = [
+        ("INDIRECT_DESC", |_| (), VERSION_1 | 1 << 28, 0),
+        ("VERSION_1", |_| (), 0, 0),
+        ("which it had offered", |device| device.disagrees = true, VERSION_1, 0),
+        ("128 at most", |device| device.largest = 128, VERSION_1, 0),
+        ("cannot go on at 0x3 in ring 0", |device| device.moves = false, VERSION_1, 3),
+        (
+            "place of a ring",
+            |device| {
+                device.refuses.insert("place", libc::EINVAL);
+            },
+            VERSION_1,
+            0,
+        ),
+        (
+            "enabling a ring",
+            |device| {
+                device.refuses.insert("enable", libc::EIO);
+            },
+            VERSION_1,
+            0,
+        ),
+    ];
+    for (says, change, features, base) in cases {
+        let fake = Fake::new().with(change);
+        let mut handover = ready(&fake, features);
+        let first = handover.start(0, ring(base, false));
+        let refusal = first.and_then(|_| handover.start(1, ring(base, false))).expect_err(says);
+        assert!(refusal.to_string().contains(says), "{refusal}");
+        assert!(!handover.running());
+        let device = fake.lock();
+        assert_eq!(device.status & DRIVER_OK, 0, "{says}");
+        assert!(device.rings.values().all(|ring| ring.kick.is_none() && !ring.enabled), "{says}: {:?}", device.rings);
+    }
+}
+
+#[test]
+fn memory_that_the_device_cannot_have_stops_it_and_the_rings_are_where_they_were() {
+    let cases: [(&str, fn(&mut fake::Device)); 2] = [
+        ("the device addresses 0x0 to 0xfffff, and guest memory is at 0x100000", |device| device.reach = 0..=0xf_ffff),
+        ("cannot be pinned", |device| {
+            device.refuses.insert("map", libc::EFAULT);
+        }),
+    ];
+    for (says, change) in cases {
+        let fake = Fake::new();
+        let mut handover = running(&fake, VERSION_1, 9);
+        drop(handover);
+        handover = running(&fake, VERSION_1, 9);
+        let fake = fake.with(change);
+        if says.contains("addresses") {
+            // What it can reach is asked once.
+            drop(handover);
+            handover = running(&fake, VERSION_1, 9);
+        }
+        fake.lock().stands.extend([(0, 12), (1, 13)]);
+        let refusal = handover.memory(memory(&[(0, 0x10_0000), (0x10_0000, 0x1000)]).1).expect_err(says);
+        assert!(refusal.to_string().contains(says), "{refusal}");
+        assert!(!refusal.passes() && !handover.running());
+        assert_eq!(fake.lock().mapped.len(), 0, "nothing stays pinned");
+        // Nothing was used in memory that is all zeroes.
+        assert_eq!((handover.stop(0), handover.stop(1)), (Some(0), Some(0)));
+    }
+}
+
+#[test]
+fn a_second_pair_is_not_handed_over() {
+    let fake = Fake::new();
+    let mut handover = running(&fake, VERSION_1, 0);
+    assert_eq!(handover.start(2, ring(0, false)), Err(Refusal::Queues(2)));
+}
+
+#[test]
+fn the_call_descriptor_changes_while_the_device_runs() {
+    let fake = Fake::new();
+    let mut handover = running(&fake, VERSION_1, 0);
+    let call = eventfd();
+    handover.call(0, Some(call.clone()));
+    assert_eq!(fake.lock().rings[&0].call, Some(call.as_raw_fd()));
+    assert_eq!(signals(&call), 1, "the guest may have missed one");
+    assert!(handover.running());
+}
+
+#[test]
+fn a_device_that_forgets_mappings_at_a_reset_is_told_again() {
+    let fake = Fake::new().with(|device| device.keeps_mappings = false);
+    let mut handover = running(&fake, VERSION_1, 0);
+    assert_eq!(fake.lock().mapped.len(), 1);
+    handover.stop(0);
+    handover.start(0, ring(0, false)).unwrap();
+    assert_eq!(fake.lock().mapped.len(), 1, "it runs again with its memory");
+    drop(handover);
+    let device = fake.lock();
+    assert_eq!((device.status, device.mapped.len()), (0, 0), "a port that goes leaves nothing");
+}
+
+#[test]
+fn a_configuration_space_that_lies_is_not_believed() {
+    type Change = fn(&mut fake::Device);
+    let cases: [(&str, Change); 5] = [
+        ("a unicast", |device| device.config[0] = 1),
+        ("0 queue pairs", |device| (device.features, device.config[8]) = (device.features | 1 << 22, 0)),
+        ("9 queue pairs, and the device has 2", |device| {
+            (device.features, device.config[8]) = (device.features | 1 << 22, 9)
+        }),
+        ("an MTU of 10", |device| {
+            (device.features, device.config[10], device.config[11]) = (device.features | 8, 10, 0)
+        }),
+        ("cannot be read", |device| device.config.clear()),
+    ];
+    for (says, change) in cases {
+        let error = Handover::new(Box::new(Fake::new().with(change))).err().expect(says);
+        assert!(error.contains(says), "{error}");
+    }
+}
+
+#[test]
+fn what_is_offered_is_what_the_device_has_and_what_the_front_end_serves() {
+    let handover = Handover::new(Box::new(Fake::new())).unwrap();
+    let offered = handover.facts().offer(crate::vhost::offered(ringspan_protocol::Compat::LATEST, true));
+    let names = crate::vhost::feature_names(offered).join(" ");
+    let wanted = "MTU MRG_RXBUF STATUS CTRL_VQ CTRL_RX CTRL_VLAN GUEST_ANNOUNCE CTRL_MAC_ADDR LOG_ALL ANY_LAYOUT PROTOCOL_FEATURES VERSION_1";
+    assert_eq!(names, wanted);
+}
