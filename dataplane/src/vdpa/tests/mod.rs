@@ -12,6 +12,9 @@ use super::{Handover, Place, Refusal};
 use crate::memory::GuestMap;
 use crate::ring::{RingConfig, RingFeatures};
 
+/// What makes a device another.
+type Change = fn(&mut fake::Device);
+
 const VERSION_1: u64 = 1 << 32;
 const PACKED: u64 = 1 << 34;
 const USED: u64 = 0x3000;
@@ -174,7 +177,6 @@ fn a_packed_ring_of_a_device_that_cannot_suspend_is_not_taken_away_in_the_middle
 
 #[test]
 fn what_was_refused_leaves_nothing_with_the_device() {
-    type Change = fn(&mut fake::Device);
     let cases: [(&str, Change, u64, u32); 7] = [
         ("INDIRECT_DESC", |_| (), VERSION_1 | 1 << 28, 0),
         ("VERSION_1", |_| (), 0, 0),
@@ -213,7 +215,7 @@ fn what_was_refused_leaves_nothing_with_the_device() {
 
 #[test]
 fn memory_that_the_device_cannot_have_stops_it_and_the_rings_are_where_they_were() {
-    let cases: [(&str, fn(&mut fake::Device)); 2] = [
+    let cases: [(&str, Change); 2] = [
         ("the device addresses 0x0 to 0xfffff, and guest memory is at 0x100000", |device| device.reach = 0..=0xf_ffff),
         ("cannot be pinned", |device| {
             device.refuses.insert("map", libc::EFAULT);
@@ -273,7 +275,6 @@ fn a_device_that_forgets_mappings_at_a_reset_is_told_again() {
 
 #[test]
 fn a_configuration_space_that_lies_is_not_believed() {
-    type Change = fn(&mut fake::Device);
     let cases: [(&str, Change); 5] = [
         ("a unicast", |device| device.config[0] = 1),
         ("0 queue pairs", |device| (device.features, device.config[8]) = (device.features | 1 << 22, 0)),
