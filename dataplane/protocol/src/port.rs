@@ -179,13 +179,13 @@ pub struct PortSpec {
     /// Most in each direction, in Mbit/s; 0: no limit. What the guest sends beyond it waits in its rings, what it should receive is dropped.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub max_rate: u32,
+    /// Who moves the packets, where the device is a vDPA device.
+    #[serde(default, skip_serializing_if = "Mode::is_auto")]
+    pub mode: Mode,
 }
 
 fn is_zero(number: &u32) -> bool {
     *number == 0
-    /// Who moves the packets, where the device is a vDPA device.
-    #[serde(default, skip_serializing_if = "Mode::is_auto")]
-    pub mode: Mode,
 }
 
 /// `socket_owner` as `port.add` takes it, so that what is read can be asked for again.

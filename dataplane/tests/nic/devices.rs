@@ -91,7 +91,7 @@ fn refusals_say_what_is_wrong() {
             ("vdev:net_null1,nonsense=1", PLAIN, FailureKind::Invalid, "nonsense"),
             ("pci:0000:ff:1f.6", PLAIN, FailureKind::NotFound, "no PCI function 0000:ff:1f.6"),
             ("soft:nic0/vf1", PLAIN, FailureKind::NotFound, "there is no NIC nic0"),
-            ("vhost-vdpa:/dev/vhost-vdpa-0", PLAIN, FailureKind::Unsupported, "vhost-vdpa"),
+            ("vhost-vdpa:/dev/vhost-vdpa-0", PLAIN, FailureKind::NotFound, "there is no /dev/vhost-vdpa-0"),
             ("vdev:net_ring1", DeviceConfig { queues: 32, ..PLAIN }, FailureKind::Unsupported, "16 queues"),
             ("vdev:net_null1", DeviceConfig { queues: 0, ..PLAIN }, FailureKind::Unsupported, "queues"),
         ] {
