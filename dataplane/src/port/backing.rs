@@ -221,11 +221,13 @@ impl Backing {
 
     /// Guest memory is another.
     pub fn memory(&self, map: Arc<GuestMap>) {
+        // Unmapping a large guest takes long: after the lock is free again.
+        let _old;
         let mut now = self.lock();
         if map.regions().is_empty() && std::mem::take(&mut now.guest_refused) {
             now.retry = now.spec.mode != Mode::Relay;
         }
-        let _old = now.map.replace(Arc::clone(&map));
+        _old = now.map.replace(Arc::clone(&map));
         let refusal = match &mut now.way {
             // An error means that the lane is stopping: then no worker holds the old map either.
             Way::Relay(relay) => return drop(relay.shares.remap(map)),
@@ -240,6 +242,10 @@ impl Backing {
     /// A ring starts.
     pub fn start(&self, index: usize, config: RingConfig) -> Started {
         let mut now = self.lock();
+        if now.closed {
+            // A session that has not noticed: no device is opened for it.
+            return Started::Pairs(0);
+        }
         let again = std::mem::take(&mut now.retry) || (matches!(now.way, Way::Down) && !now.lost);
         if now.rings.is_empty() && again {
             self.switch(&mut now, Mode::Vdpa);
@@ -428,7 +434,7 @@ impl Backing {
 
     fn relay_start(&self, now: &Now, index: usize, mut config: RingConfig) -> Started {
         let Way::Relay(relay) = &now.way else { return Started::Pairs(0) };
-        let Some(map) = now.map.clone() else {
+        let Some(map) = now.map.clone().filter(|map| !map.regions().is_empty()) else {
             return Started::Broken("started before the front-end shared its memory".into());
         };
         config.record = Some(relay.shares.record(index));
@@ -590,5 +596,6 @@ fn of_vdpa(spec: &PortSpec, handover: Option<&Handover>) -> DeviceStatus {
         promiscuous: own(),
         allmulti: own(),
         offloads: Default::default(),
+        members: Vec::new(),
     }
 }

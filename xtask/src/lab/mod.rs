@@ -100,7 +100,8 @@ pub fn check(programs: &Path, qemu: Vec<String>, only: &str) -> Result<u32> {
     step::say(&format!("booting an SR-IOV host: QEMU's igb behind an IOMMU ({words})"));
     let (mut machine, mut variables) = (MACHINE.to_owned(), String::new());
     if vdpa::is_wanted(only) {
-        machine = format!("{} {}", machine.replace("caching-mode=on", "caching-mode=on,device-iotlb=on"), vdpa::MACHINE);
+        machine =
+            format!("{} {}", machine.replace("caching-mode=on", "caching-mode=on,device-iotlb=on"), vdpa::MACHINE);
         variables = format!("{}='{}'", vdpa::MODULES, modules::prepare()?.display());
     }
     let said = inside_of(programs, &qemu, &machine, &words, &variables, &format!("--only '{only}'"))?;
