@@ -11,12 +11,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
 use nix::fcntl::{Flock, FlockArg};
-use ringspan_protocol::{Compat, LaneName, NicName, NicSpec, PciAddress, PortName, PortSpec};
+use ringspan_protocol::{Compat, LaneName, NicName, NicSpec, PciAddress, PortName, PortSpec, VfSettings};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::attach::Record;
 use crate::attach::record::{Counted, Key};
 use crate::error::{Error, ErrorKind};
+use crate::host::work::{Begun, Journal};
 
 /// Version of the file's form.
 const FORM: u32 = 1;
@@ -34,11 +35,20 @@ pub(crate) struct Saved {
     /// Software NICs that were added at run time.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub nics: BTreeMap<NicName, SavedNic>,
+    /// What guests' attachments have set for VFs of the configuration file's NICs.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub config_vfs: BTreeMap<NicName, Vec<VfSettings>>,
 }
 
 impl Default for Saved {
     fn default() -> Self {
-        Self { form: FORM, ports: BTreeMap::new(), config_ports: BTreeMap::new(), nics: BTreeMap::new() }
+        Self {
+            form: FORM,
+            ports: BTreeMap::new(),
+            config_ports: BTreeMap::new(),
+            nics: BTreeMap::new(),
+            config_vfs: BTreeMap::new(),
+        }
     }
 }
 
@@ -83,7 +93,7 @@ pub(crate) struct EventMarks {
 }
 
 /// What is remembered of the host's devices.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct HostState {
     /// The drivers that functions had before they were given to others; null: none.
@@ -92,6 +102,9 @@ pub(crate) struct HostState {
     /// The agent's files whose plan was applied last: host.conf, and the common configuration where it was named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub applied: Option<(PathBuf, Option<PathBuf>)>,
+    /// The change of the host that is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub begun: Option<Begun>,
 }
 
 /// Takes a folder for this daemon alone, by a lock on a file in it; `key` is where the file names another.
@@ -113,6 +126,18 @@ pub(crate) struct StateDir {
     path: PathBuf,
     /// Nothing when the folder was given back.
     lock: Mutex<Option<Flock<File>>>,
+    /// Held while what is remembered of the host is read and written again.
+    host: Mutex<()>,
+}
+
+impl Journal for StateDir {
+    fn unbinding(&self, functions: &[(PciAddress, String)]) -> Result<(), Error> {
+        self.change_host(|host| {
+            if let Some(begun) = &mut host.begun {
+                begun.unbound.extend(functions.iter().cloned());
+            }
+        })
+    }
 }
 
 impl StateDir {
@@ -120,7 +145,7 @@ impl StateDir {
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
         fs::create_dir_all(path).map_err(|error| Error::io(format!("state folder {}", path.display()), &error))?;
         let lock = lock_folder(path, "lock", "control.state_dir")?;
-        Ok(Self { path: path.to_owned(), lock: Mutex::new(Some(lock)) })
+        Ok(Self { path: path.to_owned(), lock: Mutex::new(Some(lock)), host: Mutex::new(()) })
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Flock<File>>> {
@@ -157,9 +182,13 @@ impl StateDir {
         Ok(self.read("host.json")?.unwrap_or_default())
     }
 
-    /// Replaces what is remembered of the host's devices.
-    pub(crate) fn save_host(&self, host: &HostState) -> Result<(), Error> {
-        self.write("host.json", host, true)
+    /// Changes what is remembered of the host's devices; returns when that is durable.
+    pub(crate) fn change_host(&self, change: impl FnOnce(&mut HostState)) -> Result<(), Error> {
+        let _one = self.host.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let before = self.load_host()?;
+        let mut host = before.clone();
+        change(&mut host);
+        if host == before { Ok(()) } else { self.write("host.json", &host, true) }
     }
 
     /// Guests' attachments.

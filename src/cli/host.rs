@@ -139,7 +139,11 @@ fn print(plan: &Plan) -> Result<(), Failure> {
     let mut table = Table::new(&["INTERFACE", "ADDRESS", "FOR", "BOND", "BRIDGE", "WIRE", "VFS", "STANDING"]);
     let dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".into());
     for item in &plan.items {
-        let kind = if item.kind == Kind::Sriov { "sriov" } else { "offload" };
+        let kind = match item.kind {
+            Kind::Sriov => "sriov",
+            Kind::OvsOffload => "offload",
+            Kind::VfLag => "vf-lag",
+        };
         table.row([
             item.interface.clone(),
             dash(&item.address),

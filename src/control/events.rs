@@ -172,6 +172,44 @@ pub(crate) enum EventKind {
         /// Whether it has a link now.
         up: bool,
     },
+    /// A guest has a NIC. Told when all of it is done, and also when it was attached anew by `attachment.sync`.
+    Attached {
+        /// The guest.
+        guest: String,
+        /// Which of its NICs.
+        nic: u16,
+        /// The VF.
+        device: String,
+    },
+    /// A guest's NIC was taken from it, and its VF is free; also one that was being attached when a daemon was killed.
+    Detached {
+        /// The guest.
+        guest: String,
+        /// Which of its NICs.
+        nic: u16,
+        /// The VF.
+        device: String,
+    },
+    /// `attachment.sync` found a NIC whose guest its caller does not have.
+    Orphaned {
+        /// The guest.
+        guest: String,
+        /// Which of its NICs.
+        nic: u16,
+        /// The VF.
+        device: String,
+    },
+    /// A guest's NIC is not as it was left. It is looked for every minute; `attachment.sync` mends it.
+    Drifted {
+        /// The guest.
+        guest: String,
+        /// Which of its NICs.
+        nic: u16,
+        /// The VF.
+        device: String,
+        /// What differs.
+        what: Vec<String>,
+    },
     /// The configuration file was read again, and what differed was changed.
     ConfigReloaded {
         /// How many ports and lanes changed.
@@ -188,6 +226,16 @@ pub(crate) enum EventKind {
         changed: usize,
         /// How many are refused; the log says why.
         refused: usize,
+    },
+    /// A change of the host that an earlier daemon was killed amid was finished, or taken back.
+    HostFinished {
+        /// Which change.
+        what: String,
+        /// What was left to do.
+        done: Vec<String>,
+        /// Why it could not be finished.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        error: Option<String>,
     },
     /// Somebody, most likely the host agent, bound VFs of a card that ringspan has to vfio-pci by `new_id`.
     HostTaken {

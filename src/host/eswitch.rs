@@ -359,7 +359,9 @@ fn change_mode<'a>(
     }
     let mut unbound = vec![];
     if driver == "mlx5_core" {
-        for (vf, had) in target.bound_vfs() {
+        let bound = target.bound_vfs();
+        host.journal.unbinding(&bound)?;
+        for (vf, had) in bound {
             target.unbind(vf, &had)?;
             unbound.push((vf, had.clone()));
             steps.did(format!("{had} has let go of {vf}"), move || target.rebind(vf, &had));

@@ -23,8 +23,10 @@ mod tests;
 pub(crate) mod udev;
 mod users;
 pub(crate) mod vf;
+pub(crate) mod work;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use netlink::Kernel;
 use sysfs::Sysfs;
@@ -53,6 +55,8 @@ pub(crate) struct Host {
     pub programs: String,
     /// The folders of udev's rules: the first is written to, all are looked at.
     pub udev: Vec<PathBuf>,
+    /// Where it is written down what is being changed.
+    pub journal: Arc<dyn work::Journal>,
 }
 
 impl Host {
@@ -68,6 +72,7 @@ impl Host {
             id,
             programs: program::PATH.into(),
             udev: udev_folders(sysfs),
+            journal: Arc::new(work::Nowhere),
         }
     }
 }

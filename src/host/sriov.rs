@@ -1,5 +1,6 @@
 //! How many virtual functions a PF has (Documentation/PCI/pci-iov-howto.rst; drivers/pci/iov.c).
 
+use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Host;
-use super::inventory::find;
+use super::inventory::{Inventory, find};
 use super::pci::{Answer, Function, attribute};
 use super::representor::index;
 use super::steps::{Steps, wait};
@@ -174,6 +175,8 @@ fn unused(
         ));
     }
     let (mut used, mut example) = (0, None);
+    let devices = Inventory::take(host).devices().into_iter().filter(|one| one.pf == Some(pf.address));
+    let representors: BTreeMap<u16, String> = devices.filter_map(|one| Some((one.vf?, one.representor?))).collect();
     for (number, address) in &pf.vfs {
         if let Some(port) = owner(*address) {
             return busy(format!(
@@ -188,7 +191,7 @@ fn unused(
         }
         let how = match vf.driver.as_deref() {
             Some(driver) if driver.contains("vfio") || driver.contains("uio") => Some(format!("bound to {driver}")),
-            _ => host.busy_interface(&vf),
+            _ => host.busy_interface(&vf).or_else(|| busy_representor(host, representors.get(number)?)),
         };
         if let Some(how) = how {
             used += 1;
@@ -204,6 +207,12 @@ fn unused(
         }
         _ => Ok(()),
     }
+}
+
+/// How the interface that stands for a VF is used: it goes with the VF, and a guest's frames may go through it.
+fn busy_representor(host: &Host, name: &str) -> Option<String> {
+    let master = host.sysfs.link(&format!("class/net/{name}/master"))?;
+    Some(format!("its representor {name} is part of {master}"))
 }
 
 fn set(host: &Host, name: &str, pf: PciAddress, count: u16) -> Result<(), Error> {

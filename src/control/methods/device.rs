@@ -1,7 +1,7 @@
 //! Methods about the host's NICs: the inventory, and what is changed of them.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::Duration;
 
 use ringspan_protocol::{DeviceSpec, NicOffload, PciAddress};
@@ -11,17 +11,19 @@ use serde::{Deserialize, Serialize};
 use super::host::PlanOf;
 use super::{Call, Nothing};
 use crate::attach::record::Target;
-use crate::control::{Daemon, locked};
+use crate::control::{Daemon, EventKind, locked};
 use crate::error::{Error, ErrorKind};
 use crate::host::Host;
 use crate::host::bind::{self, Bound, Memory};
 use crate::host::eswitch::{self, Eswitch};
 use crate::host::firmware::{self, Firmware};
-use crate::host::inventory::{Device, Inventory, Pf};
+use crate::host::inventory::{self, Device, Inventory, Pf};
 use crate::host::sriov::{self, Count, Enabled};
 use crate::host::steps::wait;
+use crate::host::sysfs::Sysfs;
 use crate::host::udev::{self, Named};
 use crate::host::vf::{self, Set, Wish};
+use crate::host::work::{self, Begun, Change};
 use crate::ovs::client::{Database, Place};
 use crate::ovs::view::View;
 use crate::state::StateDir;
@@ -46,7 +48,8 @@ impl Daemon {
     /// This host, as the configuration has it.
     pub(crate) fn host(&self) -> Host {
         let host = locked(&self.config).host.clone();
-        Host::real(&host.sysfs, host.pci_ids.as_deref(), host.id)
+        let journal = Arc::clone(&self.state_dir);
+        Host { journal, ..Host::real(&host.sysfs, host.pci_ids.as_deref(), host.id) }
     }
 }
 
@@ -67,7 +70,7 @@ pub(super) fn bridges_of(view: &View) -> BTreeMap<String, String> {
 }
 
 /// Wires by PFs' interfaces, from the agent's files that were applied last; none where none were, or where they cannot be read now.
-fn wires(daemon: &Daemon) -> BTreeMap<String, String> {
+pub(super) fn wires(daemon: &Daemon) -> BTreeMap<String, String> {
     let files = daemon.state_dir.load_host().ok().and_then(|state| state.applied);
     let plan = files.and_then(|(file, common)| daemon.plan_of(&PlanOf { file, common }).ok()).unwrap_or_default();
     plan.items.into_iter().map(|item| (item.interface, item.wire)).filter(|(_, wire)| !wire.is_empty()).collect()
@@ -80,6 +83,7 @@ struct Around {
     wires: BTreeMap<String, String>,
     owners: BTreeMap<String, String>,
     guests: BTreeMap<String, String>,
+    sysfs: Sysfs,
 }
 
 impl Around {
@@ -94,11 +98,15 @@ impl Around {
             wires: wires(call.daemon),
             owners: owners(call.daemon),
             guests: guests.collect(),
+            sysfs: call.daemon.host().sysfs,
         }
     }
 
+    /// The bridge that an interface is on, itself or its bond.
     fn bridge(&self, interface: Option<&String>) -> Option<String> {
-        self.bridges.get(interface?).cloned()
+        let interface = interface?;
+        let by_bond = || self.bridges.get(&self.sysfs.link(&format!("class/net/{interface}/master"))?);
+        self.bridges.get(interface).or_else(by_bond).cloned()
     }
 
     fn device(&self, mut device: Device) -> Device {
@@ -112,6 +120,7 @@ impl Around {
 
     fn pf(&self, mut pf: Pf) -> Pf {
         pf.bridge = self.bridge(pf.interface.as_ref());
+        pf.wire = pf.interface.as_ref().and_then(|interface| self.wires.get(interface).cloned());
         pf
     }
 }
@@ -132,6 +141,54 @@ pub(super) fn one_at_a_time(changes: &Mutex<()>, patience: Duration) -> Result<M
         let message = "another change of this host's NICs is under way: try again when it has ended, and look into the kernel's log if it never does";
         Error::new(ErrorKind::Busy, message)
     })
+}
+
+/// Makes a change of the host, and writes it down before: a daemon that is killed amid it finishes it when it starts again.
+pub(super) fn changing<T>(
+    daemon: &Daemon,
+    change: impl FnOnce(&Host) -> Result<Change, Error>,
+    run: impl FnOnce(&Host) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let (host, _one) = (daemon.host(), one_at_a_time(&CHANGES, PATIENCE)?);
+    finish_begun(daemon, &host);
+    let begun = Begun { change: change(&host)?, unbound: BTreeMap::new() };
+    daemon.state_dir.change_host(|state| state.begun = Some(begun))?;
+    let outcome = run(&host);
+    ended(daemon);
+    outcome
+}
+
+fn ended(daemon: &Daemon) {
+    // Done again by the next daemon, which changes nothing.
+    if let Err(error) = daemon.state_dir.change_host(|state| state.begun = None) {
+        tracing::warn!("that a change of the host has ended is not written down: {error}");
+    }
+}
+
+/// Finishes what an earlier daemon was killed amid. Whoever calls has the right to change the host.
+fn finish_begun(daemon: &Daemon, host: &Host) {
+    let Some(begun) = daemon.state_dir.load_host().ok().and_then(|state| state.begun) else { return };
+    let memory = Drivers(&daemon.state_dir);
+    let finished = super::bond::with_around(daemon, |around| Ok(work::finish(host, &memory, around, &begun)));
+    let (done, error) = finished.unwrap_or_else(|error| (vec![], Some(error)));
+    ended(daemon);
+    let what = begun.change.told();
+    for done in &done {
+        tracing::info!("{done}: {what} had been begun by an earlier daemon");
+    }
+    match &error {
+        None => tracing::info!("{what}: what an earlier daemon had begun is finished"),
+        Some(error) => tracing::warn!("{what}: what an earlier daemon had begun is not finished: {error}"),
+    }
+    daemon.events.tell(None, None, EventKind::HostFinished { what, done, error: error.map(|error| error.message) });
+}
+
+/// The same at the daemon's start.
+pub(super) fn finish_left(daemon: &Daemon) {
+    let left = daemon.state_dir.load_host().is_ok_and(|state| state.begun.is_some());
+    if left && let Ok(_one) = one_at_a_time(&CHANGES, PATIENCE) {
+        finish_begun(daemon, &daemon.host());
+    }
 }
 
 /// Default of `timeout_ms` of `vf.enable`.
@@ -202,12 +259,12 @@ impl Memory for Drivers<'_> {
     }
 
     fn remember(&self, function: PciAddress, driver: Option<Option<String>>) -> Result<(), Error> {
-        let mut host = self.0.load_host()?;
-        match driver {
-            Some(driver) => host.original_drivers.insert(function, driver),
-            None => host.original_drivers.remove(&function),
-        };
-        self.0.save_host(&host)
+        self.0.change_host(|host| {
+            match driver {
+                Some(driver) => host.original_drivers.insert(function, driver),
+                None => host.original_drivers.remove(&function),
+            };
+        })
     }
 }
 
@@ -248,9 +305,12 @@ pub(super) fn owners_of(daemon: &Daemon) -> BTreeMap<String, String> {
 
 pub(super) fn enable_vfs(call: &mut Call, request: EnableVfs) -> Result<Enabled, Error> {
     let limit = Duration::from_millis(request.timeout_ms.min(600_000));
-    let (host, _one) = (call.daemon.host(), one_at_a_time(&CHANGES, PATIENCE)?);
     let owner = |address: PciAddress| owners(call.daemon).remove(&address.to_string());
-    let enabled = sriov::enable(&host, &request.pf, request.count, request.disturb, limit, owner)?;
+    let EnableVfs { pf, count, disturb, timeout_ms } = request.clone();
+    let change = |_: &Host| Ok(Change::EnableVfs { pf, count, disturb, timeout_ms });
+    let enabled = changing(call.daemon, change, |host| {
+        sriov::enable(host, &request.pf, request.count, request.disturb, limit, owner)
+    })?;
     for done in &enabled.done {
         tracing::info!("{done}, as process {} asked", call.peer.pid);
     }
@@ -271,8 +331,10 @@ pub(super) fn eswitch(call: &mut Call, ByPf { pf }: ByPf) -> Result<Eswitch, Err
 }
 
 pub(super) fn set_eswitch(call: &mut Call, wish: eswitch::Wish) -> Result<Eswitch, Error> {
-    let (host, _one) = (call.daemon.host(), one_at_a_time(&CHANGES, PATIENCE)?);
-    let set = eswitch::set(&host, &wish, |address| owners(call.daemon).remove(&address.to_string()))?;
+    let change = |_: &Host| Ok(Change::SetEswitch { wish: wish.clone() });
+    let set = changing(call.daemon, change, |host| {
+        eswitch::set(host, &wish, |address| owners(call.daemon).remove(&address.to_string()))
+    })?;
     for done in &set.done {
         tracing::info!("{done}, as process {} asked", call.peer.pid);
     }
@@ -306,10 +368,15 @@ pub(super) fn bind(call: &mut Call, request: BindDevice) -> Result<Bound, Error>
     if driver.is_some() == restore {
         return Err(Error::new(ErrorKind::Usage, "device.bind: give either driver or restore: see schema.get"));
     }
-    let (host, _one) = (call.daemon.host(), one_at_a_time(&CHANGES, PATIENCE)?);
     let (owner, memory) =
         (|address: PciAddress| owners(call.daemon).remove(&address.to_string()), Drivers(&call.daemon.state_dir));
-    let bound = bind::bind(&host, &memory, &device, driver.as_deref(), disturb, owner)?;
+    // By its address: its interface is gone when it has no driver.
+    let change = |host: &Host| {
+        let device = inventory::find(host, &device)?;
+        Ok(Change::Bind { device, driver: driver.clone(), disturb })
+    };
+    let bound =
+        changing(call.daemon, change, |host| bind::bind(host, &memory, &device, driver.as_deref(), disturb, owner))?;
     for done in &bound.done {
         tracing::info!("{done}, as process {} asked", call.peer.pid);
     }

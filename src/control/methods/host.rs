@@ -15,8 +15,10 @@ use serde::{Deserialize, Serialize};
 use super::{Call, device};
 use crate::control::{Daemon, EventKind, locked};
 use crate::error::{Error, ErrorKind};
-use crate::host::conf::{self, Applied, AppliedOutcome, Files, Inventory, Plan, Settings, Standing};
+use crate::host::bond::{self, Wish};
+use crate::host::conf::{self, Applied, AppliedOutcome, Files, Inventory, Item, Kind, Plan, Settings, Standing};
 use crate::host::doctor::{FilesOnly, Host};
+use crate::host::work::Change;
 
 /// Which files the agent reads.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -49,15 +51,9 @@ pub(super) fn apply(call: &mut Call, Apply { file, common, dry_run }: Apply) -> 
     if dry_run {
         return Ok(conf::apply(plan, true, |_, _| Ok(())));
     }
-    let applied = call.daemon.carry_out(plan, &format!("process {}", call.peer.pid))?;
-    // From here on it is what this host should be, after each start.
-    let mut state = call.daemon.state_dir.load_host()?;
-    let wanted = Some((files.file, files.common));
-    if state.applied != wanted {
-        state.applied = wanted;
-        call.daemon.state_dir.save_host(&state)?;
-    }
-    Ok(applied)
+    // From here on it is what this host should be, after each start; also of a daemon that was killed amid it.
+    call.daemon.state_dir.change_host(|state| state.applied = Some((files.file, files.common)))?;
+    call.daemon.carry_out(plan, &format!("process {}", call.peer.pid))
 }
 
 impl Daemon {
@@ -69,15 +65,33 @@ impl Daemon {
 
     /// Makes the cards what the plan says, one after the other. `who` asked for it.
     fn carry_out(&self, plan: Plan, who: &str) -> Result<Applied, Error> {
-        let (host, _one) = (self.host(), device::one_at_a_time(&device::CHANGES, device::PATIENCE)?);
         let owner = |address: PciAddress| device::owners(self).remove(&address.to_string());
-        Ok(conf::apply(plan, false, |item, done| {
-            let carried = conf::carry_out(&host, item, &owner, done);
-            for done in done.iter() {
-                tracing::info!("{done}, as {who} asked");
-            }
-            carried
-        }))
+        device::changing(
+            self,
+            |_| Ok(Change::Apply),
+            |host| {
+                Ok(conf::apply(plan, false, |item, done| {
+                    let carried = match item.kind {
+                        Kind::VfLag => self.begin_lag(host, item, done),
+                        Kind::Sriov | Kind::OvsOffload => conf::carry_out(host, item, &owner, done),
+                    };
+                    for done in done.iter() {
+                        tracing::info!("{done}, as {who} asked");
+                    }
+                    carried
+                }))
+            },
+        )
+    }
+}
+
+impl Daemon {
+    /// Has a NIC make one switch of a bond that is there. Its members leave for a moment, as they do not have a link while their mode changes either.
+    fn begin_lag(&self, host: &crate::host::Host, item: &Item, done: &mut Vec<String>) -> Result<(), Error> {
+        let wish = Wish::lag_of(&item.interface, &item.members);
+        let bond = super::bond::with_around(self, |around| bond::create(host, &wish, around))?;
+        done.extend(bond.done);
+        Ok(())
     }
 }
 
@@ -90,6 +104,9 @@ const LOOK: Duration = Duration::from_secs(30);
 pub(crate) fn keep_applied(daemon: &Weak<Daemon>) {
     let mut tries = AGAIN.iter();
     let mut pause = Duration::ZERO;
+    if let Some(daemon) = daemon.upgrade() {
+        device::finish_left(&daemon);
+    }
     let mut told = BTreeSet::new();
     while wait_unless_ended(daemon, pause) {
         let Some(daemon) = daemon.upgrade() else { return };

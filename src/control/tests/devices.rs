@@ -102,3 +102,38 @@ fn what_was_applied_is_so_again_after_a_restart_and_the_wire_is_known() {
             .then_some(())
     });
 }
+
+#[test]
+fn what_an_earlier_daemon_was_killed_amid_is_finished_by_the_next_one() {
+    let mut bench = Bench::stopped("");
+    let sysfs = bench.path("sys");
+    nic(&sysfs, "0000:01:00.0", "0x10c9", &[("sriov_totalvfs", "1"), ("sriov_numvfs", "0")]);
+    nic(&sysfs, "0000:01:10.0", "0x10ca", &[]);
+    let (pf, vf) = (sysfs.join("bus/pci/devices/0000:01:00.0"), sysfs.join("bus/pci/devices/0000:01:10.0"));
+    std::os::unix::fs::symlink("../0000:01:10.0", pf.join("virtfn0")).unwrap();
+    std::os::unix::fs::symlink("../0000:01:00.0", vf.join("physfn")).unwrap();
+    let bind = sysfs.join("bus/pci/drivers/igbvf/bind");
+    fs::create_dir_all(bind.parent().unwrap()).unwrap();
+    fs::write(&bind, "").unwrap();
+    fs::create_dir_all(sysfs.join("class/net")).unwrap();
+    let at = sysfs.display();
+    bench.write_config(&format!("[host]\nsysfs = \"{at}\"\npci_ids = \"{at}/pci.ids\"\n"));
+    // As it is written down before the first step, and a VF without its driver for a moment.
+    let state = bench.path("state/host.json");
+    fs::create_dir_all(state.parent().unwrap()).unwrap();
+    let change =
+        json!({ "change": "enable-vfs", "pf": "0000:01:00.0", "count": 1, "disturb": false, "timeout_ms": 5000 });
+    let begun = json!({ "change": change, "unbound": { "0000:01:10.0": "igbvf" } });
+    fs::write(&state, json!({ "begun": begun }).to_string()).unwrap();
+    bench.boot();
+    let told =
+        bench.until("it is told", || bench.events_after(0).into_iter().find(|event| event["event"] == "host-finished"));
+    assert_eq!((&told["what"], &told["error"]), (&json!("changing the number of VFs of 0000:01:00.0"), &json!(null)));
+    assert_eq!(fs::read_to_string(pf.join("sriov_numvfs")).unwrap().trim(), "1");
+    assert_eq!(fs::read_to_string(&bind).unwrap(), "0000:01:10.0");
+    let left = || fs::read_to_string(&state).unwrap().contains("begun");
+    assert!(!left());
+    // What ends as it should leaves nothing of that kind.
+    bench.call("vf.enable", json!({ "pf": "01:00.0", "count": 1 })).unwrap();
+    assert!(!left());
+}

@@ -11,12 +11,12 @@ use serde::{Deserialize, Serialize};
 use super::state::{self, Bond};
 use super::{Around, check_name, lag};
 use crate::error::{Error, ErrorKind};
-use crate::host::Host;
 use crate::host::inventory::{Inventory, find};
-use crate::host::netlink::{BondMode, BondOptions, HashPolicy, LacpRate, LinkChange, NetlinkError};
+use crate::host::netlink::{BondMode, BondOptions, EswitchMode, HashPolicy, LacpRate, LinkChange, NetlinkError};
 use crate::host::pci::Function;
 use crate::host::representor::index;
 use crate::host::steps::Steps;
+use crate::host::{Host, eswitch};
 
 /// How often links are looked at where nobody says.
 const MIIMON_MS: u32 = 100;
@@ -122,6 +122,22 @@ fn called(mode: BondMode) -> &'static str {
 }
 
 impl Wish {
+    /// VF LAG of a bond that is there.
+    pub(crate) fn lag_of(name: &str, members: &[String]) -> Self {
+        Self {
+            name: name.into(),
+            members: members.to_vec(),
+            mode: None,
+            miimon: None,
+            hash_policy: None,
+            lacp_rate: None,
+            vf_lag: true,
+            bridge: None,
+            disturb: true,
+            timeout_ms: timeout_ms(),
+        }
+    }
+
     /// What can be said without looking at the host.
     fn check(&self) -> Result<Option<BondMode>, Error> {
         check_name(&self.name)?;
@@ -379,6 +395,52 @@ impl Plan {
 /// Whether a bond tells by ARP which of its links live.
 fn asks_by_arp(host: &Host, bond: &str) -> bool {
     state::setting(&host.sysfs, bond, "arp_interval").is_some_and(|interval| interval != "0")
+}
+
+/// What was there before a bond was made.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(crate) struct Before {
+    /// The bond.
+    pub existed: bool,
+    /// Members that were up.
+    pub up: Vec<String>,
+    /// Those of the NICs' functions that were in legacy mode.
+    pub legacy: Vec<PciAddress>,
+}
+
+impl Before {
+    /// What is there now.
+    pub(crate) fn look(host: &Host, wish: &Wish) -> Self {
+        let members = wish.members.iter();
+        let up = members.clone().filter(|name| state::is_up(&host.sysfs, name)).cloned();
+        let functions = members.filter_map(|name| find(host, name).ok()).filter(|_| wish.vf_lag);
+        let is_legacy = |pf: &PciAddress| {
+            eswitch::get(host, &pf.to_string()).is_ok_and(|switch| switch.mode == EswitchMode::Legacy)
+        };
+        Self {
+            existed: state::is_bond(&host.sysfs, &wish.name),
+            up: up.collect(),
+            legacy: functions.filter(is_legacy).collect(),
+        }
+    }
+}
+
+/// Takes a bond back that could not be finished, and that had not been there before. An adopted one is left to who adopts it.
+pub(crate) fn undo(host: &Host, wish: &Wish, before: &Before, around: &Around<'_>) -> Result<(), Error> {
+    if before.existed {
+        return Ok(());
+    }
+    super::delete(host, &wish.name, true, around)?;
+    for pf in &before.legacy {
+        let legacy = eswitch::Wish { pf: pf.to_string(), mode: Some(EswitchMode::Legacy), ..eswitch::Wish::default() };
+        eswitch::set(host, &legacy, around.owner)?;
+    }
+    for name in &before.up {
+        if let Some(index) = index(&host.sysfs, name).filter(|_| !state::is_up(&host.sysfs, name)) {
+            set_up(host, &wish.name, name, index, true)?;
+        }
+    }
+    Ok(())
 }
 
 /// Makes a bond as it is wanted.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ringspan_protocol::PciAddress;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -64,11 +65,7 @@ fn carry_out<'a>(host: &'a Host, bond: &'a Bond, around: &'a Around<'a>, steps: 
     let name = bond.name.as_str();
     let port = (around.port_of)(name);
     check_free(host, name, port.is_some())?;
-    let pair = match (&bond.vf_lag, &bond.members[..]) {
-        (Some(lag), [first, second]) if lag.state != "disabled" => first.address.zip(second.address),
-        _ => None,
-    };
-    let pair = pair.map(|(first, second)| [first, second]);
+    let pair = pair_of(bond);
     if let Some(pair) = pair {
         lag::check_visible(host, name, pair)?;
         lag::check_unused(host, name, pair, around)?;
@@ -96,6 +93,27 @@ fn carry_out<'a>(host: &'a Host, bond: &'a Bond, around: &'a Around<'a>, steps: 
         lag::rebind_all(host, unbound, steps)?;
     }
     Ok(())
+}
+
+/// The functions whose VF LAG ends with a bond.
+fn pair_of(bond: &Bond) -> Option<[PciAddress; 2]> {
+    match (&bond.vf_lag, &bond.members[..]) {
+        (Some(lag), [first, second]) if lag.state != "disabled" => Some([first.address?, second.address?]),
+        _ => None,
+    }
+}
+
+/// The same, of a bond by its name.
+pub(crate) fn lag_pair(host: &Host, name: &str) -> Option<[PciAddress; 2]> {
+    pair_of(&state::read(host, name)?)
+}
+
+/// Waits for the end of VF LAG, of a bond that is gone.
+pub(crate) fn has_ended(host: &Host, name: &str, pair: Option<[PciAddress; 2]>) -> Result<(), Error> {
+    match pair {
+        Some(pair) => lag::await_active(host, name, pair, false, LIMIT),
+        None => Ok(()),
+    }
 }
 
 /// Makes it as it was.

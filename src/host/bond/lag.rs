@@ -210,8 +210,10 @@ pub(super) fn check_unused(host: &Host, bond: &str, pair: [PciAddress; 2], aroun
 /// Takes the VFs of both functions from their drivers.
 pub(super) fn unbind_all<'a>(host: &'a Host, pair: [PciAddress; 2], steps: &mut Steps<'a>) -> Result<Unbound, Error> {
     let mut unbound = vec![];
-    for vf in vfs(host, pair) {
-        let Some(driver) = host.sysfs.link(&attribute(vf, "driver")) else { continue };
+    let driver_of = |vf: PciAddress| Some((vf, host.sysfs.link(&attribute(vf, "driver"))?));
+    let bound: Vec<_> = vfs(host, pair).into_iter().filter_map(driver_of).collect();
+    host.journal.unbinding(&bound)?;
+    for (vf, driver) in bound {
         unbind(host, vf, &driver)?;
         unbound.push((vf, driver.clone()));
         steps.did(format!("{driver} has let go of {vf}"), move || rebind(host, vf, &driver));

@@ -9,8 +9,8 @@ mod watch;
 use ringspan_protocol::PciAddress;
 use serde::{Deserialize, Serialize};
 
-pub(crate) use create::{BridgePort, Wish, create};
-pub(crate) use delete::{Removed, delete};
+pub(crate) use create::{Before, BridgePort, Wish, create, undo};
+pub(crate) use delete::{Removed, delete, has_ended, lag_pair};
 pub(crate) use lag::VfLag;
 pub(crate) use state::{Bond, Member, all, get};
 pub(crate) use watch::{Seen, Watched};

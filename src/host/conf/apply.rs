@@ -55,9 +55,16 @@ pub(crate) fn apply(
     dry_run: bool,
     mut carry_out: impl FnMut(&Item, &mut Vec<String>) -> Result<(), Error>,
 ) -> Applied {
+    let mut refused: Vec<String> = vec![];
     let items = plan.items.iter().map(|item| {
         let mut done = Vec::new();
+        let member = item.members.iter().find(|member| refused.contains(member)).filter(|_| !dry_run);
         let (outcome, error) = match (item.standing, dry_run) {
+            (Standing::ToDo, _) if member.is_some() => {
+                let member = member.map_or("", String::as_str);
+                let message = format!("{}: its member {member} is not as it should be yet", item.interface);
+                (AppliedOutcome::Refused, Some(Error::new(ErrorKind::Failed, message)))
+            }
             (Standing::AsWanted, _) => (AppliedOutcome::Unchanged, None),
             (Standing::Refused, _) => (AppliedOutcome::Refused, item.refused.as_ref().map(refusal)),
             (Standing::ToDo, true) => {
@@ -70,9 +77,13 @@ pub(crate) fn apply(
             },
         };
         let error = error.map(|error| error.about(&item.interface));
+        if outcome == AppliedOutcome::Refused {
+            refused.push(item.interface.clone());
+        }
         AppliedItem { interface: item.interface.clone(), kind: item.kind, outcome, steps: done, error }
     });
-    Applied { items: items.collect(), files: plan.files, problems: plan.problems, give_up: plan.give_up }
+    let items = items.collect();
+    Applied { items, files: plan.files, problems: plan.problems, give_up: plan.give_up }
 }
 
 fn refusal(problem: &Problem) -> Error {

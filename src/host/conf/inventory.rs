@@ -18,9 +18,23 @@ pub(crate) struct Inventory {
 pub(crate) struct Interface {
     /// The bond's members, where it is one.
     pub members: Option<Vec<String>>,
+    /// How the bond uses its members, where it is one.
+    pub mode: String,
+    /// Whether the NIC has made one switch of the bond's members, where they are of one.
+    pub lag: Lag,
     pub infiniband: bool,
     /// The function behind it; absent: it is no physical card.
     pub card: Option<Card>,
+}
+
+/// Whether VF LAG is active.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Lag {
+    #[default]
+    Inactive,
+    Active,
+    /// The driver does not tell, or nobody may look.
+    Hidden,
 }
 
 /// A physical function.
@@ -105,8 +119,19 @@ fn interface(host: &Host, name: &str) -> Interface {
             hidden_from_agent: target.contains("/devices/pci") && !target.contains("/devices/pci0000:"),
         }
     });
+    let members: Option<Vec<String>> = members.map(|text| text.split_whitespace().map(str::to_owned).collect());
+    // mlx5/core/lag/debugfs.c
+    let of = |member: &String| {
+        let nic = host.physical().find(|nic| nic.interfaces.contains(member))?;
+        let at = |file: &str| host.text(&format!("/sys/kernel/debug/mlx5/{}/lag/{file}", nic.address));
+        let active = at("state").ok()? == "active" && at("type").is_ok_and(|kind| kind == "switchdev");
+        Some(if active { Lag::Active } else { Lag::Inactive })
+    };
+    let mode = host.text(&format!("{folder}/bonding/mode")).unwrap_or_default();
     Interface {
-        members: members.map(|text| text.split_whitespace().map(str::to_owned).collect()),
+        mode: mode.split_whitespace().next().unwrap_or_default().to_owned(),
+        lag: members.iter().flatten().next().map_or(Lag::Inactive, |member| of(member).unwrap_or(Lag::Hidden)),
+        members,
         infiniband: host.number(&format!("{folder}/type")).is_ok_and(|kind| kind == INFINIBAND),
         card,
     }

@@ -16,7 +16,5 @@ mod tests;
 pub(crate) use apply::{Applied, AppliedOutcome, apply};
 pub(crate) use card::carry_out;
 pub(crate) use inventory::{Inventory, addresses};
-#[cfg(test)]
-pub(crate) use plan::Item;
-pub(crate) use plan::{BY_NEW_ID, Kind, Level, Plan, Problem, Standing, plan};
+pub(crate) use plan::{BY_NEW_ID, Item, Kind, Level, Plan, Problem, Standing, plan};
 pub(crate) use settings::{Files, Settings};

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::file::{At, Placed};
-use super::inventory::{Card, Interface, Inventory};
+use super::inventory::{Card, Interface, Inventory, Lag};
 use super::network::{Network, Uplink};
 use super::settings::Settings;
 
@@ -53,6 +53,9 @@ pub(crate) struct Item {
     /// Why it is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<Problem>,
+    /// A bond's members, where this is one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub members: Vec<String>,
     /// VFs that it shall have.
     pub vfs: u32,
     /// Whether it is in switchdev mode now.
@@ -67,13 +70,15 @@ pub(crate) enum Kind {
     Sriov,
     /// `ovs_offload_nics`: switchdev mode, with representors in Open vSwitch.
     OvsOffload,
+    /// `ovs_offload_nics`, a bond of both ports of one ConnectX: the NIC makes one switch of them.
+    VfLag,
 }
 
 impl Kind {
     fn key(self) -> &'static str {
         match self {
             Self::Sriov => "sriov_nics",
-            Self::OvsOffload => "ovs_offload_nics",
+            Self::OvsOffload | Self::VfLag => "ovs_offload_nics",
         }
     }
 }
@@ -236,7 +241,10 @@ impl Planner<'_> {
         let name = &entry.value;
         let Some(interface) = self.host.interfaces.get(name) else {
             let message = format!("there is no interface {name}");
-            let remedy = format!("name an interface of this host in {}: ip link show", kind.key());
+            let remedy = format!(
+                "name an interface of this host in {}: ip link show; a bond is there when the network's configuration, or ringspan bond create, has made it",
+                kind.key()
+            );
             self.refuse(kind, entry, name, None, None, Problem::new(Level::Error, Some(&entry.at), message, remedy));
             return;
         };
@@ -262,6 +270,63 @@ impl Planner<'_> {
             let interface = self.host.interfaces.get(member).unwrap_or(&nothing);
             self.card(kind, entry, member, Some(name), interface, Some(&network));
         }
+        if kind == Kind::OvsOffload && !members.is_empty() {
+            self.lag(entry, interface, members, &network);
+        }
+    }
+
+    /// A bond whose members' VFs are offloaded: without VF LAG each VF goes with its own port.
+    fn lag(&mut self, entry: &Placed<String>, bond: &Interface, members: &[String], network: &Network) {
+        let name = &entry.value;
+        let cards = members.iter().map(|member| self.host.interfaces.get(member)?.card.as_ref());
+        let Some(cards) = cards.collect::<Option<Vec<&Card>>>() else { return };
+        let of_one = |one: &Card, other: &Card| {
+            let place = |card: &Card| card.address.rsplit_once('.').map(|(place, _)| place.to_owned());
+            place(one) == place(other) && one.address != other.address
+        };
+        let able = matches!(cards[..], [one, other] if of_one(one, other) && cards.iter().all(|card| card.driver == "mlx5_core"));
+        if !able {
+            let message = format!(
+                "{name} is no bond of both ports of one ConnectX, so there is no VF LAG: a VF of it is cut off while its own port has no link"
+            );
+            let remedy =
+                "bond both ports of one NIC, or give guests two VFs in a bond (device bond:mode=1,pci:...,pci:...)";
+            return self.problem(Level::Warning, &entry.at, message, remedy);
+        }
+        if !["", "active-backup", "balance-xor", "802.3ad"].contains(&bond.mode.as_str()) {
+            let message = format!("the bond {name} is in mode {}, in which a ConnectX has no VF LAG", bond.mode);
+            let remedy = "make it active-backup, balance-xor or 802.3ad: ringspan bond create";
+            let problem = Problem::new(Level::Error, Some(&entry.at), message, remedy);
+            return self.refuse(Kind::VfLag, entry, name, None, Some(network), problem);
+        }
+        let steps = match bond.lag {
+            Lag::Active => vec![],
+            Lag::Inactive => vec![format!(
+                "have {} leave and join {name} again with VFs unbound, and wait for VF LAG",
+                members.join(" and ")
+            )],
+            Lag::Hidden => {
+                let message = format!("whether {name} has VF LAG cannot be seen, so it is not begun");
+                let remedy = "mount -t debugfs none /sys/kernel/debug; a kernel before 5.19 does not tell";
+                return self.problem(Level::Warning, &entry.at, message, remedy);
+            }
+        };
+        let (bridge, wire) = placed(Some(network));
+        self.plan.items.push(Item {
+            interface: name.clone(),
+            address: None,
+            kind: Kind::VfLag,
+            bond: None,
+            bridge,
+            wire,
+            from: entry.at.to_string(),
+            standing: if steps.is_empty() { Standing::AsWanted } else { Standing::ToDo },
+            steps,
+            refused: None,
+            members: members.to_vec(),
+            vfs: 0,
+            switchdev: true,
+        });
     }
 
     /// What the agent takes for an interface that is not in `networks`.
@@ -293,7 +358,7 @@ impl Planner<'_> {
                 Kind::Sriov => {
                     format!("the agent sets {name}'s VFs to their maximum, and binds them to vfio-pci by new_id")
                 }
-                Kind::OvsOffload => format!("the agent unbinds {name}'s VFs and writes its eswitch mode"),
+                Kind::OvsOffload | Kind::VfLag => format!("the agent unbinds {name}'s VFs and writes its eswitch mode"),
             },
         });
         if let Some(problem) = self.obstacle(kind, entry, name, interface) {
@@ -324,6 +389,7 @@ impl Planner<'_> {
             standing: if steps.is_empty() { Standing::AsWanted } else { Standing::ToDo },
             steps,
             refused: None,
+            members: Vec::new(),
             vfs: total,
             switchdev: card.switchdev,
         });
@@ -403,6 +469,7 @@ impl Planner<'_> {
             standing: Standing::Refused,
             steps: Vec::new(),
             refused: Some(problem),
+            members: Vec::new(),
             vfs: 0,
             switchdev: false,
         });
@@ -480,7 +547,7 @@ fn steps(kind: Kind, name: &str, card: &Card, total: u32) -> Vec<String> {
             }
             steps.push(format!("set VFs of {name} to {total}, and wait for each"));
         }
-        Kind::OvsOffload => {
+        Kind::OvsOffload | Kind::VfLag => {
             steps.push(format!("set hw-tc-offload of {name} on"));
             if card.switchdev {
                 steps.push(format!("unbind VFs of {name}, and set its eswitch to legacy"));

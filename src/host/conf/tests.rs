@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::apply::{AppliedOutcome, apply};
-use super::inventory::{Card, Interface, Inventory};
+use super::inventory::{Card, Interface, Inventory, Lag};
 use super::plan::{Item, Kind, Level, Plan, Standing, plan};
 use super::settings::{Files, Settings};
 use crate::error::{Error, ErrorKind};
@@ -76,7 +76,10 @@ fn a_bond_is_its_members_with_the_bonds_bridge_and_wire() {
     let plan = planned("ovs_offload_nics:\n- bond0\n", &host());
     let words: Vec<_> =
         plan.items.iter().map(|item| (item.interface.as_str(), item.bridge.as_str(), item.wire.as_str())).collect();
-    assert_eq!(words, [("eth2", "br1", "wire1"), ("eth3", "br1", "wire1")]);
+    assert_eq!(words, [("eth2", "br1", "wire1"), ("eth3", "br1", "wire1"), ("bond0", "br1", "wire1")]);
+    let lag = &plan.items[2];
+    assert_eq!((lag.kind, lag.standing, lag.members.len()), (Kind::VfLag, Standing::ToDo, 2));
+    assert!(lag.steps[0].starts_with("have eth2 and eth3 leave and join bond0 again"), "{lag:#?}");
     let first = &plan.items[0];
     assert_eq!((first.bond.as_deref(), first.kind, first.standing), (Some("bond0"), Kind::OvsOffload, Standing::ToDo));
     assert_eq!(first.from, "/host.conf:5");
@@ -101,6 +104,7 @@ fn what_is_so_already_has_no_steps() {
         card.switchdev = true;
         card.vfs = 8;
     }
+    host.interfaces.get_mut("bond0").unwrap().lag = Lag::Active;
     let plan = planned("ovs_offload_nics:\n- bond0\n", &host);
     assert!(plan.items.iter().all(|item| item.standing == Standing::AsWanted && item.steps.is_empty()), "{plan:#?}");
     // A count that differs is changed by way of legacy and none.
@@ -220,7 +224,7 @@ fn the_plan_is_carried_out_card_by_card_and_a_dry_run_changes_nothing() {
     let dry = apply(planned(text, &host()), true, |_, _| panic!("a dry run changes nothing"));
     let outcomes: Vec<_> = dry.items.iter().map(|item| item.outcome).collect();
     use AppliedOutcome::{Changed, Refused, Unchanged, WouldChange};
-    assert_eq!(outcomes, [WouldChange, Refused, WouldChange, WouldChange, WouldChange]);
+    assert_eq!(outcomes, [WouldChange, Refused, WouldChange, WouldChange, WouldChange, WouldChange]);
     let mut asked = Vec::new();
     let done = apply(planned(text, &host()), false, |item, done| {
         asked.push((item.interface.clone(), item.vfs));
@@ -231,9 +235,9 @@ fn the_plan_is_carried_out_card_by_card_and_a_dry_run_changes_nothing() {
         }
     });
     let name = |text: &str| (text.to_owned(), 8);
-    assert_eq!(asked, [name("eth1"), name("ib0"), name("eth2"), name("eth3")]);
+    assert_eq!(asked, [name("eth1"), name("ib0"), name("eth2"), name("eth3"), ("bond0".into(), 0)]);
     let outcomes: Vec<_> = done.items.iter().map(|item| item.outcome).collect();
-    assert_eq!(outcomes, [Refused, Refused, Changed, Changed, Changed]);
+    assert_eq!(outcomes, [Refused, Refused, Changed, Changed, Changed, Changed]);
     // What was done before it failed is said, too.
     let first = &done.items[0];
     assert_eq!((first.steps.len(), first.error.as_ref().unwrap().item.as_deref()), (1, Some("eth1")));
@@ -242,4 +246,31 @@ fn the_plan_is_carried_out_card_by_card_and_a_dry_run_changes_nothing() {
     host.interfaces.get_mut("eth1").unwrap().card.as_mut().unwrap().vfs = 8;
     let again = apply(planned("sriov_nics: [eth1]\n", &host), false, |_, _| panic!("nothing is to do"));
     assert_eq!(again.items[0].outcome, Unchanged);
+}
+
+#[test]
+fn vf_lag_is_begun_where_it_can_be_after_its_members_and_said_where_it_cannot() {
+    let text = "ovs_offload_nics: [bond0]\n";
+    // A member that failed keeps the bond from it.
+    let done = apply(planned(text, &host()), false, |item, _| match item.interface.as_str() {
+        "eth3" => Err(Error::new(ErrorKind::Busy, "eth3: a guest has VF 3")),
+        "bond0" => panic!("its member is not ready"),
+        _ => Ok(()),
+    });
+    let lag = done.items.last().unwrap();
+    assert_eq!((lag.interface.as_str(), lag.outcome), ("bond0", AppliedOutcome::Refused));
+    assert!(lag.error.as_ref().unwrap().message.contains("its member eth3"), "{lag:#?}");
+    let with = |change: fn(&mut Inventory)| {
+        let mut host = host();
+        change(&mut host);
+        planned(text, &host)
+    };
+    let mode = with(|host| host.interfaces.get_mut("bond0").unwrap().mode = "balance-rr".into());
+    refused(mode.items.last().unwrap(), "in mode balance-rr");
+    let hidden = with(|host| host.interfaces.get_mut("bond0").unwrap().lag = Lag::Hidden);
+    assert!(hidden.problems[0].message.contains("cannot be seen") && hidden.items.len() == 2, "{hidden:#?}");
+    let two =
+        with(|host| host.interfaces.get_mut("eth3").unwrap().card.as_mut().unwrap().address = "0000:04:00.0".into());
+    assert!(two.problems[0].message.contains("no VF LAG") && two.items.len() == 2, "{two:#?}");
+    assert_eq!(two.problems[0].level, Level::Warning);
 }

@@ -74,9 +74,12 @@ pub(crate) struct Pf {
     /// The identity of its switch, in switchdev mode.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub switch_id: Option<String>,
-    /// Open vSwitch's bridge that its interface is on.
+    /// Open vSwitch's bridge that its interface, or that interface's bond, is on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bridge: Option<String>,
+    /// The wire of the network that its interface, or that interface's bond, is in by the agent's files that were applied last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wire: Option<String>,
     /// Whether flows of Open vSwitch can be offloaded into it.
     pub ovs_offload: Offload,
     /// Its link to the host.

@@ -156,6 +156,7 @@ impl<'a> Inventory<'a> {
             eswitch_mode: upper.eswitch.map(|eswitch| eswitch.mode),
             switch_id: upper.switch_id.clone(),
             bridge: None,
+            wire: None,
             ovs_offload: offload::of(function, &upper),
             pcie_info: pcie::read(&self.host.sysfs, function.address),
             vfs: function.vfs.values().copied().collect(),

@@ -5,17 +5,19 @@ use std::cell::RefCell;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ringspan_protocol::PciAddress;
 
 use crate::error::{Error, ErrorKind};
 use crate::host::Host;
-use crate::host::bond::{Around, BridgePort, Wish, create, delete, get};
+use crate::host::bind::Memory;
+use crate::host::bond::{Around, Before, BridgePort, Wish, create, delete, get};
 use crate::host::netlink::{BondOptions, DevlinkName, EswitchMode, EswitchState, LinkChange};
+use crate::host::work::{Begun, Change, Journal, finish};
 
-use super::kernel::FakeKernel;
+use super::kernel::{FakeKernel, Fuse};
 use super::tree::{CX5, IGB, Kind, Tree};
 
 const PF0: &str = "0000:0a:00.0";
@@ -34,12 +36,15 @@ struct Rig {
     bridge: RefCell<Option<BridgePort>>,
     /// What was done of what matters in order, besides links.
     attached: RefCell<Vec<String>>,
+    fuse: Fuse,
 }
 
 /// What the kernel does to a tree.
 struct Links {
     tree: Arc<Tree>,
     able: Arc<AtomicBool>,
+    /// How often it was begun or ended: the driver's work looks at what is so by then, and only the last one counts.
+    asked: Arc<AtomicUsize>,
 }
 
 impl Links {
@@ -152,11 +157,12 @@ impl Links {
         if !self.tree.path("kernel/debug/mlx5").exists() {
             return;
         }
-        let (tree, able) = (Arc::clone(&self.tree), Arc::clone(&self.able));
+        let (tree, able, asked) = (Arc::clone(&self.tree), Arc::clone(&self.able), Arc::clone(&self.asked));
+        let turn = asked.fetch_add(1, Ordering::Relaxed) + 1;
         std::thread::spawn(move || {
             std::thread::sleep(Duration::from_millis(40));
             let bound = [VF0, VF1].iter().any(|vf| tree.driver_of(vf).is_some());
-            if !bound && able.load(Ordering::Relaxed) {
+            if !bound && able.load(Ordering::Relaxed) && asked.load(Ordering::Relaxed) == turn {
                 lag(&tree, active);
             }
         });
@@ -193,10 +199,19 @@ fn rig(kind: Kind) -> Rig {
     }
     let kernel = FakeKernel::default();
     let able = Arc::new(AtomicBool::new(true));
-    let links = Links { tree: Arc::clone(&tree), able: Arc::clone(&able) };
+    let links = Links { tree: Arc::clone(&tree), able: Arc::clone(&able), asked: Arc::default() };
     kernel.0.lock().unwrap().on_link = Some(Box::new(move |change| links.act(change)));
     let host = tree.host(kernel.clone());
-    Rig { tree, kernel, host, able, port_has: None, bridge: RefCell::default(), attached: RefCell::default() }
+    Rig {
+        tree,
+        kernel,
+        host,
+        able,
+        port_has: None,
+        bridge: RefCell::default(),
+        attached: RefCell::default(),
+        fuse: Fuse::default(),
+    }
 }
 
 /// A ConnectX-5 with a VF on each port, of which the first is in this mode and the second in switchdev mode.
@@ -240,6 +255,9 @@ impl Rig {
         let owner = |address| self.port_has.filter(|has| *has == address).map(|_| "vm1".to_owned());
         let port_of = |_: &str| self.bridge.borrow().clone();
         let attach = |name: &str, to: Option<&BridgePort>| {
+            if self.fuse.is_burnt() {
+                return Err(Error::new(ErrorKind::Failed, "killed"));
+            }
             let place = to.map_or("nowhere", |to| to.bridge.as_str());
             self.attached
                 .borrow_mut()
@@ -507,4 +525,114 @@ fn a_bond_that_asks_by_arp_goes_on_doing_so_when_it_is_adopted() {
     assert_eq!(rig.create(&wish("1")).unwrap().done, Vec::<String>::new());
     rig.tree.set("class/net/bond0/bonding/arp_interval", "0");
     assert_eq!(rig.create(&wish("1")).unwrap().miimon, 100);
+}
+
+/// What the daemon has written down, which outlives it.
+#[derive(Default)]
+struct Paper(std::sync::Mutex<std::collections::BTreeMap<PciAddress, String>>);
+
+impl Journal for Paper {
+    fn unbinding(&self, functions: &[(PciAddress, String)]) -> Result<(), Error> {
+        self.0.lock().unwrap().extend(functions.iter().cloned());
+        Ok(())
+    }
+}
+
+/// Nothing is remembered of drivers here.
+struct Forgetful;
+
+impl Memory for Forgetful {
+    fn original(&self, _: PciAddress) -> Result<Option<Option<String>>, Error> {
+        Ok(None)
+    }
+
+    fn remember(&self, _: PciAddress, _: Option<Option<String>>) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+/// Kills the daemon at each change of the host that `act` makes, and has the next one finish, if the NIC is able to.
+fn killed_everywhere(
+    able: bool,
+    prepare: impl Fn(&Rig),
+    begin: impl Fn(&Rig) -> Change,
+    act: impl Fn(&Rig),
+    look: impl Fn(&Rig, &str, &[String]),
+) {
+    for point in 0.. {
+        let mut rig = connectx(EswitchMode::Legacy);
+        let paper = Arc::new(Paper::default());
+        rig.host.journal = Arc::clone(&paper) as Arc<dyn Journal>;
+        prepare(&rig);
+        let before = rig.picture();
+        let change = begin(&rig);
+        let fuse = rig.tree.fuse();
+        rig.kernel.0.lock().unwrap().fuse = fuse.clone();
+        rig.fuse = fuse.clone();
+        fuse.set(Some(point));
+        act(&rig);
+        fuse.set(None);
+        if !fuse.was_burnt() {
+            assert!(point > 5, "only {point} points");
+            return;
+        }
+        rig.able.store(able, Ordering::Relaxed);
+        let begun = Begun { change, unbound: paper.0.lock().unwrap().clone() };
+        let (_, error) = rig.around(|around| finish(&rig.host, &Forgetful, around, &begun));
+        assert_eq!(error.is_none(), able, "killed at {point}: {error:?}");
+        look(&rig, &format!("killed at {point}"), &before);
+        for vf in [VF0, VF1] {
+            assert_eq!(rig.tree.driver_of(vf).as_deref(), Some("mlx5_core"), "killed at {point}: {vf}");
+        }
+    }
+}
+
+#[test]
+fn a_daemon_killed_at_any_step_of_vf_lag_finishes_it_and_binds_vfs_again() {
+    killed_everywhere(
+        true,
+        |_| (),
+        |rig| Change::MakeBond { wish: with_lag(), before: Before::look(&rig.host, &with_lag()) },
+        |rig| drop(rig.create(&with_lag())),
+        |rig, at, _| {
+            let bond = get(&rig.host, "bond0").unwrap();
+            assert_eq!((bond.members.len(), bond.up), (2, true), "{at}");
+            assert!(bond.vf_lag.is_some_and(|lag| lag.state == "active"), "{at}");
+            assert_eq!(rig.bridge.borrow().as_ref().map(|port| port.bridge.as_str()), Some("br0"), "{at}");
+        },
+    );
+}
+
+#[test]
+fn what_cannot_be_finished_of_vf_lag_is_taken_back() {
+    let wish = || Wish { timeout_ms: 200, disturb: true, ..with_lag() };
+    killed_everywhere(
+        false,
+        |rig| {
+            rig.tree.set("class/net/eth0/flags", "0x1003");
+            rig.able.store(false, Ordering::Relaxed);
+        },
+        |rig| Change::MakeBond { wish: wish(), before: Before::look(&rig.host, &wish()) },
+        // Also while it takes everything back, having waited in vain.
+        |rig| drop(rig.create(&wish())),
+        |rig, at, before| assert_eq!(rig.picture(), before, "{at}"),
+    );
+}
+
+#[test]
+fn a_daemon_killed_at_any_step_of_the_end_of_vf_lag_ends_it_and_binds_vfs_again() {
+    killed_everywhere(
+        true,
+        |rig| drop(rig.create(&with_lag()).unwrap()),
+        |rig| Change::DeleteBond {
+            name: "bond0".into(),
+            disturb: false,
+            pair: crate::host::bond::lag_pair(&rig.host, "bond0"),
+        },
+        |rig| drop(rig.delete()),
+        |rig, at, _| {
+            assert!(!rig.tree.path("class/net/bond0").exists(), "{at}");
+            assert!(rig.bridge.borrow().is_none(), "{at}");
+        },
+    );
 }

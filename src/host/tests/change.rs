@@ -424,3 +424,18 @@ fn an_infiniband_function_has_guids_and_a_policy_and_no_mac_address() {
     let others = Wish { node_guid: Some(Guid(7)), port_guid: Some(Guid(8)), ..wish() };
     assert!(set(&host, &others).unwrap_err().message.contains("undone: eth0 VF 1: node GUID"));
 }
+
+#[test]
+fn functions_are_not_taken_while_a_representor_is_in_a_bridge_unless_told() {
+    let tree = Tree::new();
+    tree.pf("0000:0a:00.0", CX5, "eth0", 2);
+    tree.sysfs().write(NUMVFS, "1").unwrap();
+    tree.port("0000:0a:00.0", "eth0", 2, "0c42a1", "p0");
+    tree.port("0000:0a:00.0", "eth0_0", 30, "0c42a1", "pf0vf0");
+    std::os::unix::fs::symlink("../ovs-system", tree.path("class/net/eth0_0/master")).unwrap();
+    let host = tree.host(FakeKernel::default());
+    let error = to(&host, 2, false).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Busy);
+    assert!(error.message.contains("its representor eth0_0 is part of ovs-system"), "{error}");
+    to(&host, 2, true).unwrap();
+}

@@ -17,6 +17,36 @@ type OnMode = Box<dyn FnMut(EswitchMode) -> Result<(), i32> + Send>;
 /// What a change of links does; an error number and the kernel's words: it is refused.
 type OnLink = Box<dyn FnMut(&LinkChange<'_>) -> Result<(), (i32, &'static str)> + Send>;
 
+/// Lets so many changes pass, and then none, as if the daemon had been killed there: also those that would take something back.
+#[derive(Clone, Default)]
+pub(super) struct Fuse(Arc<Mutex<(Option<usize>, bool)>>);
+
+impl Fuse {
+    pub(super) fn set(&self, left: Option<usize>) {
+        self.0.lock().unwrap().0 = left;
+    }
+
+    pub(super) fn is_burnt(&self) -> bool {
+        let (left, was_burnt) = &mut *self.0.lock().unwrap();
+        match left {
+            None => false,
+            Some(0) => {
+                *was_burnt = true;
+                true
+            }
+            Some(left) => {
+                *left -= 1;
+                false
+            }
+        }
+    }
+
+    /// Whether anything was held back by it.
+    pub(super) fn was_burnt(&self) -> bool {
+        self.0.lock().unwrap().1
+    }
+}
+
 /// What it knows, shared with the test.
 #[derive(Default)]
 pub(super) struct State {
@@ -40,6 +70,8 @@ pub(super) struct State {
     pub addressed: BTreeSet<String>,
     /// How often lists of VFs were asked for.
     pub vf_lists: usize,
+    /// What ends the daemon after so many changes.
+    pub fuse: Fuse,
 }
 
 #[derive(Clone, Default)]
@@ -51,6 +83,9 @@ fn refused<T>(errno: i32, said: &str) -> Result<T, NetlinkError> {
 
 impl State {
     fn refusal(&mut self, what: &str) -> Result<(), NetlinkError> {
+        if !["vfs", "ports"].contains(&what) && self.fuse.is_burnt() {
+            return refused(libc::EOWNERDEAD, "");
+        }
         match self.refusals.iter_mut().find(|(name, left, ..)| what.starts_with(name) && *left > 0) {
             Some((_, left, errno, said)) => {
                 *left -= 1;

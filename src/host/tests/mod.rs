@@ -10,3 +10,4 @@ mod inventory;
 mod kernel;
 mod tree;
 mod udev;
+mod work;

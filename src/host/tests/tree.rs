@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 use crate::host::Host;
 use crate::host::sysfs::Sysfs;
 
-use super::kernel::FakeKernel;
+use super::kernel::{FakeKernel, Fuse};
 
 /// A kind of NIC.
 #[derive(Debug, Clone, Copy)]
@@ -64,6 +64,7 @@ pub(super) struct Acts {
     refusals: Mutex<BTreeMap<String, i32>>,
     failing_probes: Mutex<Vec<String>>,
     writes: Mutex<Vec<String>>,
+    fuse: Fuse,
 }
 
 fn error(errno: i32) -> io::Error {
@@ -84,6 +85,7 @@ impl Tree {
             refusals: Mutex::default(),
             failing_probes: Mutex::default(),
             writes: Mutex::default(),
+            fuse: Fuse::default(),
         };
         let tree = Self { folder, acts: Arc::new(acts) };
         tree.driver("vfio-pci");
@@ -98,6 +100,11 @@ impl Tree {
         let path = self.path(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, format!("{text}\n")).unwrap();
+    }
+
+    /// What ends the daemon after so many writes.
+    pub(super) fn fuse(&self) -> Fuse {
+        self.acts.fuse.clone()
     }
 
     /// A driver whose module is loaded.
@@ -177,6 +184,7 @@ impl Tree {
             id: Some("host-1".into()),
             udev: vec![self.path("udev")],
             programs: self.path("programs").display().to_string(),
+            journal: Arc::new(crate::host::work::Nowhere),
         }
     }
 
@@ -227,6 +235,9 @@ impl Acts {
 
     fn write(&self, path: &Path, text: &str) -> io::Result<()> {
         let name = path.to_str().unwrap().to_owned();
+        if self.fuse.is_burnt() {
+            return Err(error(libc::EOWNERDEAD));
+        }
         self.writes.lock().unwrap().push(format!("{name}={text}"));
         let refusals = self.refusals.lock().unwrap();
         if let Some(errno) = refusals.get(&name).or_else(|| refusals.get(&format!("{name}={text}"))) {

@@ -1,0 +1,164 @@
+//! A daemon that is killed at any step of a change of the host, and the next one, which finishes it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use ringspan_protocol::PciAddress;
+
+use super::kernel::FakeKernel;
+use super::tree::{CX5, IGB, Tree};
+use crate::error::Error;
+use crate::host::bind::{Memory, bind};
+use crate::host::bond::Around;
+use crate::host::netlink::{DevlinkName, EswitchMode, EswitchState};
+use crate::host::sriov::{Count, enable};
+use crate::host::work::{Begun, Change, Journal, finish};
+use crate::host::{Host, eswitch};
+
+const PF: &str = "0000:0a:00.0";
+
+/// What is written down, which outlives the daemon.
+#[derive(Default)]
+struct Paper {
+    unbound: Mutex<BTreeMap<PciAddress, String>>,
+    drivers: Mutex<BTreeMap<PciAddress, Option<String>>>,
+}
+
+impl Journal for Paper {
+    fn unbinding(&self, functions: &[(PciAddress, String)]) -> Result<(), Error> {
+        self.unbound.lock().unwrap().extend(functions.iter().cloned());
+        Ok(())
+    }
+}
+
+impl Memory for Paper {
+    fn original(&self, function: PciAddress) -> Result<Option<Option<String>>, Error> {
+        Ok(self.drivers.lock().unwrap().get(&function).cloned())
+    }
+
+    fn remember(&self, function: PciAddress, driver: Option<Option<String>>) -> Result<(), Error> {
+        let mut drivers = self.drivers.lock().unwrap();
+        match driver {
+            Some(driver) => drivers.insert(function, driver),
+            None => drivers.remove(&function),
+        };
+        Ok(())
+    }
+}
+
+struct Rig {
+    tree: Arc<Tree>,
+    kernel: FakeKernel,
+    host: Host,
+    paper: Arc<Paper>,
+}
+
+fn killed_everywhere(
+    rig: impl Fn() -> (Arc<Tree>, FakeKernel),
+    change: &Change,
+    act: impl Fn(&Rig),
+    look: impl Fn(&Rig, &str),
+) {
+    let nobody = |_| None;
+    let around = Around { owner: &nobody, port_of: &|_| None, attach: &|_, _| Ok(()) };
+    for point in 0.. {
+        let (tree, kernel) = rig();
+        let paper = Arc::new(Paper::default());
+        let journal = Arc::clone(&paper) as Arc<dyn Journal>;
+        let rig = Rig { host: Host { journal, ..tree.host(kernel.clone()) }, tree, kernel, paper };
+        let fuse = rig.tree.fuse();
+        rig.kernel.0.lock().unwrap().fuse = fuse.clone();
+        fuse.set(Some(point));
+        act(&rig);
+        fuse.set(None);
+        if !fuse.was_burnt() {
+            assert!(point > 1, "only {point} points");
+            return;
+        }
+        let begun = Begun { change: change.clone(), unbound: rig.paper.unbound.lock().unwrap().clone() };
+        let (_, error) = finish(&rig.host, &*rig.paper, &around, &begun);
+        assert_eq!(error, None, "killed at {point}");
+        look(&rig, &format!("killed at {point}"));
+    }
+}
+
+fn with_vfs(kind: super::tree::Kind, count: u16) -> (Arc<Tree>, FakeKernel) {
+    let tree = Arc::new(Tree::new());
+    tree.pf(PF, kind, "eth0", 2);
+    tree.sysfs().write(&format!("bus/pci/devices/{PF}/sriov_numvfs"), &count.to_string()).unwrap();
+    (tree, FakeKernel::default())
+}
+
+#[test]
+fn a_daemon_killed_while_a_switch_changes_its_mode_changes_it_and_vfs_have_their_drivers() {
+    let rig = || {
+        let (tree, kernel) = with_vfs(CX5, 2);
+        let device = DevlinkName { bus: "pci".into(), device: PF.into() };
+        let mut state = kernel.0.lock().unwrap();
+        let legacy = EswitchState { mode: EswitchMode::Legacy, inline_mode: None, encap_mode: None };
+        state.eswitches.insert(device, legacy);
+        let own = Arc::clone(&tree);
+        state.on_mode = Some(Box::new(move |_| {
+            own.port(PF, "eth0", 2, "0c42a1", "p0");
+            own.port(PF, "eth0_0", 30, "0c42a1", "pf0vf0");
+            own.port(PF, "eth0_1", 31, "0c42a1", "pf0vf1");
+            Ok(())
+        }));
+        drop(state);
+        (tree, kernel)
+    };
+    let wish = eswitch::Wish {
+        pf: PF.into(),
+        mode: Some(EswitchMode::Switchdev),
+        hw_tc_offload: Some(true),
+        ..eswitch::Wish::default()
+    };
+    killed_everywhere(
+        rig,
+        &Change::SetEswitch { wish: wish.clone() },
+        |rig| drop(eswitch::set(&rig.host, &wish, |_| None)),
+        |rig, at| {
+            assert_eq!(eswitch::get(&rig.host, PF).unwrap().mode, EswitchMode::Switchdev, "{at}");
+            for vf in ["0000:0a:00.2", "0000:0a:00.3"] {
+                assert_eq!(rig.tree.driver_of(vf).as_deref(), Some("mlx5_core"), "{at}: {vf}");
+            }
+        },
+    );
+}
+
+#[test]
+fn a_daemon_killed_while_the_number_of_vfs_changes_makes_them_all() {
+    let change = Change::EnableVfs { pf: PF.into(), count: Count::Number(4), disturb: true, timeout_ms: 5000 };
+    killed_everywhere(
+        || with_vfs(IGB, 2),
+        &change,
+        |rig| drop(enable(&rig.host, PF, Count::Number(4), true, Duration::from_secs(5), |_| None)),
+        |rig, at| {
+            let now = rig.tree.sysfs().text(&format!("bus/pci/devices/{PF}/sriov_numvfs"));
+            assert_eq!(now.as_deref(), Some("4"), "{at}");
+        },
+    );
+}
+
+#[test]
+fn a_daemon_killed_while_a_function_changes_its_driver_gives_it_to_the_one_that_was_asked_for() {
+    let vf = "0000:0a:10.0";
+    let change = |driver: Option<&str>| Change::Bind {
+        device: vf.parse().unwrap(),
+        driver: driver.map(str::to_owned),
+        disturb: true,
+    };
+    let give = |rig: &Rig, driver: Option<&str>| drop(bind(&rig.host, &*rig.paper, vf, driver, true, |_| None));
+    killed_everywhere(
+        || with_vfs(IGB, 1),
+        &change(Some("vfio-pci")),
+        |rig| give(rig, Some("vfio-pci")),
+        |rig, at| {
+            assert_eq!(rig.tree.driver_of(vf).as_deref(), Some("vfio-pci"), "{at}");
+            // What it had at first is not forgotten.
+            give(rig, None);
+            assert_eq!(rig.tree.driver_of(vf).as_deref(), Some("igbvf"), "{at}");
+        },
+    );
+}

@@ -1,0 +1,178 @@
+//! A change of the host that takes several steps is written down before the first of them: a daemon that was killed amid it finishes it when it
+//! starts again, or takes it back where it cannot be finished.
+//!
+//! All changes say how things should be, so that finishing one is doing it again. What doing it again cannot know is written down besides: the
+//! functions that were taken from their drivers for a moment, and what was there before a bond.
+
+use std::collections::BTreeMap;
+
+use ringspan_protocol::PciAddress;
+use serde::{Deserialize, Serialize};
+
+use super::Host;
+use super::bind::{self, Memory};
+use super::bond::{self, Around};
+use super::eswitch;
+use super::pci::{Function, attribute};
+use super::sriov::{self, Count};
+use crate::error::Error;
+
+/// A change.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "change", rename_all = "kebab-case")]
+pub(crate) enum Change {
+    /// `bond.create`.
+    MakeBond {
+        /// How it should be.
+        wish: bond::Wish,
+        /// What was there.
+        before: bond::Before,
+    },
+    /// `bond.delete`.
+    DeleteBond {
+        /// Its name.
+        name: String,
+        /// Also with IP addresses.
+        disturb: bool,
+        /// The functions whose VF LAG ends with it.
+        pair: Option<[PciAddress; 2]>,
+    },
+    /// `eswitch.set`.
+    SetEswitch {
+        /// How it should be.
+        wish: eswitch::Wish,
+    },
+    /// `vf.enable`.
+    EnableVfs {
+        /// The PF.
+        pf: String,
+        /// How many.
+        count: Count,
+        /// Also VFs that seem to be used.
+        disturb: bool,
+        /// Longest wait for all of them, in milliseconds.
+        timeout_ms: u64,
+    },
+    /// `device.bind`.
+    Bind {
+        /// The function.
+        device: PciAddress,
+        /// The driver, or the one that it had at first.
+        driver: Option<String>,
+        /// Also a PF with VFs, or with an interface that is up.
+        disturb: bool,
+    },
+    /// `host.apply`, which is done again from its files.
+    Apply,
+}
+
+impl Change {
+    /// What it is of, in one clause.
+    pub(crate) fn told(&self) -> String {
+        match self {
+            Self::MakeBond { wish, .. } => format!("making the bond {}", wish.name),
+            Self::DeleteBond { name, .. } => format!("taking the bond {name} away"),
+            Self::SetEswitch { wish } => format!("changing the switch of {}", wish.pf),
+            Self::EnableVfs { pf, .. } => format!("changing the number of VFs of {pf}"),
+            Self::Bind { device, .. } => format!("giving {device} to another driver"),
+            Self::Apply => "applying the agent's configuration".into(),
+        }
+    }
+}
+
+/// A change that was begun.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Begun {
+    /// Which.
+    pub change: Change,
+    /// The functions that were to be taken from their drivers, with those.
+    #[serde(default)]
+    pub unbound: BTreeMap<PciAddress, String>,
+}
+
+/// Where it is written down.
+pub(crate) trait Journal: Send + Sync {
+    /// Functions are taken from their drivers for a moment; returns when that is durable.
+    fn unbinding(&self, functions: &[(PciAddress, String)]) -> Result<(), Error>;
+}
+
+/// Nothing is written down: for those who only look.
+pub(crate) struct Nowhere;
+
+impl Journal for Nowhere {
+    fn unbinding(&self, _: &[(PciAddress, String)]) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+/// Finishes a change that an earlier daemon began, or takes it back. Returns what was done, and why it could not be finished.
+pub(crate) fn finish(
+    host: &Host,
+    memory: &(impl Memory + ?Sized),
+    around: &Around<'_>,
+    begun: &Begun,
+) -> (Vec<String>, Option<Error>) {
+    let again = match &begun.change {
+        Change::MakeBond { wish, before } => make_bond(host, wish, before, !begun.unbound.is_empty(), around),
+        Change::DeleteBond { name, disturb, pair } => bond::delete(host, name, *disturb, around).and_then(|removed| {
+            bond::has_ended(host, name, *pair)?;
+            Ok(removed.done)
+        }),
+        Change::SetEswitch { wish } => eswitch::set(host, wish, around.owner).map(|set| set.done),
+        Change::EnableVfs { pf, count, disturb, timeout_ms } => {
+            let limit = std::time::Duration::from_millis((*timeout_ms).min(600_000));
+            sriov::enable(host, pf, *count, *disturb, limit, around.owner).map(|enabled| enabled.done)
+        }
+        Change::Bind { device, driver, disturb } => {
+            let name = device.to_string();
+            bind::bind(host, memory, &name, driver.as_deref(), *disturb, around.owner).map(|bound| bound.done)
+        }
+        Change::Apply => Ok(vec![]),
+    };
+    let (mut done, mut failed) = match again {
+        Ok(done) => (done, None),
+        Err(error) => (vec![], Some(error)),
+    };
+    for (function, driver) in &begun.unbound {
+        match give_back(host, *function, driver) {
+            Ok(true) => done.push(format!("{driver} has {function} again")),
+            Ok(false) => {}
+            Err(error) => {
+                failed.get_or_insert(error);
+            }
+        }
+    }
+    (done, failed)
+}
+
+/// `allowed`: the earlier daemon had found that it may be made, and had begun.
+fn make_bond(
+    host: &Host,
+    wish: &bond::Wish,
+    before: &bond::Before,
+    allowed: bool,
+    around: &Around<'_>,
+) -> Result<Vec<String>, Error> {
+    // Members of a bond that was just made may leave it again.
+    let ours = !before.existed && bond::get(host, &wish.name).is_ok();
+    let again = bond::Wish { disturb: wish.disturb || allowed || ours, ..wish.clone() };
+    bond::create(host, &again, around).map(|bond| bond.done).map_err(|error| {
+        match bond::undo(host, wish, before, around) {
+            Ok(()) => error,
+            Err(why) => Error { message: format!("{}; left: {}", error.message, why.message), ..error },
+        }
+    })
+}
+
+/// Gives a function without a driver back to the one that it had.
+fn give_back(host: &Host, function: PciAddress, driver: &str) -> Result<bool, Error> {
+    let has = || host.sysfs.link(&attribute(function, "driver"));
+    if Function::read(&host.sysfs, function).is_none() || has().is_some() {
+        return Ok(false);
+    }
+    let written = host.sysfs.write(&format!("bus/pci/drivers/{driver}/bind"), &function.to_string());
+    match has() {
+        Some(now) if now == driver => Ok(true),
+        _ => written.map(|()| true).map_err(|error| Error::io(format!("{driver} does not take {function}"), &error)),
+    }
+}
