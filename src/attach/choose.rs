@@ -42,6 +42,8 @@ pub(crate) struct Around<'a> {
     pub devices: Vec<Device>,
     /// Open vSwitch's bridges by the interfaces in them.
     pub bridges: &'a BTreeMap<String, String>,
+    /// The agent's wires by the interfaces of PFs.
+    pub wires: &'a BTreeMap<String, String>,
     /// Ports and NICs by the addresses that they have.
     pub owners: &'a BTreeMap<String, String>,
     /// Software NICs.
@@ -63,6 +65,7 @@ impl Around<'_> {
         let (pf, vf) = (device.pf?, device.vf?);
         let uplink = device.pf_interface.clone();
         let master = uplink.as_ref().and_then(|name| host.sysfs.link(&format!("class/net/{name}/master")));
+        let wire = uplink.as_ref().and_then(|name| self.wires.get(name)).cloned();
         let ports = [uplink, master];
         let bridge = ports.iter().flatten().find_map(|port| self.bridges.get(port)).cloned();
         let named = [Some(device.id.clone()), Some(device.address.to_string()), Some(device.addr.clone())];
@@ -70,7 +73,7 @@ impl Around<'_> {
             target: Target::Pci { address: device.address, pf, vf },
             names: named.into_iter().chain([device.interface.clone()]).flatten().collect(),
             model: device.model.clone(),
-            wires: ports.into_iter().flatten().chain(bridge.clone()).collect(),
+            wires: ports.into_iter().flatten().chain(bridge.clone()).chain(wire).collect(),
             numa: device.numa_node,
             owner: self.owners.get(&device.address.to_string()).cloned(),
             bridge,

@@ -62,6 +62,10 @@ pub(crate) struct Shape {
     /// Whether the guest's memory is shared (`share=on`). False: vhost-user cannot be, and it is refused before anything is touched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_shared: Option<bool>,
+    /// The bus of a running guest that the NIC is plugged into: a root port's, where the machine is q35, whose own bus takes nothing while it runs. QEMU's choice
+    /// when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bus: Option<String>,
     /// The process of a guest that runs: whether its memory is shared is looked up there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub qemu_pid: Option<u32>,
@@ -81,6 +85,9 @@ impl Shape {
         }
         if self.guest_queues.is_some_and(|queues| !(1..=MAX_QUEUE_PAIRS).contains(&queues)) {
             return invalid(format!("guest_queues: a guest has 1 to {MAX_QUEUE_PAIRS} pairs"));
+        }
+        if let Some(bus) = self.bus.as_ref().filter(|bus| bus.is_empty() || bus.contains([',', ' '])) {
+            return invalid(format!("{bus:?} is no bus: write the id of a root port, or pci.0"));
         }
         if let Some(memory) = &self.memory {
             let digits = memory.trim_end_matches(['M', 'G', 'K', 'T', 'm', 'g', 'k', 't']);
@@ -125,7 +132,7 @@ impl ForGuest {
     /// For this attachment, in a guest of that shape.
     pub(crate) fn new(record: &Record, shape: &Shape, run_dir: &Path) -> Result<Self, Error> {
         match (record.wanted.mode, &record.target) {
-            (Mode::Passthrough, Target::Pci { address, .. }) => Ok(handed_over(record, *address)?),
+            (Mode::Passthrough, Target::Pci { address, .. }) => Ok(handed_over(record, *address, shape)?),
             _ => virtio(record, shape, run_dir),
         }
     }
@@ -175,6 +182,9 @@ fn virtio(record: &Record, shape: &Shape, run_dir: &Path) -> Result<ForGuest, Er
     if spec.mtu != 1500 {
         device["host_mtu"] = json!(spec.mtu);
     }
+    if let Some(bus) = &shape.bus {
+        device["bus"] = json!(bus);
+    }
     let [delete, deleted] = device_deleted(&id);
     Ok(ForGuest {
         memory: args,
@@ -199,18 +209,22 @@ fn device_id(name: &PortName) -> String {
     format!("nic-{name}")
 }
 
-fn handed_over(record: &Record, address: PciAddress) -> Result<ForGuest, Error> {
+fn handed_over(record: &Record, address: PciAddress, shape: &Shape) -> Result<ForGuest, Error> {
     let id = device_id(&record.key().port()?);
     let PciAddress { domain, bus, device, function } = address;
     let libvirt = format!(
         "<hostdev mode='subsystem' type='pci' managed='no'>\n  <driver name='vfio'/>\n  <source>\n    <address domain='0x{domain:04x}' bus='0x{bus:02x}' slot='0x{device:02x}' function='0x{function:x}'/>\n  </source>\n  <alias name='ua-{id}'/>\n</hostdev>\n"
     );
     let [delete, deleted] = device_deleted(&id);
+    let mut device = json!({ "driver": "vfio-pci", "host": address, "id": id });
+    if let Some(bus) = &shape.bus {
+        device["bus"] = json!(bus);
+    }
     Ok(ForGuest {
         memory: vec![],
         args: vec!["-device".into(), format!("vfio-pci,host={address},id={id}")],
         libvirt,
-        plug: vec![execute("device_add", json!({ "driver": "vfio-pci", "host": address, "id": id }))],
+        plug: vec![execute("device_add", device)],
         unplug: vec![delete, deleted, detach(record)],
     })
 }

@@ -49,10 +49,9 @@ pub(crate) fn plan(wanted: &Attach, chosen: &Candidate, facts: &Facts<'_>) -> Re
                         format!("{} is InfiniBand, which has no VLANs, and no rates here", chosen.target),
                     );
                 }
-            } else {
-                steps.push(Step::Settings);
-                before.settings = facts.settings.clone();
             }
+            steps.push(Step::Settings);
+            before.settings = facts.settings.clone();
             let needed = match wanted.mode {
                 Mode::Vhost if device.vendor_device_id.starts_with(MELLANOX) => "mlx5_core",
                 Mode::Vhost | Mode::Passthrough => "vfio-pci",
@@ -120,6 +119,7 @@ pub(crate) fn plan(wanted: &Attach, chosen: &Candidate, facts: &Facts<'_>) -> Re
         bridge,
         driver,
         vlan_by_vf,
+        infiniband: chosen.device.as_ref().is_some_and(|device| device.is_infiniband_nic),
         rated: (wanted.min_rate, wanted.max_rate) != (0, 0),
         problem: None,
     })

@@ -176,6 +176,9 @@ pub(crate) struct Record {
     /// The VLAN is set for the VF, not for its representor.
     #[serde(default)]
     pub vlan_by_vf: bool,
+    /// The VF's link is InfiniBand: it has GUIDs made of the guest's address, as the agent gives them.
+    #[serde(default)]
+    pub infiniband: bool,
     /// The VF's rates were ours once, so that none is a setting too.
     #[serde(default)]
     pub rated: bool,
@@ -185,6 +188,15 @@ pub(crate) struct Record {
 }
 
 impl Record {
+    /// Takes what is wanted instead, of which only what a running NIC can change differs.
+    pub(crate) fn want(&mut self, wanted: Attach) -> Result<(), Error> {
+        wanted.check()?;
+        self.rated |= (wanted.min_rate, wanted.max_rate) != (self.wanted.min_rate, self.wanted.max_rate);
+        self.mac = wanted.mac.unwrap_or(self.mac);
+        self.wanted = wanted;
+        Ok(())
+    }
+
     /// Its name.
     pub(crate) fn key(&self) -> Key {
         Key { guest: self.wanted.guest.clone(), nic: self.wanted.nic }

@@ -44,7 +44,8 @@ pub(crate) struct Attach {
     /// A free VF of this model: as the inventory has it, else any that has the text in it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// A free VF on this wire: the name of its PF's interface, of the bridge that this is on, or of a software NIC.
+    /// A free VF on this wire: the agent's name of it once its files were applied (`host.apply`), its PF's interface or that one's bond, the bridge that these are
+    /// on, or a software NIC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wire: Option<String>,
     /// The guest's NUMA node: VFs near to it are taken first.

@@ -214,17 +214,26 @@ impl Attachments {
         self.point()
     }
 
-    /// Writes a new record down; `choose` is given all that there are, and makes it. Nobody else chooses meanwhile, so of two who want
-    /// the last VF one gets it.
-    pub(super) fn reserve(&self, choose: impl FnOnce(&[Record]) -> Result<Record, Error>) -> Result<Record, Halt> {
+    /// Writes a new record down; `choose` is given all that there are, and makes it. That may take long, so nobody waits for it. Of two who
+    /// chose the same VF the first one to write it down gets it, and the other one chooses again.
+    pub(super) fn reserve(&self, choose: impl Fn(&[Record]) -> Result<Record, Error>) -> Result<Record, Halt> {
         self.point()?;
-        let mut table = self.locked();
-        let mut list: Vec<Record> = table.records.values().cloned().collect();
-        let record = choose(&list)?;
-        list.push(record.clone());
-        self.state.save_attachments(&list)?;
-        table.records.insert(record.key(), record.clone());
-        drop(table);
+        let record = loop {
+            let known = self.all();
+            let record = choose(&known)?;
+            if let Some(user) = known.iter().find(|other| other.target == record.target) {
+                let message = format!("{} is not free: {} has it", record.target, user.key());
+                return Err(Error::new(ErrorKind::Busy, message).about(record.key()).into());
+            }
+            let mut table = self.locked();
+            if table.records.values().any(|other| other.target == record.target) {
+                continue;
+            }
+            let list: Vec<Record> = table.records.values().chain([&record]).cloned().collect();
+            self.state.save_attachments(&list)?;
+            table.records.insert(record.key(), record.clone());
+            break record;
+        };
         self.point()?;
         Ok(record)
     }
@@ -330,7 +339,7 @@ impl Attachments {
         &self,
         world: &impl World,
         wanted: &super::Attach,
-        plan: impl FnOnce(&[Record]) -> Result<Record, Error>,
+        plan: impl Fn(&[Record]) -> Result<Record, Error>,
     ) -> Result<(Record, Vec<String>), Error> {
         let key = Key { guest: wanted.guest.clone(), nic: wanted.nic };
         let _claim = self.claim(&key)?;

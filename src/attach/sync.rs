@@ -4,8 +4,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::record::{Key, Record, Stage};
+use super::request::Attach;
 use super::run::{Attachments, World};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 
 /// A guest as the agent knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -16,6 +17,25 @@ pub(crate) struct Guest {
     /// Its NICs that should be attached; absent: whichever are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nics: Option<Vec<u16>>,
+    /// What its NICs should be, each as for `port.attach`: what of these is missing is attached when mending, and those that can be are changed.
+    /// They need not be in `nics`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attach: Vec<Attach>,
+}
+
+impl Guest {
+    /// The NICs that should be attached, or none: whichever are.
+    fn listed(&self) -> Option<Vec<u16>> {
+        let wanted = self.attach.iter().map(|wanted| wanted.nic);
+        let mut all: Vec<u16> = self.nics.iter().flatten().copied().chain(wanted).collect();
+        all.sort_unstable();
+        all.dedup();
+        (self.nics.is_some() || !self.attach.is_empty()).then_some(all)
+    }
+
+    fn wanted(&self, nic: u16) -> Option<&Attach> {
+        self.attach.iter().find(|wanted| wanted.nic == nic)
+    }
 }
 
 /// Something that is not as it should be.
@@ -42,7 +62,7 @@ pub(crate) struct Finding {
 pub(crate) struct Synced {
     /// Attached to guests that are not listed, or as NICs that those have not. Mended: detached.
     pub orphaned: Vec<Finding>,
-    /// Listed and not attached. Attach them again.
+    /// Listed and not attached. Mended, where it is said how they should be: attached.
     pub missing: Vec<Finding>,
     /// Attached, and not as they were left. Mended: made so again.
     pub drifted: Vec<Finding>,
@@ -62,8 +82,31 @@ fn mend(finding: &mut Finding, mended: Result<(), Error>) {
     }
 }
 
-/// Compares the attachments with the agent's guests, and with the host; each stands by itself.
-pub(crate) fn sync(all: &Attachments, world: &impl World, guests: &[Guest], mending: bool) -> Synced {
+/// What of an attachment is otherwise than it should be by now, and the attachment as it should be; none: it can only be detached and attached anew.
+fn differs(has: &Attach, wanted: &Attach) -> Option<(String, Option<Attach>)> {
+    let Attach { mac, vlan, min_rate, max_rate, mtu, .. } = wanted.clone();
+    // How the guest is made is no part of it, and an address that is left open is the one that it has.
+    let wanted = Attach { qemu: has.qemu.clone(), mac: mac.or(has.mac), ..wanted.clone() };
+    if wanted == *has {
+        return None;
+    }
+    let live = Attach { mac: mac.or(has.mac), vlan, min_rate, max_rate, mtu, ..has.clone() };
+    let what = "it is attached otherwise than it should be";
+    match live == wanted {
+        true => Some((what.into(), Some(wanted))),
+        false => Some((format!("{what}, and must be detached and attached anew for it"), None)),
+    }
+}
+
+/// Compares the attachments with the agent's guests, and with the host; each stands by itself. `attach` attaches what is missing, and says to
+/// which VF.
+pub(crate) fn sync(
+    all: &Attachments,
+    world: &impl World,
+    guests: &[Guest],
+    mending: bool,
+    attach: impl Fn(&Attach) -> Result<String, Error>,
+) -> Synced {
     let mut synced = Synced::default();
     let records = all.all();
     for record in &records {
@@ -71,10 +114,10 @@ pub(crate) fn sync(all: &Attachments, world: &impl World, guests: &[Guest], mend
         let listed = guests.iter().find(|guest| guest.guest == key.guest);
         let orphan = match listed {
             None => Some(format!("guest {} is not listed", key.guest)),
-            Some(Guest { nics: Some(nics), .. }) if !nics.contains(&key.nic) => {
-                Some(format!("guest {} has no NIC {}", key.guest, key.nic))
+            Some(guest) => {
+                let other = guest.listed().is_some_and(|nics| !nics.contains(&key.nic));
+                other.then(|| format!("guest {} has no NIC {}", key.guest, key.nic))
             }
-            Some(_) => None,
         };
         if let Some(why) = orphan {
             let mut found = finding(record, vec![why]);
@@ -84,15 +127,25 @@ pub(crate) fn sync(all: &Attachments, world: &impl World, guests: &[Guest], mend
             synced.orphaned.push(found);
             continue;
         }
-        let differs = drift(world, record);
-        if differs.is_empty() {
+        let mut what = drift(world, record);
+        let other = listed.and_then(|guest| guest.wanted(key.nic)).and_then(|wanted| differs(&record.wanted, wanted));
+        what.extend(other.iter().map(|(what, _)| what.clone()));
+        if what.is_empty() {
             synced.good += 1;
             continue;
         }
-        let mut found = finding(record, differs);
+        let mut found = finding(record, what);
         if mending {
             let mended = match record.stage {
-                Stage::Attached | Stage::Changing => all.change(world, &key, |_| Ok(())).map(drop),
+                Stage::Attached | Stage::Changing => match other {
+                    Some((what, None)) => Err(Error::new(ErrorKind::Exists, format!("{key}: {what}")).about(&key)),
+                    other => all
+                        .change(world, &key, |record| match other.and_then(|(_, wanted)| wanted) {
+                            Some(wanted) => record.want(wanted),
+                            None => Ok(()),
+                        })
+                        .map(drop),
+                },
                 Stage::Attaching | Stage::Detaching => all.recover(world, &key),
             };
             mend(&mut found, mended);
@@ -100,18 +153,17 @@ pub(crate) fn sync(all: &Attachments, world: &impl World, guests: &[Guest], mend
         synced.drifted.push(found);
     }
     for guest in guests {
-        for nic in guest.nics.iter().flatten() {
-            let there = records.iter().any(|record| record.wanted.guest == guest.guest && record.wanted.nic == *nic);
-            if !there {
-                synced.missing.push(Finding {
-                    guest: guest.guest.clone(),
-                    nic: *nic,
-                    target: None,
-                    what: vec!["it is not attached".into()],
-                    mended: false,
-                    error: None,
-                });
+        for nic in guest.listed().into_iter().flatten() {
+            if records.iter().any(|record| record.wanted.guest == guest.guest && record.wanted.nic == nic) {
+                continue;
             }
+            let what = vec!["it is not attached".into()];
+            let mut found = Finding { guest: guest.guest.clone(), nic, target: None, what, mended: false, error: None };
+            if let Some(wanted) = guest.wanted(nic).filter(|_| mending) {
+                let attached = attach(wanted).map(|target| found.target = Some(target));
+                mend(&mut found, attached);
+            }
+            synced.missing.push(found);
         }
     }
     synced

@@ -96,6 +96,7 @@ fn record(wanted: &Attach, target: Target) -> Record {
         bridge: Some("br0".into()),
         driver: None,
         vlan_by_vf: false,
+        infiniband: false,
         rated: false,
         problem: None,
     }
@@ -118,7 +119,8 @@ impl Bench {
 
     fn attach(&self, all: &Attachments, guest: &str) -> Result<Record, Error> {
         let wanted = wanted(guest, "");
-        all.attach(&self.world, &wanted, |_| Ok(record(&wanted, vf(0)))).map(|(record, _)| record)
+        all.attach(&self.world, &wanted, |others| Ok(record(&wanted, vf(others.len() as u16))))
+            .map(|(record, _)| record)
     }
 
     fn recover(&self, all: &Attachments) {
@@ -282,16 +284,20 @@ fn of_two_who_want_the_last_vf_one_gets_it() {
     let bench = Bench::new();
     let all = bench.boot();
     let candidates = [candidate(vf(0), "a", 0)];
+    let both = std::sync::Barrier::new(2);
     let ask = |guest: &'static str| {
-        let (all, candidates) = (&all, &candidates);
+        let (all, candidates, both) = (&all, &candidates, &both);
         move || {
             // Each thread has a world of its own: what is shared is what is written down.
             let world = Made::default();
             let wanted = wanted(guest, "");
+            let first = std::cell::Cell::new(true);
             all.attach(&world, &wanted, |records| {
                 let chosen = choose(candidates, &wanted, records, |_| None)?;
-                // So that the other one is sure to come meanwhile.
-                std::thread::yield_now();
+                // Both have chosen it before either has written it down.
+                if first.take() {
+                    both.wait();
+                }
                 Ok(record(&wanted, chosen.target.clone()))
             })
             .map(drop)
@@ -438,9 +444,15 @@ fn an_agent_that_was_restarted_learns_what_is_orphaned_missing_and_drifted() {
         bench.attach(&all, guest).unwrap();
     }
     bench.world.done.borrow_mut().retain(|(key, step, _)| key.guest != "drifts" || *step != Step::Bridge);
-    let guest = |id: &str, nics: Option<Vec<u16>>| Guest { guest: id.into(), nics };
+    let guest = |id: &str, nics: Option<Vec<u16>>| Guest { guest: id.into(), nics, attach: vec![] };
     let guests = [guest("drifts", None), guest("good", Some(vec![0, 1]))];
-    let told = sync(&all, &bench.world, &guests, false);
+    let sync = |guests: &[Guest], mending: bool| {
+        sync(&all, &bench.world, guests, mending, |wanted| {
+            let (record, _) = all.attach(&bench.world, wanted, |_| Ok(record(wanted, vf(7))))?;
+            Ok(record.target.to_string())
+        })
+    };
+    let told = sync(&guests, false);
     let names =
         |list: &[super::sync::Finding]| list.iter().map(|one| format!("{}-{}", one.guest, one.nic)).collect::<Vec<_>>();
     assert_eq!(
@@ -449,10 +461,24 @@ fn an_agent_that_was_restarted_learns_what_is_orphaned_missing_and_drifted() {
     );
     assert_eq!(told.drifted[0].what, ["Bridge is not so"]);
     assert!(!told.orphaned[0].mended && bench.world.of(&key("gone")).len() == 4);
-    let mended = sync(&all, &bench.world, &guests, true);
+    let mended = sync(&guests, true);
     assert!(mended.orphaned[0].mended && mended.drifted[0].mended);
-    let after = sync(&all, &bench.world, &guests, true);
+    let after = sync(&guests, true);
     assert_eq!((after.orphaned.len(), after.drifted.len(), after.missing.len(), after.good), (0, 0, 1, 2));
+    // With what they should be, what is missing is attached, and what has another VLAN gets it; another MTU it may have, another wire not.
+    let with = |attach: Vec<Attach>| [guest("drifts", None), Guest { attach, ..guest("good", None) }];
+    let wanted_now = [wanted("good", r#","vlan":9"#), wanted("good", r#","nic":1"#)];
+    let told = sync(&with(wanted_now.to_vec()), false);
+    assert_eq!((names(&told.missing), names(&told.drifted)), (vec!["good-1".into()], vec!["good-0".into()]));
+    let mended = sync(&with(wanted_now.to_vec()), true);
+    assert_eq!((mended.missing[0].target.as_deref(), mended.missing[0].mended), (Some("soft:nic0/vf7"), true));
+    assert!(mended.drifted[0].mended, "{mended:#?}");
+    assert_eq!(all.get(&key("good")).unwrap().wanted.vlan, 9);
+    let after = sync(&with(wanted_now.to_vec()), true);
+    assert_eq!((after.drifted.len(), after.missing.len(), after.good), (0, 0, 3));
+    let elsewhere = sync(&with(vec![Attach { wire: Some("nic1".into()), ..wanted_now[0].clone() }]), true);
+    assert_eq!(names(&elsewhere.orphaned), ["good-1"]);
+    assert_eq!(elsewhere.drifted[0].error.as_ref().map(|error| error.kind), Some(ErrorKind::Exists));
 }
 
 #[test]

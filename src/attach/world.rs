@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorKind};
 use crate::host::Host;
 use crate::host::bind::{self, Memory};
 use crate::host::inventory::Inventory;
-use crate::host::netlink::LinkChange;
+use crate::host::netlink::{Guid, LinkChange, VfLinkState};
 use crate::host::vf::{self, Wish};
 use crate::host::{inventory, pci_function};
 use crate::ovs::client::{Database, Place};
@@ -97,6 +97,12 @@ impl World for Real<'_> {
     }
 }
 
+/// The GUIDs of a VF's node and port, as the host agent makes them of a guest's address.
+fn guids(mac: MacAddress) -> [Guid; 2] {
+    let [a, b, c, d, e, f] = mac.0;
+    [0x01, 0x10].map(|kind| Guid(u64::from_be_bytes([0x00, kind, a, b, c, d, e, f])))
+}
+
 /// Whether an error of taking a step back is nothing where the VF is gone.
 fn forgiven(step: Step, error: &Error) -> bool {
     match step {
@@ -160,6 +166,17 @@ impl Real<'_> {
 
     fn wish(&self, record: &Record, pf: PciAddress, number: u16) -> Wish {
         let wanted = &record.wanted;
+        if record.infiniband {
+            let [node, port] = guids(record.mac);
+            return Wish {
+                pf: pf.to_string(),
+                vf: number,
+                node_guid: Some(node),
+                port_guid: Some(port),
+                link_state: Some(VfLinkState::Auto),
+                ..Wish::default()
+            };
+        }
         // What a wish leaves out stays, and nobody said anything of rates.
         let rates = record.rated
             || (wanted.min_rate, wanted.max_rate) != (0, 0)
@@ -237,6 +254,13 @@ impl Real<'_> {
                 let inventory = Inventory::take(self.host);
                 let device = inventory.device_named(&address.to_string())?;
                 let Some(now) = inventory.settings(&device) else { return Ok(None) };
+                if record.infiniband {
+                    let [node, port] = guids(record.mac);
+                    // Kernels before 5.5 do not tell of them.
+                    let other = |now: Option<Guid>, should| now.filter(|now| *now != should).map(|now| (now, should));
+                    let found = other(now.node_guid, node).or_else(|| other(now.port_guid, port));
+                    return Ok(found.and_then(|(is, should)| differs("GUID", is.to_string(), should.to_string())));
+                }
                 if let Some(mac) = now.mac.filter(|mac| *mac != record.mac) {
                     return Ok(differs("MAC address", mac.to_string(), record.mac.to_string()));
                 }

@@ -1,7 +1,7 @@
 //! `ringspan port attach`, `ringspan port detach` and `ringspan attachment`.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
 use ringspan_protocol::{LaneName, MacAddress};
@@ -89,6 +89,9 @@ pub(super) struct Attach {
     /// Whether the guest's memory is shared; false is refused before anything is touched.
     #[arg(long, value_name = "BOOL")]
     memory_shared: Option<bool>,
+    /// The bus of a running guest that the NIC is plugged into, a root port's on q35 (--print plug).
+    #[arg(long, value_name = "ID")]
+    bus: Option<String>,
     /// The process of a guest that runs: whether its memory is shared is looked up there.
     #[arg(long, value_name = "PID", conflicts_with = "memory_shared")]
     qemu_pid: Option<u32>,
@@ -126,7 +129,10 @@ pub(super) enum Attachment {
     Sync {
         /// The guests that there are: GUEST, or GUEST=0,1 for just these of its NICs.
         guests: Vec<String>,
-        /// Detach what is orphaned, and make what drifted as it should be.
+        /// What guests' NICs should be: a file with a JSON list of what `port.attach` takes. Guests in it need not be named besides.
+        #[arg(long, value_name = "FILE")]
+        wanted: Option<PathBuf>,
+        /// Detach what is orphaned, make what drifted as it should be, and attach what is missing of the wanted ones.
         #[arg(long)]
         mend: bool,
         #[command(flatten)]
@@ -152,6 +158,7 @@ fn params(wish: &Attach) -> Value {
         ("memory", Some(wish.memory.clone().into())),
         ("guest_queues", wish.guest_queues.map(Value::from)),
         ("memory_shared", wish.memory_shared.map(Value::from)),
+        ("bus", wish.bus.clone().map(Value::from)),
         ("qemu_pid", wish.qemu_pid.map(Value::from)),
     ]);
     Value::Object(given([
@@ -222,6 +229,26 @@ fn guest(text: &str) -> Result<Value, Failure> {
     Ok(json!({ "guest": guest, "nics": nics }))
 }
 
+/// A list of what `port.attach` takes.
+fn wanted_in(file: &Path) -> Result<Vec<Value>, Failure> {
+    let failed = |why: String| Failure::Failed(format!("{}: {why}", file.display()));
+    let text = std::fs::read_to_string(file).map_err(|error| failed(error.to_string()))?;
+    serde_json::from_str(&text).map_err(|error| failed(format!("it is no JSON list: {error}")))
+}
+
+/// Puts a NIC to its guest, who may be named already. One without a guest is left to the daemon, which refuses it.
+fn add_wanted(guests: &mut Vec<Value>, wanted: Value) {
+    let id = wanted["guest"].clone();
+    let at = guests.iter().position(|guest| guest["guest"] == id).unwrap_or_else(|| {
+        guests.push(json!({ "guest": id }));
+        guests.len() - 1
+    });
+    match guests[at].get_mut("attach").and_then(Value::as_array_mut) {
+        Some(list) => list.push(wanted),
+        None => guests[at]["attach"] = json!([wanted]),
+    }
+}
+
 pub(super) fn run(mut client: Client, command: Attachment) -> Result<(), Failure> {
     match command {
         Attachment::List(output) => {
@@ -245,8 +272,11 @@ pub(super) fn run(mut client: Client, command: Attachment) -> Result<(), Failure
             }
             table.print()
         }
-        Attachment::Sync { guests, mend, output } => {
-            let guests = guests.iter().map(|text| guest(text)).collect::<Result<Vec<_>, _>>()?;
+        Attachment::Sync { guests, wanted, mend, output } => {
+            let mut guests = guests.iter().map(|text| guest(text)).collect::<Result<Vec<_>, _>>()?;
+            for wanted in wanted.as_deref().map(wanted_in).transpose()?.into_iter().flatten() {
+                add_wanted(&mut guests, wanted);
+            }
             let answer = client.call("attachment.sync", json!({ "guests": guests, "mend": mend }))?;
             let synced: Synced = serde_json::from_value(answer.clone())?;
             if output.json {
@@ -300,4 +330,23 @@ fn print_synced(synced: &Synced) -> Result<(), Failure> {
         }
     }
     table.print()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wanted_goes_to_its_guest() {
+        let mut guests = vec![json!({ "guest": "g1", "nics": [0] })];
+        for (guest, nic) in [("g1", 1), ("g2", 0), ("g1", 2)] {
+            add_wanted(&mut guests, json!({ "guest": guest, "nic": nic }));
+        }
+        let one = |guest: &str, nic: u16| json!({ "guest": guest, "nic": nic });
+        let expected = [
+            json!({ "guest": "g1", "nics": [0], "attach": [one("g1", 1), one("g1", 2)] }),
+            json!({ "guest": "g2", "attach": [one("g2", 0)] }),
+        ];
+        assert_eq!(guests, expected);
+    }
 }

@@ -177,11 +177,9 @@ impl Daemon {
         spawn("host".into(), move || methods::host::keep_applied(&weak));
         let mirror = self.mirror.start(engine::Lanes::watching(self));
         locked(&self.keepers).extend(mirror);
-        if !self.attachments.unfinished().is_empty() {
-            let daemon = Arc::clone(self);
-            let recovering = spawn("attachments".into(), move || methods::attach::recover(&daemon));
-            locked(&self.keepers).extend(recovering);
-        }
+        let weak = Arc::downgrade(self);
+        let keeping = spawn("attachments".into(), move || methods::attach::keep(&weak));
+        locked(&self.keepers).extend(keeping);
     }
 
     fn keep(self: &Arc<Self>, lane: Arc<Lane>) {
@@ -204,13 +202,14 @@ impl Daemon {
 
     /// Ends what [`Daemon::start`] set going, and waits for it.
     pub(crate) fn stop(&self, ending: Ending) {
+        // Who waits for events looks at this first.
+        self.ending.store(true, Ordering::Relaxed);
         self.events.tell(None, None, EventKind::DaemonStopping);
         // A keeper may be waiting for a device; that the daemon ends must not wait for it.
         let (order, limit) = match ending {
             Ending::LeaveLanes => (Order::Leave, Duration::from_secs(2)),
             Ending::StopLanes => (Order::Stop, Duration::from_secs(25)),
         };
-        self.ending.store(true, Ordering::Relaxed);
         self.mirror.end();
         for lane in self.all_lanes() {
             lane.order(order);

@@ -8,7 +8,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 
-use ringspan_protocol::{DeviceSpec, LaneName, NicName, NicSpec, PortName, PortSpec};
+use ringspan_protocol::{DeviceSpec, LaneName, NicName, NicSpec, PortName, PortSpec, VfSettings};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -74,6 +74,8 @@ pub(crate) struct Desired {
     pub ports: BTreeMap<PortName, DesiredPort>,
     /// Software NICs.
     pub nics: BTreeMap<NicName, DesiredNic>,
+    /// What guests' attachments have set for VFs of the file's NICs; part of their `spec` above.
+    pub config_vfs: BTreeMap<NicName, Vec<VfSettings>>,
     /// Those that stand aside. A run-time port may have the name of one that is made.
     pub aside: Vec<Aside>,
 }
@@ -90,7 +92,16 @@ impl Desired {
         // The file's take the place of those that were added with the same name.
         for nic in &config.nics {
             match (nic.request.spec(), nic_lane(nic.request.lane.as_ref())) {
-                (Ok(spec), Ok(lane)) => {
+                (Ok(mut spec), Ok(lane)) => {
+                    let set = saved.config_vfs.get(&spec.name).into_iter().flatten();
+                    let set: Vec<VfSettings> = set.filter(|one| one.vf < spec.vfs).copied().collect();
+                    let mut with = spec.clone();
+                    set.iter().for_each(|settings| with.set_vf(*settings));
+                    // Not where the file has left legacy mode.
+                    if !set.is_empty() && with.check_vfs().is_ok() {
+                        desired.config_vfs.insert(spec.name.clone(), set);
+                        spec = with;
+                    }
                     desired.nics.insert(spec.name.clone(), DesiredNic { spec, lane, origin: Origin::Config });
                 }
                 (Err(reason), _) | (_, Err(reason)) => {
@@ -233,7 +244,7 @@ impl Desired {
 
     /// What is to be written down.
     pub(crate) fn saved(&self) -> Saved {
-        let mut saved = Saved::default();
+        let mut saved = Saved { config_vfs: self.config_vfs.clone(), ..Saved::default() };
         for (name, port) in self.ports.iter().filter(|(_, port)| !port.pending) {
             let (lane, spec) = (port.lane.clone(), port.spec.clone());
             match port.origin {

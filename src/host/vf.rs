@@ -199,6 +199,13 @@ pub(crate) fn restore(host: &Host, pf: &str, vf: u16, before: &VfSettings) -> Re
         ((now.vlan, now.qos) != (before.vlan, before.qos)).then_some(VfChange::Vlan(before.vlan, before.qos)),
         ((now.min_rate, now.max_rate) != (before.min_rate, before.max_rate))
             .then_some(VfChange::Rate(before.min_rate, before.max_rate)),
+        before.node_guid.filter(|guid| Some(*guid) != now.node_guid).map(VfChange::NodeGuid),
+        before.port_guid.filter(|guid| Some(*guid) != now.port_guid).map(VfChange::PortGuid),
+        // On InfiniBand it was set with the GUIDs.
+        before
+            .link_state
+            .filter(|state| now.port_guid.is_some() && Some(*state) != now.link_state)
+            .map(VfChange::LinkState),
     ];
     let mut refused = None;
     for change in changes.into_iter().flatten() {

@@ -1,8 +1,8 @@
 //! Methods about guests' NICs: attaching, detaching, and keeping the agent and the host of one mind.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::Weak;
+use std::time::{Duration, Instant};
 
 use ringspan_protocol::{
     DeviceSpec, LaneName, MacAddress, NicName, NicSpec, PortChange, PortName, QueueCounters, VfSettings,
@@ -20,10 +20,10 @@ use crate::attach::plan::{Facts, plan};
 use crate::attach::record::{Counted, Key, Record, Stage, Step, Target};
 use crate::attach::request::Mode;
 use crate::attach::run::World;
-use crate::attach::sync::{self, Guest, Synced};
+use crate::attach::sync::{self, Finding, Guest, Synced};
 use crate::attach::world::{Lanes, Real};
 use crate::control::events::Next;
-use crate::control::{Daemon, locked};
+use crate::control::{Daemon, EventKind, locked};
 use crate::error::{Error, ErrorKind};
 use crate::host::inventory::Inventory;
 use crate::host::{Host, pci_function};
@@ -109,7 +109,7 @@ pub(crate) struct Detached {
 pub(crate) struct Sync {
     /// All guests that the agent has, those without NICs here too.
     pub guests: Vec<Guest>,
-    /// Detaches what is orphaned, and makes what drifted as it should be.
+    /// Detaches what is orphaned, makes what drifted as it should be, and attaches what is missing where it is said how (`attach`).
     #[serde(default)]
     pub mend: bool,
 }
@@ -265,7 +265,7 @@ fn look_at_ovs(daemon: &Daemon) -> Option<View> {
     Database::connect(&place).and_then(|mut database| View::read(&mut database)).ok()
 }
 
-/// Chooses a VF among those that nobody has, and plans its steps. Everybody else who chooses waits meanwhile, so nothing is asked here that may hang.
+/// Chooses a VF among those that nobody has, and plans its steps.
 fn choose_and_plan(
     daemon: &Daemon,
     host: &Host,
@@ -291,6 +291,7 @@ fn choose_and_plan(
     let around = Around {
         devices: inventory.devices(),
         bridges: &bridges,
+        wires: &device::wires(daemon),
         owners: &device::owners_of(daemon),
         nics: &nics,
         soft_owners: &soft_owners,
@@ -317,8 +318,11 @@ fn in_use(host: &Host, one: &choose::Candidate, bridges: Option<&BTreeMap<String
     process.or_else(part).or_else(|| host.likely_user(&function, bridges?))
 }
 
-pub(super) fn attach(call: &mut Call, mut wanted: Attach) -> Result<Attached, Error> {
-    let daemon = call.daemon;
+pub(super) fn attach(call: &mut Call, wanted: Attach) -> Result<Attached, Error> {
+    attach_to(call.daemon, wanted)
+}
+
+fn attach_to(daemon: &Daemon, mut wanted: Attach) -> Result<Attached, Error> {
     let shape = std::mem::take(&mut wanted.qemu);
     wanted.check()?;
     let host = daemon.host();
@@ -344,6 +348,9 @@ pub(super) fn attach(call: &mut Call, mut wanted: Attach) -> Result<Attached, Er
             .attachments
             .attach(world, &wanted, |records| choose_and_plan(daemon, &host, view.as_ref(), &wanted, records))
     })?;
+    if !attached {
+        tell(daemon, &key, |guest, nic| EventKind::Attached { guest, nic, device: record.target.to_string() });
+    }
     let qemu = ForGuest::new(&record, &shape, &run_dir)?;
     Ok(Attached { attachment: Entry::of(record), qemu, done })
 }
@@ -355,8 +362,22 @@ fn has_lane(daemon: &Daemon, lane: &LaneName) -> bool {
 pub(super) fn detach(call: &mut Call, key: Key) -> Result<Detached, Error> {
     key.port()?;
     let daemon = call.daemon;
-    let was_attached = with_world(daemon, |world| daemon.attachments.detach(world, &key))?;
+    let was_attached = with_world(daemon, |world| detach_told(daemon, world, &key))?;
     Ok(Detached { was_attached })
+}
+
+fn detach_told(daemon: &Daemon, world: &Guarded<'_>, key: &Key) -> Result<bool, Error> {
+    let device = daemon.attachments.get(key).map(|record| record.target.to_string());
+    let was_attached = daemon.attachments.detach(world, key)?;
+    if let Some(device) = device.filter(|_| was_attached) {
+        tell(daemon, key, |guest, nic| EventKind::Detached { guest, nic, device });
+    }
+    Ok(was_attached)
+}
+
+/// Tells of a guest's NIC.
+fn tell(daemon: &Daemon, key: &Key, kind: impl FnOnce(String, u16) -> EventKind) {
+    daemon.events.tell(None, key.port().ok().as_ref(), kind(key.guest.clone(), key.nic));
 }
 
 pub(super) fn list(call: &mut Call, _: Nothing) -> Result<Vec<Entry>, Error> {
@@ -365,7 +386,34 @@ pub(super) fn list(call: &mut Call, _: Nothing) -> Result<Vec<Entry>, Error> {
 
 pub(super) fn sync(call: &mut Call, params: Sync) -> Result<Synced, Error> {
     let daemon = call.daemon;
-    Ok(with_world(daemon, |world| sync::sync(&daemon.attachments, world, &params.guests, params.mend)))
+    for wanted in params.guests.iter().flat_map(|guest| guest.attach.iter().map(move |wanted| (guest, wanted))) {
+        let (guest, wanted) = wanted;
+        if wanted.guest != guest.guest {
+            let message = format!("guest {}: its attach has a NIC of guest {}", guest.guest, wanted.guest);
+            return Err(Error::new(ErrorKind::Invalid, message).about(&guest.guest));
+        }
+        wanted.check()?;
+    }
+    let before = daemon.attachments.all();
+    let attach = |wanted: &Attach| attach_to(daemon, wanted.clone()).map(|attached| attached.attachment.device);
+    let synced =
+        with_world(daemon, |world| sync::sync(&daemon.attachments, world, &params.guests, params.mend, attach));
+    let found = |one: &Finding, kind: fn(String, u16, String, Vec<String>) -> EventKind| {
+        let key = Key { guest: one.guest.clone(), nic: one.nic };
+        let device = one.target.clone().unwrap_or_default();
+        tell(daemon, &key, |guest, nic| kind(guest, nic, device, one.what.clone()));
+    };
+    for one in &synced.orphaned {
+        found(one, |guest, nic, device, _| EventKind::Orphaned { guest, nic, device });
+        if one.mended && before.iter().any(|record| (&record.wanted.guest, record.wanted.nic) == (&one.guest, one.nic))
+        {
+            found(one, |guest, nic, device, _| EventKind::Detached { guest, nic, device });
+        }
+    }
+    for one in &synced.drifted {
+        found(one, |guest, nic, device, what| EventKind::Drifted { guest, nic, device, what });
+    }
+    Ok(synced)
 }
 
 /// Changes what of a port is its attachment's. Returns what is left to be changed of the port itself.
@@ -378,18 +426,34 @@ pub(super) fn set(daemon: &Daemon, key: &Key, change: &Set) -> Result<Set, Error
     }
     with_world(daemon, |world| {
         daemon.attachments.change(world, key, |record| {
-            let wanted = &mut record.wanted;
-            wanted.mtu = mtu.unwrap_or(wanted.mtu);
-            wanted.mac = mac.or(wanted.mac);
-            wanted.vlan = vlan.unwrap_or(wanted.vlan);
-            wanted.min_rate = min_rate.unwrap_or(wanted.min_rate);
-            wanted.max_rate = max_rate.unwrap_or(wanted.max_rate);
-            record.mac = mac.unwrap_or(record.mac);
+            let has = record.wanted.clone();
             record.rated |= min_rate.is_some() || max_rate.is_some();
-            record.wanted.check()
+            record.want(Attach {
+                mtu: mtu.unwrap_or(has.mtu),
+                mac: mac.or(has.mac),
+                vlan: vlan.unwrap_or(has.vlan),
+                min_rate: min_rate.unwrap_or(has.min_rate),
+                max_rate: max_rate.unwrap_or(has.max_rate),
+                ..has
+            })
         })
     })?;
     Ok(rest)
+}
+
+/// The same of a NIC that was handed over whole, which has no port. None: it has one.
+pub(super) fn set_handed_over(daemon: &Daemon, key: &Key, change: &Set) -> Result<Option<Entry>, Error> {
+    let handed_over = |record: &Record| record.wanted.mode == Mode::Passthrough;
+    if !daemon.attachments.get(key).is_some_and(|record| handed_over(&record)) {
+        return Ok(None);
+    }
+    let Set { mtu, promiscuous, allmulti, compat, .. } = change;
+    if mtu.is_some() || promiscuous.is_some() || allmulti.is_some() || compat.is_some() {
+        let message = format!("{key}: its VF is the guest's own, which sets all but mac, vlan and rates by itself");
+        return Err(Error::new(ErrorKind::Unsupported, message).about(key));
+    }
+    set(daemon, key, change)?;
+    Ok(daemon.attachments.get(key).map(Entry::of))
 }
 
 /// Pauses before what was left half-done is tried again, and how often it is looked whether there is any.
@@ -397,22 +461,82 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_secs(5);
 
-/// Finishes or takes back what an earlier daemon, or a request that failed, left half-done, and tries again until it is.
-pub(crate) fn recover(daemon: &Arc<Daemon>) {
-    let mut pause = SHORTEST_PAUSE;
+/// False: the daemon ends, which it tells as an event.
+fn wait_unless_ended(daemon: &Daemon, pause: Duration) -> bool {
+    let until = Instant::now() + pause;
     loop {
+        let last = daemon.events.last();
+        let left = until.saturating_duration_since(Instant::now());
+        if daemon.is_ending() || left.is_zero() {
+            return !daemon.is_ending();
+        }
+        if daemon.events.next(last, 1, left) == Next::Closed {
+            return false;
+        }
+    }
+}
+
+/// Finishes or takes back what an earlier daemon, or a request that failed, left half-done, and tries again until it is. Tells of what drifts.
+pub(crate) fn keep(daemon: &Weak<Daemon>) {
+    let mut pause = SHORTEST_PAUSE;
+    let mut drifts = Drifts::default();
+    loop {
+        let Some(daemon) = daemon.upgrade().filter(|daemon| !daemon.is_ending()) else { return };
         let left = daemon.attachments.unfinished();
         for key in &left {
-            match with_world(daemon, |world| daemon.attachments.recover(world, key)) {
-                Ok(()) => tracing::info!("{key}: what was left half-done is put right"),
+            let device = daemon.attachments.get(key).map(|record| record.target.to_string()).unwrap_or_default();
+            match with_world(&daemon, |world| daemon.attachments.recover(world, key)) {
+                Ok(()) => {
+                    tracing::info!("{key}: what was left half-done is put right");
+                    if daemon.attachments.get(key).is_none() {
+                        tell(&daemon, key, |guest, nic| EventKind::Detached { guest, nic, device });
+                    }
+                }
                 Err(error) => tracing::warn!("{key}: what was left half-done stays: {error}"),
             }
         }
+        drifts.look(&daemon);
         let again = daemon.attachments.unfinished().iter().any(|key| left.contains(key));
-        if daemon.events.next(u64::MAX - 1, 1, if again { pause } else { LOOK }) == Next::Closed {
+        if !wait_unless_ended(&daemon, if again { pause } else { LOOK }) {
             return;
         }
         pause = if again { (pause * 2).min(LONGEST_PAUSE) } else { SHORTEST_PAUSE };
+    }
+}
+
+/// Some of the attachments are looked at in each round, so that all have been within a minute.
+const ROUNDS: usize = 12;
+
+/// What is known to have drifted.
+#[derive(Default)]
+struct Drifts {
+    known: BTreeMap<Key, Vec<String>>,
+    /// Who was looked at last.
+    last: Option<Key>,
+}
+
+impl Drifts {
+    /// Looks at the next ones, and tells of each that drifts otherwise than it was known to.
+    fn look(&mut self, daemon: &Daemon) {
+        let all = daemon.attachments.all();
+        self.known.retain(|key, _| all.iter().any(|record| record.key() == *key));
+        let at = self.last.as_ref().map_or(0, |last| all.partition_point(|record| record.key() <= *last));
+        let turn = all[at..].iter().chain(&all[..at]).take(all.len().div_ceil(ROUNDS));
+        for record in turn.filter(|record| record.stage == Stage::Attached) {
+            let key = record.key();
+            let what = with_world(daemon, |world| sync::drift(world, record));
+            self.last = Some(key.clone());
+            // What changed meanwhile was looked at half-way.
+            if daemon.attachments.get(&key).as_ref() != Some(record) {
+                continue;
+            }
+            if self.known.get(&key).is_none_or(|known| *known != what) && !what.is_empty() {
+                tracing::warn!("{key} is not as it was left: {}", what.join("; "));
+                let (device, what) = (record.target.to_string(), what.clone());
+                tell(daemon, &key, |guest, nic| EventKind::Drifted { guest, nic, device, what });
+            }
+            self.known.insert(key, what);
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 
 use ringspan_protocol::{
-    LaneName, MacAddress, NicName, NicOffload, NicSpec, NicStatus, Reply, Request, VfChange, VfLink,
+    LaneName, MacAddress, NicName, NicOffload, NicSpec, NicStatus, Reply, Request, VfChange, VfLink, VfSettings,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -161,18 +161,21 @@ pub(super) fn add(call: &mut Call, request: NicRequest) -> Result<NicEntry, Erro
 static CHANGES: Mutex<()> = Mutex::new(());
 
 pub(super) fn set_vf(call: &mut Call, request: SetVf) -> Result<NicEntry, Error> {
+    let in_the_file =
+        locked(&call.daemon.desired).nics.get(&request.name).is_some_and(|nic| nic.origin == Origin::Config);
+    if in_the_file {
+        return Err(in_file(call.daemon, &request.name, "change it there"));
+    }
     set_vf_of(call.daemon, request)
 }
 
+/// Also for VFs of the file's NICs, for guests' attachments: what those have set counts until they are gone.
 pub(super) fn set_vf_of(daemon: &Daemon, request: SetVf) -> Result<NicEntry, Error> {
     let SetVf { name, vf, mac, vlan, qos, spoof_check, trust, max_mbit, link } = request;
     let change = VfChange { mac, vlan, qos, spoof_check, trust, max_mbit, link };
     // From here to where it is saved: of two changes of one VF, the later one is to know of the earlier one.
     let _one = locked(&CHANGES);
     let nic = locked(&daemon.desired).nics.get(&name).cloned().ok_or_else(|| unknown(&name))?;
-    if nic.origin == Origin::Config {
-        return Err(in_file(daemon, &name, "change it there"));
-    }
     let settings = change.apply(nic.spec.vf_settings(vf));
     let mut spec = nic.spec.clone();
     spec.set_vf(settings);
@@ -186,10 +189,19 @@ pub(super) fn set_vf_of(daemon: &Daemon, request: SetVf) -> Result<NicEntry, Err
     }
     daemon.lane(&nic.lane)?.change(Request::NicSetVf { name: name.clone(), settings }, |answer| match answer {
         Ok(Reply::Nic(_)) => {
+            let as_in_file = as_in_file(daemon, &name, vf);
             let mut desired = locked(&daemon.desired);
             if let Some(nic) = desired.nics.get_mut(&name) {
                 // Another VF may have been changed meanwhile.
                 nic.spec.set_vf(settings);
+            }
+            if nic.origin == Origin::Config {
+                let set = desired.config_vfs.entry(name.clone()).or_default();
+                set.retain(|one| one.vf != vf);
+                if as_in_file != Some(settings) {
+                    set.push(settings);
+                }
+                desired.config_vfs.retain(|_, set| !set.is_empty());
             }
             daemon.state_dir.save(&desired.saved())
         }
@@ -198,6 +210,12 @@ pub(super) fn set_vf_of(daemon: &Daemon, request: SetVf) -> Result<NicEntry, Err
     })?;
     let nic = locked(&daemon.desired).nics.get(&name).cloned().ok_or_else(|| unknown(&name))?;
     Ok(entry(daemon, &name, nic))
+}
+
+/// What the configuration file says of a VF.
+fn as_in_file(daemon: &Daemon, name: &NicName, vf: u16) -> Option<VfSettings> {
+    let config = locked(&daemon.config);
+    Some(config.nic(name)?.request.spec().ok()?.vf_settings(vf))
 }
 
 /// The refusal to change a NIC of the configuration file.

@@ -307,16 +307,27 @@ impl Set {
     }
 }
 
-pub(super) fn set(call: &mut Call, params: Set) -> Result<PortEntry, Error> {
+/// What was changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub(crate) enum Changed {
+    /// A port.
+    Port(Box<PortEntry>),
+    /// A guest's NIC that was handed over whole, and has no port.
+    HandedOver(Box<attach::Entry>),
+}
+
+pub(super) fn set(call: &mut Call, params: Set) -> Result<Changed, Error> {
     let daemon = call.daemon;
+    let port = |entry: PortEntry| Changed::Port(Box::new(entry));
     if let Some(key) = attach::key_of(daemon, &params.name) {
+        if let Some(changed) = attach::set_handed_over(daemon, &key, &params)? {
+            return Ok(Changed::HandedOver(Box::new(changed)));
+        }
         let rest = attach::set(daemon, &key, &params)?;
         // What is the port's alone.
-        return if rest == Set::nothing(params.name.clone()) {
-            entry(daemon, &params.name)
-        } else {
-            set_on(daemon, rest)
-        };
+        let nothing_left = rest == Set::nothing(params.name.clone());
+        return if nothing_left { entry(daemon, &params.name) } else { set_on(daemon, rest) }.map(port);
     }
     if params.vlan.is_some() || params.min_rate.is_some() {
         let name = &params.name;
@@ -325,7 +336,7 @@ pub(super) fn set(call: &mut Call, params: Set) -> Result<PortEntry, Error> {
         );
         return Err(Error::new(ErrorKind::Unsupported, message).about(name));
     }
-    set_on(daemon, params)
+    set_on(daemon, params).map(port)
 }
 
 pub(super) fn set_on(daemon: &Daemon, params: Set) -> Result<PortEntry, Error> {

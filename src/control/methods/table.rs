@@ -100,7 +100,7 @@ pub(crate) static METHODS: &[Method] = &[
     method!("port.get", Read, port::get, port::ByName => port::PortEntry,
         "One port, as wanted and as it is.",
         r#"{"name":"vm1"}"# => vm1!()),
-    method!("port.set", Change, port_change::set, port_change::Set => port::PortEntry,
+    method!("port.set", Change, port_change::set, port_change::Set => port_change::Changed,
         "Changes a running port that was added at run time; what is absent stays.",
         r#"{"name":"vm1","mtu":1500}"# => vm1!()),
     method!("port.stats", Read, port::stats, port::Stats => Vec<port::PortStats>,

@@ -79,6 +79,57 @@ fn a_guest_is_attached_changed_and_detached_and_each_again_is_a_success() {
     assert_eq!((ports(&bench), vlans(&bench)), (vec![], vec![]));
 }
 
+/// Names of the events about guests' NICs so far, each with its guest.
+fn told(bench: &Bench) -> Vec<String> {
+    let name = |event: Value| Some(format!("{} {}", event["event"].as_str()?, event["guest"].as_str()?));
+    bench.events_after(0).into_iter().filter_map(name).collect()
+}
+
+#[test]
+fn events_tell_of_guests_nics_and_a_sync_attaches_what_is_missing() {
+    let bench = Bench::start("");
+    nic(&bench, "legacy");
+    bench.call("port.attach", wanted(&bench, "g1", json!({}))).unwrap();
+    bench.call("port.attach", wanted(&bench, "g1", json!({}))).unwrap();
+    bench.call("nic.set-vf", json!({ "name": "nic0", "vf": 0, "vlan": 99 })).unwrap();
+    // Found by the daemon itself, within a minute: here it is not waited for.
+    bench.call("attachment.sync", json!({ "guests": [{ "guest": "g1" }], "mend": true })).unwrap();
+    let missing = json!({ "guest": "g2", "attach": [wanted(&bench, "g2", json!({}))] });
+    let synced = bench.call("attachment.sync", json!({ "guests": [missing], "mend": true })).unwrap();
+    assert_eq!(synced["missing"][0]["mended"], true, "{synced:#}");
+    assert_eq!(ports(&bench), ["g2-nic0"]);
+    bench.call("port.detach", json!({ "guest": "g2" })).unwrap();
+    bench.call("port.detach", json!({ "guest": "g2" })).unwrap();
+    let other = json!({ "guest": "g3", "attach": [wanted(&bench, "g2", json!({}))] });
+    assert_eq!(kind(&bench.call("attachment.sync", json!({ "guests": [other] })).unwrap_err()), "invalid");
+    let mut all = told(&bench);
+    // The daemon may have seen the drift by itself before.
+    all.dedup();
+    assert_eq!(all, ["attached g1", "drifted g1", "attached g2", "orphaned g1", "detached g1", "detached g2"]);
+}
+
+#[test]
+fn a_vf_of_a_legacy_nic_of_the_file_is_attached_and_is_the_files_again() {
+    let file =
+        "[[nic]]\nname = \"nic0\"\nkind = \"soft\"\nvfs = 2\nmode = \"legacy\"\n\n[[nic.vf]]\nvf = 0\nvlan = 5\n";
+    let mut bench = Bench::start(file);
+    let attached = bench.call("port.attach", wanted(&bench, "g1", json!({}))).unwrap();
+    assert_eq!(attached["attachment"]["device"], "soft:nic0/vf0");
+    assert_eq!((vlans(&bench), settings(&bench, "mac")), (vec![json!(7)], vec![json!("52:54:00:00:00:07")]));
+    // Others change it in the file.
+    let refused = bench.call("nic.set-vf", json!({ "name": "nic0", "vf": 1, "vlan": 3 })).unwrap_err();
+    assert_eq!(kind(&refused), "conflict");
+    bench.call("config.reload", json!({ "wait": true })).unwrap();
+    assert_eq!(vlans(&bench), [json!(7)], "a reload leaves it");
+    bench.stop(Ending::LeaveLanes);
+    bench.boot();
+    assert_eq!(vlans(&bench), [json!(7)], "and a start of the daemon");
+    let synced = bench.call("attachment.sync", json!({ "guests": [{ "guest": "g1" }] })).unwrap();
+    assert_eq!(synced["good"], 1, "{synced:#}");
+    bench.call("port.detach", json!({ "guest": "g1" })).unwrap();
+    assert_eq!((vlans(&bench), settings(&bench, "mac")), (vec![json!(5)], vec![Value::Null]));
+}
+
 #[test]
 fn what_is_refused_leaves_nothing() {
     let bench = Bench::start("");

@@ -8,7 +8,7 @@ use ringspan_protocol::{NicName, PortName, VfSettings as SoftSettings};
 
 use crate::attach::choose::{Around, choose};
 use crate::attach::plan::{Facts, plan};
-use crate::attach::record::{Key, Record};
+use crate::attach::record::{Key, Record, Step};
 use crate::attach::run::World;
 use crate::attach::world::{Lanes, Real};
 use crate::attach::{Attach, Attachments};
@@ -93,12 +93,20 @@ impl Scene {
 
     fn attach(&self, all: &Attachments, more: &str) -> Result<Record, Error> {
         let wanted: Attach =
-            serde_json::from_str(&format!(r#"{{"guest":"g","wire":"eth0","mac":"{MAC}"{more}}}"#)).unwrap();
+            serde_json::from_str(&format!(r#"{{"guest":"g","wire":"bcast1","mac":"{MAC}"{more}}}"#)).unwrap();
         let (none, nics) = (BTreeMap::new(), BTreeMap::new());
+        // The agent's name of it, by its files.
+        let wires = BTreeMap::from([("eth0".to_owned(), "bcast1".to_owned())]);
         all.attach(&self.world(), &wanted, |records| {
             let inventory = Inventory::take(&self.host);
-            let around =
-                Around { devices: inventory.devices(), bridges: &none, owners: &none, nics: &nics, soft_owners: &none };
+            let around = Around {
+                devices: inventory.devices(),
+                bridges: &none,
+                wires: &wires,
+                owners: &none,
+                nics: &nics,
+                soft_owners: &none,
+            };
             let candidates = around.candidates(&self.host);
             let chosen = choose(&candidates, &wanted, records, |_| None)?;
             let settings = inventory.settings(chosen.device.as_ref().unwrap());
@@ -155,6 +163,33 @@ fn a_rate_that_the_nic_does_not_take_is_the_relays_and_not_one_of_a_vf_that_is_h
     let record = scene.attach(&all, r#","max_rate":100"#).unwrap();
     let port = crate::attach::world::port(&record, "/run".as_ref()).unwrap();
     assert_eq!((scene.seen().2, port.max_rate), (0, 100));
+}
+
+#[test]
+fn an_infiniband_vf_is_handed_over_with_the_agents_guids_and_has_its_own_again() {
+    let scene = Scene::new();
+    scene.tree.set("class/net/eth0/type", "32");
+    let guids = || {
+        let settings = scene.kernel.0.lock().unwrap().vfs[&2][0].clone();
+        [settings.node_guid, settings.port_guid].map(|guid| guid.map(|guid| guid.to_string()))
+    };
+    let first = |text: &str| text.parse().ok();
+    {
+        let vfs = &mut scene.kernel.0.lock().unwrap().vfs;
+        let vf = &mut vfs.get_mut(&2).unwrap()[0];
+        (vf.node_guid, vf.port_guid) = (first("00:00:00:00:00:00:00:05"), first("00:00:00:00:00:00:00:06"));
+    }
+    let before = guids();
+    let all = scene.boot();
+    assert_eq!(scene.attach(&all, "").unwrap_err().kind, ErrorKind::Unsupported, "only whole");
+    let record = scene.attach(&all, r#","mode":"passthrough""#).unwrap();
+    assert_eq!(guids(), [format!("00:01:{MAC}"), format!("00:10:{MAC}")].map(Some));
+    assert_eq!(scene.world().drift(Step::Settings, &record).unwrap(), None);
+    scene.kernel.0.lock().unwrap().vfs.get_mut(&2).unwrap()[0].port_guid = first("00:00:00:00:00:00:00:07");
+    let differs = scene.world().drift(Step::Settings, &record).unwrap().unwrap();
+    assert!(differs.contains(&format!("GUID 00:00:00:00:00:00:00:07, not 00:10:{MAC}")), "{differs}");
+    assert!(all.detach(&scene.world(), &key()).unwrap());
+    assert_eq!((guids(), scene.tree.driver_of(VFS[0]).as_deref()), (before, Some("igbvf")));
 }
 
 #[test]
