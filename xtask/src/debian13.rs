@@ -32,7 +32,7 @@ mount --bind $checkout $tree/ringspan; mount -o remount,bind,ro $tree/ringspan
 mount --bind $rust $tree/opt/rust; mount -o remount,bind,ro $tree/opt/rust
 mount --bind $registry $tree/opt/cargo/registry
 mount --bind $target $tree/target
-exec chroot $tree /usr/bin/env -i HOME=/root LANG=C.UTF-8 CI="$CI" DEBIAN_FRONTEND=noninteractive \
+exec chroot $tree /usr/bin/env -i HOME=/root LANG=C.UTF-8 CI="$CI" RINGSPAN_TEST_RUN="$RINGSPAN_TEST_RUN" DEBIAN_FRONTEND=noninteractive \
     PATH=/opt/rust/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     CARGO_HOME=/opt/cargo CARGO_TARGET_DIR=/target CARGO_NET_OFFLINE=true CARGO_TERM_COLOR=never \
     RINGSPAN_CACHE=/var/cache/ringspan RINGSPAN_BIN_DIR=/target/release RINGSPAN_SKIPPED=/target/skipped \

@@ -6,6 +6,7 @@ mod debian13;
 mod demo;
 mod hugepages;
 mod lab;
+mod leftovers;
 mod packages;
 mod step;
 mod tally;

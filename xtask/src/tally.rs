@@ -4,18 +4,22 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 use ringspan_testkit::{process, wait};
 
+use crate::leftovers::Mark;
 use crate::step;
 
 /// Most failed tests of one step that are run once more; of more than these something is broken, and running it again tells nothing.
 const MOST_AGAIN: usize = 8;
 /// Most lines of what a failed test printed that are shown once more at the end: the reason stands in the first.
 const MOST_LINES: usize = 40;
+
+/// How long what was stopped may tidy up: as long as `timeout` lets it.
+const TIDYING: Duration = Duration::from_secs(12);
 
 /// A test that failed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -100,12 +104,13 @@ impl Tally {
     fn once(&mut self, what: &str, command: &mut Command) -> Result<()> {
         step::say(what);
         command.stdin(Stdio::null()).stdout(Stdio::piped());
+        let mark = Mark::put(command);
         let mut child = command.spawn().with_context(|| format!("cannot start {}", step::shown(command)))?;
         let output = child.stdout.take().context("the output is piped")?;
         let mut part = Part::Tests;
         let ended = AtomicBool::new(false);
         let stopped = std::thread::scope(|scope| -> Result<bool> {
-            let watch = scope.spawn(|| stop_with_us(child.id(), &ended));
+            let watch = scope.spawn(|| stop_with_us(child.id(), &ended, &mark));
             let read = BufReader::new(output).split(b'\n').try_for_each(|line| {
                 let line = String::from_utf8_lossy(&line?).into_owned();
                 println!("{line}");
@@ -117,6 +122,8 @@ impl Tally {
             Ok(watch.join().unwrap_or(false))
         })?;
         let status = child.wait()?;
+        // A test that was ended from outside, or for its time, has not tidied up.
+        mark.sweep();
         if stopped {
             return Err(wait::Stopped.into());
         }
@@ -203,10 +210,16 @@ fn heading(line: &str) -> Option<&str> {
 }
 
 /// Passes a signal to stop on to the command, which has a process group of its own and does not see Ctrl-C. Whether one came.
-fn stop_with_us(pid: u32, ended: &AtomicBool) -> bool {
+fn stop_with_us(pid: u32, ended: &AtomicBool, mark: &Mark) -> bool {
     while !ended.load(Ordering::Relaxed) {
         if wait::check_stopped().is_err() {
             let _ = process::signal(pid, Signal::SIGTERM);
+            let begun = Instant::now();
+            while !ended.load(Ordering::Relaxed) && begun.elapsed() < TIDYING {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            // Whatever has our pipe open by now would be waited for without end.
+            mark.sweep();
             return true;
         }
         std::thread::sleep(Duration::from_millis(50));

@@ -9,7 +9,7 @@ use ringspan_testkit::{paths, qemu, wait};
 use crate::debian13::Debian13;
 use crate::hugepages::HugePages;
 use crate::tally::Tally;
-use crate::{lab, packages, step};
+use crate::{lab, leftovers, packages, step};
 
 /// Longest time for one `cargo test` in seconds, its building included.
 const LIMIT: &str = "2400";
@@ -41,6 +41,7 @@ pub fn run(options: &Options) -> Result<()> {
     let mut tally = Tally::default();
 
     step::say("preparing the machine");
+    leftovers::of_the_dead();
     let _pages = HugePages::try_reserve(512);
     let mut programs = None;
     if !options.debian13 {
