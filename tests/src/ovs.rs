@@ -16,8 +16,8 @@ use nix::sys::signal::Signal;
 use crate::netns::{Netns, command_in};
 use crate::{paths, process, wait};
 
-/// The database's schema, where Debian has it.
-const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
+/// The database's schema, beside the folder of the programs: so a version that was built by hand is taken by its place in `PATH` alone.
+const SCHEMA: &str = "share/openvswitch/vswitch.ovsschema";
 /// Longest time for one of OVS's commands.
 const LIMIT: Duration = Duration::from_secs(30);
 /// The datapath that bridges of [`Ovs::add_bridge`] are on.
@@ -39,7 +39,7 @@ impl Ovs {
         let programs = ["ovsdb-server", "ovsdb-tool", "ovs-vswitchd", "ovs-vsctl", "ovs-ofctl", "ovs-appctl"];
         let missing: Vec<&str> = programs.into_iter().filter(|name| paths::on_path(name).is_none()).collect();
         let without = (!missing.is_empty()).then(|| missing.join(", "));
-        without.or_else(|| (!Path::new(SCHEMA).is_file()).then(|| SCHEMA.into()))
+        without.or_else(|| schema().is_none().then(|| format!("../{SCHEMA} beside ovs-vswitchd")))
     }
 
     /// Starts the database and the switch, which has no bridge yet.
@@ -53,7 +53,8 @@ impl Ovs {
         let mut ovs = Self { folder: paths::scratch()?, namespace, database: None, switch: None };
         let file = ovs.path("conf.db");
         let mut tool = ovs.command("ovsdb-tool")?;
-        wait::run(tool.arg("create").arg(&file).arg(SCHEMA), LIMIT)?.success("ovsdb-tool")?;
+        let schema = schema().context("Open vSwitch's schema is missing: install openvswitch-switch")?;
+        wait::run(tool.arg("create").arg(&file).arg(schema), LIMIT)?.success("ovsdb-tool")?;
         ovs.start_database()?;
         ovs.vsctl(&["--no-wait", "init"])?;
         ovs.start_switch()?;
@@ -237,6 +238,14 @@ impl Drop for Ovs {
             let _ = process::kill_hard(pid);
         }
     }
+}
+
+/// The schema that belongs to the programs.
+fn schema() -> Option<PathBuf> {
+    let program = paths::on_path("ovs-vswitchd")?;
+    // PREFIX/sbin/ovs-vswitchd
+    let places = [program.ancestors().nth(2).map(|prefix| prefix.join(SCHEMA)), Some(Path::new("/usr").join(SCHEMA))];
+    places.into_iter().flatten().find(|path| path.is_file())
 }
 
 fn end(child: &mut Option<Child>) {

@@ -71,7 +71,8 @@ impl Meters {
             }
             self.known.remove(&id);
             for datapath in datapaths.lines().filter_map(|name| name.trim().split_once('@')) {
-                let trace = match switch.call("ofproto/trace", &["--names", datapath.1, &wanted[&id]]) {
+                // Names of ports are understood without `--names`, which OVS 2.17 does not know.
+                let trace = match switch.call("ofproto/trace", &[datapath.1, &wanted[&id]]) {
                     Ok(trace) => trace,
                     // It is of another datapath, or has gone.
                     Err(error) if error.connection_is_good() => continue,
