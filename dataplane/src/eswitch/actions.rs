@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 
+use ringspan_protocol::rule::has_critical;
 use ringspan_protocol::{Action, Field, FieldMatch, NicPort, Rule, TunnelKind, TunnelPush};
 
 use super::checksum::{Change, sctp};
@@ -452,7 +453,10 @@ impl Tunnel {
         let [_, a, b, c] = push.id.to_be_bytes();
         match push.kind {
             TunnelKind::Vxlan => bytes.extend([8, 0, 0, 0, a, b, c, 0]),
-            TunnelKind::Geneve => bytes.extend([(options.len() / 4) as u8, 0, 0x65, 0x58, a, b, c, 0]),
+            TunnelKind::Geneve => {
+                let control = if has_critical(&options) == Some(true) { 0x40 } else { 0 };
+                bytes.extend([(options.len() / 4) as u8, control, 0x65, 0x58, a, b, c, 0]);
+            }
         }
         bytes.extend(options);
         Self { headers: bytes.into(), ipv6, src_port: push.src_port, checksum: push.checksum }

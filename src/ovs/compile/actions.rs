@@ -11,6 +11,7 @@ use crate::ovs::flow::action::Action;
 use crate::ovs::flow::key::{Key, PortRef, Vlan};
 use crate::ovs::flow::masked::Masked;
 use crate::ovs::flow::push::{OuterIp, OuterUdp, TunnelHeader, TunnelPush};
+use crate::ovs::flow::tunnel::GeneveOption;
 
 /// Presence of a tag.
 const TAGGED: u16 = 0x1000;
@@ -108,9 +109,7 @@ fn tunnel_push(push: &TunnelPush) -> Result<Push, Cause> {
     let (kind, udp, id) = match &push.header {
         // The flag says that there is an id (RFC 7348, section 5); others are extensions.
         TunnelHeader::Vxlan { udp, flags: 0x0800_0000, vni } => (TunnelKind::Vxlan, udp, *vni),
-        TunnelHeader::Geneve { udp, oam: false, critical: false, vni, options: None } => {
-            (TunnelKind::Geneve, udp, *vni)
-        }
+        TunnelHeader::Geneve { udp, oam: false, vni, .. } => (TunnelKind::Geneve, udp, *vni),
         _ => return Err(Cause::Field("a tunnel's header with extensions".into())),
     };
     let OuterUdp { src, dst, csum } = *udp;
@@ -118,6 +117,10 @@ fn tunnel_push(push: &TunnelPush) -> Result<Push, Cause> {
         OuterIp::V4 { src, dst, tos, ttl, frag, .. } => (src.into(), dst.into(), tos, ttl, frag & 0x4000 != 0),
         OuterIp::V6 { src, dst, tclass, hlimit, label: 0, .. } => (src.into(), dst.into(), tclass, hlimit, false),
         OuterIp::V6 { .. } => return Err(Cause::Field("a tunnel with a flow label".into())),
+    };
+    let options = match &push.header {
+        TunnelHeader::Geneve { options, .. } => options.iter().flatten().map(option).collect(),
+        _ => String::new(),
     };
     Ok(Push {
         kind,
@@ -132,6 +135,13 @@ fn tunnel_push(push: &TunnelPush) -> Result<Push, Cause> {
         src_port: (src != 0).then_some(src),
         dst_port: dst,
         checksum: csum != 0,
-        options: String::new(),
+        options,
     })
+}
+
+/// An option as it stands in the header (RFC 8926, section 3.5), in hexadecimal.
+fn option(option: &GeneveOption) -> String {
+    let GeneveOption { class, kind, len, data, .. } = option;
+    let data: String = data.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{:04x}{:02x}{:02x}{data}", class.value, kind.value, len.value / 4)
 }

@@ -210,6 +210,28 @@ fn what_is_inside_a_tunnel_becomes_a_rule_of_the_uplink_that_it_comes_in_by() {
 }
 
 #[test]
+fn a_tunnel_is_pushed_with_any_options_of_geneve() {
+    let push = |header: &str| {
+        let push = format!(
+            "tnl_push(tnl_port(genev_sys_6081),header(size=58,type=5,eth(dst=f8:bc:12:44:34:b6,src=f8:bc:12:46:58:e0,dl_type=0x0800),\
+             ipv4(src=1.1.2.88,dst=1.1.2.92,proto=17,tos=0,ttl=64,frag=0x4000),udp(src=0,dst=6081,csum=0x0),geneve({header})),out_port(br-phy)),nic0"
+        );
+        rule(&ports(), IP, &push)
+    };
+    let (_, does) = push("vni=0x1c7").unwrap();
+    assert!(!does.contains("options"), "{does}");
+    let (_, does) = push("vni=0x1c7,options({class=0x102,type=0x1,len=0})").unwrap();
+    assert!(does.contains("options:01020100"), "{does}");
+    let two = "{class=0x102,type=0x80,len=4,0x50007}{class=0xffff,type=0x1,len=8,0x102030405}";
+    let (_, does) = push(&format!("crit,vni=0x1c7,options({two})")).unwrap();
+    assert!(does.contains("options:0102800100050007ffff01020000000102030405"), "{does}");
+    // What contradicts itself, and a control packet.
+    for header in [format!("vni=0x1c7,options({two})"), "crit,vni=0x1c7".into(), "oam,vni=0x1c7".into()] {
+        assert_eq!(push(&header).unwrap_err().code(), "action-tunnel-options", "{header}");
+    }
+}
+
+#[test]
 fn neighbour_discovery_is_matched() {
     let nd = "in_port(nic0_vf0),packet_type(ns=0,id=0),eth(src=02:00:00:00:00:01,dst=02:00:00:00:00:02),eth_type(0x86dd),ipv6(proto=58,frag=no),icmpv6(type=135,code=0),nd(target=fe80::1,sll=02:00:00:00:00:01)";
     let (matches, _) = rule(&ports(), nd, "nic0_vf1").unwrap();

@@ -246,8 +246,10 @@ fn of_action(action: &Action) -> Option<Reason> {
         Action::CheckPktLen { .. } | Action::Trunc(_) => Some(Reason::ActionLength),
         Action::TunnelPush(push) => match push.header {
             TunnelHeader::Vxlan { .. } => None,
+            // That there are critical options follows from the options; a header that says otherwise is nobody's.
             TunnelHeader::Geneve { oam, critical, ref options, .. } => {
-                (oam || critical || options.is_some()).then_some(Reason::ActionTunnelOptions)
+                let follows = options.iter().flatten().any(|option| option.kind.value & 0x80 != 0);
+                (oam || critical != follows).then_some(Reason::ActionTunnelOptions)
             }
             _ => Some(Reason::ActionTunnelKind),
         },

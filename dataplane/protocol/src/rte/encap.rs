@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use crate::rule::{TunnelKind, TunnelPush};
+use crate::rule::{TunnelKind, TunnelPush, has_critical};
 
 const ETHERNET: usize = 14;
 const UDP: usize = 8;
@@ -38,7 +38,10 @@ pub(super) fn headers(push: &TunnelPush) -> Option<Vec<u8>> {
     match push.kind {
         TunnelKind::Vxlan => bytes.extend([0x08, 0, 0, 0]),
         // Ethernet inside (RFC 8926, section 3.4).
-        TunnelKind::Geneve => bytes.extend([(options.len() / 4) as u8, 0, 0x65, 0x58]),
+        TunnelKind::Geneve => {
+            let control = if has_critical(&options)? { 0x40 } else { 0 };
+            bytes.extend([(options.len() / 4) as u8, control, 0x65, 0x58]);
+        }
     }
     bytes.extend([a, b, c, 0]);
     bytes.extend(options);

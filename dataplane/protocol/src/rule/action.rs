@@ -107,6 +107,18 @@ fn sixty_four() -> u8 {
     64
 }
 
+/// Whether one of GENEVE's options must be understood by who receives it: the highest bit of its type (RFC 8926, section 3.5). Nothing where
+/// the options do not fill their bytes.
+pub fn has_critical(options: &[u8]) -> Option<bool> {
+    let (mut rest, mut critical) = (options, false);
+    while !rest.is_empty() {
+        let [_, _, kind, words, behind @ ..] = rest else { return None };
+        critical |= kind & 0x80 != 0;
+        rest = behind.get(usize::from(words & 0x1f) * 4..)?;
+    }
+    Some(critical)
+}
+
 impl TunnelPush {
     /// The options as bytes; `None` when they are not hexadecimal.
     pub fn option_bytes(&self) -> Option<Vec<u8>> {

@@ -233,6 +233,8 @@ fn check_push(push: &TunnelPush) -> Result<(), RuleError> {
         "its addresses are of different families"
     } else if !options.len().is_multiple_of(4) || options.len() > MAX_OPTIONS {
         "its options are no multiple of 4 bytes, or more than 252"
+    } else if super::has_critical(&options).is_none() {
+        "its options do not fill their bytes"
     } else if !options.is_empty() && push.kind != super::TunnelKind::Geneve {
         "options belong to GENEVE"
     } else {
@@ -341,7 +343,8 @@ mod tests {
             TunnelPush { id: 1 << 24, ..push() },
             TunnelPush { dst: "fe80::1".parse().unwrap(), ..push() },
             TunnelPush { options: "0102".into(), kind: TunnelKind::Geneve, ..push() },
-            TunnelPush { options: "01020304".into(), ..push() },
+            TunnelPush { options: "01020300".into(), ..push() },
+            TunnelPush { options: "01020301".into(), kind: TunnelKind::Geneve, ..push() },
             TunnelPush { options: "0x".into(), ..push() },
         ] {
             assert!(matches!(rule(&ip, vec![pushed(bad), out()]).check(), Err(RuleError::Push(_))));

@@ -13,7 +13,7 @@ use std::str::FromStr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use action::{Action, TunnelKind, TunnelPush};
+pub use action::{Action, TunnelKind, TunnelPush, has_critical};
 pub use check::RuleError;
 pub use field::{Field, FieldError, FieldMatch};
 
