@@ -1,7 +1,7 @@
 //! A NIC of its own as its lane has it: the physical function, the ports of its switch, and the engine.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::path::Path;
 
 use ringspan_protocol::nic::{NicOffload, PciNic};
@@ -14,8 +14,10 @@ use super::devargs;
 use super::engine::Engine;
 use crate::nic::{Device, DeviceConfig, FlowPort, QueuePair};
 
-/// Where the kernel shows network interfaces.
+/// Where the kernel shows network interfaces, ...
 const NET: &str = "/sys/class/net";
+/// ... and functions.
+const PCI: &str = "/sys/bus/pci/devices";
 
 /// A NIC with a switch of its own. Dropping it removes its rules.
 pub struct PciNicOfLane {
@@ -23,6 +25,8 @@ pub struct PciNicOfLane {
     /// Nothing when ringspan leaves the switch to others. Before the device, which is closed after its rules are gone.
     engine: Option<Engine>,
     _device: Option<(Device, Vec<QueuePair>)>,
+    /// So that no second lane, of whatever daemon, brings rules into its switch.
+    _held: Option<File>,
     /// As they were when it was opened.
     names: BTreeMap<NicPort, String>,
 }
@@ -35,8 +39,9 @@ impl PciNicOfLane {
     pub fn open(spec: NicSpec, pci: &PciNic) -> Result<Self, Failure> {
         let names = names(Path::new(NET), pci, &spec);
         if pci.offload != NicOffload::Ringspan {
-            return Ok(Self { spec, engine: None, _device: None, names });
+            return Ok(Self { spec, engine: None, _device: None, _held: None, names });
         }
+        let held = hold(Path::new(PCI), pci, &spec)?;
         let device = devargs::device(pci, spec.vfs);
         let opened = Device::open_isolated(&device, &config(&spec)).map_err(Failure::from);
         let (device, queues) = opened
@@ -59,7 +64,7 @@ impl PciNicOfLane {
         if let Some(refuses) = &engine.capabilities().refuses {
             tracing::warn!("NIC {}: {refuses}", spec.name);
         }
-        Ok(Self { spec, engine: Some(engine), _device: Some((device, queues)), names })
+        Ok(Self { spec, engine: Some(engine), _device: Some((device, queues)), _held: held, names })
     }
 
     /// What was asked for.
@@ -154,6 +159,28 @@ impl PciNicOfLane {
     }
 }
 
+/// Locks the function for this process: DPDK would let a second one open it, whose rules would be beside ours. A function that is not there is found
+/// missing by who opens it.
+fn hold(functions: &Path, pci: &PciNic, spec: &NicSpec) -> Result<Option<File>, Failure> {
+    let DeviceSpec::Pci { address, .. } = &pci.pf else { return Ok(None) };
+    let Ok(file) = File::open(functions.join(address.to_string()).join("uevent")) else { return Ok(None) };
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => {
+            let message = format!(
+                "NIC {}: another ringspan-lane brings rules into the switch of {address}, and two owners would take each other's packets: take the NIC out there \
+                 (ringspan nic remove), or offload = \"off\" here",
+                spec.name
+            );
+            Err(Failure::new(FailureKind::Busy, message))
+        }
+        Err(TryLockError::Error(error)) => {
+            tracing::warn!("NIC {}: whether another lane has {address} is not known: {error}", spec.name);
+            Ok(None)
+        }
+    }
+}
+
 /// One queue that nothing is received by.
 fn config(spec: &NicSpec) -> DeviceConfig {
     DeviceConfig {
@@ -209,6 +236,30 @@ fn names(net: &Path, pci: &PciNic, spec: &NicSpec) -> BTreeMap<NicPort, String> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_function_has_one_owner_at_a_time() {
+        let functions = tempfile::tempdir().unwrap();
+        fs::create_dir(functions.path().join("0000:0a:00.0")).unwrap();
+        fs::write(functions.path().join("0000:0a:00.0/uevent"), "").unwrap();
+        let spec: NicSpec = serde_json::from_str(r#"{"name":"nic0","vfs":2}"#).unwrap();
+        let of = |pf: &str| PciNic {
+            pf: pf.parse().unwrap(),
+            bonded: false,
+            dv_flow_en: 1,
+            args: String::new(),
+            offload: NicOffload::Ringspan,
+        };
+        let take = |pf: &str| hold(functions.path(), &of(pf), &spec);
+        let first = take("pci:0000:0a:00.0").unwrap();
+        assert!(first.is_some());
+        let second = take("pci:0000:0a:00.0").unwrap_err();
+        assert_eq!(second.kind, FailureKind::Busy);
+        assert!(second.message.contains("another ringspan-lane"), "{}", second.message);
+        drop(first);
+        assert!(take("pci:0000:0a:00.0").unwrap().is_some());
+        assert!(take("pci:0000:0b:00.0").unwrap().is_none() && take("vdev:net_tap0").unwrap().is_none());
+    }
 
     #[test]
     fn representors_are_found_by_the_switch_they_belong_to() {
