@@ -166,7 +166,15 @@ pub(crate) fn configure(place: &Place, wanted: &Configure) -> Result<Configured,
     let mut database = Database::connect(place)?;
     let mut run = Run { database: &mut database, under: life(place), target: None, items: Vec::new(), broken: None };
     if let Some(on) = wanted.hw_offload {
-        run.item("hw-offload".into(), |view| setting("hw-offload", &view.hw_offload.to_string(), &on.to_string()));
+        let under = run.under.clone();
+        run.item("hw-offload".into(), |view| {
+            let mut change = setting("hw-offload", &view.hw_offload.to_string(), &on.to_string())?;
+            // The process that has taken it goes on: who asks later is to know.
+            if let (Some(change), Some(life), true) = (&mut change, under, view.hw_offload) {
+                change.operations.push(set_entry("external_ids", view::OFFLOADED_UNDER, &life));
+            }
+            Ok(change)
+        });
     }
     if let Some(policy) = wanted.tc_policy {
         run.item("tc-policy".into(), |view| setting("tc-policy", &view.tc_policy, policy.word()));

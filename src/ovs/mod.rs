@@ -10,6 +10,7 @@ pub mod flow;
 pub mod kernel;
 pub(crate) mod max_idle;
 pub(crate) mod mirror;
+pub(crate) mod owner;
 pub(crate) mod qdisc;
 mod representor;
 pub(crate) mod restart;

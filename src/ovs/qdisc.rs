@@ -2,7 +2,7 @@
 
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::tc::{TcAttribute, TcMessage};
+use netlink_packet_route::tc::{TcAttribute, TcFilterFlowerOption, TcHandle, TcMessage, TcOption};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 /// A discipline.
@@ -29,10 +29,50 @@ impl Qdisc {
 
 /// All disciplines of this network namespace.
 pub(crate) fn list() -> std::io::Result<Vec<Qdisc>> {
+    let mut found = Vec::new();
+    dump(RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default()), |message| {
+        if let RouteNetlinkMessage::NewQueueDiscipline(message) = message {
+            found.extend(qdisc(&message));
+        }
+    })?;
+    Ok(found)
+}
+
+/// How many rules of TC's are in the NIC for what comes in by this interface: those that it took (TCA_CLS_FLAGS_IN_HW of linux/pkt_cls.h), not
+/// those that the kernel goes by alone.
+pub(crate) fn in_nic(interface: &str) -> std::io::Result<usize> {
+    let mut request = TcMessage::default();
+    request.header.index = nix::net::if_::if_nametoindex(interface)?.try_into().unwrap_or_default();
+    request.header.parent = INGRESS;
+    let mut rules = 0;
+    dump(RouteNetlinkMessage::GetTrafficFilter(request), |message| {
+        if let RouteNetlinkMessage::NewTrafficFilter(message) = message {
+            rules += usize::from(is_in_nic(&message));
+        }
+    })?;
+    Ok(rules)
+}
+
+/// What `tc filter show dev X ingress` asks for: TC_H_CLSACT and TC_H_MIN_INGRESS of linux/pkt_sched.h.
+const INGRESS: TcHandle = TcHandle { major: 0xffff, minor: 0xfff2 };
+/// TCA_CLS_FLAGS_IN_HW.
+const IN_HW: u32 = 1 << 2;
+
+fn is_in_nic(message: &TcMessage) -> bool {
+    let options = message.attributes.iter().filter_map(|attribute| match attribute {
+        TcAttribute::Options(options) => Some(options),
+        _ => None,
+    });
+    options
+        .flatten()
+        .any(|option| matches!(option, TcOption::Flower(TcFilterFlowerOption::Flags(flags)) if flags & IN_HW != 0))
+}
+
+/// Asks for all of something.
+fn dump(request: RouteNetlinkMessage, mut each: impl FnMut(RouteNetlinkMessage)) -> std::io::Result<()> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
-    let request = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default());
     let mut packet = NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::from(request));
     packet.header.flags = NLM_F_DUMP | NLM_F_REQUEST;
     packet.header.sequence_number = 1;
@@ -40,7 +80,6 @@ pub(crate) fn list() -> std::io::Result<Vec<Qdisc>> {
     let mut bytes = vec![0; packet.buffer_len()];
     packet.serialize(&mut bytes);
     socket.send(&bytes, 0)?;
-    let mut found = Vec::new();
     loop {
         let (bytes, _) = socket.recv_from_full()?;
         let mut rest = &bytes[..];
@@ -51,11 +90,9 @@ pub(crate) fn list() -> std::io::Result<Vec<Qdisc>> {
             // One that the crate cannot read, such as a discipline with options of its own, is passed over.
             let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(message) else { continue };
             match message.payload {
-                NetlinkPayload::Done(_) => return Ok(found),
+                NetlinkPayload::Done(_) => return Ok(()),
                 NetlinkPayload::Error(error) => return Err(error.to_io()),
-                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewQueueDiscipline(message)) => {
-                    found.extend(qdisc(&message))
-                }
+                NetlinkPayload::InnerMessage(message) => each(message),
                 _ => {}
             }
         }
@@ -90,5 +127,19 @@ mod tests {
         let tbf = Qdisc { interface: "x".into(), kind: "tbf".into() };
         let ingress = Qdisc { interface: "x".into(), kind: "ingress".into() };
         assert!(tbf.shapes() && !ingress.shapes() && ingress.is_ingress());
+    }
+
+    #[test]
+    fn a_rule_that_the_nic_took_is_told_from_one_that_it_did_not() {
+        assert_eq!(in_nic("lo").unwrap(), 0);
+        assert!(in_nic("nosuchinterface").is_err());
+        let rule = |flags: u32| {
+            let mut message = TcMessage::default();
+            let options = vec![TcOption::Flower(TcFilterFlowerOption::Flags(flags))];
+            message.attributes = vec![TcAttribute::Kind("flower".into()), TcAttribute::Options(options)];
+            is_in_nic(&message)
+        };
+        // in_hw; not_in_hw; skip_hw.
+        assert_eq!((rule(4), rule(8), rule(1)), (true, false, false));
     }
 }

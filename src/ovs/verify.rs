@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::client::{Database, Place, Process, Switch};
+use super::owner::{self, Owning};
 use super::qdisc::{self, Qdisc};
 use super::representor::{self, Representor};
 use super::view::View;
@@ -122,6 +123,8 @@ pub(crate) struct Own {
     pub rules: Option<u64>,
     /// NICs whose packets Open vSwitch sees nothing of, while ringspan brings flows into them.
     pub unseen: Vec<String>,
+    /// Ports of those for which the NIC has rules of TC's.
+    pub tc_ruled: Vec<String>,
 }
 
 /// Looks at everything.
@@ -135,7 +138,7 @@ pub(crate) fn verify(place: &Place, sysfs: &Path, own: &Own) -> Result<Verified,
         offloaded(&view, &datapaths, own),
         own_rules(own),
         idle(&view, own),
-        owners(&view, own),
+        owners(owner::open_vswitch(&view, place), own),
         missing(&view, &representors, own),
         interfaces(&view),
     ];
@@ -256,7 +259,7 @@ fn idle(view: &View, own: &Own) -> Check {
             format!(
                 "other_config:max-idle is {now} ms, and was {was}: Open vSwitch does not see what {nics} forwards. It keeps all flows for that time; ringspan takes rules out that are idle \
                  for the old time, and those in use for half a second once in half of the new one, so that Open vSwitch sees some of their packets: MAC learning goes on, OpenFlow counters \
-                 miss what the NIC forwards, and an OpenFlow idle_timeout of less than {now} ms comes too early"
+                 miss what the NIC forwards; where OpenFlow flows have an idle_timeout, it is more often, once in a third of the shortest one; one of less than 5 s comes too early"
             ),
         ),
         (None, false) => check(
@@ -272,15 +275,23 @@ fn idle(view: &View, own: &Own) -> Check {
 }
 
 /// Two that bring flows into one switch take each other's packets.
-fn owners(view: &View, own: &Own) -> Check {
+fn owners(owning: Option<Owning>, own: &Own) -> Check {
     let check = |state, message: String| Check::new(Checked::Owners, state, message);
-    if !view.hw_offload || own.unseen.is_empty() {
-        return check(State::Ok, "no switch has two that bring flows into it".into());
-    }
     let nics = own.unseen.join(", ");
+    if !own.tc_ruled.is_empty() && owning.is_none() {
+        let ports = own.tc_ruled.join(", ");
+        let message = format!(
+            "the NIC has rules of TC's for {ports}, which are not ringspan's: of flows that ringspan would bring into {nics} none is there"
+        );
+        return check(State::Failed, message)
+            .remedy("remove them (tc filter del dev NAME ingress), or take offload = \"tc\" for the NIC");
+    }
+    let Some(owning) = owning.filter(|_| !own.unseen.is_empty()) else {
+        return check(State::Ok, "no switch has two that bring flows into it".into());
+    };
     check(
         State::Failed,
-        format!("Open vSwitch brings flows into NICs (other_config:hw-offload is true), and so would ringspan into {nics}: its rules there were removed"),
+        format!("Open vSwitch brings flows into NICs ({owning}), and so would ringspan into {nics}: its rules there were removed"),
     )
     .remedy("take offload = \"tc\" for the NIC, or ringspan ovs configure --hw-offload false --restart")
 }
@@ -458,9 +469,12 @@ mod tests {
             assert_eq!(idle(view, own).state, state);
         }
         assert!(idle(&ours, &own).message.contains("was unset: Open vSwitch does not see what nic1 forwards"));
-        let on = View { hw_offload: true, ..View::default() };
-        assert_eq!((owners(&on, &Own::default()).state, owners(&ovs, &own).state), (State::Ok, State::Ok));
-        assert_eq!(owners(&on, &own).state, State::Failed);
+        let set = Some(Owning::Set);
+        assert_eq!((owners(set, &Own::default()).state, owners(None, &own).state), (State::Ok, State::Ok));
+        assert_eq!(owners(set, &own).state, State::Failed);
+        assert!(owners(Some(Owning::UntilRestart), &own).message.contains("until it is restarted"));
+        let ruled = Own { tc_ruled: vec!["rep0".into()], ..own };
+        assert!(owners(None, &ruled).message.contains("rules of TC's for rep0"));
     }
 
     #[test]

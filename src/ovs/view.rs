@@ -32,6 +32,9 @@ pub(crate) struct View {
     /// The process that ran when a setting was changed that only a restart brings into force: its number, and when it started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changed_under: Option<String>,
+    /// The process that ran when ringspan set `hw-offload` to false: in that one it stays in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offloaded_under: Option<String>,
     /// The bridges, by name.
     pub bridges: Vec<Bridge>,
 }
@@ -83,6 +86,8 @@ pub(crate) struct Interface {
 
 /// Key in `external_ids` of what [`View::changed_under`] says.
 pub(super) const CHANGED_UNDER: &str = "ringspan-changed-under-pid";
+/// Key in `external_ids` of what [`View::offloaded_under`] says.
+pub(super) const OFFLOADED_UNDER: &str = "ringspan-offloaded-under-pid";
 /// OVS's default, ovs-vswitchd.conf.db(5).
 const FLOW_LIMIT: u64 = 200_000;
 
@@ -115,6 +120,7 @@ impl View {
             flow_limit: number("flow-limit", FLOW_LIMIT),
             settled: root.number("next_cfg") == root.number("cur_cfg"),
             changed_under: root.entry("external_ids", CHANGED_UNDER).map(String::from),
+            offloaded_under: root.entry("external_ids", OFFLOADED_UNDER).map(String::from),
             bridges,
         })
     }

@@ -14,6 +14,7 @@ use crate::desired::{DesiredNic, Origin, nic_lane};
 use crate::error::{Error, ErrorKind};
 use crate::nic_request::NicRequest;
 use crate::ovs::client::Database;
+use crate::ovs::owner;
 use crate::ovs::view::View;
 
 /// A software NIC, as wanted and as it is.
@@ -228,13 +229,12 @@ fn in_file(daemon: &Daemon, name: &NicName, remedy: &str) -> Error {
 
 /// Two that bring flows into one switch take each other's packets. Without a database to ask there is no second one.
 fn only_owner(call: &Call, name: &NicName) -> Result<(), Error> {
-    let database = Database::connect(&super::ovs::place(call));
+    let place = super::ovs::place(call);
+    let database = Database::connect(&place);
     let view = database.and_then(|mut database| View::read(&mut database));
-    if !view.is_ok_and(|view| view.hw_offload) {
-        return Ok(());
-    }
+    let Some(owning) = view.ok().and_then(|view| owner::open_vswitch(&view, &place)) else { return Ok(()) };
     let message = format!(
-        "NIC {name}: Open vSwitch brings flows into NICs by itself (other_config:hw-offload is true), and offload is ringspan: take offload = \"tc\", or run \
+        "NIC {name}: Open vSwitch brings flows into NICs by itself ({owning}), and offload is ringspan: take offload = \"tc\", or run \
          ringspan ovs configure --hw-offload false --restart first"
     );
     Err(Error::new(ErrorKind::Conflict, message).about(name))

@@ -17,7 +17,7 @@ use crate::ovs::configure::{Configure, Configured};
 use crate::ovs::mirror::{Engine, Nic};
 use crate::ovs::verify::{Own, Verified};
 use crate::ovs::view::View;
-use crate::ovs::{configure, restart, verify};
+use crate::ovs::{configure, owner, restart, verify};
 
 /// Open vSwitch as it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -90,9 +90,12 @@ pub(super) fn own(call: &Call) -> Own {
         ports.map(|(_, representor)| representor.clone()).collect::<Vec<_>>()
     };
     let rules = |nic: &Nic| engine.counters(&nic.name).map_or(0, |rules| rules.len() as u64);
-    let unseen = nics.iter().filter(|nic| !nic.capabilities.refreshes && nic.capabilities.refuses.is_none());
+    let is_unseen = |nic: &&Nic| !nic.capabilities.refreshes && nic.capabilities.refuses.is_none();
+    let unseen: Vec<&Nic> = nics.iter().filter(is_unseen).collect();
+    let ports = unseen.iter().flat_map(|nic| nic.ports.iter().map(|(_, name)| name.as_str()));
     Own {
-        unseen: unseen.map(|nic| nic.name.to_string()).collect(),
+        tc_ruled: owner::with_rules(ports),
+        unseen: unseen.iter().map(|nic| nic.name.to_string()).collect(),
         representors: nics.iter().flat_map(vfs).collect(),
         rules: (!nics.is_empty()).then(|| nics.iter().map(rules).sum()),
     }

@@ -3,6 +3,7 @@
 //!
 //! A bridge that is set to speak later versions only refuses; it is then looked at from time to time.
 
+use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -30,8 +31,18 @@ const STATS_REPLY: u8 = 17;
 const OF_VENDOR: u16 = 0xffff;
 const NICIRA: u32 = 0x2320;
 const FLOW_MONITOR: u32 = 2;
-/// NXFMF_ADD, NXFMF_DELETE, NXFMF_MODIFY.
-const FLAGS: u16 = 2 | 4 | 8;
+/// NXFMF_INITIAL, NXFMF_ADD, NXFMF_DELETE, NXFMF_MODIFY.
+const FLAGS: u16 = 1 | 2 | 4 | 8;
+/// What is before the updates in a reply: ofp10_stats_msg and nicira10_stats_msg from behind the header.
+const BEFORE_UPDATES: usize = 16;
+/// Parts follow (OFPSF_REPLY_MORE).
+const MORE: u16 = 1;
+/// NXFME_ADDED, NXFME_DELETED, NXFME_MODIFIED.
+const ADDED: u16 = 0;
+const DELETED: u16 = 1;
+const MODIFIED: u16 = 2;
+/// After which time all is asked for anew where a flow with a timeout was changed: what it was before is not told.
+const FORGETS: Duration = Duration::from_secs(60);
 /// OFPP_NONE: whatever port a flow's actions name.
 const ANY_PORT: u16 = 0xffff;
 /// All tables.
@@ -47,6 +58,16 @@ pub(crate) struct FlowMonitor {
     bridge: String,
     /// What came and is no whole message yet.
     buffer: Vec<u8>,
+    idle: IdleTimeouts,
+    since: Instant,
+}
+
+/// Idle timeouts of a bridge's flows in seconds, and how many flows have each: never fewer than there are.
+#[derive(Debug, Default)]
+struct IdleTimeouts {
+    flows: BTreeMap<u16, u64>,
+    /// One was changed: it may be counted twice.
+    blurred: bool,
 }
 
 /// What a message means here.
@@ -69,7 +90,8 @@ impl FlowMonitor {
             path: path.clone(),
             reason: errno.desc().into(),
         })?;
-        let mut monitor = Self { stream: UnixStream::from(socket), bridge: bridge.into(), buffer: Vec::new() };
+        let (stream, bridge, buffer) = (UnixStream::from(socket), bridge.into(), Vec::new());
+        let mut monitor = Self { stream, bridge, buffer, idle: IdleTimeouts::default(), since: Instant::now() };
         monitor.send(&message(HELLO, XID, &[]))?;
         monitor.send(&message(STATS_REQUEST, XID, &request()))?;
         loop {
@@ -100,6 +122,16 @@ impl FlowMonitor {
                 return Ok(changed);
             }
         }
+    }
+
+    /// The shortest idle timeout of the bridge's flows.
+    pub(crate) fn shortest_idle(&self) -> Option<Duration> {
+        self.idle.flows.first_key_value().map(|(seconds, _)| Duration::from_secs((*seconds).into()))
+    }
+
+    /// Whether a new connection would know the timeouts better.
+    pub(crate) fn is_blurred(&self) -> bool {
+        self.idle.blurred && self.since.elapsed() >= FORGETS
     }
 
     fn what(&self) -> String {
@@ -156,10 +188,49 @@ impl FlowMonitor {
                 self.send(&answer)?;
                 Ok(Said::Nothing)
             }
-            STATS_REPLY if xid == XID => Ok(Said::Ready),
+            STATS_REPLY if xid == XID => {
+                self.idle.update(body);
+                let more = body.get(2..4).is_some_and(|flags| u16::from_be_bytes([flags[0], flags[1]]) & MORE != 0);
+                Ok(if more { Said::Nothing } else { Said::Ready })
+            }
             // Changes; that there are too many to tell, and that there are no longer (NXT_FLOW_MONITOR_PAUSED, _RESUMED).
-            STATS_REPLY | VENDOR => Ok(Said::Changed),
+            STATS_REPLY => {
+                self.idle.update(body);
+                Ok(Said::Changed)
+            }
+            VENDOR => Ok(Said::Changed),
             _ => Ok(Said::Nothing),
+        }
+    }
+}
+
+impl IdleTimeouts {
+    /// Takes a reply's updates: struct nx_flow_update_full, of which the first 10 bytes count, or shorter ones that say nothing here.
+    fn update(&mut self, body: &[u8]) {
+        let mut rest = body.get(BEFORE_UPDATES..).unwrap_or_default();
+        while let &[l0, l1, e0, e1, ..] = rest {
+            let length = usize::from(u16::from_be_bytes([l0, l1]));
+            let Some((update, behind)) = rest.split_at_checked(length).filter(|_| length >= 4) else { return };
+            rest = behind;
+            let Some(&[high, low]) = update.get(8..10) else { continue };
+            let seconds = u16::from_be_bytes([high, low]);
+            let flows = self.flows.get(&seconds).copied().unwrap_or(0);
+            let now = match u16::from_be_bytes([e0, e1]) {
+                _ if seconds == 0 => continue,
+                ADDED => flows + 1,
+                // It may have had another one.
+                MODIFIED => {
+                    self.blurred = true;
+                    flows + 1
+                }
+                DELETED => flows.saturating_sub(1),
+                _ => continue,
+            };
+            if now == 0 {
+                self.flows.remove(&seconds)
+            } else {
+                self.flows.insert(seconds, now)
+            };
         }
     }
 }
@@ -175,7 +246,7 @@ fn message(kind: u8, xid: u32, body: &[u8]) -> Vec<u8> {
     [&[VERSION, kind], &length.to_be_bytes()[..], &xid.to_be_bytes(), body].concat()
 }
 
-/// struct ofp10_stats_msg from behind its header, nicira10_stats_msg and nx_flow_monitor_request: without the flows that are there already, and
+/// struct ofp10_stats_msg from behind its header, nicira10_stats_msg and nx_flow_monitor_request: with the flows that are there already, and
 /// without a match.
 fn request() -> Vec<u8> {
     let mut body = Vec::new();
@@ -226,6 +297,51 @@ mod tests {
         let ended = wait::until(SOON, "the end of the connection", || Ok(monitor.changed().err()))?;
         assert!(matches!(ended, OvsError::Closed { .. }), "{ended}");
         Ok(())
+    }
+
+    #[test]
+    fn the_shortest_idle_timeout_is_known_from_the_start_and_as_flows_come_and_go() -> Result<()> {
+        needs!(Ovs);
+        let ovs = Ovs::start()?;
+        ovs.add_bridge("br0")?;
+        let many: String =
+            (0..2000).map(|vlan| format!("dl_vlan={vlan},in_port=9,idle_timeout=700,actions=drop\n")).collect();
+        std::fs::write(ovs.path("flows"), many)?;
+        ovs.ofctl("br0", "add-flows", &[&ovs.path("flows").display().to_string()])?;
+        ovs.ofctl("br0", "add-flow", &["in_port=1,actions=drop"])?;
+        let mut monitor = FlowMonitor::connect(&Place::new(Some(ovs.run_dir())), "br0", SOON)?;
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        assert_eq!((monitor.shortest_idle(), monitor.is_blurred()), (seconds(700), false));
+        for (command, words, wanted) in [
+            ("add-flow", "in_port=2,idle_timeout=60,actions=drop", seconds(60)),
+            ("add-flow", "in_port=3,idle_timeout=30,hard_timeout=900,actions=drop", seconds(30)),
+            ("del-flows", "in_port=3", seconds(60)),
+            ("del-flows", "in_port=2", seconds(700)),
+            ("del-flows", "in_port=9", None),
+        ] {
+            ovs.ofctl("br0", command, &[words])?;
+            wait::until(SOON, words, || {
+                monitor.changed()?;
+                Ok((monitor.shortest_idle() == wanted).then_some(()))
+            })?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn updates_that_are_cut_off_are_passed_over() {
+        let mut body = vec![0; BEFORE_UPDATES];
+        body.extend([
+            0, 24, 0, 0, 0, 0, 0, 1, 0, 30, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0, 3, 0, 0, 0, 1, 0, 24, 0,
+            0,
+        ]);
+        for end in 0..=body.len() {
+            let mut idle = IdleTimeouts::default();
+            idle.update(&body[..end]);
+            assert_eq!(idle.flows.len(), usize::from(end >= BEFORE_UPDATES + 24), "{end}");
+        }
+        // A length of none ends it.
+        IdleTimeouts::default().update(&[0; 64]);
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! A software NIC sends one packet of each active rule to OVS. An engine of another NIC cannot do that (`refreshes` of
 //! [`ringspan_protocol::Capabilities`]). Then `other_config:max-idle` is raised ([`max_idle`]), and by the NIC's word of each rule's last packet
 //! - a rule that is idle for the user's time is taken out, and installed again when OVS sees a packet of its flow;
-//! - a rule that is in use is taken out for a moment when OVS saw nothing of its flow for half the raised time.
+//! - a rule that is in use is taken out for a moment when OVS saw nothing of its flow for half the raised time, or for a third of the shortest idle
+//!   timeout of OpenFlow's flows, if that is less: those are OVS's, too, and live on packets that it sees.
 //!
 //! The flows themselves are OVS's to remove: one that is deleted in its datapath by somebody else is not put there again by versions before
 //! 3.4, which go on believing that it is there (decision 0022).
@@ -33,7 +34,7 @@ pub(super) fn run(common: &Common, settings: &Settings, engine: &dyn Engine) {
     let mut unneeded = Some(Instant::now());
     let mut is_restored = false;
     while !lock(&common.shared).ending {
-        let owned = lock(&common.shared).work.hw_offload;
+        let owned = lock(&common.shared).work.hw_offload.is_some();
         let needs = engine.nics().iter().any(|nic| {
             let can = &nic.capabilities;
             !can.refreshes && can.refuses.is_none() && !owned
@@ -77,6 +78,7 @@ impl Work {
     fn pause_and_resume(&mut self, TakenOver { users, raised }: TakenOver) {
         let mut changed = Vec::new();
         let mut moments = 0;
+        let unseen = unseen(raised, self.shortest_idle);
         for (ufid, entry) in &mut self.table.flows {
             let paused = match entry.paused {
                 // What OVS tells of its counters may be some seconds old: one that was used in between comes back a little later.
@@ -90,7 +92,7 @@ impl Work {
                     let used = used_again(entry);
                     if used.is_idle(users) {
                         Paused::Idle(entry.stats().packets)
-                    } else if used.is_unseen(raised / 2) && moments < AT_ONCE {
+                    } else if used.is_unseen(unseen) && moments < AT_ONCE {
                         moments += 1;
                         Paused::ForAMoment
                     } else {
@@ -105,6 +107,12 @@ impl Work {
             self.enqueue(ufid);
         }
     }
+}
+
+/// How long OVS may see nothing of a flow in use.
+fn unseen(raised: Duration, shortest: Option<Duration>) -> Duration {
+    // The rule is out within half a second, its packet is counted within another one by OVS, and after some more by OpenFlow.
+    shortest.map_or(raised / 2, |shortest| (shortest / 3).max(EVERY).min(raised / 2))
 }
 
 /// When a flow was last used, in milliseconds before now.
@@ -152,6 +160,15 @@ pub(super) fn state(paused: Paused) -> Option<State> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn openflows_idle_timeouts_say_how_often_ovs_sees_a_packet() {
+        let seconds = Duration::from_secs;
+        for (shortest, often) in [(None, 60), (Some(30), 10), (Some(9), 3), (Some(300), 60)] {
+            assert_eq!(unseen(seconds(120), shortest.map(seconds)), seconds(often), "{shortest:?}");
+        }
+        assert_eq!(unseen(seconds(120), Some(seconds(1))), EVERY);
+    }
 
     #[test]
     fn a_flow_is_idle_when_both_paths_are_and_unseen_when_ovs_alone_saw_nothing() {

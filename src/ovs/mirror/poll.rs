@@ -12,6 +12,7 @@ use super::run::{Common, Phase, Settings, Shared, lock};
 use super::table::{Misses, Source, Told};
 use super::work::News;
 use crate::ovs::client::{Database, FlowMonitor, Lines, OvsError, Place, Switch};
+use crate::ovs::owner;
 use crate::ovs::view::{Bridge, View};
 
 /// How often it is looked whether there is a NIC, while there is none: OVS is not asked at all then.
@@ -120,18 +121,6 @@ struct Peers {
     interfaces: Option<BTreeMap<String, String>>,
     /// Types of the datapaths that have a port of a NIC, and when that was last seen.
     types: BTreeMap<String, Instant>,
-    /// The life of ovs-vswitchd in which it was seen to bring flows into NICs by itself.
-    offloads: Option<String>,
-}
-
-/// The life in which ovs-vswitchd brings flows into NICs by itself: this one, when it is told to; the one that it `was` told in, as long as it lasts. One that
-/// does not answer is the one that it was.
-fn goes_on(told: bool, was: Option<String>, now: Option<String>) -> Option<String> {
-    match (told, was, now) {
-        (true, was, now) => now.or(was),
-        (false, was, None) => was,
-        (false, was, now) => was.filter(|was| Some(was) == now.as_ref()),
-    }
 }
 
 /// The flows of all datapaths that matter.
@@ -244,13 +233,15 @@ impl Peers {
         self.monitors.retain(|_, monitor| match monitor.changed() {
             Ok(told) => {
                 changed |= told;
-                true
+                !monitor.is_blurred()
             }
             Err(error) => {
                 tracing::debug!("{error}");
                 false
             }
         });
+        let shortest = self.monitors.values().filter_map(FlowMonitor::shortest_idle).min();
+        lock(&common.shared).work.shortest_idle = shortest;
         changed
     }
 
@@ -264,16 +255,6 @@ impl Peers {
         Some(self.types.keys().cloned().collect())
     }
 
-    /// Whether Open vSwitch brings flows into NICs by itself. Once it does it goes on until ovs-vswitchd ends, whatever the database says then
-    /// (lib/netdev-offload.c, `netdev_set_flow_api_enabled`).
-    fn hw_offload(&mut self, view: &View, place: &Place) -> bool {
-        if view.hw_offload || self.offloads.is_some() {
-            let life = Switch::connect(place).ok().map(|switch| switch.process.life());
-            self.offloads = goes_on(view.hw_offload, self.offloads.take(), life);
-        }
-        view.hw_offload || self.offloads.is_some()
-    }
-
     /// Which bridges have a port of a NIC: of these the flows are asked for, and word of changes in their tables.
     fn look(&mut self, place: &Place, common: &Common) {
         self.looked = Some(Instant::now());
@@ -281,10 +262,13 @@ impl Peers {
             self.interfaces = None;
             return;
         };
+        let owning = owner::open_vswitch(&view, place);
+        let ports = lock(&common.shared).work.shared_ports();
+        let ruled = owner::with_rules(ports.iter().map(String::as_str));
         let bridges: Vec<&Bridge> = {
-            let hw_offload = self.hw_offload(&view, place);
             let mut shared = lock(&common.shared);
-            shared.work.hw_offload = hw_offload;
+            shared.work.hw_offload = owning;
+            shared.work.tc_ruled = ruled.into_iter().collect();
             let has_port = |bridge: &&Bridge| {
                 let mut interfaces = bridge.ports.iter().flat_map(|port| &port.interfaces);
                 interfaces.any(|interface| shared.work.has_port(&interface.name))
@@ -327,17 +311,6 @@ fn matters(datapath: &str, kernel: Phase, types: Option<&BTreeSet<String>>) -> b
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_ovs_vswitchd_was_told_once_lasts_as_long_as_it() {
-        let life = |life: &str| Some(life.to_owned());
-        assert_eq!(goes_on(false, None, life("7 1")), None);
-        assert_eq!(goes_on(true, None, life("7 1")), life("7 1"));
-        // Told otherwise, and not started anew; also when it does not answer for a moment.
-        assert_eq!(goes_on(false, life("7 1"), life("7 1")), life("7 1"));
-        assert_eq!(goes_on(false, life("7 1"), None), life("7 1"));
-        assert_eq!(goes_on(false, life("7 1"), life("9 2")), None);
-    }
 
     #[test]
     fn a_nic_that_is_back_has_its_flows_asked_for_again_without_word_from_the_database() {

@@ -203,13 +203,22 @@ fn what_open_vswitch_brings_into_nics_by_itself_is_not_ours_from_that_moment_on(
     };
     assert_eq!(round(&mut work, &fake, &lines), ["+1"]);
     // The switch of a software NIC is nobody else's.
-    work.hw_offload = true;
+    work.hw_offload = Some(crate::ovs::owner::Owning::Set);
     assert_eq!(round(&mut work, &fake, &lines), [""; 0]);
     fake.told().capabilities =
         Capabilities { engine: EngineKind::RteFlow, refreshes: false, ..Capabilities::default() };
     assert_eq!(round(&mut work, &fake, &lines), ["-1"]);
     assert!(why(&work).contains("hw-offload is true"), "{}", why(&work));
-    work.hw_offload = false;
+    work.hw_offload = Some(crate::ovs::owner::Owning::UntilRestart);
+    assert_eq!(round(&mut work, &fake, &lines), [""; 0]);
+    assert!(why(&work).contains("until it is restarted"), "{}", why(&work));
+    work.hw_offload = None;
+    assert_eq!(round(&mut work, &fake, &lines), ["+1"]);
+    // So are rules of TC's for one of its ports, whoever put them there.
+    work.tc_ruled.insert("nic0_vf1".into());
+    assert_eq!(round(&mut work, &fake, &lines), ["-1"]);
+    assert!(why(&work).contains("rules of TC's for nic0_vf1"), "{}", why(&work));
+    work.tc_ruled.clear();
     assert_eq!(round(&mut work, &fake, &lines), ["+1"]);
     // A NIC that takes no rules is told none, and why is said of each flow.
     fake.told().capabilities.refuses = Some("offload is off".into());

@@ -16,6 +16,7 @@ use super::table::{Changes, Entry, Misses, Source, State, Table, Told, seconds};
 use crate::error::Error;
 use crate::ovs::compile::{Cause, Ports, TunnelIn, compile, tunnel_in};
 use crate::ovs::flow::{Flow, Names, PortRef, parse};
+use crate::ovs::owner::Owning;
 
 /// How long after an install an engine that says that it has none has lost them.
 const SETTLED: Duration = Duration::from_secs(2);
@@ -67,7 +68,13 @@ pub(super) struct Work {
     /// NICs that take no rules now, and why.
     refusing: HashMap<NicName, String>,
     /// Open vSwitch brings flows into NICs by itself (`other_config:hw-offload`): of two owners of one switch each would take the other's packets.
-    pub hw_offload: bool,
+    pub hw_offload: Option<Owning>,
+    /// The shortest idle timeout of OpenFlow's flows on bridges with ports of NICs.
+    pub shortest_idle: Option<Duration>,
+    /// Interfaces for which a NIC has rules of TC's.
+    pub tc_ruled: HashSet<String>,
+    /// Ports of NICs whose switch is not ringspan's own.
+    shared_ports: Vec<String>,
     /// NICs that show OVS packets of the rules in use by themselves.
     pub(super) refreshing: HashSet<NicName>,
     /// The NICs, each with the life in which its rules were last known.
@@ -175,6 +182,9 @@ impl Work {
                 ports.is_unmetered(&nic.name);
             }
         }
+        let is_shared = |nic: &&Nic| nic.capabilities.engine == EngineKind::RteFlow;
+        let names = present.iter().filter(is_shared).flat_map(|nic| nic.ports.iter().map(|(_, name)| name.clone()));
+        self.shared_ports = names.collect();
         let refuses = |nic: &Nic| Some((nic.name.clone(), self.refusal(nic)?));
         let refusing: HashMap<NicName, String> = present.iter().filter_map(refuses).collect();
         let refreshing = present.iter().filter(|nic| nic.capabilities.refreshes);
@@ -218,15 +228,23 @@ impl Work {
 
     /// Why a NIC takes no rules.
     fn refusal(&self, nic: &Nic) -> Option<String> {
-        let owned = nic.capabilities.engine == EngineKind::RteFlow && self.hw_offload;
-        let two = || {
+        let shared = nic.capabilities.engine == EngineKind::RteFlow;
+        let owned = self.hw_offload.filter(|_| shared).map(|owning| {
             format!(
-                "Open vSwitch brings flows into NICs by itself (other_config:hw-offload is true), and two owners of the switch of {} would take each other's packets: \
+                "Open vSwitch brings flows into NICs by itself ({owning}), and two owners of the switch of {} would take each other's packets: \
                  take offload = \"tc\" for it, or run ringspan ovs configure --hw-offload false --restart",
                 nic.name
             )
+        });
+        let ruled = || {
+            let (_, name) = nic.ports.iter().find(|(_, name)| shared && self.tc_ruled.contains(name))?;
+            Some(format!(
+                "the NIC has rules of TC's for {name}, which somebody else put there, and two owners of the switch of {} would take each other's packets: \
+                 remove them (tc filter del dev {name} ingress), or take offload = \"tc\"",
+                nic.name
+            ))
         };
-        nic.capabilities.refuses.clone().or_else(|| owned.then(two))
+        nic.capabilities.refuses.clone().or(owned).or_else(ruled)
     }
 
     /// Whether it changed what is known of the flow as one that takes packets out of a tunnel.
@@ -427,6 +445,11 @@ impl Work {
     /// Whether there is a NIC at all, as of the last look.
     pub(super) fn has_nics(&self) -> bool {
         !self.ports.is_empty()
+    }
+
+    /// Ports of NICs into whose switch others may bring rules, too: all but those of software NICs.
+    pub(super) fn shared_ports(&self) -> Vec<String> {
+        self.shared_ports.clone()
     }
 
     /// Whether a port of the datapath is a NIC's.
