@@ -1,6 +1,8 @@
 //! Two guests on VFs of a software NIC, and Open vSwitch on its representors: what OVS decides is done in the NIC, and follows
 //! OVS in everything that it decides next.
 
+mod fields;
+
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -58,7 +60,12 @@ impl Scene {
 
     fn cross(&mut self, frames: u64) -> Result<()> {
         let [first, second] = &mut self.guests[..] else { unreachable!() };
-        crossing::run(&mut End::Guest(first), &mut End::Guest(second), Ways::Both, Plan::new(frames, 64))?;
+        crossing::run(
+            &mut End::Guest(first),
+            &mut End::Guest(second),
+            Ways::Both,
+            Plan::new(frames, 64).in_any_order(),
+        )?;
         Ok(())
     }
 

@@ -1,8 +1,5 @@
 //! Two uplinks as one. The links are TAPs, whose other ends are the test's; with LACP it plays the switch outside, too.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
@@ -11,13 +8,13 @@ use ringspan_protocol::{NicPort, NicSpec};
 use ringspan_testkit::daemon::tap_device;
 use ringspan_testkit::far_end::FarEnd;
 use ringspan_testkit::guest::NetHeader;
+use ringspan_testkit::lacp::{self, Switch};
 use ringspan_testkit::needs;
 use ringspan_testkit::packet::Packet;
 
 use crate::kit::{Scene, nic, receive, rule, send};
 use crate::{IPV4, VF0, VF1, finished, out};
 
-const SLOW_PROTOCOLS: [u8; 2] = [0x88, 0x09];
 const SOON: Duration = Duration::from_secs(30);
 const TAPS: [&str; 2] = ["up0", "up1"];
 
@@ -30,54 +27,6 @@ struct Bonded {
     rounds: usize,
 }
 
-/// A switch outside that agrees with whatever the other side says of itself in LACP (IEEE 802.1AX, 6.4).
-struct Switch {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<Result<()>>>,
-}
-
-impl Switch {
-    fn start(links: [FarEnd; 2]) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let flag = Arc::clone(&stop);
-        let thread = std::thread::spawn(move || {
-            let mut bytes = vec![0; 2048];
-            while !flag.load(Ordering::Relaxed) {
-                for (port, link) in links.iter().enumerate() {
-                    while let Some(len) = link.receive(&mut bytes).ok().flatten() {
-                        if len >= 124 && bytes[14] == 1 {
-                            // A link that is down takes nothing.
-                            let _ = link.send(&answer(&bytes[..124], port as u8 + 1));
-                        }
-                    }
-                }
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            Ok(())
-        });
-        Self { stop, thread: Some(thread) }
-    }
-}
-
-impl Drop for Switch {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-/// A LACPDU: actor at 16, partner at 36, collector at 56.
-fn answer(theirs: &[u8], port: u8) -> Vec<u8> {
-    let mut ours = theirs.to_vec();
-    ours[6..12].copy_from_slice(&[2, 0, 0, 0, 0x99, port]);
-    // In sync, collecting and distributing, with short timeouts.
-    ours[18..36].copy_from_slice(&[0x80, 0, 2, 0, 0, 0, 0, 0x99, 0, 17, 0, 0x80, 0, port, 0x3f, 0, 0, 0]);
-    ours[38..56].copy_from_slice(&theirs[18..36]);
-    ours
-}
-
 impl Bonded {
     fn new(label: &str, bond: BondMode) -> Result<Self> {
         let (first, second) = (tap_device(TAPS[0]), tap_device(TAPS[1]));
@@ -85,7 +34,7 @@ impl Bonded {
         let open =
             |scene: &Scene, kind| -> Result<[FarEnd; 2]> { Ok([scene.far(TAPS[0], kind)?, scene.far(TAPS[1], kind)?]) };
         let switch = match bond {
-            BondMode::Lacp => Some(Switch::start(open(&scene, SLOW_PROTOCOLS)?)),
+            BondMode::Lacp => Some(Switch::start(open(&scene, lacp::TYPE)?)),
             _ => None,
         };
         let wires = open(&scene, IPV4)?;

@@ -89,12 +89,19 @@ pub struct Plan {
     pub window: usize,
     /// Most frames in a burst.
     pub burst: usize,
+    /// Whether frames that come out of one queue are in the order in which they went in.
+    pub ordered: bool,
 }
 
 impl Plan {
     /// Frames of 60 to 1514 bytes in bursts of up to 64, with at most `window` in flight.
     pub fn new(frames: u64, window: usize) -> Self {
-        Self { frames, lengths: Lengths::Between(SHORTEST, 1514), window, burst: 64 }
+        Self { frames, lengths: Lengths::Between(SHORTEST, 1514), window, burst: 64, ordered: true }
+    }
+
+    /// The same where frames may overtake each other: one of a rule in use goes by way of Open vSwitch every few seconds.
+    pub fn in_any_order(self) -> Self {
+        Self { ordered: false, ..self }
     }
 
     /// The length of frame `number` of `pair`.
