@@ -4,6 +4,7 @@ pub mod capture;
 pub mod daemon;
 pub mod far_end;
 pub mod guest;
+pub mod lacp;
 pub mod lane;
 pub mod netns;
 mod over_both;

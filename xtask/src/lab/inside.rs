@@ -18,7 +18,7 @@ use ringspan_testkit::{paths, wait};
 
 use super::kernel_log::KernelLog;
 use super::registers::Registers;
-use super::{FIRST, SECOND, bonds, checks, control, doctor, story_port, vdpa};
+use super::{FIRST, SECOND, bonds, checks, control, doctor, failover, story_port, vdpa};
 
 /// Longest frame without its Ethernet header.
 pub const MTU: u16 = 9000;
@@ -58,6 +58,7 @@ pub fn run(only: &str) -> Result<()> {
     done += bonds::run(&mut story, only)?;
     done += doctor::run(&mut story, only)?;
     done += vdpa::run(&mut story, only)?;
+    done += failover::run(&mut story, only)?;
     if done > 0 && !checks::is_wanted(only) {
         println!("{done}");
         return Ok(());

@@ -7,6 +7,7 @@ mod bonds;
 mod checks;
 mod control;
 mod doctor;
+mod failover;
 mod flow;
 mod inside;
 mod kernel_log;
