@@ -94,7 +94,13 @@ impl NicRequest {
             return invalid(format!("mtu is {mtu}: choose {} to {}", MTU_RANGE.start(), MTU_RANGE.end()));
         }
         let bad = |uplink: &&DeviceSpec| {
-            matches!(uplink, DeviceSpec::Soft { .. } | DeviceSpec::VhostVdpa { .. } | DeviceSpec::Bond { .. })
+            matches!(
+                uplink,
+                DeviceSpec::Soft { .. }
+                    | DeviceSpec::VhostVdpa { .. }
+                    | DeviceSpec::Vdpa { .. }
+                    | DeviceSpec::Bond { .. }
+            )
         };
         if let Some(own) = uplinks.iter().find(bad) {
             return invalid(format!(

@@ -103,9 +103,9 @@ impl PortRequest {
         }
         check_mtu(self.mtu).map_err(bad)?;
         check_rate(self.max_rate).map_err(bad)?;
-        if self.mode == Mode::Vdpa && !matches!(self.device, DeviceSpec::VhostVdpa { .. }) {
+        if self.mode == Mode::Vdpa && !matches!(self.device, DeviceSpec::VhostVdpa { .. } | DeviceSpec::Vdpa { .. }) {
             return Err(bad(format!(
-                "mode is vdpa and the device {}: name a vhost-vdpa:/dev/vhost-vdpa-N",
+                "mode is vdpa and the device {}: name a vhost-vdpa:/dev/vhost-vdpa-N, or a vdpa:0000:0a:00.2",
                 self.device
             )));
         }

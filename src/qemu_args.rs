@@ -124,7 +124,9 @@ fn escaped(text: &str) -> String {
 /// The MAC address a guest gets: the port's own; else the device's, where that is a NIC that delivers by it; else
 /// one made from the machine's and the port's names, the same every time.
 pub(crate) fn guest_mac(port: &PortSpec, device: Option<MacAddress>, machine: &str) -> MacAddress {
-    let of_nic = |device: &DeviceSpec| matches!(device, DeviceSpec::Pci { .. } | DeviceSpec::VhostVdpa { .. });
+    let of_nic = |device: &DeviceSpec| {
+        matches!(device, DeviceSpec::Pci { .. } | DeviceSpec::VhostVdpa { .. } | DeviceSpec::Vdpa { .. })
+    };
     let behind_a_nic = port.device.parts().iter().all(of_nic);
     port.mac.or(device.filter(|_| behind_a_nic)).unwrap_or_else(|| made_mac(&port.name, machine))
 }

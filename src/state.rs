@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::attach::Record;
 use crate::attach::record::{Counted, Key};
 use crate::error::{Error, ErrorKind};
+use crate::host::vdpa::{Book, Entries};
 use crate::host::work::{Begun, Journal};
 
 /// Version of the file's form.
@@ -260,6 +261,17 @@ impl StateDir {
             Ok(())
         };
         attempt().map_err(|error| Error::io(format!("{} cannot be written", file.display()), &error))
+    }
+}
+
+/// The vDPA devices that ringspan made, or gave another driver.
+impl Book for StateDir {
+    fn load(&self) -> Result<Entries, Error> {
+        Ok(self.read("vdpa.json")?.unwrap_or_default())
+    }
+
+    fn save(&self, entries: &Entries) -> Result<(), Error> {
+        self.write("vdpa.json", entries, true)
     }
 }
 

@@ -11,7 +11,7 @@ use super::client::Client;
 use super::table::Table;
 use super::{Failure, print_json};
 use crate::config::DEFAULT_FILE;
-use crate::host::doctor::{CHECKS, FilesOnly, Finding, Group, Host, Machine, Report, State, bundle, examine};
+use crate::host::doctor::{CHECKS, FilesOnly, Finding, Group, Host, Machine, Report, State, bundle, examine, is_vdpa};
 use crate::ovs::client::Place;
 use crate::ovs::verify::Own;
 
@@ -82,21 +82,30 @@ fn list() -> Result<(), Failure> {
     table.print()
 }
 
-/// `ovs.run_dir` of the configuration file. What else is wrong with that is not asked here: the doctor looks whatever it says.
-fn ovs_run_dir(named: Option<&Path>) -> Result<Option<PathBuf>, Failure> {
+/// The configuration file as a table. What is wrong with its values is not asked here: the doctor looks whatever they say.
+fn config(named: Option<&Path>) -> Result<toml::Table, Failure> {
     let path = named.unwrap_or(Path::new(DEFAULT_FILE));
     let failed = |why: String| match named {
         Some(_) => Err(Failure::Failed(format!("{}: {why}", path.display()))),
-        None => Ok(None),
+        None => Ok(toml::Table::new()),
     };
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) => return failed(error.to_string()),
     };
-    match text.parse::<toml::Table>() {
-        Ok(table) => Ok(table.get("ovs").and_then(|ovs| ovs.get("run_dir")?.as_str()).map(PathBuf::from)),
-        Err(error) => failed(error.message().to_owned()),
-    }
+    text.parse().or_else(|error: toml::de::Error| failed(error.message().to_owned()))
+}
+
+/// `ovs.run_dir`.
+fn ovs_run_dir(config: &toml::Table) -> Option<PathBuf> {
+    config.get("ovs").and_then(|ovs| ovs.get("run_dir")?.as_str()).map(PathBuf::from)
+}
+
+/// The ports on vDPA devices.
+fn vdpa_ports(config: &toml::Table) -> Vec<(String, String)> {
+    let ports = config.get("port").and_then(toml::Value::as_array).into_iter().flatten();
+    let texts = ports.filter_map(|port| Some((port.get("name")?.as_str()?, port.get("device")?.as_str()?)));
+    texts.filter(|(_, device)| is_vdpa(device)).map(|(name, device)| (name.into(), device.into())).collect()
 }
 
 /// The checks, by this process.
@@ -113,8 +122,9 @@ fn look(wish: &Doctor, daemon: Option<&mut Client>) -> Result<Report, Failure> {
             Host::new(root, wish.kernel_log.clone(), Box::new(FilesOnly))
         }
         None => {
-            let run_dir = ovs_run_dir(wish.config.as_deref())?;
-            let machine = Machine::new(Place::new(run_dir.as_deref()), Own::default());
+            let config = config(wish.config.as_deref())?;
+            let place = Place::new(ovs_run_dir(&config).as_deref());
+            let machine = Machine::new(place, Own::default()).with_vdpa_ports(vdpa_ports(&config));
             Host::new(Path::new("/"), wish.kernel_log.clone(), Box::new(machine))
         }
     };
@@ -204,13 +214,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("ringspan.toml");
         let text = |error: Failure| format!("{error:?}");
-        assert!(text(ovs_run_dir(Some(&file)).unwrap_err()).contains("No such file"));
+        let read = || config(Some(&file));
+        assert!(text(read().unwrap_err()).contains("No such file"));
         std::fs::write(&file, "[ovs]\nrun_dir = \"/srv/ovs\"\n[unknown]\n").unwrap();
-        assert_eq!(ovs_run_dir(Some(&file)).unwrap(), Some(PathBuf::from("/srv/ovs")));
-        std::fs::write(&file, "[control]\n").unwrap();
-        assert_eq!(ovs_run_dir(Some(&file)).unwrap(), None);
+        assert_eq!(ovs_run_dir(&read().unwrap()), Some(PathBuf::from("/srv/ovs")));
+        let ports = "[control]\n[[port]]\nname = \"a\"\ndevice = \"vdpa:0a:00.2\"\n[[port]]\nname = \"b\"\ndevice = \"pci:0a:00.3\"\n";
+        std::fs::write(&file, ports).unwrap();
+        assert_eq!(ovs_run_dir(&read().unwrap()), None);
+        assert_eq!(vdpa_ports(&read().unwrap()), [("a".to_owned(), "vdpa:0a:00.2".to_owned())]);
         std::fs::write(&file, "[ovs\n").unwrap();
-        assert!(text(ovs_run_dir(Some(&file)).unwrap_err()).contains("ringspan.toml"));
+        assert!(text(read().unwrap_err()).contains("ringspan.toml"));
     }
 
     #[test]

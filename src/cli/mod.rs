@@ -21,6 +21,7 @@ mod ovs;
 mod port;
 mod table;
 mod terminal;
+mod vdpa;
 
 use std::io::Write;
 use std::path::Path;
@@ -116,6 +117,7 @@ fn run(options: Options) -> Result<(), Failure> {
         Command::Eswitch(command) => device::run_eswitch(client()?, command),
         Command::Bond(command) => bond::run(client()?, command),
         Command::Firmware(command) => firmware::run(client()?, command),
+        Command::Vdpa(command) => vdpa::run(client()?, command),
         Command::Ovs(command) => ovs::run(client()?, command),
         Command::Job(command) => job(client()?, command),
         Command::Host(command) => host::run(&control, command),

@@ -65,6 +65,9 @@ pub(super) enum Command {
     /// Firmware: what Mellanox NICs are set to for their VFs.
     #[command(subcommand)]
     Firmware(super::firmware::Firmware),
+    /// vDPA: devices of the kernel's vDPA bus, and what they are made on.
+    #[command(subcommand)]
+    Vdpa(super::vdpa::Vdpa),
     /// Lanes: the DPDK processes that carry the ports.
     #[command(subcommand)]
     Lane(Lane),
@@ -247,7 +250,7 @@ pub(super) struct Add {
     /// Which side listens: server: ringspan does; client: the front-end does.
     #[arg(long, default_value = "server")]
     pub role: RoleWord,
-    /// What it is bridged to: pci:ADDRESS[,devargs], vdev:NAME[,devargs], soft:NIC/vfN, patch:NAME/a (or /b), bond:mode=1,DEVICE,DEVICE or vhost-vdpa:PATH.
+    /// What it is bridged to: pci:ADDRESS[,devargs], vdev:NAME[,devargs], soft:NIC/vfN, patch:NAME/a (or /b), bond:mode=1,DEVICE,DEVICE, vhost-vdpa:PATH or vdpa:ADDRESS.
     #[arg(long)]
     pub device: DeviceSpec,
     /// Queues of the device in each direction, 1 to 32.

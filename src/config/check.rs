@@ -241,7 +241,9 @@ pub(crate) fn device_keys(device: &DeviceSpec, lane: Option<&LaneName>) -> Vec<(
 fn device_key(device: &DeviceSpec, lane: Option<&LaneName>) -> (Option<LaneName>, String) {
     match device {
         // A cable lies in one lane, and its name means the same cable everywhere.
-        DeviceSpec::Pci { .. } | DeviceSpec::VhostVdpa { .. } | DeviceSpec::Patch { .. } => (None, device.identity()),
+        DeviceSpec::Pci { .. } | DeviceSpec::VhostVdpa { .. } | DeviceSpec::Vdpa { .. } | DeviceSpec::Patch { .. } => {
+            (None, device.identity())
+        }
         DeviceSpec::Vdev { .. } | DeviceSpec::Soft { .. } | DeviceSpec::Bond { .. } => {
             (lane.cloned(), device.identity())
         }

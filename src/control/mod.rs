@@ -1,7 +1,7 @@
 //! The daemon: what it holds, and what its parts do to one another.
 //!
 //! `socket` accepts and bounds connections, `connection` reads requests, `methods` answers them, `events` and `jobs` are what
-//! they follow, `reload` applies the file again, `bonds` tells of failovers.
+//! they follow, `reload` applies the file again, `bonds` tells of failovers, `vdpa` makes ports' devices.
 
 mod bonds;
 mod connection;
@@ -18,6 +18,7 @@ mod schema;
 mod socket;
 #[cfg(test)]
 mod tests;
+mod vdpa;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -88,6 +89,8 @@ pub(crate) struct Daemon {
     mirror: Mirror,
     /// Guests' NICs.
     pub(crate) attachments: Attachments,
+    /// Held while vDPA devices are made or taken away, with what is written down of them.
+    vdpa: Mutex<()>,
     /// Set when it ends.
     ending: AtomicBool,
     cores: HostCores,
@@ -140,6 +143,7 @@ impl Daemon {
             keepers: Mutex::default(),
             mirror: Mirror::new(mirror),
             attachments,
+            vdpa: Mutex::default(),
             ending: AtomicBool::new(false),
             cores,
             set_log: Box::new(set_log),
@@ -172,6 +176,7 @@ impl Daemon {
             self.keep(lane);
         }
         bonds::watch(self);
+        vdpa::watch(self);
         let weak = Arc::downgrade(self);
         // Nobody waits for its end: it sees by itself that the daemon ends.
         spawn("host".into(), move || methods::host::keep_applied(&weak));

@@ -22,6 +22,7 @@ pub(crate) mod sysfs;
 mod tests;
 pub(crate) mod udev;
 mod users;
+pub(crate) mod vdpa;
 pub(crate) mod vf;
 pub(crate) mod work;
 

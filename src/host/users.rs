@@ -22,6 +22,11 @@ impl Host {
         if let Some(group) = function.iommu_group.filter(|_| by_vfio) {
             nodes.extend([format!("/dev/vfio/{group}"), format!("/dev/vfio/noiommu-{group}")]);
         }
+        self.opened(&nodes)
+    }
+
+    /// A process that has one of these nodes open.
+    pub(crate) fn opened(&self, nodes: &[String]) -> Option<u32> {
         if nodes.is_empty() {
             return None;
         }

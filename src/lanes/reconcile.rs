@@ -110,7 +110,7 @@ fn change_between(has: &PortSpec, wants: &PortSpec) -> Option<PortChange> {
 
 /// Makes the lane's ports what is wanted. What it refuses is kept with the reason, and told once.
 pub(super) fn reconcile(lane: &Lane, client: &mut LaneClient, daemon: &Daemon) -> Result<(), CallError> {
-    let wanted = daemon.wanted_on(&lane.name);
+    let mut wanted = daemon.wanted_on(&lane.name);
     let Reply::Ports(present) = client.call(Request::PortList, QUICK)? else {
         return Err(CallError::Lost("the lane answered PortList with something else".into()));
     };
@@ -123,6 +123,22 @@ pub(super) fn reconcile(lane: &Lane, client: &mut LaneClient, daemon: &Daemon) -
         let mut state = lock(&lane.state);
         state.refused.retain(|name, _| wanted.ports.contains_key(name));
         state.refused_nics.retain(|name, _| wanted.nics.contains_key(name));
+    }
+    // What a lane cannot be given yet is refused, and stays as it is there.
+    for (name, spec) in std::mem::take(&mut wanted.ports) {
+        match daemon.for_lane(&spec) {
+            Ok(spec) => {
+                // What it was refused for before is over, without anything to tell the lane.
+                if present.get(&name) == Some(&spec) && lock(&lane.state).refused.remove(&name).is_some() {
+                    daemon.events.tell(Some(&lane.name), Some(&name), EventKind::PortApplied);
+                }
+                wanted.ports.insert(name, spec);
+            }
+            Err(error) => {
+                refuse(lane, daemon, &name, error.about(&name));
+                wanted.pending.insert(name);
+            }
+        }
     }
     for request in plan(&wanted, &present, &nics) {
         let name = match &request {
@@ -148,19 +164,24 @@ pub(super) fn reconcile(lane: &Lane, client: &mut LaneClient, daemon: &Daemon) -
                 }
             }
             Err(CallError::Refused(failure)) => {
-                let error = Error::from(failure).about(&name);
-                tracing::warn!(lane = %lane.name, port = %name, "refused: {error}");
-                let before = lock(&lane.state).refused.insert(name.clone(), error.clone());
-                if before.as_ref() != Some(&error) {
-                    let kind = EventKind::PortRefused { kind: error.kind, message: error.message };
-                    daemon.events.tell(Some(&lane.name), Some(&name), kind);
-                }
+                refuse(lane, daemon, &name, Error::from(failure).about(&name));
             }
             Err(lost) => return Err(lost),
         }
     }
     daemon.forget_journals();
+    daemon.sweep_vdpa();
     Ok(())
+}
+
+/// A port is not as it is wanted: the reason is kept, and told once.
+fn refuse(lane: &Lane, daemon: &Daemon, name: &PortName, error: Error) {
+    tracing::warn!(lane = %lane.name, port = %name, "refused: {error}");
+    let before = lock(&lane.state).refused.insert(name.clone(), error.clone());
+    if before.as_ref() != Some(&error) {
+        let kind = EventKind::PortRefused { kind: error.kind, message: error.message };
+        daemon.events.tell(Some(&lane.name), Some(name), kind);
+    }
 }
 
 /// One step with a NIC. A refusal is kept with its reason, and tried again.

@@ -23,7 +23,7 @@ pub enum AddressError {
     NotUnicast(MacAddress),
     /// A device of no known kind.
     #[error(
-        "{0:?} is not a device: write pci:0000:0a:00.2[,devargs], vdev:net_tap0[,devargs], soft:nic0/vf3, patch:NAME/a, bond:mode=1,pci:0000:0a:00.2,pci:0000:0b:00.2 or vhost-vdpa:/dev/vhost-vdpa-0"
+        "{0:?} is not a device: write pci:0000:0a:00.2[,devargs], vdev:net_tap0[,devargs], soft:nic0/vf3, patch:NAME/a, bond:mode=1,pci:0000:0a:00.2,pci:0000:0b:00.2, vhost-vdpa:/dev/vhost-vdpa-0 or vdpa:0000:0a:00.2"
     )]
     Device(String),
     /// A bond that cannot be.
@@ -114,7 +114,7 @@ impl fmt::Display for MacAddress {
 /// What a port is bridged to.
 ///
 /// Written `pci:0000:0a:00.2[,devargs]`, `vdev:net_tap0[,devargs]`, `soft:nic0/vf3`, `patch:NAME/a` (the other end is
-/// `patch:NAME/b`), `bond:mode=1,DEVICE,DEVICE` or `vhost-vdpa:/dev/vhost-vdpa-0`. The devargs are DPDK's own, unchanged.
+/// `patch:NAME/b`), `bond:mode=1,DEVICE,DEVICE`, `vhost-vdpa:/dev/vhost-vdpa-0` or `vdpa:0000:0a:00.2`. The devargs are DPDK's own, unchanged.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum DeviceSpec {
@@ -157,6 +157,11 @@ pub enum DeviceSpec {
     VhostVdpa {
         /// Path of the device node.
         path: PathBuf,
+    },
+    /// A vDPA device that control makes for the port, and whose node it names to the lane.
+    Vdpa {
+        /// The management device: a PCI address in its long form, or as the kernel calls it (`vdpasim_net`).
+        management: String,
     },
 }
 
@@ -203,7 +208,18 @@ impl DeviceSpec {
                 let devices: Vec<String> = devices.iter().map(Self::identity).collect();
                 format!("bond:mode={},{}", number(*mode), devices.join(","))
             }
-            Self::Soft { .. } | Self::Patch { .. } | Self::VhostVdpa { .. } => self.to_string(),
+            // The function itself: who has its rings by vDPA has it, whatever else could open it.
+            Self::Vdpa { management } if management.parse::<PciAddress>().is_ok() => format!("pci:{management}"),
+            Self::Soft { .. } | Self::Patch { .. } | Self::VhostVdpa { .. } | Self::Vdpa { .. } => self.to_string(),
+        }
+    }
+
+    /// The PCI function that it stands on.
+    pub fn function(&self) -> Option<PciAddress> {
+        match self {
+            Self::Pci { address, .. } => Some(*address),
+            Self::Vdpa { management } => management.parse().ok(),
+            _ => None,
         }
     }
 
@@ -263,7 +279,7 @@ fn bond(text: &str, rest: &str) -> Result<DeviceSpec, AddressError> {
         _ => return Err(bad("modes are 1 (active-backup) and 2 (balance-xor)")),
     };
     let begins = |part: &str| {
-        ["pci:", "vdev:", "soft:", "patch:", "bond:", "vhost-vdpa:"].iter().any(|kind| part.starts_with(kind))
+        ["pci:", "vdev:", "soft:", "patch:", "bond:", "vhost-vdpa:", "vdpa:"].iter().any(|kind| part.starts_with(kind))
     };
     let mut texts: Vec<String> = Vec::new();
     for part in rest.split(',') {
@@ -330,6 +346,16 @@ impl FromStr for DeviceSpec {
             }
             "bond" => bond(text, rest),
             "vhost-vdpa" if rest.starts_with('/') => Ok(Self::VhostVdpa { path: rest.into() }),
+            "vdpa" if args.is_empty() && !rest.is_empty() && !rest.contains(',') => {
+                let bare = rest.strip_prefix("pci/").unwrap_or(rest);
+                let management = match bare.parse::<PciAddress>() {
+                    Ok(address) => address.to_string(),
+                    // What begins as an address and is none would be looked for under a name that nobody meant.
+                    Err(error) if bare != rest || rest.contains(':') => return Err(error),
+                    Err(_) => rest.into(),
+                };
+                Ok(Self::Vdpa { management })
+            }
             _ => Err(bad()),
         }
     }
@@ -347,6 +373,7 @@ impl fmt::Display for DeviceSpec {
                 (format!("bond:mode={},{}", number(*mode), devices.join(",")), "")
             }
             Self::VhostVdpa { path } => (format!("vhost-vdpa:{}", path.display()), ""),
+            Self::Vdpa { management } => (format!("vdpa:{management}"), ""),
         };
         match args {
             "" => f.pad(&head),
@@ -389,8 +416,8 @@ as_string!(
 as_string!(MacAddress, "An Ethernet address: 52:54:00:12:34:56.", "^([0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}$");
 as_string!(
     DeviceSpec,
-    "pci:0000:0a:00.2[,devargs], vdev:net_tap0[,devargs], soft:nic0/vf3, patch:NAME/a (or /b), bond:mode=1,DEVICE,DEVICE or vhost-vdpa:/dev/vhost-vdpa-0.",
-    "^(pci|vdev|soft|patch|bond|vhost-vdpa):"
+    "pci:0000:0a:00.2[,devargs], vdev:net_tap0[,devargs], soft:nic0/vf3, patch:NAME/a (or /b), bond:mode=1,DEVICE,DEVICE, vhost-vdpa:/dev/vhost-vdpa-0 or vdpa:0000:0a:00.2.",
+    "^(pci|vdev|soft|patch|bond|vhost-vdpa|vdpa):"
 );
 
 #[cfg(test)]
@@ -441,6 +468,22 @@ mod tests {
     }
 
     #[test]
+    fn a_vdpa_device_stands_on_its_function() {
+        for text in ["vdpa:0000:0a:00.2", "vdpa:0A:00.2", "vdpa:pci/0000:0a:00.2"] {
+            let device: DeviceSpec = text.parse().unwrap();
+            assert_eq!(
+                (device.to_string().as_str(), device.identity().as_str()),
+                ("vdpa:0000:0a:00.2", "pci:0000:0a:00.2")
+            );
+            assert_eq!(device.function(), "0a:00.2".parse().ok());
+        }
+        assert_eq!("vdpa:vdpasim_net".parse::<DeviceSpec>().unwrap().function(), None);
+        for bad in ["vdpa:", "vdpa:0a:00.9", "vdpa:pci/eth0", "vdpa:0a:00.2,mac=x", "vdpa:a,b", "vdpa:0a:00.2:1"] {
+            assert!(bad.parse::<DeviceSpec>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn a_mac_address_has_six_bytes_and_a_nic_has_a_unicast_one() {
         let mac: MacAddress = "52:54:00:AB:cd:ef".parse().unwrap();
         assert_eq!(mac.to_string(), "52:54:00:ab:cd:ef");
@@ -462,6 +505,9 @@ mod tests {
             "patch:cable-1/a",
             "patch:cable-1/b",
             "vhost-vdpa:/dev/vhost-vdpa-0",
+            "vdpa:0000:0a:00.2",
+            "vdpa:vdpasim_net",
+            "vdpa:auxiliary/mlx5_core.sf.4",
         ] {
             assert_eq!(text.parse::<DeviceSpec>().unwrap().to_string(), text);
         }

@@ -372,6 +372,8 @@ pub(super) fn plug(spec: &DeviceSpec, queues: u16) -> Result<Port, DeviceError> 
         DeviceSpec::Pci { address, args } => devargs(&format!("pci:{address}"), args),
         DeviceSpec::Vdev { name, args } => devargs(&format!("vdev:{name}"), args),
         DeviceSpec::Patch { .. } | DeviceSpec::Soft { .. } => String::new(),
+        // Control makes it, and names its node.
+        DeviceSpec::Vdpa { .. } => return Err(DeviceError::Kind { device, kind: "vdpa" }),
         // A bond is made of devices, not plugged in: `Device::open`. One within another is nothing that DPDK has.
         DeviceSpec::Bond { .. } => return Err(DeviceError::Kind { device, kind: "bond" }),
         DeviceSpec::VhostVdpa { path } => {

@@ -76,7 +76,7 @@ pub enum DeviceError {
     Kind {
         /// The device as it was asked for.
         device: String,
-        /// `bond`.
+        /// `bond` or `vdpa`.
         kind: &'static str,
     },
     /// A vhost-vdpa node that cannot be used.

@@ -128,10 +128,10 @@ impl Around {
 /// One change of the host at a time.
 pub(super) static CHANGES: Mutex<()> = Mutex::new(());
 /// Longest wait for another change to end.
-pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Takes the right to change the host. A write into the kernel may hang: who comes then is told so, and does not hang too.
-pub(super) fn one_at_a_time(changes: &Mutex<()>, patience: Duration) -> Result<MutexGuard<'_, ()>, Error> {
+pub(crate) fn one_at_a_time(changes: &Mutex<()>, patience: Duration) -> Result<MutexGuard<'_, ()>, Error> {
     let taken = wait(patience, || match changes.try_lock() {
         Ok(guard) => Some(guard),
         Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
@@ -295,7 +295,7 @@ pub(super) fn owners_of(daemon: &Daemon) -> BTreeMap<String, String> {
     for (name, port) in &desired.ports {
         // A representor's port has the PF open too.
         for part in port.spec.device.parts() {
-            if let DeviceSpec::Pci { address, .. } = part {
+            if let Some(address) = part.function() {
                 owners.insert(address.to_string(), name.to_string());
             }
         }

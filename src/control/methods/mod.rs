@@ -16,6 +16,7 @@ pub(crate) mod port;
 mod port_change;
 pub(crate) mod rule;
 mod table;
+mod vdpa;
 
 use std::sync::Arc;
 

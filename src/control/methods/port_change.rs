@@ -144,6 +144,7 @@ pub(super) fn add_to(daemon: &Daemon, params: Add) -> Result<PortEntry, Error> {
         lane
     };
     let added = daemon.lane(&lane).and_then(|lane| {
+        let spec = daemon.for_lane(&spec)?;
         lane.change(Request::PortAdd(Box::new(spec)), |reply| {
             reply?;
             commit(daemon, &name)
@@ -152,6 +153,7 @@ pub(super) fn add_to(daemon: &Daemon, params: Add) -> Result<PortEntry, Error> {
     if let Err(error) = added {
         locked(&daemon.desired).ports.remove(&name);
         daemon.forget_journals();
+        daemon.sweep_vdpa();
         // What the lane took and could not be written down is taken back.
         if let Ok(lane) = daemon.lane(&lane) {
             lane.look_again();
@@ -236,6 +238,7 @@ pub(super) fn remove_from(daemon: &Daemon, params: Remove) -> Result<Nothing, Er
     lane.forget_refusal(&name);
     lane.forget_port(&name);
     daemon.forget_journals();
+    daemon.sweep_vdpa();
     daemon.events.tell(Some(&port.lane), Some(&name), EventKind::PortRemoved);
     daemon.retire(&lane);
     Ok(Nothing {})

@@ -2,7 +2,7 @@
 
 use super::{
     Method, Nothing, attach, bond, daemon, device, doctor, flow, host, job, lane, nic, ovs, port, port_change, rule,
-    typed,
+    typed, vdpa,
 };
 use crate::attach::Attach;
 use crate::attach::record::Key;
@@ -18,6 +18,7 @@ use crate::host::firmware::{self, Firmware};
 use crate::host::inventory::{Device, Pf};
 use crate::host::sriov::Enabled;
 use crate::host::udev::Named;
+use crate::host::vdpa::{Added as VdpaAdded, Gone as VdpaGone, Vdpa, Wish as VdpaWish};
 use crate::host::vf::{Set, Wish};
 use crate::lanes::LaneView;
 use crate::nic_request::NicRequest;
@@ -201,6 +202,18 @@ pub(crate) static METHODS: &[Method] = &[
         "Gives a function to another driver, this one alone (`driver_override`). The driver that it had at first is remembered over restarts, and `restore` gives it back. Refused with `busy` while a \
          port or a process has it; a PF with VFs, or whose interface is up, unless `disturb` is true. When the driver does not take it, the old one gets it back.",
         r#"{"device":"0000:0a:00.2","driver":"vfio-pci","restore":false,"disturb":false}"# => r#"{"address":"0000:0a:00.2","before":"mlx5_core","driver":"vfio-pci","original":"mlx5_core","done":["mlx5_core is remembered as its original driver","mlx5_core has let go of 0000:0a:00.2","vfio-pci has 0000:0a:00.2"]}"#),
+    method!("vdpa.list", Read, vdpa::list, vdpa::List => Vdpa,
+        "The kernel's vDPA bus: what devices can be made on, and the devices, each with its driver, its node, and who has it. Up to Linux 6.1 the kernel knows a device's address, MTU, link and features only while a guest's driver \
+         uses it, and `unknown` says so. With `statistics`, what a device's driver counts, queue by queue, where it does (mlx5_vdpa does). Without a vDPA bus both lists are empty, and `problem` says what to load.",
+        r#"{"statistics":true}"# => r#"{"management":[{"name":"pci/0000:0a:00.2","address":"0000:0a:00.2","driver":"mlx5_core","classes":["net"],"max_vqs":65,"features":17246979063,"devices":["vd0"]}],"devices":[{"name":"vd0","management":"pci/0000:0a:00.2","class":"net","vendor":5555,"max_vqs":9,"max_vq_size":256,"min_vq_size":1,"driver":"vhost_vdpa","node":"/dev/vhost-vdpa-0","mac":"52:54:00:00:00:01","mtu":1500,"link_up":true,"max_vqp":4,"negotiated":17246979063,"made":true,"owner":"vm1","process":4712,"statistics":{"queues":[{"queue":0,"counters":{"completed_desc":812,"received_desc":1068}},{"queue":1,"counters":{"completed_desc":640,"received_desc":640}}]}}]}"#),
+    method!("vdpa.add", Change, vdpa::add, VdpaWish => VdpaAdded,
+        "Makes a vDPA device on a management device and gives it to `vhost_vdpa`, so that it has a node. What is absent is its driver's choice; what the driver lets nobody choose is refused with `unsupported`. One that is there and is the same is \
+         a success; where `virtio_vdpa` has it, it is taken from there, which is remembered. It is written down first; when a step fails, what was done is taken back.",
+        r#"{"name":"vd0","management":"0000:0a:00.2","mac":"52:54:00:00:00:01","mtu":9000,"max_vqp":4,"disturb":false}"# => r#"{"name":"vd0","management":"pci/0000:0a:00.2","node":"/dev/vhost-vdpa-0","done":["pci/0000:0a:00.2 has the vDPA device vd0"]}"#),
+    method!("vdpa.remove", Change, vdpa::remove, vdpa::Remove => VdpaGone,
+        "Takes a vDPA device away that `vdpa.add` made; one that was there before gets its driver back and stays. That there is none is a success. Refused with `busy` while a port or a process has it, and with `conflict` when others made it, \
+         unless `disturb` is given.",
+        r#"{"name":"vd0","disturb":false}"# => r#"{"done":["vd0 is gone"]}"#),
     method!("lane.list", Read, lane::list, Nothing => Vec<LaneView>,
         "All lanes, sorted by name.",
         "{}" => r#"[{"name":"main","phase":"up","reason":null,"configured":true,"differs":false,"adopted":false,"pid":4712,"deaths":0,"ports":1,"info":{"name":"main","protocol":1,"version":"0.1.0","dpdk":"DPDK 22.11.11","pid":4712,"started_ms":1790000000000,"cores":[0],"rebalance_ms":1000,"busy_poll":false,"memory_mib":256,"huge_pages":true,"max_ports":32},"load":{"workers":[{"core":0,"shares":1,"busy_percent":12}],"moves":0}}]"#),

@@ -9,6 +9,7 @@ mod ovs;
 mod ports;
 mod protocol;
 mod races;
+mod vdpa;
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;

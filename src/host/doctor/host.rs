@@ -70,6 +70,10 @@ pub(crate) trait Surroundings: Send + Sync {
     fn qdiscs(&self) -> Result<Vec<(String, String)>, Unseen>;
     /// Whether the checks run as root.
     fn privileged(&self) -> bool;
+    /// Ports, configured or added, whose device is a vDPA device: names and devices.
+    fn vdpa_ports(&self) -> Vec<(String, String)> {
+        vec![]
+    }
 }
 
 /// Nothing but files: a tree that was copied from another host.
@@ -210,6 +214,11 @@ impl Host {
 
     pub(crate) fn privileged(&self) -> bool {
         self.surroundings.privileged()
+    }
+
+    /// Ports whose device is a vDPA device: names and devices.
+    pub(crate) fn vdpa_ports(&self) -> Vec<(String, String)> {
+        self.surroundings.vdpa_ports()
     }
 
     /// The distribution, which remedies must fit.

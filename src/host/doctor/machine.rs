@@ -26,12 +26,18 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 pub(crate) struct Machine {
     place: Place,
     own: Own,
+    vdpa_ports: Vec<(String, String)>,
 }
 
 impl Machine {
     /// With Open vSwitch at `place`, and what ringspan has to do with it.
     pub(crate) fn new(place: Place, own: Own) -> Self {
-        Self { place, own }
+        Self { place, own, vdpa_ports: vec![] }
+    }
+
+    /// The same, with these ports on vDPA devices: names and devices.
+    pub(crate) fn with_vdpa_ports(self, vdpa_ports: Vec<(String, String)>) -> Self {
+        Self { vdpa_ports, ..self }
     }
 }
 
@@ -56,6 +62,10 @@ impl Surroundings for Machine {
 
     fn privileged(&self) -> bool {
         nix::unistd::geteuid().is_root()
+    }
+
+    fn vdpa_ports(&self) -> Vec<(String, String)> {
+        self.vdpa_ports.clone()
     }
 }
 

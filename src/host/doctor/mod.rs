@@ -21,7 +21,7 @@ mod tests;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub(crate) use check::CHECKS;
+pub(crate) use check::{CHECKS, is_vdpa};
 pub(crate) use host::{FilesOnly, Host};
 pub(crate) use machine::Machine;
 

@@ -30,6 +30,13 @@ pub(crate) struct Sriov {
     pub enabled: u16,
 }
 
+/// That a function is a vDPA management device.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct VdpaManagement {
+    /// The vDPA devices that were made on it.
+    pub devices: Vec<String>,
+}
+
 /// A physical function.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Pf {
@@ -151,6 +158,9 @@ pub(crate) struct Device {
     /// The port of ringspan's that has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
+    /// That vDPA devices can be made on it, and which there are; absent: its driver makes none, or that part of it is not loaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vdpa: Option<VdpaManagement>,
     /// Of a virtual function: what its physical one has set for it. Only with `device.get`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub settings: Option<VfSettings>,

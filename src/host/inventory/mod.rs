@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use ringspan_protocol::PciAddress;
 
-pub(crate) use entry::{Device, LinkType, Pf, Sriov};
+pub(crate) use entry::{Device, LinkType, Pf, Sriov, VdpaManagement};
 pub(crate) use offload::Offload;
 pub(crate) use pcie::PcieInfo;
 
@@ -19,6 +19,7 @@ use super::model::Names;
 use super::netlink::{DevlinkName, DevlinkPort, DriverInfo, EswitchState};
 use super::pci::{Function, short};
 use super::representor::{Representors, function_of, index};
+use super::vdpa::on_function;
 use crate::error::{Error, ErrorKind};
 
 /// What was found of a PF beyond its function.
@@ -40,6 +41,8 @@ pub(crate) struct Inventory<'a> {
     names: Names,
     ports: Vec<DevlinkPort>,
     uppers: BTreeMap<PciAddress, Upper>,
+    /// vDPA devices by the function that they were made on.
+    vdpa: BTreeMap<PciAddress, Vec<String>>,
 }
 
 impl<'a> Inventory<'a> {
@@ -53,7 +56,8 @@ impl<'a> Inventory<'a> {
         let names = Names::read(&host.names, &ids);
         // Where the kernel has no devlink, sysfs says what it can.
         let ports = host.kernel.ports().unwrap_or_default();
-        let mut inventory = Self { host, functions, names, ports, uppers: BTreeMap::new() };
+        let vdpa = on_function(host);
+        let mut inventory = Self { host, functions, names, ports, uppers: BTreeMap::new(), vdpa };
         let pfs = inventory.functions.iter().filter(|function| function.pf.is_none() && wanted(function));
         inventory.uppers = pfs.map(|pf| (pf.address, inventory.look_up(pf))).collect();
         inventory
@@ -199,6 +203,7 @@ impl<'a> Inventory<'a> {
             representor,
             bridge: None,
             wire: None,
+            vdpa: self.vdpa.get(&function.address).map(|devices| VdpaManagement { devices: devices.clone() }),
             owner: None,
             settings: None,
             capabilities: function.capabilities(&self.host.sysfs),

@@ -13,6 +13,7 @@ mod guid;
 mod link;
 mod request;
 mod socket;
+mod vdpa;
 mod watch;
 
 pub(crate) use bond::{BondMode, BondOptions, HashPolicy, LacpRate, LinkChange};
@@ -23,6 +24,7 @@ pub(crate) use driver::DriverInfo;
 pub(crate) use error::NetlinkError;
 pub(crate) use guid::Guid;
 pub(crate) use link::{VfChange, VfLinkState, VfSettings};
+pub(crate) use vdpa::{VdpaConfig, VdpaDevice, VdpaManagement, VdpaNew, VdpaParent};
 pub(crate) use watch::LinkWatch;
 
 /// What the kernel can be asked and told. An interface is given by its name and its index, which belong together.
@@ -51,6 +53,18 @@ pub(crate) trait Kernel: Send + Sync {
     fn change_link(&self, change: &LinkChange<'_>) -> Result<(), NetlinkError>;
     /// Whether an interface has an IP address that somebody gave it: any but an IPv6 link-local one, which comes by itself.
     fn has_address(&self, interface: &str) -> bool;
+    /// What vDPA devices can be made on.
+    fn vdpa_management(&self) -> Result<Vec<VdpaManagement>, NetlinkError>;
+    /// The vDPA devices.
+    fn vdpa_devices(&self) -> Result<Vec<VdpaDevice>, NetlinkError>;
+    /// What a vDPA device shows its driver.
+    fn vdpa_config(&self, name: &str) -> Result<VdpaConfig, NetlinkError>;
+    /// Makes a vDPA device.
+    fn add_vdpa(&self, new: &VdpaNew) -> Result<(), NetlinkError>;
+    /// Takes a vDPA device away. The kernel waits, and answers nobody else about vDPA, while a process has its node open.
+    fn remove_vdpa(&self, name: &str) -> Result<(), NetlinkError>;
+    /// What the driver of a vDPA device counts of one of its queues.
+    fn vdpa_queue(&self, name: &str, index: u32) -> Result<Vec<(String, u64)>, NetlinkError>;
 }
 
 /// The kernel of this machine. Each question has a socket of its own.
@@ -108,5 +122,29 @@ impl Kernel for Real {
         nix::ifaddrs::getifaddrs().is_ok_and(|mut all| {
             all.any(|one| one.interface_name == interface && one.address.as_ref().is_some_and(given))
         })
+    }
+
+    fn vdpa_management(&self) -> Result<Vec<VdpaManagement>, NetlinkError> {
+        vdpa::management()
+    }
+
+    fn vdpa_devices(&self) -> Result<Vec<VdpaDevice>, NetlinkError> {
+        vdpa::devices()
+    }
+
+    fn vdpa_config(&self, name: &str) -> Result<VdpaConfig, NetlinkError> {
+        vdpa::config(name)
+    }
+
+    fn add_vdpa(&self, new: &VdpaNew) -> Result<(), NetlinkError> {
+        vdpa::add(new)
+    }
+
+    fn remove_vdpa(&self, name: &str) -> Result<(), NetlinkError> {
+        vdpa::remove(name)
+    }
+
+    fn vdpa_queue(&self, name: &str, index: u32) -> Result<Vec<(String, u64)>, NetlinkError> {
+        vdpa::queue(name, index)
     }
 }

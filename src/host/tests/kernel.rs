@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::host::netlink::{
     DevlinkName, DevlinkPort, DriverInfo, EswitchChange, EswitchMode, EswitchState, Kernel, LinkChange, NetlinkError,
-    VfChange, VfSettings,
+    VdpaConfig, VdpaDevice, VdpaManagement, VdpaNew, VfChange, VfSettings,
 };
 
 /// What a change of mode does; an error number: it is refused.
@@ -47,6 +47,9 @@ impl Fuse {
     }
 }
 
+/// What a vDPA device that comes or goes does.
+type OnVdpa = Box<dyn FnMut(&str, Option<&VdpaNew>) + Send>;
+
 /// What it knows, shared with the test.
 #[derive(Default)]
 pub(super) struct State {
@@ -68,6 +71,15 @@ pub(super) struct State {
     pub on_link: Option<OnLink>,
     /// Interfaces that have an IP address.
     pub addressed: BTreeSet<String>,
+    /// What vDPA devices can be made on; none: there is no vDPA bus.
+    pub vdpa_management: Option<Vec<VdpaManagement>>,
+    pub vdpa_devices: Vec<VdpaDevice>,
+    /// What devices show their drivers; absent: nobody has started them.
+    pub vdpa_configs: BTreeMap<String, VdpaConfig>,
+    /// What their drivers count, by name and queue.
+    pub vdpa_queues: BTreeMap<(String, u32), Vec<(String, u64)>>,
+    /// What making a vDPA device (with its settings) or taking one away (without) does to the host.
+    pub on_vdpa: Option<OnVdpa>,
     /// How often lists of VFs were asked for.
     pub vf_lists: usize,
     /// What ends the daemon after so many changes.
@@ -198,5 +210,67 @@ impl Kernel for FakeKernel {
     }
     fn has_address(&self, interface: &str) -> bool {
         self.0.lock().unwrap().addressed.contains(interface)
+    }
+
+    fn vdpa_management(&self) -> Result<Vec<VdpaManagement>, NetlinkError> {
+        let found = self.0.lock().unwrap().vdpa_management.clone();
+        found.ok_or(NetlinkError::NoFamily { name: "vdpa" })
+    }
+
+    fn vdpa_devices(&self) -> Result<Vec<VdpaDevice>, NetlinkError> {
+        Ok(self.0.lock().unwrap().vdpa_devices.clone())
+    }
+
+    fn vdpa_config(&self, name: &str) -> Result<VdpaConfig, NetlinkError> {
+        let found = self.0.lock().unwrap().vdpa_configs.get(name).copied();
+        found.map_or_else(|| refused(libc::EAGAIN, "Features negotiation not completed"), Ok)
+    }
+
+    fn add_vdpa(&self, new: &VdpaNew) -> Result<(), NetlinkError> {
+        let mut state = self.0.lock().unwrap();
+        let what = format!("add_vdpa {} {:?} {:?} {:?} {:?}", new.name, new.mac, new.mtu, new.max_vqp, new.features);
+        state.refusal(&what)?;
+        if state.vdpa_devices.iter().any(|device| device.name == new.name) {
+            return refused(libc::EEXIST, "");
+        }
+        state.changes.push(what);
+        let device = VdpaDevice {
+            name: new.name.clone(),
+            parent: new.parent.clone(),
+            id: 1,
+            vendor: 0x1af4,
+            max_vqs: 3,
+            max_vq_size: Some(256),
+            min_vq_size: Some(1),
+        };
+        state.vdpa_devices.push(device);
+        if let Some(act) = state.on_vdpa.as_mut() {
+            act(&new.name, Some(new));
+        }
+        Ok(())
+    }
+
+    fn remove_vdpa(&self, name: &str) -> Result<(), NetlinkError> {
+        let mut state = self.0.lock().unwrap();
+        state.refusal("remove_vdpa")?;
+        let before = state.vdpa_devices.len();
+        state.vdpa_devices.retain(|device| device.name != name);
+        if state.vdpa_devices.len() == before {
+            return refused(libc::ENODEV, "device not found");
+        }
+        state.changes.push(format!("remove_vdpa {name}"));
+        if let Some(act) = state.on_vdpa.as_mut() {
+            act(name, None);
+        }
+        Ok(())
+    }
+
+    fn vdpa_queue(&self, name: &str, index: u32) -> Result<Vec<(String, u64)>, NetlinkError> {
+        let state = self.0.lock().unwrap();
+        if state.vdpa_queues.is_empty() {
+            return refused(libc::EOPNOTSUPP, "");
+        }
+        let found = state.vdpa_queues.get(&(name.to_owned(), index)).cloned();
+        found.map_or_else(|| refused(libc::EINVAL, "virtqueue index is not valid"), Ok)
     }
 }

@@ -10,4 +10,5 @@ mod inventory;
 mod kernel;
 mod tree;
 mod udev;
+mod vdpa;
 mod work;

@@ -196,6 +196,21 @@ impl Tree {
 /// Lines of the database of PCI ids.
 const PCI_IDS: &str = "15b3  Mellanox Technologies\n\t1017  MT27800 Family [ConnectX-5]\n\t1018  MT27800 Family [ConnectX-5 Virtual Function]\n8086  Intel Corporation\n\t10c9  82576 Gigabit Network Connection\n\t10ca  82576 Virtual Function\n\t1520  I350 Ethernet Controller Virtual Function\n\t1521  I350 Gigabit Network Connection\n";
 
+/// A vDPA device's folder gets a driver, with what that one makes there, or loses it.
+pub(super) fn vdpa_driver(root: &Path, name: &str, driver: Option<&str>) {
+    let device = root.join("bus/vdpa/devices").join(name);
+    for below in ["vhost-vdpa-0", "virtio0"] {
+        let _ = fs::remove_dir_all(device.join(below));
+    }
+    let _ = fs::remove_file(device.join("driver"));
+    let Some(driver) = driver else { return };
+    symlink(root.join("bus/vdpa/drivers").join(driver), device.join("driver")).unwrap();
+    match driver {
+        "vhost_vdpa" => fs::create_dir_all(device.join("vhost-vdpa-0")).unwrap(),
+        _ => fs::create_dir_all(device.join("virtio0/net/vd-if")).unwrap(),
+    }
+}
+
 impl Acts {
     fn at(&self, address: &str, name: &str) -> PathBuf {
         self.root.join("bus/pci/devices").join(address).join(name)
@@ -261,6 +276,24 @@ impl Acts {
                     return Err(error(libc::EBUSY));
                 }
                 self.bind(text.trim(), driver);
+                Ok(())
+            }
+            ["bus", "vdpa", "drivers", driver, "unbind"] => {
+                let link = self.root.join("bus/vdpa/devices").join(text).join("driver");
+                let bound = fs::read_link(&link).ok().and_then(|to| Some(to.file_name()?.to_str()?.to_owned()));
+                if bound.as_deref() != Some(driver) {
+                    return Err(error(libc::ENODEV));
+                }
+                vdpa_driver(&self.root, text, None);
+                Ok(())
+            }
+            ["bus", "vdpa", "drivers", driver, "bind"] => {
+                let device = self.root.join("bus/vdpa/devices").join(text);
+                let wanted = fs::read_to_string(device.join("driver_override")).unwrap_or_default();
+                if !["", "(null)", driver].contains(&wanted.trim()) || device.join("driver").exists() {
+                    return Err(error(libc::ENODEV));
+                }
+                vdpa_driver(&self.root, text, Some(driver));
                 Ok(())
             }
             _ => fs::write(self.root.join(path), text),

@@ -13,9 +13,12 @@ mod limits;
 mod modules;
 mod offload;
 mod sriov;
+mod vdpa;
 
 use super::host::{Host, Unseen};
 use super::{Group, State};
+
+pub(crate) use vdpa::is_vdpa;
 
 /// A check.
 pub(crate) struct Check {
@@ -173,6 +176,12 @@ pub(crate) static CHECKS: &[Check] = &[
         group: Group::Dataplane,
         about: "/dev/net/tun, /dev/vfio/vfio (with cards that need vfio-pci) and /dev/vhost-vdpa-* are there.",
         look: limits::nodes,
+    },
+    Check {
+        name: "vdpa",
+        group: Group::Dataplane,
+        about: "The kernel modules are loaded that ports with `vdpa:` and `vhost-vdpa:` devices need: vdpa, vhost_vdpa, and the one that makes vDPA devices of the card (mlx5_vdpa, vp_vdpa).",
+        look: vdpa::modules,
     },
     Check {
         name: "ovs-offload",

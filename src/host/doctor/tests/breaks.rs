@@ -372,6 +372,33 @@ fn device_nodes_that_are_not_there() {
 }
 
 #[test]
+fn ports_on_vdpa_devices_whose_modules_are_not_loaded() {
+    let mut tree = Tree::healthy();
+    let card = format!("/sys/bus/pci/devices/{PF}");
+    tree.fake.vdpa_ports = vec![("vm1", "vdpa:0000:03:00.0"), ("vm2", "vhost-vdpa:/dev/vhost-vdpa-9")];
+    tree.file("/sys/module/mlx5_vdpa/refcnt", "0\n");
+    let found = tree.trouble("vdpa", State::Fail, "vdpa and vhost_vdpa not loaded");
+    assert_eq!(found.remedy[0], "modprobe -a vdpa vhost_vdpa");
+    assert!(found.evidence.iter().any(|line| line == "port vm1: vdpa:0000:03:00.0"), "{found:?}");
+    tree.file("/sys/bus/vdpa/uevent", "");
+    assert_eq!(tree.trouble("vdpa", State::Fail, "vhost_vdpa not loaded").remedy[0], "modprobe -a vhost_vdpa");
+    tree.file("/sys/bus/vdpa/drivers/vhost_vdpa/bind", "");
+    tree.remove("/sys/module/mlx5_vdpa");
+    tree.remove(&format!("{card}/driver"));
+    tree.trouble("vdpa", State::Fail, "has no driver");
+    for (name, says, remedy) in [
+        ("mlx5_core", "mlx5_vdpa is not loaded", "modprobe -a mlx5_vdpa"),
+        ("virtio-pci", "its own driver has", "modprobe -a vp_vdpa"),
+    ] {
+        tree.link(&format!("{card}/driver"), &format!("../../../bus/pci/drivers/{name}"));
+        assert_eq!(tree.trouble("vdpa", State::Fail, says).remedy[0], remedy);
+    }
+    tree.fake.vdpa_ports = vec![("vm1", "vdpa:vdpasim_net"), ("vm3", "vdpa:0000:7f:00.0")];
+    assert_eq!(tree.trouble("vdpa", State::Fail, "there is no vdpasim_net").remedy[0], "modprobe -a vdpa_sim_net");
+    tree.trouble("vdpa", State::Fail, "there is no 0000:7f:00.0");
+}
+
+#[test]
 fn what_ovs_verify_says_is_passed_on() {
     let mut tree = Tree::healthy();
     let verified = r#"{"verdict":"not-working","summary":"x","checks":[{"check":"hw-offload","state":"failed","message":"hw-offload is not set","remedy":"ringspan ovs configure --hw-offload true --restart"},{"check":"offloaded","state":"unknown","message":"no traffic yet","remedy":"send traffic between ports"}],"datapaths":[]}"#;

@@ -20,6 +20,7 @@ pub(super) struct Fake {
     pub programs: BTreeMap<String, Result<Ran, Unseen>>,
     pub ovs: Option<Verified>,
     pub qdiscs: Vec<(String, String)>,
+    pub vdpa_ports: Vec<(&'static str, &'static str)>,
     pub unprivileged: bool,
 }
 
@@ -39,6 +40,10 @@ impl Surroundings for Fake {
 
     fn privileged(&self) -> bool {
         !self.unprivileged
+    }
+
+    fn vdpa_ports(&self) -> Vec<(String, String)> {
+        self.vdpa_ports.iter().map(|(port, device)| (port.to_string(), device.to_string())).collect()
     }
 }
 
