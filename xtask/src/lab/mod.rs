@@ -14,6 +14,7 @@ mod kernel_log;
 mod modules;
 mod registers;
 mod vdpa;
+mod vdpa_netlink;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -100,7 +101,7 @@ pub fn check(programs: &Path, qemu: Vec<String>, only: &str) -> Result<u32> {
     }
     step::say(&format!("booting an SR-IOV host: QEMU's igb behind an IOMMU ({words})"));
     let (mut machine, mut variables) = (MACHINE.to_owned(), String::new());
-    if vdpa::is_wanted(only) {
+    if vdpa::is_wanted(only) || vdpa_netlink::is_wanted(only) {
         machine =
             format!("{} {}", machine.replace("caching-mode=on", "caching-mode=on,device-iotlb=on"), vdpa::MACHINE);
         variables = format!("{}='{}'", vdpa::MODULES, modules::prepare()?.display());

@@ -1,4 +1,4 @@
-//! The kernel modules that make a virtio NIC a vDPA device. Debian ships `vp_vdpa` for no kernel and `vdpa` and `vhost_vdpa` only from 13 on; they are
+//! The kernel modules that make a virtio NIC a vDPA device, and the kernel's simulator of one. Debian ships `vp_vdpa` for no kernel and `vdpa` and `vhost_vdpa` only from 13 on; they are
 //! built from the kernel package's own source against its headers, once, into the cache. Nothing is installed.
 
 use std::fs;
@@ -16,7 +16,14 @@ const MODULES: &[(&str, &str)] = &[
     ("drivers/vdpa/vdpa.c", "vdpa"),
     ("drivers/vhost/vdpa.c", "vhost_vdpa"),
     ("drivers/vdpa/virtio_pci/vp_vdpa.c", "vp_vdpa"),
+    ("drivers/virtio/virtio_vdpa.c", "virtio_vdpa"),
+    // The kernel's own is built without what the simulator needs of it.
+    ("drivers/vhost/vringh.c", "vringh"),
+    ("drivers/vdpa/vdpa_sim/vdpa_sim.c", "vdpa_sim"),
+    ("drivers/vdpa/vdpa_sim/vdpa_sim_net.c", "vdpa_sim_net"),
 ];
+/// What those include from their own folders.
+const HEADERS: &[&str] = &["drivers/vhost/vhost.h", "drivers/vdpa/vdpa_sim/vdpa_sim.h"];
 const DOWNLOAD: Duration = Duration::from_secs(600);
 const BUILD: Duration = Duration::from_secs(300);
 
@@ -29,7 +36,7 @@ pub fn prepare() -> Result<PathBuf> {
     let cache = paths::cache()?.join("modules");
     fs::create_dir_all(&cache)?;
     let _alone = Lock::take(&cache.join("lock"))?;
-    let made = cache.join(format!("{}-vdpa", kernel.release));
+    let made = cache.join(format!("{}-vdpa-bus", kernel.release));
     if !made.is_dir() {
         let new = made.with_extension("new");
         let _ = fs::remove_dir_all(&new);
@@ -68,13 +75,16 @@ fn build(kernel: &Kernel, folder: &Path) -> Result<()> {
     }
     let source = format!("linux-source-{minor}");
     let archive = tree.join("usr/src").join(format!("{source}.tar.xz"));
-    let files = MODULES.iter().map(|(file, _)| *file).chain(["drivers/vhost/vhost.h"]);
+    let files = MODULES.iter().map(|(file, _)| *file).chain(HEADERS.iter().copied());
     let files = files.map(|file| format!("{source}/{file}"));
     run(Command::new("tar").arg("-C").arg(&tree).arg("-xf").arg(&archive).args(files), DOWNLOAD)?;
     for (file, name) in MODULES {
         fs::copy(tree.join(&source).join(file), folder.join(format!("{name}.c")))?;
     }
-    fs::copy(tree.join(&source).join("drivers/vhost/vhost.h"), folder.join("vhost.h"))?;
+    for file in HEADERS {
+        let name = Path::new(file).file_name().context("a header without a name")?;
+        fs::copy(tree.join(&source).join(file), folder.join(name))?;
+    }
     let objects: Vec<String> = MODULES.iter().map(|(_, name)| format!("{name}.o")).collect();
     fs::write(folder.join("Makefile"), format!("obj-m := {}\n", objects.join(" ")))?;
     // The headers name their other half by where they would be installed.

@@ -31,8 +31,8 @@ const CHECKS: &[Check] = &[
     ("what is no vDPA device, and one that is in use, is refused", refusals),
 ];
 /// The vDPA NIC and the other end of its wire, by their addresses inside.
-const NIC: &str = "0000:00:12.0";
-const FAR: &str = "0000:00:13.0";
+pub(super) const NIC: &str = "0000:00:12.0";
+pub(super) const FAR: &str = "0000:00:13.0";
 /// Of QEMU for both, joined by a hub.
 pub const MACHINE: &str = "-netdev hubport,id=vdpa,hubid=1 -netdev hubport,id=vdpafar,hubid=1 \
     -device virtio-net-pci,bus=pcie.0,addr=0x12,netdev=vdpa,mac=52:54:00:bb:00:01,iommu_platform=on,ats=on,disable-legacy=on \
@@ -42,7 +42,7 @@ pub const MODULES: &str = "RINGSPAN_VDPA_MODULES";
 const DEVICE: &str = "vhost-vdpa:/dev/vhost-vdpa-0";
 const LIMIT: Duration = Duration::from_secs(60);
 /// Largest ring of QEMU's NIC unless it is told otherwise.
-const RING: u16 = 256;
+pub(super) const RING: u16 = 256;
 
 struct Scene<'a> {
     lane: Lane,
@@ -111,7 +111,7 @@ fn make_device() -> Result<()> {
 }
 
 /// The network interface of a virtio function, which is one folder further down.
-fn interface(address: &str) -> Option<String> {
+pub(super) fn interface(address: &str) -> Option<String> {
     let devices = fs::read_dir(format!("/sys/bus/pci/devices/{address}")).ok()?;
     let mut nets =
         devices.flatten().filter_map(|entry| fs::read_dir(entry.path().join("net")).ok()).flatten().flatten();
