@@ -149,6 +149,8 @@ struct FromGuest {
     queue: usize,
     /// The worker waits for the guest's kicks.
     watched: bool,
+    /// It was held back to its rate, and pauses.
+    held: bool,
 }
 
 impl FromGuest {
@@ -275,12 +277,16 @@ impl Relay {
     /// as the device has let go of them.
     #[inline]
     fn drain_guest(&mut self, at: usize, broken: bool) -> usize {
-        let FromGuest { pair, ring, outbox, lender, queue, .. } = &mut self.from_guest[at];
+        let FromGuest { pair, ring, outbox, lender, queue, held, .. } = &mut self.from_guest[at];
         let settled = lender.as_mut().map_or(0, |lender| lender.settle(ring));
         let Some(queue) = self.queues.get_mut(*queue) else { return settled };
         let counters = self.common.journal.from_guest(*pair);
         let moved = settled + outbox.flush(&mut queue.nic.tx, counters);
-        if broken || !outbox.is_empty() || !ring.pending() || !self.common.from_guest.allows() {
+        if broken || !outbox.is_empty() || !ring.pending() {
+            return moved;
+        }
+        *held = if *held { self.common.from_guest.held_for() > 0 } else { !self.common.from_guest.allows() };
+        if *held {
             return moved;
         }
         self.spare.refill(&self.pool);
@@ -477,12 +483,23 @@ impl Relay {
         if self.common.broken.load(Ordering::Relaxed) {
             return pending;
         }
-        for FromGuest { ring, outbox, lender, .. } in &mut self.from_guest {
+        for FromGuest { ring, outbox, lender, held, .. } in &mut self.from_guest {
             pending |= !outbox.is_empty();
             pending |= lender.as_ref().is_some_and(|lender| lender.expects(ring));
-            pending |= ring.request_kicks();
+            if *held {
+                // What waits there waits for its time, not for a kick.
+                ring.suppress_kicks();
+            } else {
+                pending |= ring.request_kicks();
+            }
         }
         pending
+    }
+
+    /// How many ticks it takes until a ring that is held back to its rate may go on; none where none is.
+    pub fn held_for(&self) -> Option<u64> {
+        let held = self.from_guest.iter().any(|side| side.held) && !self.common.broken.load(Ordering::Relaxed);
+        held.then(|| self.common.from_guest.held_for())
     }
 
     /// Whether everything that may come is signalled.

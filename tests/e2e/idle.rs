@@ -3,12 +3,15 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use ringspan_protocol::ReceiveWake;
+use ringspan_protocol::{PortSpec, ReceiveWake};
 use ringspan_testkit::guest::{Guest, Kind, Options};
 use ringspan_testkit::lane::{self, Lane};
 use ringspan_testkit::{needs, over_both, paths};
 
-over_both!(sixteen_idle_guests_cost_a_lane_next_to_nothing_and_the_first_frame_is_not_late);
+over_both!(
+    sixteen_idle_guests_cost_a_lane_next_to_nothing_and_the_first_frame_is_not_late,
+    a_guest_that_is_held_to_its_rate_costs_a_lane_next_to_nothing
+);
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -62,5 +65,42 @@ fn sixteen_idle_guests_cost_a_lane_next_to_nothing_and_the_first_frame_is_not_la
     println!("first frame after a sleep: {:?} in the middle, {:?} at most", late[10], late[19]);
     // The worker sleeps for 50 ms when nothing wakes it. The machine of a test may be busy, so this is no measurement.
     ensure!(late[10] < Duration::from_millis(10), "half of them took more than {:?}", late[10]);
+    Ok(())
+}
+
+/// Frames that wait at a rate this low keep waiting for the whole test: 1 Mbit/s.
+const LOW_RATE: u32 = 1;
+
+fn a_guest_that_is_held_to_its_rate_costs_a_lane_next_to_nothing(kind: Kind) -> Result<()> {
+    needs!(Root, Lane);
+    let folder = paths::scratch()?;
+    let mut lane = Lane::start(lane::Options { memory_mib: 256, ..lane::Options::new("held") }, folder.path())?;
+    let spec = PortSpec { max_rate: LOW_RATE, ..lane.spec("vm0", "vdev:net_null0,no-rx=1", 1) };
+    lane.add(&spec)?;
+    let mut guest = Guest::start(Options::new(&spec.socket).over(kind))?;
+    let fill = |guest: &mut Guest| {
+        let frames = guest.tx[0].transmit(64, |_, room| {
+            room.put(0, &[7; 1400]);
+            1400
+        });
+        guest.tx[0].reclaim();
+        frames
+    };
+    // Until it may be no further ahead, and the ring is full.
+    let start = Instant::now();
+    let mut last = Instant::now();
+    while last.elapsed() < Duration::from_millis(300) {
+        if fill(&mut guest) > 0 {
+            last = Instant::now();
+        }
+        ensure!(start.elapsed() < 3 * SOON, "the guest is not held back");
+    }
+    let (start, before) = (Instant::now(), processor_seconds(lane.pid())?);
+    std::thread::sleep(Duration::from_secs(2));
+    let part = (processor_seconds(lane.pid())? - before) / start.elapsed().as_secs_f64();
+    println!("a guest that is held back: {:.2} % of a core", 100.0 * part);
+    ensure!(part < 0.10, "a guest that is held back costs {:.1} % of a core", 100.0 * part);
+    let (sent, _) = lane.totals("vm0")?;
+    ensure!(sent.received > 0 && sent.drops.total() == 0, "what waits is not lost: {sent:?}");
     Ok(())
 }

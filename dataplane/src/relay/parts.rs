@@ -50,6 +50,7 @@ impl Parts {
                 lender: None,
                 queue: 0,
                 watched: false,
+                held: false,
             });
         }
     }

@@ -10,6 +10,9 @@ use crate::worker::{ticks, ticks_in};
 
 /// How far ahead of its rate a port may be: so long a quiet one may send as fast as it can.
 const AHEAD: Duration = Duration::from_millis(50);
+/// How long a direction that was held back pauses at least: its worker sleeps meanwhile. Short enough that a guest does not notice, and paid back by what it
+/// may be ahead.
+const PAUSE: Duration = Duration::from_millis(1);
 /// Bits behind the point of [`Rate::per_byte`].
 const FRACTION: u32 = 16;
 
@@ -39,6 +42,16 @@ impl Rate {
 
     fn allows_at(&self, now: u64) -> bool {
         self.paid.load(Ordering::Relaxed) <= now.saturating_add(ticks_in(AHEAD))
+    }
+
+    /// How many ticks it takes until one that was held back may go on; 0: it may now.
+    #[inline]
+    pub fn held_for(&self) -> u64 {
+        if self.per_byte.load(Ordering::Relaxed) == 0 { 0 } else { self.held_at(ticks()) }
+    }
+
+    fn held_at(&self, now: u64) -> u64 {
+        self.paid.load(Ordering::Relaxed).saturating_sub(now.saturating_add(ticks_in(AHEAD - PAUSE)))
     }
 
     /// So many bytes have passed.
@@ -77,6 +90,28 @@ mod tests {
             }
         }
         bytes
+    }
+
+    #[test]
+    fn one_that_was_held_back_pauses_and_loses_nothing_of_its_rate() {
+        let rate = Rate::default();
+        rate.limit(1000);
+        let per_byte = rate.per_byte.load(Ordering::Relaxed);
+        let (mut now, mut bytes, mut pauses) = (1 << 40, 0_u64, 0);
+        let (begun, end) = (now, now + ticks_in(Duration::from_secs(2)));
+        while now < end {
+            while rate.allows_at(now) {
+                rate.charge_at(now, 64 * 64, per_byte);
+                bytes += 64 * 64;
+            }
+            let pause = rate.held_at(now);
+            assert!(pause >= ticks_in(PAUSE) / 2, "a pause of {pause} ticks");
+            now += pause;
+            pauses += 1;
+        }
+        let wanted = (now - begun) as f64 / ticks_in(Duration::from_secs(1)) as f64 * 125e6 + 0.05 * 125e6;
+        assert!((0.98..1.02).contains(&(bytes as f64 / wanted)), "{bytes} bytes, not {wanted}");
+        assert!((1500..=2100).contains(&pauses), "{pauses} pauses");
     }
 
     #[test]

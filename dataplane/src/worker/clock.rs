@@ -27,6 +27,12 @@ pub fn ticks_in(time: Duration) -> u64 {
     (u128::from(ticks_per_second()) * time.as_nanos() / 1_000_000_000) as u64
 }
 
+/// The time that so many ticks take.
+pub fn time_of(ticks: u64) -> Duration {
+    let nanos = u128::from(ticks) * 1_000_000_000 / u128::from(ticks_per_second());
+    Duration::from_nanos(nanos.min(u128::from(u64::MAX)) as u64)
+}
+
 fn ticks_per_second() -> u64 {
     static RATE: OnceLock<u64> = OnceLock::new();
     *RATE.get_or_init(|| {

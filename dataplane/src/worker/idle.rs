@@ -4,12 +4,15 @@
 //! looked at once more. Where a device has no interrupt, or a guest no kick, the sleep is short: a sixteenth of the time in which
 //! nothing came, 50 us at least and 2 ms at most. So what comes a moment after other packets is found soon, and a queue of 512
 //! descriptors overflows only when more than 250,000 packets a second come after more than 30 ms without any.
+//!
+//! What is held back to a rate is no work: the sleep ends when it may go on.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use super::clock::time_of;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -33,6 +36,11 @@ pub trait Signalled {
     /// Whether everything that may come is signalled.
     fn can_wake(&self) -> bool;
 
+    /// In how many ticks what is held back to a rate may go on, which nothing signals; none where nothing is.
+    fn held_for(&self) -> Option<u64> {
+        None
+    }
+
     /// Something was signalled during the sleep: looks whether it was this.
     fn look_for_signals(&mut self);
 
@@ -50,6 +58,10 @@ impl<T: Signalled> Signalled for [T] {
 
     fn can_wake(&self) -> bool {
         self.iter().all(T::can_wake)
+    }
+
+    fn held_for(&self) -> Option<u64> {
+        self.iter().filter_map(T::held_for).min()
     }
 
     fn look_for_signals(&mut self) {
@@ -197,7 +209,7 @@ impl Idle {
         }
         // All were looked at since they signal.
         self.listening = false;
-        if !call.load(Ordering::Relaxed) && self.sleep(quiet) {
+        if !call.load(Ordering::Relaxed) && self.sleep(quiet, members.held_for()) {
             members.look_for_signals();
             // A TAP's descriptor is readable a moment before its driver gives the frame out: DPDK's net_tap reads only after a
             // signal of its own.
@@ -210,8 +222,9 @@ impl Idle {
     }
 
     /// Sleeps. True when something ended it before its time.
-    fn sleep(&mut self, quiet: Duration) -> bool {
+    fn sleep(&mut self, quiet: Duration, held_for: Option<u64>) -> bool {
         let longest = if self.all_wake { LONGEST } else { (quiet / NAPS).clamp(*NAP.start(), *NAP.end()) };
+        let longest = held_for.map_or(longest, |ticks| longest.min(time_of(ticks).max(*NAP.start())));
         let mut set = [PollFd::new(epoll_fd(&self.kicks), PollFlags::POLLIN)];
         self.signalled = matches!(ppoll(&mut set, Some(TimeSpec::from_duration(longest)), None), Ok(1..));
         self.signalled

@@ -278,6 +278,10 @@ impl Signalled for Running {
         self.relays.can_wake() && self.switches.can_wake()
     }
 
+    fn held_for(&self) -> Option<u64> {
+        self.relays.held_for()
+    }
+
     fn look_for_signals(&mut self) {
         self.relays.look_for_signals();
         self.switches.look_for_signals();
@@ -335,6 +339,10 @@ impl Signalled for Relay {
 
     fn can_wake(&self) -> bool {
         Relay::can_wake(self)
+    }
+
+    fn held_for(&self) -> Option<u64> {
+        Relay::held_for(self)
     }
 
     fn look_for_signals(&mut self) {
