@@ -52,6 +52,7 @@ impl Guest {
             base: 0,
             resume: None,
             record: None,
+            memory: 0,
             features,
             kick: None,
             call: None,

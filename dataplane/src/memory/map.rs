@@ -181,6 +181,14 @@ impl GuestMap {
         self.regions.iter().map(origin)
     }
 
+    /// Which file the memory at `addr` is of: a number that it keeps as long as it exists, whoever maps it, and that no other has. 0 where it is of
+    /// none, or the kernel does not say.
+    pub fn file_at(&self, addr: u64) -> u64 {
+        let file = self.mmap.find_region(GuestAddress(addr)).and_then(|region| region.file_offset());
+        let found = file.and_then(|file| file.file().metadata().ok());
+        found.map_or(0, |found| (found.dev().rotate_left(32) ^ found.ino()).max(1))
+    }
+
     /// Bytes of guest memory.
     pub fn bytes(&self) -> u64 {
         self.regions.iter().map(|region| region.len).sum()
@@ -228,6 +236,27 @@ mod tests {
             let span = map.translate(&mut cache, addr, 1).expect("inside");
             assert_eq!(map.guest_address(&mut last, span), Some(addr));
         }
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "maps a file")]
+    fn a_file_is_the_same_wherever_it_is_mapped_and_no_other_is() {
+        let file = || {
+            let flags = nix::sys::memfd::MFdFlags::MFD_CLOEXEC;
+            let file = std::fs::File::from(nix::sys::memfd::memfd_create(c"ringspan-test", flags).expect("a memfd"));
+            file.set_len(0x1000).expect("memory");
+            file
+        };
+        let of = |file: std::fs::File| {
+            let at = vm_memory::FileOffset::new(file, 0);
+            let ranges = [(GuestAddress(0x1000), 0x1000, Some(at))];
+            GuestMap::new(&Arc::new(GuestMemoryMmap::from_ranges_with_files(ranges).expect("a map"))).file_at(0x1800)
+        };
+        let one = file();
+        let (first, again) = (of(one.try_clone().expect("a descriptor")), of(one));
+        assert_eq!(first, again);
+        assert_ne!(first, of(file()));
+        assert!(first != 0 && map(&[(0x1000, 0x1000)]).file_at(0x1000) == 0);
     }
 
     #[test]

@@ -438,6 +438,7 @@ impl Backing {
             return Started::Broken("started before the front-end shared its memory".into());
         };
         config.record = Some(relay.shares.record(index));
+        config.memory = map.file_at(config.desc.0);
         match Ring::new(map, &config) {
             Ok(ring) => Started::Pairs(relay.shares.start(index, ring).unwrap_or(0)),
             Err(error) => Started::Broken(error.to_string()),

@@ -80,6 +80,9 @@ pub struct RingConfig {
     pub resume: Option<u16>,
     /// Where a packed ring's position outlives the process; `None`: nowhere.
     pub record: Option<RecordHandle>,
+    /// Which file the ring lies in ([`crate::memory::GuestMap::file_at`]); 0 where that is not known. A guest that was restored from an image is
+    /// another one with the same addresses.
+    pub memory: u64,
     /// What was negotiated.
     pub features: RingFeatures,
     /// Signalled by the guest when buffers are available; absent when the front-end polls.

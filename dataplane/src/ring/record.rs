@@ -12,7 +12,8 @@ use super::RingConfig;
 pub struct RingRecord {
     /// The burst that is being given back: its first position in bits 0-15, the one behind it in bits 16-31, and [`KNOWN`].
     progress: AtomicU64,
-    /// Whose life it is: where the parts are, the base that the front-end named, and the size.
+    /// Whose life it is: in which file, where the parts are, the base that the front-end named, and the size.
+    memory: AtomicU64,
     parts: [AtomicU64; 3],
     named: AtomicU64,
     /// Where what was taken ends while chains of it are not given back, and [`KNOWN`]; of either kind of ring.
@@ -22,11 +23,18 @@ pub struct RingRecord {
 const KNOWN: u64 = 1 << 63;
 
 impl RingRecord {
-    /// Whether this is the life of that ring: the same places in guest memory, and begun at the same base.
+    /// Whether this is the life of that ring: the same places in the same guest memory, and begun at the same base.
     pub(super) fn describes(&self, config: &RingConfig) -> bool {
-        let (parts, named) = life(config);
-        self.parts.iter().zip(parts).all(|(cell, part)| cell.load(Ordering::Relaxed) == part)
-            && self.named.load(Ordering::Relaxed) == named
+        self.is_at(config) && self.named.load(Ordering::Relaxed) == life(config).1
+    }
+
+    /// Whether it is of a ring at the same places. Addresses and bases of a guest that was restored from an image are those of the one before:
+    /// its memory is another file.
+    fn is_at(&self, config: &RingConfig) -> bool {
+        let (parts, _) = life(config);
+        let memory = self.memory.load(Ordering::Relaxed);
+        let same = memory == config.memory || memory == 0 || config.memory == 0;
+        same && self.parts.iter().zip(parts).all(|(cell, part)| cell.load(Ordering::Relaxed) == part)
     }
 
     /// The last burst: where it begins, and where it ends. Nothing is known of what is behind.
@@ -46,6 +54,8 @@ impl RingRecord {
                 cut();
                 cell.store(part, Ordering::Release);
             }
+            cut();
+            self.memory.store(config.memory, Ordering::Release);
             cut();
             self.named.store(named, Ordering::Release);
         }
@@ -72,10 +82,8 @@ impl RingRecord {
 
     /// Where what was taken ends, if chains of the ring with these parts were not given back when a process was killed.
     pub(super) fn left_over(&self, config: &RingConfig) -> Option<u16> {
-        let (parts, _) = life(config);
-        let same = self.parts.iter().zip(parts).all(|(cell, part)| cell.load(Ordering::Relaxed) == part);
         let word = self.taken.load(Ordering::Acquire);
-        (same && word & KNOWN != 0).then_some(word as u16)
+        (self.is_at(config) && word & KNOWN != 0).then_some(word as u16)
     }
 
     /// A ring with these parts may have chains that are not given back.
@@ -84,6 +92,7 @@ impl RingRecord {
         for (cell, part) in self.parts.iter().zip(parts) {
             cell.store(part, Ordering::Relaxed);
         }
+        self.memory.store(config.memory, Ordering::Relaxed);
     }
 
     /// What is `from` there up to `to` is given back next.

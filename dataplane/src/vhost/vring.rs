@@ -142,6 +142,7 @@ impl Rings {
                     base: ring.base,
                     resume: ring.resume,
                     record: None,
+                    memory: 0,
                     features: ring_features(features),
                     kick: ring.kick.clone(),
                     call: ring.call.clone(),

@@ -109,6 +109,7 @@ impl Scene {
             base: 0,
             resume: None,
             record: None,
+            memory: 0,
             features,
             kick: None,
             call: None,

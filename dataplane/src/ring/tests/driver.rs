@@ -89,6 +89,7 @@ impl Driver {
             base: start.into(),
             resume: None,
             record: None,
+            memory: 0,
             features,
             kick: None,
             call: Some(Arc::new(OwnedFd::from(call.try_clone().unwrap()))),

@@ -22,6 +22,7 @@ fn ring(memory: &Arc<GuestMemoryMmap>, driver: &MockSplitQueue<'_, GuestMemoryMm
         base: 0,
         resume: None,
         record: None,
+        memory: 0,
         features: MODERN,
         kick: None,
         call: None,

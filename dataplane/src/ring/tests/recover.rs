@@ -333,3 +333,37 @@ fn a_used_half_of_zero_is_a_place_where_chains_wait_there_and_else_unknown() {
     let guest = second_lap(RingFeatures { in_order: true, ..PACKED }, 3);
     assert_eq!(goes_on_at(&guest), guest.driver.pack(SIZE + 3), "in order");
 }
+
+#[test]
+fn a_guest_that_is_restored_from_an_image_again_goes_on_where_the_image_says() {
+    for in_order in [false, true] {
+        let features = RingFeatures { in_order, ..PACKED };
+        let record = RecordHandle::new(Arc::new(RingRecord::default()), 0);
+        let mut positions = Vec::new();
+        // Both lives begin at the same place with the same bytes, in memory of their own; the first ends without GET_VRING_BASE.
+        for memory in [7, 8] {
+            let mut guest = Guest::new(features, 5, Chains::Plain);
+            guest.driver.config.record = Some(record.clone());
+            guest.driver.config.memory = memory;
+            // The image has the mark of the device that was there before.
+            let config = guest.driver.config.clone();
+            Ring::new(guest.driver.map(), &crate::ring::RingConfig { record: None, ..config }).unwrap();
+            guest.fill(6, 0);
+            let mut ring = Ring::new(guest.driver.map(), &guest.driver.config).unwrap();
+            positions.push(ring.position());
+            assert_eq!(ring.take(64, 1518, &mut Sink::default()).unwrap().frames, 6, "restored in memory {memory}");
+            guest.collect();
+            assert_eq!(guest.back.len(), 6);
+        }
+        assert_eq!(positions[0], positions[1]);
+        // A front-end that connects again after a crash of ours has the memory that it had.
+        let mut guest = Guest::new(features, 5, Chains::Plain);
+        (guest.driver.config.record, guest.driver.config.memory) = (Some(record.clone()), 9);
+        guest.fill(6, 0);
+        let mut ring = Ring::new(guest.driver.map(), &guest.driver.config).unwrap();
+        ring.take(64, 1518, &mut Sink::default()).unwrap();
+        let stood = ring.position();
+        drop(ring);
+        assert_eq!(Ring::new(guest.driver.map(), &guest.driver.config).unwrap().position(), stood);
+    }
+}

@@ -49,6 +49,7 @@ fn ring(base: u32, packed: bool) -> RingConfig {
         base,
         resume: None,
         record: None,
+        memory: 0,
         features: RingFeatures { packed, version_1: true, ..Default::default() },
         kick: Some(eventfd()),
         call: Some(eventfd()),
