@@ -35,7 +35,7 @@ pub struct Iperf {
 }
 
 /// Properties of QEMU's NIC that take all offloads away.
-const PLAIN: &str = "csum=off,guest_csum=off,gso=off,guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off,\
+pub(crate) const PLAIN: &str = "csum=off,guest_csum=off,gso=off,guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off,\
     host_tso4=off,host_tso6=off,host_ecn=off,host_ufo=off";
 
 /// A guest behind a back-end. The parts end in this order.

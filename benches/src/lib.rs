@@ -3,7 +3,7 @@
 //! `cargo xtask bench` runs the program `ringspan-bench`: a guest that is a load generator ([`driver`], [`load`]), against ringspan
 //! and against others on the same core ([`peer`], [`ovs`]), in turns ([`run`]), cell by cell of a matrix ([`cell`]). Beside the rates
 //! stand round trips and idle costs ([`rates`], [`latency`]), how soon who sleeps is awake ([`wake`]), instructions a packet
-//! ([`instructions`]), iperf3 of a Linux guest ([`iperf`]), the small figures ([`figures`], [`ports`]), and what generator and machine can
+//! ([`instructions`]), iperf3 of a Linux guest ([`iperf`]), guests that are migrated ([`migration`], [`numbers`]), the small figures ([`figures`], [`ports`]), and what generator and machine can
 //! do ([`generator`], [`handback`], [`distance`]). The program `look-up` sets the software NIC beside OVS-DPDK, with the same [`flows`]. [`report`], [`target`] and [`page`] show what was found.
 
 pub mod cell;
@@ -19,6 +19,8 @@ pub mod iperf;
 pub mod latency;
 pub mod load;
 pub mod machine;
+pub mod migration;
+pub mod numbers;
 pub mod ovs;
 pub mod page;
 pub mod peer;

@@ -12,7 +12,7 @@ use ringspan_benches::machine::Machine;
 use ringspan_benches::peer::{LARGEST, Peer, Place};
 use ringspan_benches::report::{Report, packets, row};
 use ringspan_benches::run::Plan;
-use ringspan_benches::{figures, generator, instructions, page, target, wake};
+use ringspan_benches::{figures, generator, instructions, migration, page, target, wake};
 use ringspan_testkit::{testpmd, wait};
 
 /// Measures ringspan beside its peers.
@@ -34,6 +34,8 @@ enum Command {
     Instructions(Run),
     /// iperf3 between host and a Linux guest in QEMU
     Iperf(Run),
+    /// Linux guests that are migrated there and back behind each back-end in turns: downtime and loss (about 20 minutes)
+    Migration(Migration),
     /// How soon back-ends that had nothing to do are at work again
     Wake(Run),
     /// What the generator itself can do
@@ -87,6 +89,50 @@ struct Run {
     html: Option<PathBuf>,
 }
 
+#[derive(Args)]
+struct Migration {
+    /// Only cases whose names, as the table has them, contain one of these texts
+    #[arg(long)]
+    only: Vec<String>,
+    /// Migrations there and back
+    #[arg(long, default_value_t = 10)]
+    rounds: usize,
+    /// Bits a second of TCP in each direction, as iperf3 takes them
+    #[arg(long, default_value = "20M")]
+    load: String,
+    /// The back-ends' core
+    #[arg(long, default_value_t = 0)]
+    core: usize,
+    /// Where all figures go as JSON
+    #[arg(long, default_value = "target/bench/migration.json")]
+    json: PathBuf,
+}
+
+impl Migration {
+    fn run(&self) -> anyhow::Result<()> {
+        let machine = Machine::look();
+        println!("{machine}");
+        let mut line = Line::default();
+        let found = migration::run(&self.only, self.rounds, &self.load, self.core, |text| line.show(text))?;
+        line.end();
+        print!("{}", migration::table(&found));
+        write(&self.json, &serde_json::to_string_pretty(&serde_json::json!({ "machine": machine, "found": found }))?)?;
+        let bad = found.iter().filter(|found| !found.faults.is_empty() || found.corrupted > 0).count();
+        anyhow::ensure!(bad == 0, "{bad} of {} cases went wrong", found.len());
+        Ok(())
+    }
+}
+
+/// Writes a file of results, and says so.
+fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    std::fs::write(path, text)?;
+    println!("written: {}", path.display());
+    Ok(())
+}
+
 fn main() -> anyhow::Result<()> {
     wait::stop_on_signals()?;
     let cli = Cli::parse();
@@ -103,6 +149,7 @@ fn main() -> anyhow::Result<()> {
             }
             Ok(())
         }
+        Some(Command::Migration(migration)) => migration.run(),
         Some(Command::Wake(run)) => run.wake(),
         Some(Command::Generator(run)) => run.generator(),
         Some(Command::Cells) => {
@@ -220,14 +267,8 @@ impl Run {
             given.clone().unwrap_or_else(|| Path::new("target/bench").join(name).with_extension(ending))
         };
         let (json, html) = (path(&self.json, "json"), path(&self.html, "html"));
-        for (path, text) in [(json, serde_json::to_string_pretty(report)?), (html, page::html(report))] {
-            if let Some(folder) = path.parent() {
-                std::fs::create_dir_all(folder)?;
-            }
-            std::fs::write(&path, text)?;
-            println!("written: {}", path.display());
-        }
-        Ok(())
+        write(&json, &serde_json::to_string_pretty(report)?)?;
+        write(&html, &page::html(report))
     }
 
     fn instructions(&self) -> anyhow::Result<()> {

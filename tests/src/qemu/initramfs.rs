@@ -1,15 +1,18 @@
 //! The initial RAM disk: busybox, the modules that the guest needs to see its root, and one script. It is written here
 //! as a cpio archive of the "newc" kind (kernel: Documentation/driver-api/early-userspace/buffer-format.rst).
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use super::compression;
 use super::kernel::Kernel;
-use crate::paths;
+use crate::{paths, wait};
 
 /// What is loaded before the root can be mounted, with the NIC's driver, which tests reload from the root later.
 const MODULES: [&str; 6] = ["virtio_pci", "9pnet_virtio", "9p", "overlay", "virtio_console", "virtio_net"];
@@ -62,8 +65,8 @@ while :; do
 done
 "#;
 
-/// Writes the archive for this kernel to `path`.
-pub fn write(kernel: &Kernel, path: &Path) -> Result<()> {
+/// Writes the archive for this kernel to `path`, with these programs in it.
+pub fn write(kernel: &Kernel, programs: &[PathBuf], path: &Path) -> Result<()> {
     let busybox = paths::on_path("busybox").context("busybox is missing: install busybox-static")?;
     let mut archive = Archive { out: io::BufWriter::new(fs::File::create(path)?), inode: 0 };
     for folder in ["bin", "m"] {
@@ -79,7 +82,34 @@ pub fn write(kernel: &Kernel, path: &Path) -> Result<()> {
         let stem = name.split('.').next().unwrap_or(&name);
         archive.entry(&format!("m/{number:02}-{stem}.ko"), 0o100644, &compression::plain(file)?)?;
     }
+    for file in with_libraries(programs)? {
+        let mut folders: Vec<&Path> = file.ancestors().skip(1).filter(|folder| *folder != Path::new("/")).collect();
+        folders.reverse();
+        for folder in folders {
+            archive.entry(inside(folder)?, 0o040755, b"")?;
+        }
+        archive.entry(inside(&file)?, 0o100755, &fs::read(&file)?)?;
+    }
     archive.finish()
+}
+
+/// An absolute path as the archive has it.
+fn inside(path: &Path) -> Result<&str> {
+    let text = path.to_str().with_context(|| format!("{} is no text", path.display()))?;
+    Ok(text.trim_start_matches('/'))
+}
+
+/// The programs, and the libraries that ldd names for them.
+fn with_libraries(programs: &[PathBuf]) -> Result<BTreeSet<PathBuf>> {
+    let mut files = BTreeSet::new();
+    for program in programs {
+        let said = wait::run(Command::new("ldd").arg(program), Duration::from_secs(20))?.success("ldd")?;
+        // "libc.so.6 => /lib/libc.so.6 (0x...)", "/lib64/ld-linux-x86-64.so.2 (0x...)", and one that the kernel gives, without a path.
+        let paths = said.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
+        files.extend(paths.map(PathBuf::from));
+        files.insert(program.clone());
+    }
+    Ok(files)
 }
 
 struct Archive<W> {

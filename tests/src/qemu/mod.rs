@@ -46,6 +46,8 @@ pub struct GuestSpec {
     pub limit: Duration,
     /// Without the host's root: busybox alone is in the guest. Only such a guest can be migrated, as 9p cannot.
     pub alone: bool,
+    /// Programs of the host that a guest has which is alone, each with the libraries that it needs, at the same paths.
+    pub programs: Vec<PathBuf>,
     /// QEMU waits on this socket for a guest that is migrated to it. What its agent says is for the one before it.
     pub incoming: Option<PathBuf>,
 }
@@ -54,8 +56,8 @@ impl Default for GuestSpec {
     fn default() -> Self {
         let qemu = vec!["qemu-system-x86_64".to_string()];
         let limit = Duration::from_secs(600);
-        let (nics, kernel, incoming) = (Vec::new(), String::new(), None);
-        Self { nics, cpus: 1, memory_mib: 384, qemu, kernel, limit, alone: false, incoming }
+        let (nics, kernel, programs, incoming) = (Vec::new(), String::new(), Vec::new(), None);
+        Self { nics, cpus: 1, memory_mib: 384, qemu, kernel, limit, alone: false, programs, incoming }
     }
 }
 
@@ -81,7 +83,7 @@ impl Guest {
         let kernel = Kernel::prepare()?;
         let folder = paths::scratch()?;
         let initrd = folder.path().join("initrd");
-        initramfs::write(&kernel, &initrd)?;
+        initramfs::write(&kernel, &spec.programs, &initrd)?;
         let log = fs::File::create(folder.path().join("qemu.log"))?;
         let mut qemu = Command::new("timeout");
         qemu.args(["-k", "5", &spec.limit.as_secs().to_string()]).args(&spec.qemu);
