@@ -32,6 +32,12 @@ pub(super) struct Maker {
     pub faults: Sender<Fault>,
 }
 
+/// How long a device gets to send what it was given before it is closed.
+const SENT: Duration = Duration::from_millis(2);
+
+/// A device was stopped and does not say how far it was.
+const LOST: &str = "the device does not say where a ring stands";
+
 /// What moves a port's packets.
 pub(super) struct Backing {
     maker: Maker,
@@ -47,7 +53,11 @@ struct Now {
     retry: bool,
     /// What it refused is this guest's rings or memory: another guest's it may take.
     guest_refused: bool,
-    /// It went away.
+    /// A relay has the rings for as long as they are logged, whatever the mode.
+    logged: bool,
+    /// Nobody knows where one of the rings stands, so that nobody may have them before the guest's driver starts anew.
+    unknown: bool,
+    /// The device went away.
     lost: bool,
     /// Feature bits that a front-end may be offered.
     allowed: u64,
@@ -105,8 +115,9 @@ fn take_over(path: &Path, spec: &PortSpec) -> Result<Result<Handover, String>, F
         Err(what) => return Ok(Err(format!("the device says {what}"))),
     };
     let net = handover.facts().net;
-    if spec.queues > 1 {
-        return Ok(Err(format!("queues is {}, and vDPA mode has one queue pair", spec.queues)));
+    let pairs = handover.facts().pairs();
+    if spec.queues > pairs {
+        return Ok(Err(format!("queues is {}, and the device can be given {pairs}", spec.queues)));
     }
     if spec.max_rate > 0 {
         return Ok(Err(format!("max_rate is {} Mbit/s, and nobody holds a vDPA device to it", spec.max_rate)));
@@ -136,6 +147,8 @@ impl Backing {
             reason: None,
             retry: false,
             guest_refused: false,
+            logged: false,
+            unknown: false,
             lost: false,
             allowed: u64::MAX,
             features: 0,
@@ -246,6 +259,7 @@ impl Backing {
             // A session that has not noticed: no device is opened for it.
             return Started::Pairs(0);
         }
+        now.unknown &= !now.rings.is_empty();
         let again = std::mem::take(&mut now.retry) || (matches!(now.way, Way::Down) && !now.lost);
         if now.rings.is_empty() && again {
             self.switch(&mut now, Mode::Vdpa);
@@ -268,7 +282,14 @@ impl Backing {
         let config = now.rings.remove(&index)?;
         match &mut now.way {
             Way::Relay(relay) => relay.shares.stop(index).ok().flatten(),
-            Way::Vdpa(handover) => handover.stop(index).map(|at| (at, 0)),
+            Way::Vdpa(handover) => {
+                let at = handover.stop(index);
+                let pairs = match handover.settle() {
+                    Ok(pairs) => pairs,
+                    Err(refusal) => self.refused(&mut now, &refusal),
+                };
+                at.map(|at| (at, pairs))
+            }
             // It stands where the device left it.
             Way::Down => Some((config.position(), 0)),
         }
@@ -288,7 +309,7 @@ impl Backing {
         }
     }
 
-    /// What a ring's owner writes is to be noted, or no longer. A vDPA device cannot, so that a relay gets the rings until the guest's driver starts anew.
+    /// What a ring's owner writes is to be noted, or no longer. A vDPA device cannot, so that a relay has the rings meanwhile.
     pub fn log(&self, index: usize, log: Option<RingLog>) {
         let mut now = self.lock();
         let wanted = log.is_some();
@@ -300,6 +321,12 @@ impl Backing {
             Way::Relay(relay) => drop(relay.shares.set_log(index, log)),
             Way::Vdpa(_) if wanted => drop(self.refused(&mut now, &Refusal::Logging)),
             Way::Vdpa(_) | Way::Down => {}
+        }
+        if now.logged && now.rings.values().all(|config| config.log.is_none()) {
+            now.logged = false;
+            if now.spec.mode != Mode::Relay {
+                self.switch(&mut now, Mode::Vdpa);
+            }
         }
     }
 
@@ -332,8 +359,7 @@ impl Backing {
         let DeviceSpec::VhostVdpa { .. } = now.spec.device else { return Ok(()) };
         now.retry = false;
         match (&now.way, mode) {
-            (Way::Vdpa(handover), Mode::Relay) => {
-                handover.may_stop().map_err(|refusal| refused(&refusal.to_string()))?;
+            (Way::Vdpa(_), Mode::Relay) => {
                 self.switch(now, Mode::Relay);
                 now.allowed = u64::MAX;
             }
@@ -347,11 +373,12 @@ impl Backing {
     fn refused(&self, now: &mut Now, refusal: &Refusal) -> u16 {
         now.retry = refusal.passes();
         now.guest_refused = true;
+        now.logged |= *refusal == Refusal::Logging;
         self.give_to_relay(now, refusal.to_string())
     }
 
     fn give_to_relay(&self, now: &mut Now, reason: String) -> u16 {
-        if now.spec.mode == Mode::Vdpa {
+        if !now.may_relay() {
             tracing::warn!(port = %now.spec.name, "{reason}");
             now.take_back();
             now.reason = Some(reason.clone());
@@ -368,16 +395,19 @@ impl Backing {
         let start = Instant::now();
         let (ran, before) = (!now.rings.is_empty(), now.mode());
         now.take_back();
-        if to == Mode::Vdpa {
+        let taken = start.elapsed();
+        if now.unknown {
+            now.reason = Some(format!("{LOST}: it goes on when the guest's driver starts anew"));
+        } else if to == Mode::Vdpa {
             match self.hand_over(now) {
                 Ok(()) => now.reason = None,
-                Err(reason) if now.spec.mode == Mode::Vdpa => now.reason = Some(reason),
+                Err(reason) if !now.may_relay() => now.reason = Some(reason),
                 Err(reason) => now.fall_back_to_relay(reason),
             }
         } else if now.spec.mode == Mode::Relay {
             now.reason = None;
         }
-        if matches!(now.way, Way::Down) && now.spec.mode != Mode::Vdpa {
+        if !now.unknown && matches!(now.way, Way::Down) && now.may_relay() {
             match self.maker.relay(&now.spec) {
                 Ok(relay) => self.begin_relay(now, relay),
                 Err(failure) => {
@@ -388,7 +418,7 @@ impl Backing {
         }
         let (mode, reason) = (now.mode(), now.reason.clone());
         let pause = if ran { start.elapsed() } else { Duration::ZERO };
-        tracing::info!(port = %now.spec.name, ?mode, reason, pause_us = pause.as_micros(), "who moves the packets");
+        tracing::info!(port = %now.spec.name, ?mode, reason, pause_us = pause.as_micros(), taken_us = taken.as_micros(), "who moves the packets");
         if mode != before || reason.is_some() {
             now.events.push(LaneEventKind::ModeChanged { mode, reason, pause_us: pause.as_micros() as u64 });
         }
@@ -404,16 +434,23 @@ impl Backing {
             if let Some(map) = &now.map {
                 handover.memory(Arc::clone(map))?;
             }
-            now.rings.iter().try_for_each(|(index, config)| handover.start(*index, config.clone()).map(drop))
+            now.rings.iter().try_for_each(|(index, config)| handover.accept(*index, config.clone()))?;
+            handover.settle()
         };
         match given() {
-            Ok(()) => {
+            Ok(_) => {
                 now.way = Way::Vdpa(Box::new(handover));
                 Ok(())
             }
             Err(refusal) => {
+                // It may have had them for a moment.
+                for (index, config) in &mut now.rings {
+                    config.resume = handover.stop(*index).or(config.resume);
+                }
+                now.unknown |= handover.lost();
                 now.retry = refusal.passes();
                 now.guest_refused = true;
+                now.logged |= refusal == Refusal::Logging;
                 Err(refusal.to_string())
             }
         }
@@ -502,6 +539,11 @@ impl Now {
         }
     }
 
+    /// Whether a relay may have the rings.
+    fn may_relay(&self) -> bool {
+        self.spec.mode != Mode::Vdpa || self.logged
+    }
+
     fn fall_back_to_relay(&mut self, reason: String) {
         tracing::warn!(port = %self.spec.name, "relayed: {reason}");
         self.reason = Some(reason);
@@ -514,7 +556,7 @@ impl Now {
                 self.rings.keys().filter(|index| *index % 2 == 0 && self.rings.contains_key(&(*index + 1))).count()
                     as u16
             }
-            Way::Vdpa(handover) => u16::from(handover.running()),
+            Way::Vdpa(handover) => handover.running(),
             Way::Down => 0,
         }
     }
@@ -523,11 +565,20 @@ impl Now {
     fn take_back(&mut self) {
         match std::mem::replace(&mut self.way, Way::Down) {
             Way::Relay(relay) => {
-                for (index, config) in &mut self.rings {
+                let (to_guest, from_guest): (Vec<_>, Vec<_>) =
+                    self.rings.iter_mut().partition(|(index, _)| index.is_multiple_of(2));
+                let stop = |(index, config): (&usize, &mut RingConfig)| {
                     if let Ok(Some((at, _))) = relay.shares.stop(*index) {
                         config.resume = Some(at);
                     }
+                };
+                let runs = !from_guest.is_empty();
+                from_guest.into_iter().for_each(stop);
+                if runs && matches!(self.spec.device, DeviceSpec::VhostVdpa { .. }) {
+                    // What it has not sent when it is closed is lost, and no driver of DPDK's says when it has. Frames for the guest go on meanwhile.
+                    std::thread::sleep(SENT);
                 }
+                to_guest.into_iter().for_each(stop);
                 if let Err(error) = relay.shares.close() {
                     tracing::warn!(port = %self.spec.name, %error, "the relays were not taken back");
                 }
@@ -536,6 +587,7 @@ impl Now {
                 for (index, config) in &mut self.rings {
                     config.resume = handover.stop(*index).or(config.resume);
                 }
+                self.unknown |= handover.lost();
             }
             Way::Down => {}
         }
@@ -591,7 +643,7 @@ fn of_vdpa(spec: &PortSpec, handover: Option<&Handover>) -> DeviceStatus {
         speed_mbps,
         mac: net.mac.unwrap_or(MacAddress([0; 6])),
         mtu: net.mtu.unwrap_or(spec.mtu),
-        queues: 1,
+        queues: handover.map_or(1, |handover| handover.facts().pairs()),
         receive_wake: Default::default(),
         spread: Default::default(),
         promiscuous: own(),

@@ -99,9 +99,14 @@ pub enum Refusal {
         /// The device's limit.
         largest: u16,
     },
-    /// More rings than are handed over.
-    #[error("ring {0} belongs to a second queue pair, and vDPA mode has one")]
-    Queues(usize),
+    /// More rings than the device has.
+    #[error("ring {ring} is of queue pair {}, and the device takes {pairs}", ring / 2 + 1)]
+    Queues {
+        /// The ring.
+        ring: usize,
+        /// Queue pairs that the device can be given.
+        pairs: u16,
+    },
     /// The device cannot begin in the middle of a ring.
     #[error(
         "the device cannot go on at {at:#x} in ring {ring} ({error}): it can take the rings when the guest's driver starts anew"
@@ -114,11 +119,9 @@ pub enum Refusal {
         /// What the driver said.
         error: String,
     },
-    /// The rings are running, and the device does not say how far it is.
-    #[error(
-        "the device does not say where a packed ring stands ({0}): the relay can take the rings when the guest's driver starts anew"
-    )]
-    NoPosition(String),
+    /// Packed rings could never be taken back: nothing in memory says how far the device is.
+    #[error("the device cannot be suspended, and would not say where a packed ring stands: it gets split rings only")]
+    NoPosition,
     /// Guest memory beyond what the device can address.
     #[error("the device addresses {:#x} to {:#x}, and guest memory is at {at:#x} to {end:#x}", .range.start(), .range.end())]
     Iova {
@@ -170,6 +173,6 @@ pub enum Refusal {
 impl Refusal {
     /// Whether the device may take the rings the next time the guest's driver starts.
     pub fn passes(&self) -> bool {
-        matches!(self, Self::Position { .. } | Self::NoPosition(_) | Self::Logging)
+        matches!(self, Self::Position { .. } | Self::Logging)
     }
 }

@@ -1,7 +1,7 @@
 //! A guest's rings in the hands of a device.
 //!
-//! The device runs while both rings of the first pair are started: what changes of a ring takes the device down and up again, except for the call
-//! descriptor and the guest's memory, which change as it runs.
+//! The device runs while both rings of the first pair are started, and with it all pairs that follow without a gap: what changes of a ring takes the device down and up again,
+//! except for the call descriptor and the guest's memory, which change as it runs.
 
 use std::io;
 use std::ops::RangeInclusive;
@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-use super::{Kernel, Mappings, NetConfig, Place, Refusal};
+use super::{Control, Kernel, Mappings, NetConfig, Place, Refusal};
 use crate::memory::{GuestMap, RegionCache};
 use crate::ring::RingConfig;
 use crate::vhost::feature_names;
@@ -26,6 +26,8 @@ const F_VERSION_1: u64 = 1 << 32;
 const F_ACCESS_PLATFORM: u64 = 1 << 33;
 const F_RING_PACKED: u64 = 1 << 34;
 const F_STATUS: u64 = 1 << 16;
+const F_CTRL_VQ: u64 = 1 << 17;
+const F_MQ: u64 = 1 << 22;
 /// CTRL_VQ, CTRL_RX, CTRL_VLAN, GUEST_ANNOUNCE, CTRL_MAC_ADDR, LOG_ALL (which the session keeps), ANY_LAYOUT (which VERSION_1 implies), PROTOCOL_FEATURES, MTU, STATUS: what the front-end
 /// serves by itself, whatever the device is told.
 const SERVED: u64 = 1 << 3 | F_STATUS | 1 << 17 | 1 << 18 | 1 << 19 | 1 << 21 | 1 << 23 | 1 << 26 | 1 << 27 | 1 << 30;
@@ -46,6 +48,10 @@ pub struct Facts {
     pub reach: RangeInclusive<u64>,
     /// Its configuration space.
     pub net: NetConfig,
+    /// It can be stopped so that it says where its rings stand. A split ring says so itself, a packed one does not.
+    pub suspends: bool,
+    /// Virtqueues that it has, where the kernel knows that.
+    rings: Option<u32>,
 }
 
 impl Facts {
@@ -61,13 +67,21 @@ impl Facts {
         if largest_ring == 0 {
             return Err("rings of 0 descriptors".into());
         }
-        Ok(Self { features, largest_ring, reach, net })
+        Ok(Self { features, largest_ring, reach, net, suspends: kernel.suspends(), rings: kernel.rings() })
     }
 
     /// What of these feature bits can be offered while the device may get the rings: those that it has, and those that the front-end serves by itself.
-    /// One queue pair is handed over, so MQ is not.
     pub fn offer(&self, features: u64) -> u64 {
-        features & (self.features | SERVED)
+        let lost = if self.suspends { 0 } else { F_RING_PACKED };
+        let single = if self.pairs() > 1 { 0 } else { F_MQ };
+        features & (self.features | SERVED) & !lost & !single
+    }
+
+    /// Queue pairs that it can be given: one, unless it has a control queue to be told of others.
+    pub fn pairs(&self) -> u16 {
+        let several = self.features & (F_MQ | F_CTRL_VQ) == F_MQ | F_CTRL_VQ;
+        let control = u32::from(self.net.pairs) * 2;
+        if several && self.rings.is_none_or(|rings| rings > control) { self.net.pairs } else { 1 }
     }
 }
 
@@ -78,10 +92,13 @@ pub struct Handover {
     features: u64,
     map: Option<Arc<GuestMap>>,
     mappings: Mappings,
-    rings: [Option<RingConfig>; 2],
-    running: bool,
+    rings: Vec<Option<RingConfig>>,
+    control: Option<Control>,
+    /// Pairs that the device has.
+    running: u16,
     /// It was reset, and was told nothing since but of memory.
     fresh: bool,
+    lost: bool,
 }
 
 impl Handover {
@@ -92,8 +109,9 @@ impl Handover {
     pub fn new(kernel: Box<dyn Kernel>) -> Result<Self, String> {
         kernel.set_status(0).map_err(|error| format!("that it cannot be reset: {error}"))?;
         let facts = Facts::read(&*kernel)?;
-        let (mappings, rings) = (Mappings::default(), [None, None]);
-        Ok(Self { kernel, facts, features: 0, map: None, mappings, rings, running: false, fresh: true })
+        let (mappings, rings) = (Mappings::default(), vec![None; 2 * usize::from(facts.pairs())]);
+        let (map, control) = (None, None);
+        Ok(Self { kernel, facts, features: 0, map, mappings, rings, control, running: 0, fresh: true, lost: false })
     }
 
     /// What the device said of itself.
@@ -101,8 +119,8 @@ impl Handover {
         &self.facts
     }
 
-    /// Whether it has the rings.
-    pub fn running(&self) -> bool {
+    /// Pairs whose rings it has.
+    pub fn running(&self) -> u16 {
         self.running
     }
 
@@ -138,7 +156,7 @@ impl Handover {
         if changed.is_err() {
             self.map = old.or(self.map.take());
             self.halt();
-            self.mappings.clear(&*self.kernel);
+            self.forget_mappings();
         }
         changed
     }
@@ -146,10 +164,19 @@ impl Handover {
     /// Gives the device a ring. Returns how many pairs run.
     ///
     /// # Errors
-    /// [`Refusal`]: the device is stopped, and the ring is not with it.
+    /// [`Refusal`]: the device is stopped; where its rings stand, [`Handover::stop`] says.
     pub fn start(&mut self, index: usize, config: RingConfig) -> Result<u16, Refusal> {
+        self.accept(index, config)?;
+        self.settle()
+    }
+
+    /// Takes a ring for the device, which [`Handover::settle`] gives it.
+    ///
+    /// # Errors
+    /// [`Refusal`]: the device cannot have it.
+    pub fn accept(&mut self, index: usize, config: RingConfig) -> Result<(), Refusal> {
         if index >= self.rings.len() {
-            return Err(Refusal::Queues(index));
+            return Err(Refusal::Queues { ring: index, pairs: self.facts.pairs() });
         }
         if config.size > self.facts.largest_ring {
             let largest = self.facts.largest_ring;
@@ -159,39 +186,47 @@ impl Handover {
             return Err(Refusal::Logging);
         }
         self.check_features()?;
-        self.halt();
-        self.rings[index] = Some(config);
-        if self.rings.iter().all(Option::is_some) {
-            self.bring_up().inspect_err(|_| {
-                self.reset();
-                self.rings[index] = None;
-            })?;
+        if index < 2 * usize::from(self.running) {
+            self.halt();
         }
-        Ok(u16::from(self.running))
+        self.rings[index] = Some(config);
+        Ok(())
     }
 
-    /// Takes a ring from the device, which stops. Returns where the ring stands; `None` when it was not started.
+    /// Lets the device have as many pairs as are complete. Returns how many.
+    ///
+    /// # Errors
+    /// [`Refusal`]: the device is stopped.
+    pub fn settle(&mut self) -> Result<u16, Refusal> {
+        let complete = self.rings.chunks(2).take_while(|pair| pair.iter().all(Option::is_some)).count() as u16;
+        if complete != self.running {
+            self.halt();
+            if complete > 0 {
+                self.bring_up(complete).inspect_err(|_| if self.running > 0 { self.halt() } else { self.reset() })?;
+            }
+        }
+        Ok(self.running)
+    }
+
+    /// Takes a ring from the device, which stops when it had it; [`Handover::settle`] gives it what is left. Returns where the ring stands; `None` when it was
+    /// not started.
     pub fn stop(&mut self, index: usize) -> Option<u16> {
         self.rings.get(index)?.as_ref()?;
-        self.halt();
+        if index < 2 * usize::from(self.running) {
+            self.halt();
+        }
         self.rings[index].take().map(|config| config.position())
     }
 
-    /// Whether the rings could be taken from the device in the middle of their work.
-    ///
-    /// # Errors
-    /// [`Refusal::NoPosition`]: a split ring says in guest memory how far it is, a packed one does not.
-    pub fn may_stop(&self) -> Result<(), Refusal> {
-        if !self.running || self.features & F_RING_PACKED == 0 || self.kernel.suspends() {
-            return Ok(());
-        }
-        Err(Refusal::NoPosition("its driver cannot suspend it".into()))
+    /// Whether it was stopped and did not say where a ring stands.
+    pub fn lost(&self) -> bool {
+        self.lost
     }
 
     /// The guest is interrupted by another descriptor.
     pub fn call(&mut self, index: usize, call: Option<Arc<OwnedFd>>) {
         let Some(Some(config)) = self.rings.get_mut(index) else { return };
-        if self.running {
+        if index < 2 * usize::from(self.running) {
             if let Err(error) = self.kernel.set_call(index, call.as_deref()) {
                 tracing::warn!(ring = index, %error, "the device keeps the call descriptor that it had");
             }
@@ -201,17 +236,21 @@ impl Handover {
     }
 
     fn check_features(&self) -> Result<(), Refusal> {
-        let lacking = self.features & !(self.facts.features | SERVED);
+        // With MQ the guest may have one pair all the same; which pairs there are is said when they start.
+        let lacking = self.features & !(self.facts.features | SERVED | F_MQ);
         if lacking != 0 {
             return Err(Refusal::Features(feature_names(lacking).join(", ")));
         }
         if self.features & F_VERSION_1 == 0 {
             return Err(Refusal::Needs("VERSION_1"));
         }
+        if self.features & F_RING_PACKED != 0 && !self.facts.suspends {
+            return Err(Refusal::NoPosition);
+        }
         Ok(())
     }
 
-    fn bring_up(&mut self) -> Result<(), Refusal> {
+    fn bring_up(&mut self, pairs: u16) -> Result<(), Refusal> {
         // Before memory is told, because some forget it then.
         if !std::mem::take(&mut self.fresh) {
             self.reset();
@@ -219,21 +258,22 @@ impl Handover {
         }
         if let Some(map) = self.map.clone() {
             self.mappings.change(&*self.kernel, &map, &self.facts.reach)?;
+            self.map_control(&map, pairs)?;
         }
         let kernel = &*self.kernel;
-        let step = |step| move |error: io::Error| Refusal::Step { step, error: error.to_string() };
         let status = |bits| kernel.set_status(bits).map_err(step("a change of its status"));
         status(ACKNOWLEDGE)?;
         status(ACKNOWLEDGE | DRIVER)?;
-        let own = F_ACCESS_PLATFORM | F_STATUS;
-        let features = self.facts.features & (self.features & !SERVED | own);
+        let several = if pairs > 1 { F_MQ | F_CTRL_VQ } else { 0 };
+        let own = F_ACCESS_PLATFORM | F_STATUS | several;
+        let features = self.facts.features & (self.features & !SERVED & !F_MQ | own);
         kernel.set_features(features).map_err(step("its features"))?;
         let agreed = ACKNOWLEDGE | DRIVER | FEATURES_OK;
         status(agreed)?;
         if kernel.status().map_err(step("its status"))? & FEATURES_OK == 0 {
             return Err(Refusal::NotAgreed(feature_names(features).join(", ")));
         }
-        for (index, config) in self.rings.iter().enumerate() {
+        for (index, config) in self.rings.iter().take(2 * usize::from(pairs)).enumerate() {
             let Some(config) = config else { continue };
             let place = Place { size: config.size, desc: config.desc.0, avail: config.avail.0, used: config.used.0 };
             kernel.place(index, &place).map_err(step("the place of a ring"))?;
@@ -249,28 +289,57 @@ impl Handover {
             kernel.set_kick(index, config.kick.as_deref()).map_err(step("a kick descriptor"))?;
             kernel.enable(index).map_err(step("enabling a ring"))?;
         }
+        let packed = features & F_RING_PACKED != 0;
+        let control = self.control.as_ref().filter(|_| pairs > 1);
+        if let Some(control) = control {
+            // Behind those of all pairs that the device has (5.1.2).
+            let ring = 2 * usize::from(self.facts.net.pairs);
+            control.describe(kernel, ring, packed, pairs).map_err(step("a control queue"))?;
+        }
         status(agreed | DRIVER_OK)?;
+        // From here on its rings may move.
+        (self.running, self.lost) = (pairs, false);
         let now = kernel.status().map_err(step("its status"))?;
         if now & (NEEDS_RESET | FAILED) != 0 || now & DRIVER_OK == 0 {
             return Err(Refusal::Broken(now));
         }
-        self.running = true;
+        if let Some(control) = control {
+            control.execute(packed).map_err(step("so many queue pairs"))?;
+        }
         // What the guest made available meanwhile it may have said to somebody who listens no more, and the other way round.
-        for config in self.rings.iter().flatten() {
+        for config in self.rings.iter().take(2 * usize::from(pairs)).flatten() {
             nudge(config.kick.as_deref());
             nudge(config.call.as_deref());
         }
         Ok(())
     }
 
+    /// The page of the control queue, where one is needed.
+    fn map_control(&mut self, map: &GuestMap, pairs: u16) -> Result<(), Refusal> {
+        if self.control.as_ref().is_some_and(|control| !control.is_in_the_way(map)) || pairs == 1 {
+            return Ok(());
+        }
+        let kernel = &*self.kernel;
+        if let Some(old) = self.control.take() {
+            old.unmap(kernel);
+        }
+        let control = Control::new(map, &self.facts.reach).map_err(step("room for a control queue"))?;
+        kernel.batch(true).map_err(step("beginning a change of memory"))?;
+        control.map(kernel).map_err(step("memory for a control queue"))?;
+        kernel.batch(false).map_err(step("a change of memory"))?;
+        self.control = Some(control);
+        Ok(())
+    }
+
     /// Stops the device, and writes down where its rings stand.
     fn halt(&mut self) {
-        if !std::mem::take(&mut self.running) {
+        let had = 2 * usize::from(std::mem::take(&mut self.running));
+        if had == 0 {
             return;
         }
         let suspended = self.kernel.suspends() && self.kernel.suspend().is_ok();
         let said: Vec<Option<u32>> =
-            (0..self.rings.len()).map(|index| suspended.then(|| self.kernel.base(index).ok()).flatten()).collect();
+            (0..had).map(|index| suspended.then(|| self.kernel.base(index).ok()).flatten()).collect();
         self.reset();
         for (index, said) in said.into_iter().enumerate() {
             let Some(config) = &mut self.rings[index] else { continue };
@@ -281,6 +350,7 @@ impl Handover {
                 _ => self.map.as_deref().filter(|_| !config.features.packed).and_then(|map| used_index(map, config)),
             };
             if at.is_none() {
+                self.lost = true;
                 tracing::warn!(
                     ring = index,
                     "the device does not say where the ring stands: only a new start of the guest's driver helps"
@@ -292,7 +362,7 @@ impl Handover {
 
     /// The device forgets all but, where it can, the guest's memory.
     fn reset(&mut self) {
-        self.running = false;
+        self.running = 0;
         for index in 0..self.rings.len() {
             // It goes to the next one who listens.
             let _ = self.kernel.set_kick(index, None);
@@ -303,16 +373,27 @@ impl Handover {
         }
         self.fresh = true;
         if !self.kernel.keeps_mappings() {
-            self.mappings.clear(&*self.kernel);
+            self.forget_mappings();
         }
+    }
+
+    fn forget_mappings(&mut self) {
+        if let Some(control) = self.control.take() {
+            control.unmap(&*self.kernel);
+        }
+        self.mappings.clear(&*self.kernel);
     }
 }
 
 impl Drop for Handover {
     fn drop(&mut self) {
         self.reset();
-        self.mappings.clear(&*self.kernel);
+        self.forget_mappings();
     }
+}
+
+fn step(step: &'static str) -> impl FnOnce(io::Error) -> Refusal {
+    move |error| Refusal::Step { step, error: error.to_string() }
 }
 
 /// The used index of a split ring in guest memory (VIRTIO 1.2 section 2.7.8).
@@ -327,7 +408,7 @@ fn used_index(map: &GuestMap, config: &RingConfig) -> Option<u16> {
 }
 
 /// Signals an eventfd that the front-end made; one that is full is as good as signalled, and none is waited for.
-fn nudge(fd: Option<&OwnedFd>) {
+pub(super) fn nudge(fd: Option<&OwnedFd>) {
     let Some(fd) = fd else { return };
     let mut ready = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
     // SAFETY: one structure, which lives during the call.

@@ -4,6 +4,7 @@
 //! The device is reached through [`Kernel`], a few words that the kernel's `/dev/vhost-vdpa-N` understands, so that tests can stand in for it.
 //! [`Mappings`] is the guest's memory as the device knows it, [`Handover`] the rings.
 
+mod control;
 mod error;
 mod handover;
 mod kernel;
@@ -12,6 +13,7 @@ mod net;
 #[cfg(test)]
 mod tests;
 
+use control::Control;
 pub use error::{OpenError, Refusal};
 pub use handover::{Facts, Handover, served_by_front_end};
 pub use kernel::{Kernel, Node, Place, check};

@@ -156,6 +156,13 @@ impl FrontEnd {
         self.tell(Request::SetFeatures, message::longs(&[features]), &[])
     }
 
+    /// SET_LOG_BASE: where the back-end notes what it writes, a file of this many bytes. Waits until that was taken over.
+    pub fn set_log_base(&mut self, log: RawFd, size: u64) -> anyhow::Result<()> {
+        let request = Request::SetLogBase;
+        self.send(request, message::longs(&[size, 0]), &[log])?;
+        self.answer(request).map(drop)
+    }
+
     /// SET_MEM_TABLE with these regions of `memory`.
     pub fn set_mem_table(&mut self, memory: &Memory, regions: &[Region]) -> anyhow::Result<()> {
         let mut payload = message::words(&[regions.len() as u32, 0]);

@@ -38,7 +38,7 @@ pub fn prepare() -> Result<PathBuf> {
     let _alone = Lock::take(&cache.join("lock"))?;
     let made = cache.join(format!("{}-vdpa-bus", kernel.release));
     if !made.is_dir() {
-        let new = made.with_extension("new");
+        let new = cache.join(format!("{}-vdpa-bus.new", kernel.release));
         let _ = fs::remove_dir_all(&new);
         fs::create_dir_all(&new)?;
         build(&kernel, &new)?;

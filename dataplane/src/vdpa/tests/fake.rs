@@ -41,11 +41,16 @@ pub struct Device {
     pub taken: u64,
     pub rings: BTreeMap<usize, FakeRing>,
     pub mapped: BTreeMap<u64, u64>,
+    /// Where the memory is that was mapped last.
+    host: BTreeMap<u64, usize>,
     /// Each word that it was told, in order.
     pub said: Vec<String>,
     pub suspended: bool,
     pub gone: bool,
     in_batch: bool,
+    /// What its control queue answers, and the numbers of pairs that it was told.
+    pub ack: u8,
+    pub commands: Vec<u16>,
     /// Where its rings stand, when it is suspended.
     pub stands: BTreeMap<usize, u32>,
 }
@@ -73,10 +78,13 @@ impl Fake {
             taken: 0,
             rings: BTreeMap::new(),
             mapped: BTreeMap::new(),
+            host: BTreeMap::new(),
             said: Vec::new(),
             suspended: false,
             gone: false,
             in_batch: false,
+            ack: 0,
+            commands: Vec::new(),
             stands: BTreeMap::new(),
         })))
     }
@@ -96,6 +104,32 @@ impl Fake {
         match device.refuses.get(word) {
             Some(errno) => Err(io::Error::from_raw_os_error(*errno)),
             None => Ok(device),
+        }
+    }
+}
+
+impl Device {
+    /// Does what stands in the control queue.
+    fn obey(&mut self) {
+        let place = self.rings[&4].place.expect("a control queue");
+        let page = self.host[&place.desc] as *mut u8;
+        let bytes = |iova: u64| page.wrapping_add((iova - place.desc) as usize);
+        // SAFETY: the page is mapped by the handover until it says otherwise, and nobody else is at it: it has been told that the device runs, and waits.
+        unsafe {
+            let desc = |index: usize| {
+                let at = page.add(16 * index);
+                (at.cast::<u64>().read(), at.add(8).cast::<u32>().read(), at.add(12).cast::<[u16; 2]>().read())
+            };
+            let ((class, _, _), (pairs, len, _), (ack, ..)) = (desc(0), desc(1), desc(2));
+            assert_eq!((bytes(class).cast::<[u8; 2]>().read(), len), ([4, 0], 2));
+            self.commands.push(bytes(pairs).cast::<u16>().read_unaligned());
+            bytes(ack).write(self.ack);
+            if self.taken & 1 << 34 != 0 {
+                page.add(14).cast::<u16>().write(1 << 7 | 1 << 15);
+            } else {
+                assert_eq!(bytes(place.avail + 2).cast::<u16>().read(), 1);
+                bytes(place.used + 2).cast::<u16>().write(1);
+            }
         }
     }
 }
@@ -128,6 +162,9 @@ impl Kernel for Fake {
             }
         } else if device.disagrees {
             device.status &= !FEATURES_OK;
+        }
+        if device.status & DRIVER_OK != 0 && device.taken & 1 << 17 != 0 {
+            device.obey();
         }
         Ok(())
     }
@@ -204,12 +241,13 @@ impl Kernel for Fake {
         self.lock().keeps_mappings
     }
 
-    fn map(&self, iova: u64, len: u64, _: *const u8) -> io::Result<()> {
+    fn map(&self, iova: u64, len: u64, host: *const u8) -> io::Result<()> {
         let mut device = self.told("map", format_args!(" {iova:#x}"))?;
         assert!(device.in_batch, "a mapping outside of a batch");
         let overlaps = device.mapped.iter().any(|(at, size)| iova < at + size && *at < iova + len);
         assert!(!overlaps, "{iova:#x} is mapped already");
         device.mapped.insert(iova, len);
+        device.host.insert(iova, host as usize);
         Ok(())
     }
 

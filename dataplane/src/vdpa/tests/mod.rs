@@ -117,7 +117,7 @@ fn only_what_changed_of_guest_memory_is_told_in_one_batch_while_rings_run() {
     fake.lock().said.clear();
     handover.memory(GuestMap::new(&all)).unwrap();
     assert_eq!(fake.lock().said, Vec::<String>::new(), "nothing changed");
-    assert!(handover.running());
+    assert_eq!(handover.running(), 1);
 }
 
 #[test]
@@ -159,7 +159,6 @@ fn where_a_split_ring_stands_is_in_guest_memory_when_the_device_does_not_say() {
     handover.start(0, ring(0, false)).unwrap();
     handover.start(1, ring(0, false)).unwrap();
     guest.write_obj(0xfffe_u16.to_le(), GuestAddress(USED + 2)).unwrap();
-    assert_eq!(handover.may_stop(), Ok(()));
     assert_eq!(handover.stop(1), Some(0xfffe));
     assert_eq!(fake.lock().status, 0, "the device touches nothing any more");
     assert_eq!(handover.stop(0), Some(0xfffe), "where it stood when the device was stopped");
@@ -167,13 +166,24 @@ fn where_a_split_ring_stands_is_in_guest_memory_when_the_device_does_not_say() {
 }
 
 #[test]
-fn a_packed_ring_of_a_device_that_cannot_suspend_is_not_taken_away_in_the_middle() {
+fn a_device_that_cannot_suspend_gets_no_packed_rings() {
     let fake = Fake::new().with(|device| {
         device.features |= PACKED;
         device.suspends = false;
     });
-    let handover = running(&fake, VERSION_1 | PACKED, 0x8000_8000);
-    assert!(matches!(handover.may_stop(), Err(Refusal::NoPosition(_))));
+    let mut handover = ready(&fake, VERSION_1 | PACKED);
+    assert_eq!(handover.start(0, ring(0x8000_8000, true)), Err(Refusal::NoPosition));
+    assert_eq!(handover.facts().offer(VERSION_1 | PACKED), VERSION_1);
+}
+
+#[test]
+fn a_device_that_breaks_when_it_is_stopped_has_lost_its_packed_rings() {
+    let fake = Fake::new().with(|device| device.features |= PACKED);
+    let mut handover = running(&fake, VERSION_1 | PACKED, 0x8000_8000);
+    assert!(!handover.lost());
+    fake.lock().refuses.insert("suspend", libc::EIO);
+    handover.stop(0);
+    assert!(handover.lost());
 }
 
 #[test]
@@ -207,7 +217,7 @@ fn what_was_refused_leaves_nothing_with_the_device() {
         let first = handover.start(0, ring(base, false));
         let refusal = first.and_then(|_| handover.start(1, ring(base, false))).expect_err(says);
         assert!(refusal.to_string().contains(says), "{refusal}");
-        assert!(!handover.running());
+        assert_eq!(handover.running(), 0);
         let device = fake.lock();
         assert_eq!(device.status & DRIVER_OK, 0, "{says}");
         assert!(device.rings.values().all(|ring| ring.kick.is_none() && !ring.enabled), "{says}: {:?}", device.rings);
@@ -236,7 +246,7 @@ fn memory_that_the_device_cannot_have_stops_it_and_the_rings_are_where_they_were
         fake.lock().stands.extend([(0, 12), (1, 13)]);
         let refusal = handover.memory(memory(&[(0, 0x10_0000), (0x10_0000, 0x1000)]).1).expect_err(says);
         assert!(refusal.to_string().contains(says), "{refusal}");
-        assert!(!refusal.passes() && !handover.running());
+        assert!(!refusal.passes() && handover.running() == 0);
         assert_eq!(fake.lock().mapped.len(), 0, "nothing stays pinned");
         // Nothing was used in memory that is all zeroes.
         assert_eq!((handover.stop(0), handover.stop(1)), (Some(0), Some(0)));
@@ -244,10 +254,56 @@ fn memory_that_the_device_cannot_have_stops_it_and_the_rings_are_where_they_were
 }
 
 #[test]
-fn a_second_pair_is_not_handed_over() {
+fn a_second_pair_is_not_handed_to_a_device_with_one() {
     let fake = Fake::new();
     let mut handover = running(&fake, VERSION_1, 0);
-    assert_eq!(handover.start(2, ring(0, false)), Err(Refusal::Queues(2)));
+    assert_eq!(handover.start(2, ring(0, false)), Err(Refusal::Queues { ring: 2, pairs: 1 }));
+}
+
+/// With two queue pairs and a control queue that works, or refuses.
+fn with_pairs(ack: u8, packed: bool) -> Fake {
+    Fake::new().with(|device| {
+        device.features |= 1 << 17 | 1 << 22 | if packed { PACKED } else { 0 };
+        (device.config[8], device.queues, device.ack) = (2, 5, ack);
+    })
+}
+
+#[test]
+fn several_pairs_are_told_to_the_device_by_its_control_queue() {
+    for (packed, base) in [(false, 0), (true, 0x8000_8000)] {
+        let fake = with_pairs(0, packed);
+        let features = VERSION_1 | 1 << 22 | if packed { PACKED } else { 0 };
+        let mut handover = ready(&fake, features);
+        assert_eq!((handover.facts().pairs(), handover.facts().offer(1 << 22)), (2, 1 << 22));
+        for (index, pairs) in [(0, 0), (1, 1), (2, 1), (3, 2)] {
+            assert_eq!(handover.start(index, ring(base, packed)), Ok(pairs));
+        }
+        let device = fake.lock().clone();
+        assert_eq!((device.commands, device.taken & (1 << 17 | 1 << 22)), (vec![2], 1 << 17 | 1 << 22));
+        let page = device.rings[&4].place.unwrap();
+        assert_eq!(page.desc, (1 << 47) - 4096, "where no guest has memory");
+        // The second pair goes, and the first runs on.
+        assert!(handover.stop(3).is_some());
+        assert_eq!(handover.settle(), Ok(1));
+        assert_eq!(fake.lock().taken & 1 << 17, 0, "one pair needs no control queue");
+        assert!(handover.stop(0).is_some());
+        assert_eq!(handover.settle(), Ok(0));
+        drop(handover);
+        assert_eq!(fake.lock().mapped.len(), 0, "the page of the control queue goes, too");
+    }
+}
+
+#[test]
+fn a_device_that_refuses_so_many_pairs_says_where_its_rings_stand_by_then() {
+    let fake = with_pairs(1, true);
+    let mut handover = ready(&fake, VERSION_1 | 1 << 22 | PACKED);
+    for index in 0..4 {
+        handover.accept(index, ring(0x8000_8000, true)).unwrap();
+    }
+    fake.lock().stands.insert(1, 0x8007_8007);
+    let refusal = handover.settle().unwrap_err().to_string();
+    assert!(refusal.contains("answered 1"), "{refusal}");
+    assert_eq!((handover.running(), handover.stop(1), handover.stop(0)), (0, Some(0x8007), Some(0x8000)));
 }
 
 #[test]
@@ -258,7 +314,7 @@ fn the_call_descriptor_changes_while_the_device_runs() {
     handover.call(0, Some(call.clone()));
     assert_eq!(fake.lock().rings[&0].call, Some(call.as_raw_fd()));
     assert_eq!(signals(&call), 1, "the guest may have missed one");
-    assert!(handover.running());
+    assert_eq!(handover.running(), 1);
 }
 
 #[test]
