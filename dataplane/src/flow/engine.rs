@@ -2,17 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ringspan_protocol::rte::{Item, RteFlow, Step};
 use ringspan_protocol::{
     Action, Capabilities, EngineKind, Failure, FailureKind, Field, NicPort, Rule, RuleCounters, RuleId, RuleResult,
 };
 
-use crate::nic::{Counted, Domain, FlowError, FlowPort, FlowRule, FlowStep, InstalledFlow};
+use super::driver::{Driver, DriverFlow};
+use crate::nic::{Counted, Domain, FlowError, FlowPort, FlowRule, FlowStep};
 
-/// Attempts at what a driver says to try again (EAGAIN: its queues are full, or it is busy with others' rules).
-const ATTEMPTS: u32 = 8;
+/// How long a driver is left alone before what it said to try again (EAGAIN: its queues are full, or it is busy with others' rules) is tried again, all of
+/// a batch together: milliseconds.
+const PAUSES: [u64; 7] = [1, 2, 4, 8, 16, 32, 64];
 /// A driver that counts ages is told to call a rule idle after so many seconds; nobody listens to that: only when there was a frame last is read.
 const AGE_SECONDS: u32 = 60;
 /// The group that rules are in which the driver does not take in the first one: mlx5 sets header fields only there.
@@ -21,29 +23,31 @@ const INNER_GROUP: u32 = 1;
 const JUMP_PRIORITY: u32 = ringspan_protocol::rte::LEAST_PRIORITY + 1;
 
 /// A rule that the driver has.
-struct Held {
+struct Held<F> {
     rule: Rule,
-    flow: InstalledFlow,
+    flow: F,
     /// What was counted before it was installed anew.
     before: Counted,
+    /// What the driver counted when it was last asked.
+    seen: Counted,
     /// The last count, and when it changed.
     last: (u64, Option<Instant>),
 }
 
 /// The rules of a NIC.
-pub struct Engine {
-    at: FlowPort,
+pub struct Engine<D: Driver = FlowPort> {
+    at: D,
     ports: BTreeMap<NicPort, u16>,
     domain: Domain,
     capabilities: Capabilities,
-    rules: BTreeMap<RuleId, Held>,
+    rules: BTreeMap<RuleId, Held<D::Flow>>,
     /// What sends frames of a port on to the inner group.
-    jumps: BTreeMap<NicPort, InstalledFlow>,
+    jumps: BTreeMap<NicPort, D::Flow>,
 }
 
-impl Engine {
+impl<D: Driver> Engine<D> {
     /// Asks the driver what it can do. `ports` are DPDK's numbers of the ports: the uplink's own, the VFs' representors'.
-    pub fn new(at: FlowPort, ports: BTreeMap<NicPort, u16>) -> Self {
+    pub fn new(at: D, ports: BTreeMap<NicPort, u16>) -> Self {
         let capabilities = Capabilities {
             engine: EngineKind::RteFlow,
             refreshes: false,
@@ -108,19 +112,55 @@ impl Engine {
         rules.iter().map(one).collect()
     }
 
-    /// Installs rules, each by itself. What the driver refuses is the answer of its rule.
+    /// Installs rules, each by itself. What the driver refuses is the answer of its rule; what it had no time for is tried again when it has seen all
+    /// of the batch.
     pub fn install(&mut self, rules: Vec<Rule>) -> Vec<RuleResult> {
-        let one = |rule: Rule| RuleResult { id: rule.id, error: self.install_one(rule).err() };
-        rules.into_iter().map(one).collect()
+        let last: BTreeMap<RuleId, usize> = rules.iter().enumerate().map(|(at, rule)| (rule.id, at)).collect();
+        let mut errors: Vec<Option<Failure>> = rules.iter().map(|rule| self.install_one(rule).err()).collect();
+        self.again(
+            &mut errors,
+            // What is in the batch once more later is not brought back.
+            |at| last.get(&rules[at].id) == Some(&at),
+            |engine, at| engine.install_one(&rules[at]).err(),
+        );
+        // Of those nothing is missing: what came later is there, or says why not.
+        let is_over =
+            |at: usize, error: &Failure| error.errno == Some(libc::EAGAIN) && last.get(&rules[at].id) != Some(&at);
+        let error = |(at, error): (usize, Option<Failure>)| error.filter(|error| !is_over(at, error));
+        let errors = errors.into_iter().enumerate().map(error);
+        rules.iter().zip(errors).map(|(rule, error)| RuleResult { id: rule.id, error }).collect()
     }
 
-    fn install_one(&mut self, rule: Rule) -> Result<(), Failure> {
-        let (flow, steps) = self.translate(&rule)?;
+    /// Does again what the driver had no time for, and is still wanted, until nothing of that is left or it had time enough.
+    fn again(
+        &mut self,
+        errors: &mut [Option<Failure>],
+        wanted: impl Fn(usize) -> bool,
+        mut once: impl FnMut(&mut Self, usize) -> Option<Failure>,
+    ) {
+        for pause in PAUSES {
+            let is_busy = |error: &Option<Failure>| matches!(error, Some(error) if error.errno == Some(libc::EAGAIN));
+            let left: Vec<usize> = (0..errors.len()).filter(|at| is_busy(&errors[*at]) && wanted(*at)).collect();
+            if left.is_empty() {
+                return;
+            }
+            self.at.pause(Duration::from_millis(pause));
+            for at in left {
+                errors[at] = once(self, at);
+            }
+        }
+    }
+
+    fn install_one(&mut self, rule: &Rule) -> Result<(), Failure> {
+        let (flow, steps) = self.translate(rule)?;
         let old = self.rules.remove(&rule.id);
-        let same = |old: &Held| old.rule.in_port == rule.in_port && old.rule.matches == rule.matches;
-        let created = match self.create(&rule, &flow, &steps) {
-            // Drivers that find the old one in the way: it goes first, and its frames take the slow path for a moment.
-            Err(error) if error.errno == libc::EEXIST && old.as_ref().is_some_and(same) => {
+        let same = |old: &Held<D::Flow>| old.rule.in_port == rule.in_port && old.rule.matches == rule.matches;
+        let created = match self.create(rule, &flow, &steps) {
+            // Drivers that find the old one in the way, or have no room for both: it goes first, and its frames take the slow path for a moment.
+            Err(error)
+                if error.errno == libc::EEXIST && old.as_ref().is_some_and(same)
+                    || is_full(&error) && old.is_some() =>
+            {
                 return self.replace(rule, &flow, &steps, old);
             }
             other => other,
@@ -131,16 +171,15 @@ impl Engine {
                     Some(old) => {
                         let counted = self.counted(&old);
                         let last = old.last;
-                        // Two rules about the same frames: one too many is removed at once, and tried again when that fails.
-                        if let Err((old, error)) = old.flow.remove() {
+                        // Two rules about the same frames: one too many.
+                        if let Err((_, error)) = self.take_out(old.flow) {
                             tracing::warn!("rule {}: the old one could not be removed: {error}", rule.id);
-                            drop(old.remove());
                         }
                         (counted, (0, last.1))
                     }
                     None => Default::default(),
                 };
-                self.rules.insert(rule.id, Held { rule, flow, before, last });
+                self.hold(rule, flow, before, last);
                 Ok(())
             }
             Err(error) => {
@@ -152,24 +191,50 @@ impl Engine {
         }
     }
 
-    fn replace(&mut self, rule: Rule, flow: &RteFlow, steps: &[FlowStep], old: Option<Held>) -> Result<(), Failure> {
+    fn hold(&mut self, rule: &Rule, flow: D::Flow, before: Counted, last: (u64, Option<Instant>)) {
+        let held = Held { rule: rule.clone(), flow, before, seen: Counted::default(), last };
+        self.rules.insert(rule.id, held);
+    }
+
+    fn replace(
+        &mut self,
+        rule: &Rule,
+        flow: &RteFlow,
+        steps: &[FlowStep],
+        old: Option<Held<D::Flow>>,
+    ) -> Result<(), Failure> {
         let mut before = Counted::default();
         if let Some(old) = old {
             before = self.counted(&old);
-            if let Err((flow, error)) = old.flow.remove() {
+            if let Err((flow, error)) = self.take_out(old.flow) {
                 self.rules.insert(rule.id, Held { flow, ..old });
                 return Err(refused(rule.id, &error));
             }
         }
-        let flow = self.create(&rule, flow, steps).map_err(|error| refused(rule.id, &error))?;
-        self.rules.insert(rule.id, Held { rule, flow, before, last: (0, None) });
+        let flow = self.create(rule, flow, steps).map_err(|error| refused(rule.id, &error))?;
+        self.hold(rule, flow, before, (0, None));
         Ok(())
     }
 
+    /// Removes a rule that has to go now.
+    fn take_out(&self, flow: D::Flow) -> Result<(), (D::Flow, FlowError)> {
+        let mut told = gone(flow.remove());
+        for pause in PAUSES {
+            told = match told {
+                Err((flow, error)) if error.errno == libc::EAGAIN => {
+                    self.at.pause(Duration::from_millis(pause));
+                    gone(flow.remove())
+                }
+                other => return other,
+            };
+        }
+        told
+    }
+
     /// In the first group, or where the driver does not take it there, in the inner one.
-    fn create(&mut self, rule: &Rule, flow: &RteFlow, steps: &[FlowStep]) -> Result<InstalledFlow, FlowError> {
+    fn create(&mut self, rule: &Rule, flow: &RteFlow, steps: &[FlowStep]) -> Result<D::Flow, FlowError> {
         let first = self.told(0, flow.priority, rule.in_port, &flow.items, steps);
-        let refused = match again(|| self.at.create(&first)) {
+        let refused = match self.at.create(&first) {
             Err(error) if self.domain == Domain::Transfer && is_about_the_rule(&error) => error,
             other => return other,
         };
@@ -180,33 +245,26 @@ impl Engine {
         if !self.jumps.contains_key(&rule.in_port) {
             let eth = [Item::any(ringspan_protocol::rte::ItemKind::Eth)];
             let jump = [FlowStep::Jump(INNER_GROUP)];
-            let jump = again(|| self.at.create(&self.told(0, JUMP_PRIORITY, rule.in_port, &eth, &jump)))?;
+            let jump = self.at.create(&self.told(0, JUMP_PRIORITY, rule.in_port, &eth, &jump))?;
             self.jumps.insert(rule.in_port, jump);
         }
         let inner = FlowRule { group: INNER_GROUP, ..self.told(0, flow.priority, rule.in_port, &flow.items, steps) };
-        again(|| self.at.create(&inner))
+        self.at.create(&inner)
     }
 
-    /// Removes rules; one that is not there is a success.
+    /// Removes rules; one that is not there is a success. What the driver had no time for is tried again, as in [`Engine::install`].
     pub fn remove(&mut self, ids: &[RuleId]) -> Vec<RuleResult> {
-        let one = |id: &RuleId| {
-            let Some(held) = self.rules.remove(id) else { return RuleResult { id: *id, error: None } };
-            let Held { rule, flow, before, last } = held;
-            let mut told = flow.remove();
-            for _ in 1..ATTEMPTS {
-                told = match told {
-                    Err((flow, error)) if error.errno == libc::EAGAIN => flow.remove(),
-                    other => other,
-                };
-            }
-            let error = told.err().map(|(flow, error)| {
-                self.rules.insert(*id, Held { rule, flow, before, last });
-                Failure::new(FailureKind::Failed, format!("rule {id}: the NIC did not remove it: {error}"))
-                    .with_errno(error.errno)
-            });
-            RuleResult { id: *id, error }
-        };
-        ids.iter().map(one).collect()
+        let mut errors: Vec<Option<Failure>> = ids.iter().map(|id| self.remove_one(*id)).collect();
+        self.again(&mut errors, |_| true, |engine, at| engine.remove_one(ids[at]));
+        ids.iter().zip(errors).map(|(id, error)| RuleResult { id: *id, error }).collect()
+    }
+
+    fn remove_one(&mut self, id: RuleId) -> Option<Failure> {
+        let Held { rule, flow, before, seen, last } = self.rules.remove(&id)?;
+        let (flow, error) = gone(flow.remove()).err()?;
+        self.rules.insert(id, Held { rule, flow, before, seen, last });
+        let failure = Failure::new(FailureKind::Failed, format!("rule {id}: the NIC did not remove it: {error}"));
+        Some(failure.with_errno(error.errno))
     }
 
     /// What so many rules behind an id counted. Without ages of the driver, a rule is idle since it was last seen to have counted.
@@ -216,8 +274,7 @@ impl Engine {
         let now = Instant::now();
         let mut all = Vec::with_capacity(ids.len());
         for id in ids {
-            let Some(held) = self.rules.get(&id) else { continue };
-            let counted = self.counted(held);
+            let Some(counted) = self.look_at(id) else { continue };
             let Some(held) = self.rules.get_mut(&id) else { continue };
             if counted.packets != held.last.0 {
                 held.last = (counted.packets, Some(now));
@@ -230,9 +287,32 @@ impl Engine {
         all
     }
 
-    fn counted(&self, held: &Held) -> Counted {
-        let now = if self.capabilities.counts { held.flow.query().unwrap_or_default() } else { Counted::default() };
-        Counted { packets: held.before.packets + now.packets, bytes: held.before.bytes + now.bytes, ..now }
+    /// What a rule counted. One that the driver forgot, as drivers do when a port is stopped, is installed again, or is no more.
+    fn look_at(&mut self, id: RuleId) -> Option<Counted> {
+        let counts = self.capabilities.counts;
+        let held = self.rules.get_mut(&id)?;
+        let now = match if counts { held.flow.query() } else { Ok(Counted::default()) } {
+            Ok(now) => now,
+            Err(error) if error.errno == libc::ENOENT => {
+                let Held { rule, before, seen, last, .. } = self.rules.remove(&id)?;
+                tracing::warn!("rule {id}: its NIC does not know it any more: it is installed again");
+                let before = sum(before, seen);
+                self.install_one(&rule).map_err(|failure| tracing::warn!("{}", failure.message)).ok()?;
+                let held = self.rules.get_mut(&id)?;
+                (held.before, held.last) = (before, last);
+                Counted::default()
+            }
+            // What cannot be asked now has counted nothing new.
+            Err(_) => held.seen,
+        };
+        let held = self.rules.get_mut(&id)?;
+        held.seen = now;
+        Some(Counted { idle_seconds: now.idle_seconds, ..sum(held.before, now) })
+    }
+
+    fn counted(&self, held: &Held<D::Flow>) -> Counted {
+        let now = if self.capabilities.counts { held.flow.query().unwrap_or(held.seen) } else { Counted::default() };
+        sum(held.before, now)
     }
 
     /// So many rules behind an id.
@@ -284,11 +364,11 @@ impl Engine {
     }
 }
 
-impl Drop for Engine {
+impl<D: Driver> Drop for Engine<D> {
     fn drop(&mut self) {
         let held = std::mem::take(&mut self.rules).into_values().map(|held| held.flow);
         for flow in held.chain(std::mem::take(&mut self.jumps).into_values()) {
-            if let Err((_, error)) = flow.remove() {
+            if let Err((_, error)) = gone(flow.remove()) {
                 tracing::warn!("a rule stays until its device is closed: {error}");
             }
         }
@@ -300,15 +380,20 @@ fn is_about_the_rule(error: &FlowError) -> bool {
     !matches!(error.errno, libc::EAGAIN | libc::ENOSPC | libc::ENOMEM | libc::EEXIST | libc::ENODEV)
 }
 
-fn again<T>(mut ask: impl FnMut() -> Result<T, FlowError>) -> Result<T, FlowError> {
-    let mut answer = ask();
-    for _ in 1..ATTEMPTS {
-        match &answer {
-            Err(error) if error.errno == libc::EAGAIN => answer = ask(),
-            _ => break,
-        }
+fn is_full(error: &FlowError) -> bool {
+    matches!(error.errno, libc::ENOSPC | libc::ENOMEM)
+}
+
+/// A rule that the driver does not know any more is gone.
+fn gone<F>(removed: Result<(), (F, FlowError)>) -> Result<(), (F, FlowError)> {
+    match removed {
+        Err((_, error)) if error.errno == libc::ENOENT => Ok(()),
+        other => other,
     }
-    answer
+}
+
+fn sum(one: Counted, other: Counted) -> Counted {
+    Counted { packets: one.packets + other.packets, bytes: one.bytes + other.bytes, idle_seconds: None }
 }
 
 fn refused(id: RuleId, error: &FlowError) -> Failure {

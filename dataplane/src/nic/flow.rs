@@ -214,10 +214,10 @@ impl Installed {
         Ok(Counted { packets: counters.packets, bytes: counters.bytes, idle_seconds })
     }
 
-    /// Removes it. One that the driver does not know any more is gone.
+    /// Removes it.
     ///
     /// # Errors
-    /// [`FlowError`], with the rule, which is still there as far as is known.
+    /// [`FlowError`], with the rule, which is still there as far as is known; ENOENT when the driver does not know it any more.
     pub fn remove(self) -> Result<(), (Self, FlowError)> {
         let told = {
             let _one_at_a_time = self.at.changing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -226,7 +226,6 @@ impl Installed {
         };
         match told {
             Ok(()) => Ok(()),
-            Err(error) if error.errno == libc::ENOENT => Ok(()),
             Err(error) => Err((self, error)),
         }
     }
