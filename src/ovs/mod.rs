@@ -17,4 +17,5 @@ pub(crate) mod restart;
 pub(crate) mod verify;
 pub(crate) mod view;
 
+pub use compile::rule_of;
 pub use mirror::Replay;

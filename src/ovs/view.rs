@@ -18,6 +18,9 @@ pub(crate) struct View {
     pub schema: String,
     /// Whether flows are to be offloaded (`other_config:hw-offload`).
     pub hw_offload: bool,
+    /// Whether it reads one VLAN header of a frame only, as it does unless `other_config:vlan-limit` says otherwise.
+    #[serde(skip)]
+    pub one_vlan: bool,
     /// Where TC puts them (`other_config:tc-policy`): none, skip_sw or skip_hw.
     pub tc_policy: String,
     /// Time in milliseconds after which a flow without packets goes (`other_config:max-idle`).
@@ -114,6 +117,7 @@ impl View {
             version: root.text("ovs_version").into(),
             schema: root.text("db_version").into(),
             hw_offload: config("hw-offload").is_some_and(|text| text.eq_ignore_ascii_case("true")),
+            one_vlan: number("vlan-limit", 1) == 1,
             tc_policy: config("tc-policy").unwrap_or("none").into(),
             max_idle_ms: number("max-idle", max_idle::DEFAULT_MS),
             max_idle_was: root.entry("external_ids", max_idle::WAS).map(String::from),

@@ -20,7 +20,8 @@ pub const TAGGED: u16 = 0x1000;
 const FRAGMENT: u8 = 1;
 const LATER: u8 = 2;
 /// IPv6 packets with a fragment header that says that there is nothing more of them (RFC 6946). OVS's datapaths disagree on what they
-/// are: to the userspace one they are whole unless a reserved bit is set, to the kernel's they are first fragments.
+/// are: to the userspace one they are whole unless a reserved bit is set, to the kernel's they are first fragments. So are those whose extension headers
+/// do not fit: no flow is about that.
 const ATOMIC: u8 = 2;
 
 /// ICMP, as IP headers number it.
@@ -300,7 +301,8 @@ impl Key {
         let Some(header) = packet.first_chunk::<20>() else { return };
         let header_len = usize::from(header[0] & 0xf) * 4;
         let total = usize::from(u16::from_be_bytes([header[2], header[3]]));
-        if header[0] >> 4 != 4 || header_len < 20 || header_len > packet.len() || total < header_len || total > len {
+        // The version is not looked at, as in OVS: what its flow is about must not look like a packet without a header here.
+        if header_len < 20 || header_len > packet.len() || total < header_len || total > len {
             return;
         }
         places.network = Network::Ipv4;
@@ -320,42 +322,21 @@ impl Key {
     fn read_ipv6(&mut self, packet: &[u8], len: usize, places: &mut Places) {
         let Some(header) = packet.first_chunk::<40>() else { return };
         let total = 40 + usize::from(u16::from_be_bytes([header[4], header[5]]));
-        if header[0] >> 4 != 6 || total > len {
+        if total > len {
             return;
         }
         let first = u32::from_be_bytes([header[0], header[1], header[2], header[3]]);
-        let (mut next, mut at, mut frag, mut routed) = (header[6], 40, 0, false);
-        let mut extensions = 0;
-        while matches!(next, HOP_BY_HOP | ROUTING | FRAGMENT_HEADER | AUTHENTICATION | DESTINATION_OPTIONS) {
-            extensions += 1;
-            let Some(start) = packet.get(at..).and_then(|rest| rest.first_chunk::<8>()) else { return };
-            let length = match next {
-                FRAGMENT_HEADER => 8,
-                AUTHENTICATION => 4 * (usize::from(start[1]) + 2),
-                _ => 8 * (usize::from(start[1]) + 1),
-            };
-            if at + length > packet.len().min(total) || extensions > MOST_EXTENSIONS {
-                return;
-            }
-            routed |= next == ROUTING;
-            let offset = u16::from_be_bytes([start[2], start[3]]);
-            if next == FRAGMENT_HEADER {
-                // One that says it twice is nothing that a rule should be about either.
-                frag = if frag == 0 && offset & !6 != 0 { FRAGMENT } else { ATOMIC };
-                if offset & !7 != 0 {
-                    // As OVS has it: what protocol it is, is told by the first fragment only.
-                    frag |= LATER;
-                    break;
-                }
-            }
-            (next, at) = (start[0], at + length);
-        }
-        places.network = Network::Ipv6;
-        places.routed = routed;
-        self.0[0] |= u64::from(next) << 8 | u64::from(frag);
         for (word, bytes) in self.0[4..8].iter_mut().zip(header[8..].as_chunks::<8>().0) {
             *word = u64::from_be_bytes(*bytes);
         }
+        let Some(Extensions { next, at, frag, routed }) = extensions(packet, header[6], total) else {
+            // Of these the userspace datapath has the addresses, and the kernel's nothing: no flow's rule is to be about them.
+            self.0[0] |= u64::from(ATOMIC);
+            return;
+        };
+        places.network = Network::Ipv6;
+        places.routed = routed;
+        self.0[0] |= u64::from(next) << 8 | u64::from(frag);
         self.0[8] |= u64::from(header[7]) << 8 | u64::from(first >> 20 & 0xff);
         self.0[9] |= u64::from(first & 0xf_ffff);
         if frag != FRAGMENT | LATER {
@@ -382,7 +363,9 @@ impl Key {
             ICMPV6 if places.network == Network::Ipv6 => (4, false),
             _ => return,
         };
-        if header.len() < least {
+        // A TCP header that says that it is longer than what is there, or shorter than it can be, is none.
+        let tcp = if proto == TCP { header.get(12).map_or(0, |byte| usize::from(byte >> 4) * 4) } else { least };
+        if header.len() < least.max(tcp) || tcp < least {
             return;
         }
         (places.l4, places.proto) = (places.l3 + at as u16, proto);
@@ -443,6 +426,50 @@ impl Key {
         self.0[7] = number(18, 6);
         self.0[3] = number(14, 4) << 32 | number(24, 4);
     }
+}
+
+/// What IPv6 extension headers say.
+struct Extensions {
+    /// The protocol behind them.
+    next: u8,
+    /// Where it begins.
+    at: usize,
+    /// As [`Field::IpFrag`] has it.
+    frag: u8,
+    /// There is a routing header.
+    routed: bool,
+}
+
+/// Passes over the extension headers of an IPv6 packet of `total` bytes, the first of which is a `next`. Nothing where one does not fit, or there
+/// are too many.
+fn extensions(packet: &[u8], mut next: u8, total: usize) -> Option<Extensions> {
+    let (mut at, mut frag, mut routed) = (40, 0, false);
+    let mut count = 0;
+    while matches!(next, HOP_BY_HOP | ROUTING | FRAGMENT_HEADER | AUTHENTICATION | DESTINATION_OPTIONS) {
+        count += 1;
+        let start = packet.get(at..)?.first_chunk::<8>()?;
+        let length = match next {
+            FRAGMENT_HEADER => 8,
+            AUTHENTICATION => 4 * (usize::from(start[1]) + 2),
+            _ => 8 * (usize::from(start[1]) + 1),
+        };
+        if at + length > packet.len().min(total) || count > MOST_EXTENSIONS {
+            return None;
+        }
+        routed |= next == ROUTING;
+        let offset = u16::from_be_bytes([start[2], start[3]]);
+        if next == FRAGMENT_HEADER {
+            // One that says it twice is nothing that a rule should be about either.
+            frag = if frag == 0 && offset & !6 != 0 { FRAGMENT } else { ATOMIC };
+            if offset & !7 != 0 {
+                // As OVS has it: what protocol it is, is told by the first fragment only.
+                frag |= LATER;
+                break;
+            }
+        }
+        (next, at) = (start[0], at + length);
+    }
+    Some(Extensions { next, at, frag, routed })
 }
 
 /// What tunnel comes to this UDP port.

@@ -70,13 +70,14 @@ fn presence(name: Field, is_there: bool) -> Result<FieldMatch, Cause> {
 }
 
 /// All keys of a flow but where it comes in, which is not in the fields, and its tunnel.
-pub(super) fn keys(keys: &[Key], fields: &mut Fields) -> Result<(), Cause> {
-    level(keys, 0, fields)
+/// `one_vlan`: OVS is known to read one VLAN header of a frame only.
+pub(super) fn keys(keys: &[Key], one_vlan: bool, fields: &mut Fields) -> Result<(), Cause> {
+    level(keys, 0, one_vlan, fields)
 }
 
 /// The keys before, between and behind VLAN headers. OVS cannot leave open whether there is one: a key without it matches frames
 /// without (odp_flow_key_to_flow in lib/odp-util.c).
-fn level(keys: &[Key], vlans: usize, fields: &mut Fields) -> Result<(), Cause> {
+fn level(keys: &[Key], vlans: usize, one_vlan: bool, fields: &mut Fields) -> Result<(), Cause> {
     const PLACES: [(Field, Field); 2] =
         [(Field::VlanTpid, Field::VlanTci), (Field::InnerVlanTpid, Field::InnerVlanTci)];
     let vlan = keys.iter().find_map(|key| match key {
@@ -100,8 +101,9 @@ fn level(keys: &[Key], vlans: usize, fields: &mut Fields) -> Result<(), Cause> {
     match (vlan, PLACES.get(vlans)) {
         (Some(vlan), Some((tpid, tci))) => fields.extend([field(*tpid, kind)?, tag(*tci, vlan)?]),
         (Some(_), None) => return Err(Cause::Field("a third VLAN header".into())),
-        // OVS looked at as many headers as `vlan-limit` says, and the engine at one more: there its type stands.
-        (None, Some((tpid, tci))) if vlans > 0 && TPIDS.contains(&kind.value) => {
+        // OVS looked at as many headers as `vlan-limit` says: where that is one, the engine looks at one more, and there its type stands. Where it is two,
+        // the frame ends behind the type, and whole ones are another flow's.
+        (None, Some((tpid, tci))) if vlans > 0 && one_vlan && TPIDS.contains(&kind.value) => {
             fields.extend([field(*tpid, kind)?, presence(*tci, true)?]);
         }
         (None, Some(_)) if TPIDS.contains(&kind.value) => {
@@ -119,7 +121,7 @@ fn level(keys: &[Key], vlans: usize, fields: &mut Fields) -> Result<(), Cause> {
         }
     }
     match (vlan, inner) {
-        (Some(_), Some(inner)) => level(inner, vlans + 1, fields),
+        (Some(_), Some(inner)) => level(inner, vlans + 1, one_vlan, fields),
         (None, None) => Ok(()),
         _ => Err(Cause::Field("a VLAN header without what is behind it, or the opposite".into())),
     }
@@ -207,7 +209,7 @@ fn arp(arp: &Arp, fields: &mut Fields) -> Result<(), Cause> {
 /// packets without VLAN tags and with good headers only, which is what a flow without fragments and tags is about.
 pub(super) fn around(keys: &[Key]) -> Result<(u16, Match), Cause> {
     let mut fields = Vec::new();
-    level(keys, 0, &mut fields)?;
+    level(keys, 0, false, &mut fields)?;
     let refused = |field: &FieldMatch| Cause::Field(format!("{field} of the packet around, which a rule cannot say"));
     let is_ipv6 = |field: &FieldMatch| field.field() == Field::EthType && field.value() == 0x86dd;
     let ipv6 = fields.iter().any(is_ipv6);

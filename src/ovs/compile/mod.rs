@@ -55,12 +55,25 @@ pub(crate) fn compile(flow: &Flow, ports: &Ports) -> Result<(NicName, Rule), Cau
             widest?.1
         }
     };
-    matches::keys(&flow.keys, &mut fields)?;
+    matches::keys(&flow.keys, ports.one_vlan(), &mut fields)?;
     let matches = Match::new(fields).map_err(|twice| Cause::Field(twice.to_string()))?;
     let actions = actions::actions(&flow.actions, nic, ports, tunnel.is_some())?;
     let rule = Rule { id: RuleId(ufid.0), priority: 0, in_port, matches, actions, refresh: true };
     rule.check().map_err(|error| Cause::Rule(error.to_string()))?;
     Ok((nic.clone(), rule))
+}
+
+/// The rule of a flow on a NIC of so many VFs, whose representors are the datapath's ports: for tests of rules against frames. OVS reads one VLAN header, or two.
+///
+/// # Errors
+/// Why there is none, in words.
+pub fn rule_of(flow: &Flow, nic: &NicName, vfs: u16, one_vlan: bool) -> Result<Rule, String> {
+    let of_nic = std::iter::once(NicPort::Uplink).chain((0..vfs).map(NicPort::Vf));
+    let names: Vec<(NicPort, String)> = of_nic.map(|port| (port, port.representor(nic))).collect();
+    let mut ports = Ports::default();
+    ports.add_nic(nic, &names);
+    ports.set_one_vlan(one_vlan);
+    compile(flow, &ports).map(|(_, rule)| rule).map_err(|cause| cause.sentence())
 }
 
 /// What no engine can do. Of what the host knows of a packet and what a connection's state is, nothing is set on one that just came

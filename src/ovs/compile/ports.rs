@@ -19,6 +19,8 @@ pub(crate) struct Ports {
     meters: Limits,
     /// NICs whose engine has no meters.
     unmetered: HashSet<NicName>,
+    /// OVS is known to read one VLAN header of a frame only.
+    one_vlan: bool,
 }
 
 /// A flow that takes packets out of a tunnel, which come in by a NIC's uplink.
@@ -64,6 +66,16 @@ impl Ports {
     /// The engine of this NIC has no meters.
     pub(crate) fn is_unmetered(&mut self, nic: &NicName) {
         self.unmetered.insert(nic.clone());
+    }
+
+    /// Whether OVS is known to read one VLAN header of a frame only (`other_config:vlan-limit`).
+    pub(crate) fn set_one_vlan(&mut self, one: bool) {
+        self.one_vlan = one;
+    }
+
+    /// Whether it is.
+    pub(super) fn one_vlan(&self) -> bool {
+        self.one_vlan
     }
 
     /// These are the limits of meters now. Whether they were others.

@@ -79,9 +79,12 @@ fn what_stands_for_no_ethertype_or_a_third_vlan_is_no_rule() {
     ] {
         assert_eq!(rule(&ports(), &keys(&rest), "nic0_vf1").unwrap_err().code(), "field", "{rest}");
     }
-    // What OVS looks at no further, as `vlan-limit` says, is a tag to the engine.
+    // What OVS looks at no further, as `vlan-limit` says, is a tag to the engine; where it looks at two, that is a frame that ends there.
     let double = keys("eth_type(0x88a8),vlan(vid=10,pcp=0),encap(eth_type(0x8100))");
-    let (fields, _) = rule(&ports(), &double, "nic0_vf1").unwrap();
+    assert_eq!(rule(&ports(), &double, "nic0_vf1").unwrap_err().code(), "field");
+    let mut ports = ports();
+    ports.set_one_vlan(true);
+    let (fields, _) = rule(&ports, &double, "nic0_vf1").unwrap();
     assert_eq!(fields, "vf0 vlan_tpid=0x88a8 vlan_tci=0x100a inner_vlan_tpid=0x8100 inner_vlan_tci=0x1000/0x1000");
 }
 

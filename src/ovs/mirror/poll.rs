@@ -269,6 +269,7 @@ impl Peers {
             let mut shared = lock(&common.shared);
             shared.work.hw_offload = owning;
             shared.work.tc_ruled = ruled.into_iter().collect();
+            shared.work.one_vlan = view.one_vlan;
             let has_port = |bridge: &&Bridge| {
                 let mut interfaces = bridge.ports.iter().flat_map(|port| &port.interfaces);
                 interfaces.any(|interface| shared.work.has_port(&interface.name))

@@ -75,6 +75,8 @@ pub(super) struct Work {
     pub tc_ruled: HashSet<String>,
     /// Ports of NICs whose switch is not ringspan's own.
     shared_ports: Vec<String>,
+    /// Open vSwitch is known to read one VLAN header of a frame only (`other_config:vlan-limit`).
+    pub one_vlan: bool,
     /// NICs that show OVS packets of the rules in use by themselves.
     pub(super) refreshing: HashSet<NicName>,
     /// The NICs, each with the life in which its rules were last known.
@@ -176,6 +178,7 @@ impl Work {
         }
         let mut ports = Ports::default();
         ports.set_meters(self.ports.meters().clone());
+        ports.set_one_vlan(self.one_vlan);
         for nic in present {
             ports.add_nic(&nic.name, &nic.ports);
             if !nic.capabilities.meters {
