@@ -89,7 +89,8 @@ pub fn odp(flow: u32, port: u32) -> String {
         format!("{a}.{b}.{c}.{d}")
     };
     let prefix = |bits: u32| std::net::Ipv4Addr::from(u32::MAX << (32 - bits));
-    let eth = if macs { "eth(src=02:00:00:00:00:01,dst=02:00:00:00:00:02)," } else { "" };
+    // Without the key `eth` it would be a flow of packets that have no Ethernet header.
+    let eth = if macs { "eth(src=02:00:00:00:00:01,dst=02:00:00:00:00:02)," } else { "eth()," };
     let (proto, udp) = if ports == 0 { ("", "") } else { (",proto=17", ",udp(src=12345,dst=3456)") };
     format!(
         "recirc_id(0),in_port({port}),packet_type(ns=0,id=0),{eth}eth_type(0x0800),ipv4(src={}/{},dst={}/{}{proto},frag=no){udp} {port}",
@@ -102,14 +103,19 @@ pub fn odp(flow: u32, port: u32) -> String {
 
 /// A file of libpcap's with frames of so many flows, each once, in an order that no prefetcher guesses.
 pub fn pcap(flows: u32) -> Vec<u8> {
+    // Flows that are in use are spread over all rules and masks.
+    let frames: Vec<_> = (0..flows).map(|at| frame(at.wrapping_mul(7919) % RULES)).collect();
+    pcap_of(frames.iter().map(<[u8; 60]>::as_slice))
+}
+
+/// A file of libpcap's with these frames.
+pub fn pcap_of<'a>(frames: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
     let mut file = Vec::new();
     // Magic number, version 2.4, no zone, no accuracy, longest frame, Ethernet.
     for word in [0xa1b2_c3d4_u32, 0x0004_0002, 0, 0, 65_535, 1] {
         file.extend(word.to_ne_bytes());
     }
-    // Flows that are in use are spread over all rules and masks.
-    for at in 0..flows {
-        let frame = frame(at.wrapping_mul(7919) % RULES);
+    for frame in frames {
         for word in [0, 0, frame.len() as u32, frame.len() as u32] {
             file.extend(word.to_ne_bytes());
         }

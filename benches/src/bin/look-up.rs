@@ -4,19 +4,18 @@
 //!
 //! Both read the same frames from a DPDK device that repeats a file (net_pcap with infinite_rx), and send each back to it, where it is dropped.
 //! Both are there all the time; the one that is not measured is stopped (SIGSTOP). OVS has its flows by dpctl, with its revalidators paused, so that
-//! they are exactly those of the rules; it is measured with its exact-match cache as it comes, and without, as is advised for many flows.
-//!
-//! How many flows the frames are of is limited by the buffers of the NIC's uplink, which the device keeps.
+//! they are exactly those of the rules; it is measured with its exact-match cache as it comes, without, and with the signature-match cache, which is
+//! advised for many flows. A rate is frames for each second of processor time of the thread that moves them, so that what else the machine does matters less.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use ringspan_benches::flows;
 use ringspan_benches::ovs::{Ovs, Plan, Port};
+use ringspan_benches::{cpu, flows};
 use ringspan_protocol::message::MAX_RULES;
 use ringspan_protocol::nic::BondMode;
 use ringspan_protocol::{NicMode, NicSpec, Reply, Request};
@@ -38,7 +37,7 @@ struct Arguments {
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
     /// Flows that frames are of, of the 10,000 that have a rule.
-    #[arg(long, default_value_t = 1500)]
+    #[arg(long, default_value_t = flows::RULES)]
     flows: u32,
 }
 
@@ -55,35 +54,42 @@ fn main() -> Result<()> {
     let ovs = Switch::start(&arguments, &device(0), &switch_folder)?;
     ovs.signal(Signal::SIGSTOP)?;
     let time = Duration::from_secs_f64(arguments.seconds);
-    let (mut ours, mut cached, mut plain) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut ours, mut cached, mut plain, mut signed) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for round in 0..arguments.rounds {
         nic.signal(Signal::SIGCONT)?;
         ours.push(nic.rate(time)?);
         nic.signal(Signal::SIGSTOP)?;
         ovs.signal(Signal::SIGCONT)?;
-        ovs.cache(true)?;
-        cached.push(ovs.rate(time)?);
-        ovs.cache(false)?;
-        plain.push(ovs.rate(time)?);
+        for (exact, signature, rates) in
+            [(true, false, &mut cached), (false, false, &mut plain), (false, true, &mut signed)]
+        {
+            ovs.cache(exact, signature)?;
+            rates.push(ovs.rate(time)?);
+        }
         ovs.signal(Signal::SIGSTOP)?;
         println!(
-            "round {round}: software NIC {:.2} Mpps, OVS-DPDK {:.2}, without its exact-match cache {:.2}",
+            "round {round}: software NIC {:.2} Mpps; OVS-DPDK with its exact-match cache {:.2}, with none {:.2}, with its signature-match cache {:.2}",
             ours[round] / 1e6,
             cached[round] / 1e6,
-            plain[round] / 1e6
+            plain[round] / 1e6,
+            signed[round] / 1e6
         );
     }
     nic.signal(Signal::SIGCONT)?;
     ovs.signal(Signal::SIGCONT)?;
-    let [ours, cached, plain] = [ours, cached, plain].map(median);
+    println!("{}", ovs.said()?);
+    let [ours, cached, plain, signed] = [ours, cached, plain, signed].map(median);
     println!(
-        "{} flows of 10,000 under 8 masks, 64 bytes, one core; medians: software NIC {:.2} Mpps; OVS-DPDK {:.2} (ratio {:.2}), without its exact-match cache {:.2} (ratio {:.2})",
+        "frames of {} flows of 10,000 under 8 masks, 64 bytes, one core; medians: software NIC {:.2} Mpps; OVS-DPDK with its exact-match cache {:.2} (ratio {:.2}), with none {:.2} \
+         ({:.2}), with its signature-match cache {:.2} ({:.2})",
         arguments.flows,
         ours / 1e6,
         cached / 1e6,
         ours / cached,
         plain / 1e6,
-        ours / plain
+        ours / plain,
+        signed / 1e6,
+        ours / signed
     );
     Ok(())
 }
@@ -123,11 +129,11 @@ impl Nic {
         Ok(kill(Pid::from_raw(self.0.pid().try_into()?), signal)?)
     }
 
-    /// Frames that a rule took.
-    fn hits(&mut self) -> Result<(u64, u64, Instant)> {
+    /// Frames that a rule took, and that none did; seconds of the worker's.
+    fn hits(&mut self) -> Result<(u64, u64, f64)> {
         let Reply::Nics(nics) = self.0.client()?.ask(Request::NicList)? else { bail!("no NICs") };
         let counters = &nics.first().and_then(|nic| nic.ports.first()).context("the uplink")?.counters;
-        Ok((counters.hits, counters.misses, Instant::now()))
+        Ok((counters.hits, counters.misses, cpu::of(self.0.pid(), "worker-")?))
     }
 
     fn rate(&mut self, time: Duration) -> Result<f64> {
@@ -136,7 +142,7 @@ impl Nic {
         std::thread::sleep(time);
         let (after, misses, ended) = self.hits()?;
         ensure!(misses - missed <= (after - before) / 100, "{} frames found no rule", misses - missed);
-        Ok((after - before) as f64 / (ended - begun).as_secs_f64())
+        Ok((after - before) as f64 / (ended - begun))
     }
 }
 
@@ -183,20 +189,30 @@ impl Switch {
         Ok(kill(Pid::from_raw(self.ovs.pid().try_into()?), signal)?)
     }
 
-    /// With the exact-match cache as it comes (one of 100 packets is put in), or without.
-    fn cache(&self, on: bool) -> Result<()> {
-        self.ovs.set(&format!("other_config:emc-insert-inv-prob={}", if on { 100 } else { 0 }))
+    /// With the exact-match cache as it comes (one of 100 packets is put in), or without; with the signature-match cache or without.
+    fn cache(&self, exact: bool, signature: bool) -> Result<()> {
+        self.ovs.set(&format!("other_config:emc-insert-inv-prob={}", if exact { 100 } else { 0 }))?;
+        self.ovs.set(&format!("other_config:smc-enable={signature}"))?;
+        self.ovs.appctl(&["dpif-netdev/pmd-stats-clear"]).map(drop)
     }
 
-    fn received(&self) -> Result<(u64, u64, Instant)> {
+    /// What it says of its polling thread since the caches were last set: where packets found their flow, and cycles.
+    fn said(&self) -> Result<String> {
         let text = self.ovs.appctl(&["dpif-netdev/pmd-stats-show"])?;
-        let now = Instant::now();
+        Ok(text.lines().take_while(|line| !line.starts_with("main thread")).collect::<Vec<_>>().join("\n"))
+    }
+
+    /// Packets, those that found no flow, and seconds of the polling thread's.
+    fn received(&self) -> Result<(u64, u64, f64)> {
+        let text = self.ovs.appctl(&["dpif-netdev/pmd-stats-show"])?;
+        let now = cpu::of(self.ovs.pid(), "pmd-")?;
         let number = |what: &str| -> Option<u64> {
             let line = text.lines().find_map(|line| line.trim().strip_prefix(what))?;
             line.split_whitespace().next()?.parse().ok()
         };
         let received = number("packets received:").with_context(|| format!("packets in {text}"))?;
-        Ok((received, number("miss with success upcall:").unwrap_or(0), now))
+        let missed = ["miss with success upcall:", "miss with failed upcall:"].map(|what| number(what).unwrap_or(0));
+        Ok((received, missed.iter().sum(), now))
     }
 
     fn rate(&self, time: Duration) -> Result<f64> {
@@ -205,6 +221,6 @@ impl Switch {
         std::thread::sleep(time);
         let (after, misses, ended) = self.received()?;
         ensure!(misses - missed <= (after - before) / 100, "{} frames found no flow", misses - missed);
-        Ok((after - before) as f64 / (ended - begun).as_secs_f64())
+        Ok((after - before) as f64 / (ended - begun))
     }
 }

@@ -57,6 +57,19 @@ pub struct DeviceConfig {
     pub zero_copy_from: Option<u16>,
 }
 
+/// Buffers that a driver keeps for itself, for each queue: net_pcap has one for each frame of a file that it repeats.
+fn kept(spec: &DeviceSpec) -> u32 {
+    /// Bytes of the shortest frame in a file, with its header there (pcap-savefile(5)).
+    const LEAST: u64 = 60 + 16;
+    let DeviceSpec::Vdev { name, args } = spec else { return 0 };
+    let value = |key: &str| args.split(',').find_map(|argument| argument.strip_prefix(key)?.strip_prefix('='));
+    if !name.starts_with("net_pcap") || value("infinite_rx") != Some("1") {
+        return 0;
+    }
+    let bytes = value("rx_pcap").and_then(|file| std::fs::metadata(file).ok()).map_or(0, |file| file.len());
+    u32::try_from(bytes / LEAST).unwrap_or(u32::MAX).min(1 << 16)
+}
+
 impl From<&PortSpec> for DeviceConfig {
     fn from(spec: &PortSpec) -> Self {
         let PortSpec { queues, mtu, mac, promiscuous, allmulti, offloads, zero_copy, zero_copy_from, .. } = *spec;
@@ -242,7 +255,7 @@ impl Setup<'_> {
         let frame = (u32::from(config.mtu) + AROUND).max(LEAST_ROOM).max(info.min_rx_bufsize.min(16 << 10));
         let room = frame.next_multiple_of(1024) as u16;
         let large = if config.offloads { LARGE_BYTES.div_ceil(u32::from(room)) } else { 0 };
-        let size = u32::from(config.queues) * (u32::from(rx) + u32::from(tx) + ON_THE_WAY + large)
+        let size = u32::from(config.queues) * (u32::from(rx) + u32::from(tx) + ON_THE_WAY + large + kept(self.spec))
             + IDLE
             + IDLE_EACH * registered_threads().saturating_sub(2);
         if let Some(old) = old.filter(|old| old.size() == size && old.room() == room) {
