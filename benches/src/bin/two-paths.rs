@@ -4,12 +4,14 @@
 //!
 //! Two guests on VFs of a software NIC, and a real Open vSwitch with its userspace datapath on the VFs' representors, with the same flows both times. First the
 //! daemon knows nothing of Open vSwitch, so that all frames go through the representors; then it does. The NIC's worker has one core, the guests' driver the
-//! other, and Open vSwitch and the NIC's thread for representors run where there is room.
+//! other, and Open vSwitch and the NIC's thread for representors run where there is room. On a machine that has other work, too, all of that says little: beside the
+//! rates stands what each thread used of the processor for a frame, of which the one that used most limits the rate where each has a core.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
+use ringspan_benches::cpu::{since, threads};
 use ringspan_benches::driver::stamp::Frames;
 use ringspan_benches::driver::{Guest, Options, SplitRing};
 use ringspan_benches::load::{Load, Queues, pin};
@@ -63,7 +65,7 @@ fn main() -> Result<()> {
         })?);
     }
     pin(arguments.driver)?;
-    let slow = measure(&arguments, &mut guests)?;
+    let slow = measure(&arguments, &scene, &mut guests)?;
     scene.follow()?;
     // The flow is there when the first frames have made it.
     let seen = wait::until(SOON, "the flow in the NIC", || {
@@ -73,7 +75,7 @@ fn main() -> Result<()> {
     });
     seen.with_context(|| scene.daemon.story())?;
     let before = through_ovs(&scene)?;
-    let fast = measure(&arguments, &mut guests)?;
+    let fast = measure(&arguments, &scene, &mut guests)?;
     let after = through_ovs(&scene)?;
     let [slow, fast] = [slow, fast].map(median);
     println!(
@@ -89,13 +91,23 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn measure(arguments: &Arguments, guests: &mut [Guest<SplitRing>]) -> Result<Vec<f64>> {
+fn measure(arguments: &Arguments, scene: &Scene, guests: &mut [Guest<SplitRing>]) -> Result<Vec<f64>> {
+    let processes = [scene.daemon.lane_pid("main")?, scene.ovs.pid()];
+    let received = |guests: &[Guest<SplitRing>]| guests[1].pairs[0].rx.frames;
+    let (before, frames) = (processes.map(threads), received(guests));
     let one = |round| {
         let rate = measure_once(guests, arguments.seconds)?;
         println!("round {round}: {:.3} Mpps", rate / 1e6);
         Ok(rate)
     };
-    (0..arguments.rounds).map(one).collect()
+    let rates = (0..arguments.rounds).map(one).collect::<Result<_>>()?;
+    let frames = received(guests) - frames;
+    for (process, before) in processes.into_iter().zip(before) {
+        for (name, used) in since(&before?, process)?.into_iter().filter(|(_, used)| *used > 0.01) {
+            println!("  {name}: {:.0} ns of processor time a frame", used * 1e9 / frames.max(1) as f64);
+        }
+    }
+    Ok(rates)
 }
 
 /// Frames a second that come to the second guest, of those that the first one sends as fast as it can.

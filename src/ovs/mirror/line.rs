@@ -1,5 +1,9 @@
 //! One line of a dump, taken apart without looking at what it means.
 
+use std::sync::LazyLock;
+
+use memchr::memmem::Finder;
+
 use crate::ovs::flow::Stats;
 
 /// Its parts.
@@ -33,7 +37,10 @@ pub(super) fn take_apart(line: &str) -> Option<Line<'_>> {
 pub(super) fn counters(text: &str) -> Option<(Stats, &str)> {
     let (packets, rest) = number(text)?;
     let (bytes, rest) = number(rest.strip_prefix(", bytes:")?)?;
-    let (middle, actions) = split(rest, "actions:")?;
+    // Once for each flow of each dump: what is searched for is prepared once.
+    static ACTIONS: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("actions:"));
+    let found = ACTIONS.find(rest.as_bytes())?;
+    let (middle, actions) = (&rest[..found], &rest[found + ACTIONS.needle().len()..]);
     let used = middle.strip_prefix(", used:").and_then(used_ms);
     Some((Stats { packets, bytes, used, ..Stats::default() }, actions))
 }

@@ -203,12 +203,15 @@ pub(super) struct Table {
     misses: [Misses; 2],
     /// What the kernel said is gone since its dump began, while one is on its way.
     gone_meanwhile: Option<HashSet<u128>>,
+    /// Flows that the dump of text on its way has as they were; nothing when anything else came meanwhile.
+    as_before: Option<usize>,
 }
 
 impl Table {
     /// A dump begins. What the kernel tells from here on is newer than what is in its dump.
     pub(super) fn begin(&mut self, source: Source) {
         self.dumps[source as usize] = self.dumps[source as usize].wrapping_add(1);
+        self.as_before = (source == Source::Text).then_some(0);
         if source == Source::Kernel {
             self.gone_meanwhile = Some(HashSet::new());
         }
@@ -235,6 +238,7 @@ impl Table {
             entry.told.stats.add(&stats);
         } else {
             entry.told.stats = stats;
+            self.as_before = self.as_before.map(|flows| flows + 1);
         }
         true
     }
@@ -245,6 +249,11 @@ impl Table {
         self.misses[source as usize] = misses;
         let gone_meanwhile = if source == Source::Kernel { self.gone_meanwhile.take() } else { None };
         let mut changes = Changes::default();
+        // All are there as they were: there is nothing to look for.
+        if told.is_empty() && source == Source::Text && self.as_before.take() == Some(self.flows.len()) {
+            return changes;
+        }
+        self.as_before = None;
         for told in told {
             // What was told of one by one meanwhile is newer.
             let is_older = source == Source::Kernel
@@ -270,6 +279,7 @@ impl Table {
     /// The kernel told of a flow: whether it changed.
     pub(super) fn put(&mut self, mut told: Told, limit: usize) -> Option<u128> {
         let ufid = told.ufid;
+        self.as_before = None;
         if let Some(gone) = &mut self.gone_meanwhile {
             gone.remove(&ufid);
         }
@@ -291,6 +301,7 @@ impl Table {
 
     /// The kernel told that a flow is gone: whether there was one, and the NIC that has its rule.
     pub(super) fn delete(&mut self, ufid: u128) -> Option<(u128, Option<NicName>)> {
+        self.as_before = None;
         if let Some(gone) = &mut self.gone_meanwhile {
             gone.insert(ufid);
         }
@@ -300,7 +311,7 @@ impl Table {
 
     /// The kernel is not listened to any more: what it told is as if it came from the last dump of text, and goes with the next one unless it is there.
     pub(super) fn hand_over(&mut self) {
-        self.gone_meanwhile = None;
+        (self.gone_meanwhile, self.as_before) = (None, None);
         self.misses[Source::Kernel as usize] = Misses::default();
         let seen = self.dumps[Source::Text as usize];
         for entry in self.flows.values_mut().filter(|entry| entry.source == Source::Kernel) {
@@ -311,7 +322,7 @@ impl Table {
     /// All goes.
     pub(super) fn clear(&mut self) -> Changes {
         self.misses = Default::default();
-        self.gone_meanwhile = None;
+        (self.gone_meanwhile, self.as_before) = (None, None);
         let gone = self.flows.drain().map(|(ufid, entry)| (ufid, entry.state.nic().cloned())).collect();
         Changes { changed: Vec::new(), gone }
     }
@@ -426,6 +437,25 @@ mod tests {
         assert_eq!((entry.keys(), entry.actions()), ("recirc_id(0),in_port(a)", "b"));
         assert_eq!(update(&mut table, &[line(1, 7, "in_port(a)", "c")]), (vec![1], vec![u128::MAX]));
         assert_eq!(update(&mut table, &[]), (vec![], vec![1]));
+    }
+
+    #[test]
+    fn a_dump_of_flows_that_are_all_as_before_lets_go_those_that_are_not_in_it() {
+        let mut table = Table::default();
+        let lines: Vec<String> = (1..=3).map(|ufid| line(ufid, 0, "in_port(a)", "b")).collect();
+        assert_eq!(update(&mut table, &lines).0, [1, 2, 3]);
+        assert_eq!(update(&mut table, &lines), (vec![], vec![]));
+        // As many lines as there are flows, of which one stands there twice.
+        let twice = [lines[0].clone(), lines[1].clone(), lines[1].clone()];
+        assert_eq!(update(&mut table, &twice), (vec![], vec![3]));
+        // The kernel takes one over and lets go of it while the dump comes.
+        table.begin(Source::Text);
+        assert!(lines[..2].iter().all(|line| table.is_as_before(line.trim_end())));
+        table.begin(Source::Kernel);
+        assert_eq!(table.put(Told::from_line(&lines[0]).unwrap(), 3), None);
+        assert!(table.delete(1).is_some());
+        assert_eq!(table.finish(Source::Text, Vec::new(), Misses::default(), 3).gone, []);
+        assert_eq!(update(&mut table, &[]), (vec![], vec![2]));
     }
 
     #[test]
