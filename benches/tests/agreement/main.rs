@@ -17,8 +17,9 @@ use ringspan_protocol::{Field, Rule};
 use ringspan_testkit::needs;
 use seen::Seen;
 
-const FRAMES: usize = 4000;
-const CASES: u32 = 8000;
+const FRAMES: usize = 3000;
+/// Flows that are tried with a frame, unless `RINGSPAN_CASES` says how many.
+const CASES: u32 = 4000;
 
 /// Whether a rule takes a frame, as the software NIC has both.
 fn takes(rule: &Rule, frame: &[u8]) -> bool {
@@ -33,7 +34,8 @@ fn takes(rule: &Rule, frame: &[u8]) -> bool {
 #[test]
 fn a_rule_takes_the_frames_that_its_flow_matches() -> Result<()> {
     needs!(Ovs);
-    let config = Config { cases: CASES, failure_persistence: None, ..Config::default() };
+    let cases = std::env::var("RINGSPAN_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(CASES);
+    let config = Config { cases, failure_persistence: None, ..Config::default() };
     // Printed by proptest when it fails.
     let mut runner = TestRunner::new(config);
     let mut frame = || frames::frame().new_tree(&mut runner).map(|tree| tree.current()).map_err(anyhow::Error::msg);
@@ -72,12 +74,12 @@ fn a_rule_takes_the_frames_that_its_flow_matches() -> Result<()> {
     let wrong = wrong.into_inner();
     ensure!(wrong.is_empty(), "{} times; {}", wrong.len(), wrong[..wrong.len().min(6)].join("\n"));
     println!(
-        "{} of {CASES} flows became rules, {} matched their frame, {} rules did",
+        "{} of {cases} flows became rules, {} matched their frame, {} rules did",
         made.get(),
         whole.get(),
         taken.get()
     );
-    assert!(made.get() > CASES * 3 / 4 && taken.get() > CASES / 3, "most flows are of the kind that is to be tested");
+    assert!(made.get() > cases * 2 / 3 && taken.get() > cases / 4, "most flows are of the kind that is to be tested");
     Ok(())
 }
 
