@@ -160,6 +160,7 @@ fn virtio(record: &Record, shape: &Shape, run_dir: &Path) -> Result<ForGuest, Er
     let (name, id) = (&spec.name, device_id(&spec.name));
     if let Some(device) = args.last_mut() {
         *device += &format!(",id={id}");
+        *device += &on_bus(shape);
     }
     let rest = args.split_off(args.iter().position(|arg| arg == "-chardev").unwrap_or(0));
     let (chardev, netdev) = (format!("chr-{name}"), format!("net-{name}"));
@@ -198,8 +199,8 @@ fn virtio(record: &Record, shape: &Shape, run_dir: &Path) -> Result<ForGuest, Er
         unplug: vec![
             delete,
             deleted,
+            // It takes its chardev with it (net/vhost-user.c, `net_vhost_user_cleanup`).
             execute("netdev_del", json!({ "id": netdev })),
-            execute("chardev-remove", json!({ "id": chardev })),
             detach(record),
         ],
     })
@@ -207,6 +208,11 @@ fn virtio(record: &Record, shape: &Shape, run_dir: &Path) -> Result<ForGuest, Er
 
 fn device_id(name: &PortName) -> String {
     format!("nic-{name}")
+}
+
+/// A NIC that is there from the start is unplugged at a root port only, too.
+fn on_bus(shape: &Shape) -> String {
+    shape.bus.as_ref().map(|bus| format!(",bus={bus}")).unwrap_or_default()
 }
 
 fn handed_over(record: &Record, address: PciAddress, shape: &Shape) -> Result<ForGuest, Error> {
@@ -222,7 +228,7 @@ fn handed_over(record: &Record, address: PciAddress, shape: &Shape) -> Result<Fo
     }
     Ok(ForGuest {
         memory: vec![],
-        args: vec!["-device".into(), format!("vfio-pci,host={address},id={id}")],
+        args: vec!["-device".into(), format!("vfio-pci,host={address},id={id}{}", on_bus(shape))],
         libvirt,
         plug: vec![execute("device_add", device)],
         unplug: vec![delete, deleted, detach(record)],

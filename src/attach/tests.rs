@@ -420,7 +420,7 @@ fn qemu_is_told_how_to_begin_plug_and_unplug() {
         steps.iter().map(name).collect()
     };
     assert_eq!(commands(&made.plug), ["chardev-add", "netdev_add", "device_add"]);
-    assert_eq!(commands(&made.unplug), ["device_del", "DEVICE_DELETED", "netdev_del", "chardev-remove", "port.detach"]);
+    assert_eq!(commands(&made.unplug), ["device_del", "DEVICE_DELETED", "netdev_del", "port.detach"]);
     let target = Target::Pci { address: "0000:0a:00.2".parse().unwrap(), pf: "0000:0a:00.0".parse().unwrap(), vf: 0 };
     let whole = record(&wanted("g", r#","mode":"passthrough""#), target);
     let made = ForGuest::new(&whole, &Shape::default(), Path::new("/run")).unwrap();

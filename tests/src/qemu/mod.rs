@@ -19,7 +19,7 @@ use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
 pub use kernel::Kernel;
-pub use monitor::Monitor;
+pub use monitor::{Conversation, Monitor};
 
 use crate::wait::{self, Finished};
 use crate::{paths, process};

@@ -1,4 +1,4 @@
-//! QEMU's machine protocol (QMP): to see that the monitor answers, to reset and to quit.
+//! QEMU's machine protocol (QMP): to see that the monitor answers, to reset and to quit, and to do what somebody was told to do over it.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -53,5 +53,76 @@ impl Monitor {
         next("return")?;
         writeln!(&stream, "{}", json!({ "execute": command, "arguments": arguments }))?;
         next("return")
+    }
+}
+
+/// A connection to a monitor that is kept, so that events are seen which come between two commands.
+pub struct Conversation {
+    stream: UnixStream,
+    reader: BufReader<UnixStream>,
+    /// What was told while an answer was waited for.
+    events: Vec<Value>,
+}
+
+impl Monitor {
+    /// Begins a conversation, in which nothing may take longer than `limit`.
+    pub fn converse(&self, limit: Duration) -> Result<Conversation> {
+        let stream = UnixStream::connect(&self.path)
+            .with_context(|| format!("cannot connect to QEMU's monitor at {}", self.path.display()))?;
+        stream.set_read_timeout(Some(limit))?;
+        let mut one = Conversation { reader: BufReader::new(stream.try_clone()?), stream, events: vec![] };
+        one.line()?;
+        one.execute(&json!({ "execute": "qmp_capabilities" }))?;
+        Ok(one)
+    }
+}
+
+impl Conversation {
+    fn line(&mut self) -> Result<Value> {
+        let mut line = String::new();
+        let read = self.reader.read_line(&mut line).context("QEMU's monitor says nothing")?;
+        if read == 0 {
+            bail!("QEMU closed its monitor");
+        }
+        Ok(serde_json::from_str(&line)?)
+    }
+
+    /// Has a whole command done (`{"execute": ..., "arguments": ...}`). Returns what it returns.
+    pub fn execute(&mut self, command: &Value) -> Result<Value> {
+        writeln!(&self.stream, "{command}")?;
+        loop {
+            let said = self.line().with_context(|| format!("after {command}"))?;
+            if let Some(error) = said.get("error") {
+                bail!("QEMU refused {command}: {error}");
+            }
+            if let Some(value) = said.get("return") {
+                return Ok(value.clone());
+            }
+            self.events.push(said);
+        }
+    }
+
+    /// Whether an event like this was told so far: its name, and of its data what is given.
+    pub fn was_told(&self, event: &Value) -> bool {
+        self.events.iter().any(|told| is_like(told, event))
+    }
+
+    /// Waits until an event like this is told, unless it was already.
+    pub fn wait(&mut self, event: &Value) -> Result<()> {
+        while !self.was_told(event) {
+            let said = self.line().with_context(|| format!("waiting for {event}; told were {:?}", self.events))?;
+            self.events.push(said);
+        }
+        Ok(())
+    }
+}
+
+/// Whether `told` has all that `wanted` has.
+fn is_like(told: &Value, wanted: &Value) -> bool {
+    match (told, wanted) {
+        (Value::Object(told), Value::Object(wanted)) => {
+            wanted.iter().all(|(name, value)| told.get(name).is_some_and(|told| is_like(told, value)))
+        }
+        _ => told == wanted,
     }
 }
