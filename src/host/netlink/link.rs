@@ -16,6 +16,7 @@ const RTM_SETLINK: u16 = 19;
 /// struct ifinfomsg.
 const INFO: usize = 16;
 
+const IFLA_NUM_VF: u16 = 21;
 const IFLA_VFINFO_LIST: u16 = 22;
 const IFLA_EXT_MASK: u16 = 29;
 const RTEXT_FILTER_VF: u32 = 1;
@@ -31,6 +32,8 @@ const IFLA_VF_TRUST: u16 = 9;
 const IFLA_VF_IB_NODE_GUID: u16 = 10;
 const IFLA_VF_IB_PORT_GUID: u16 = 11;
 
+/// Bytes of an attribute's header, of which attributes are multiples (struct nlattr).
+const ATTRIBUTE: usize = 4;
 /// Bytes of an address in IFLA_VF_MAC (MAX_ADDR_LEN).
 const ADDRESS: usize = 32;
 /// What the kernel fills in where a driver has no such setting: all ones.
@@ -119,20 +122,28 @@ pub(super) fn vfs(index: u32) -> Result<Vec<VfSettings>, NetlinkError> {
     Ok(found)
 }
 
-/// The VFs in a link's attributes.
+/// The VFs in a link's attributes. The list's own length has 16 bits and has begun anew where some 220 VFs are in it (`nla_nest_end`; iproute2 says
+/// "Truncated VF list" then), so that it is their number, which is told before, that says how far the list goes.
 fn read(link: &[u8]) -> Result<Vec<VfSettings>, NetlinkError> {
-    let mut found = vec![];
-    for list in attributes(link) {
-        let list = list?;
-        if list.kind != IFLA_VFINFO_LIST {
-            continue;
-        }
-        for info in attributes(list.value) {
-            let info = info?;
-            if info.kind == IFLA_VF_INFO {
-                found.extend(settings(info.value)?);
+    let (mut found, mut count, mut rest) = (vec![], 0, link);
+    while let Some(attribute) = attributes(rest).next() {
+        let attribute = attribute?;
+        match attribute.kind {
+            IFLA_NUM_VF => {
+                count = attribute.value.first_chunk::<4>().map_or(0, |bytes| u32::from_ne_bytes(*bytes)) as usize;
             }
+            IFLA_VFINFO_LIST => {
+                for info in attributes(rest.get(ATTRIBUTE..).unwrap_or_default()).take(count) {
+                    let info = info?;
+                    let one = if info.kind == IFLA_VF_INFO { settings(info.value)? } else { None };
+                    found.push(one.ok_or(NetlinkError::Missing { what: "whole list of VFs" })?);
+                }
+                // What follows has nothing for us.
+                return Ok(found);
+            }
+            _ => {}
         }
+        rest = rest.get((ATTRIBUTE + attribute.value.len()).next_multiple_of(ATTRIBUTE)..).unwrap_or_default();
     }
     Ok(found)
 }
@@ -224,7 +235,7 @@ mod tests {
     /// A VF as the kernel tells it (rtnl_fill_vfinfo), made of the attributes that it is set with.
     fn told(vf: u32, changes: &[VfChange]) -> Vec<u8> {
         let mut request = Request::default();
-        request.nest(IFLA_VFINFO_LIST, |list| {
+        request.put_u32(IFLA_NUM_VF, 1).nest(IFLA_VFINFO_LIST, |list| {
             list.nest(IFLA_VF_INFO, |info| {
                 for change in changes {
                     let (kind, value) = value(vf, *change);
@@ -277,6 +288,37 @@ mod tests {
     fn a_list_that_is_cut_is_an_error_and_no_shorter_list() {
         let bytes = told(1, &[VfChange::Mac(MacAddress([2, 0, 0, 0, 0, 1]))]);
         assert!(read(&bytes[..bytes.len() - 8]).is_err());
+    }
+
+    #[test]
+    fn more_vfs_than_the_lists_length_can_count_are_all_read() {
+        const COUNT: u32 = 250;
+        let mut list = vec![];
+        for vf in 0..COUNT {
+            let mut one = Request::default();
+            one.nest(IFLA_VF_INFO, |info| {
+                for change in [VfChange::Mac(MacAddress([2, 0, 0, 0, 0, vf as u8])), VfChange::Vlan(vf as u16, 0)] {
+                    let (kind, value) = value(vf, change);
+                    info.put(kind, &value);
+                }
+                // What else the kernel tells of each.
+                info.put(99, &[0; 220]);
+            });
+            list.extend(&one.message(0, 0, 0)[super::super::request::HEADER..]);
+        }
+        assert!(list.len() > 1 << 16);
+        let mut link = Request::default();
+        link.put_u32(IFLA_NUM_VF, COUNT);
+        let mut link = link.message(0, 0, 0)[super::super::request::HEADER..].to_vec();
+        link.extend(((ATTRIBUTE + list.len()) as u16).to_ne_bytes());
+        link.extend(IFLA_VFINFO_LIST.to_ne_bytes());
+        link.extend(&list);
+        let whole = link.len();
+        link.extend([8, 0, 50, 0, 1, 2, 3, 4]);
+        let found = read(&link).unwrap();
+        assert_eq!(found.len(), 250);
+        assert_eq!((found[249].vf, found[249].vlan), (249, 249));
+        assert!(read(&link[..whole - 300]).is_err(), "one VF is cut off");
     }
 
     #[test]

@@ -7,11 +7,24 @@ use crate::host::doctor::host::Host;
 /// iproute2's words for EMSGSIZE at the end of a dump (lib/libnetlink.c).
 const TOO_SMALL: &str = "Buffer too small for object";
 
+/// Its words where the list's length, of 16 bits, has begun anew (ip/ipaddress.c).
+const TRUNCATED: &str = "Truncated VF list: ";
+
 pub(super) fn dump(host: &Host) -> Vec<Found> {
     let ran = match host.run("ip", &["link", "show"]) {
         Ok(ran) => ran,
         Err(why) => return vec![Found::unseen("ip link show", &why)],
     };
+    if let Some(name) = ran.stderr.lines().find_map(|line| line.trim().strip_prefix(TRUNCATED)) {
+        let message = format!(
+            "ip shows some of {name}'s VFs only, and says of those what may be another's: the kernel's list of them is longer than its length can say"
+        );
+        let found = Found::warn(&message).about(name).evidence([format!("ip link show: {}", ran.stderr.trim())]);
+        return vec![found.remedy([
+            "# ringspan reads all of them: ringspan device list".to_owned(),
+            format!("# or have fewer VFs: ringspan vf enable {name} 128"),
+        ])];
+    }
     if ran.good && !ran.stderr.contains(TOO_SMALL) {
         return vec![Found::pass("ip link show works")];
     }

@@ -537,6 +537,9 @@ fn an_ip_that_cannot_list_interfaces() {
     assert!(found.remedy.iter().any(|line| line.contains("novf")), "{found:#?}");
     tree.file("/etc/os-release", "ID=centos\nVERSION_ID=7");
     assert!(tree.trouble("ip-dump", State::Fail, "ip cannot list").evidence[1].starts_with("package iproute:"));
+    tree.failing("ip link show", texts::IP_TRUNCATED);
+    let found = tree.trouble("ip-dump", State::Warn, "ip shows some of eth3's VFs only");
+    assert!(found.remedy.iter().any(|line| line.contains("ringspan vf enable eth3 128")), "{found:#?}");
     tree.program("ip link show", "1: lo\n");
     tree.passes("ip-dump");
 }

@@ -46,3 +46,6 @@ pub(crate) const LOG_VF_LAG: &str = "[  201.004] mlx5_core 0000:03:00.0: Failed 
 
 /// `ip link show` where the kernel's estimate is too small (iproute2, lib/libnetlink.c, rtnl_dump_done). Not seen on hardware.
 pub(crate) const IP_TOO_SMALL: &str = "Error: Buffer too small for object.\nDump terminated\n";
+
+/// `ip link show` with 250 VFs of netdevsim, Linux 6.1, iproute2 6.1; its exit code is 0.
+pub(crate) const IP_TRUNCATED: &str = "Truncated VF list: eth3\n";
