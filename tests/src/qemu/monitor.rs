@@ -56,7 +56,8 @@ impl Monitor {
     }
 }
 
-/// A connection to a monitor that is kept, so that events are seen which come between two commands.
+/// A connection to a monitor that is kept, so that events are seen which come between two commands. QEMU talks with one at a time: a monitor does
+/// nothing else meanwhile.
 pub struct Conversation {
     stream: UnixStream,
     reader: BufReader<UnixStream>,
@@ -100,6 +101,11 @@ impl Conversation {
             }
             self.events.push(said);
         }
+    }
+
+    /// Forgets what was told so far.
+    pub fn forget(&mut self) {
+        self.events.clear();
     }
 
     /// Whether an event like this was told so far: its name, and of its data what is given.
