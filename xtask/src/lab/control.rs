@@ -31,7 +31,7 @@ const TOTAL: u64 = 7;
 /// No ports; a lane that takes little of the memory which the hugepages of later checks come from.
 pub(super) const CONFIGURATION: &str = "[dataplane]\ncores = [0]\nmemory_mib = 64\n";
 const MAC: &str = "52:54:00:aa:01:01";
-const LIMIT: Duration = Duration::from_secs(60);
+pub(super) const LIMIT: Duration = Duration::from_secs(60);
 
 pub(super) struct Control<'a> {
     pub(super) daemon: Daemon,

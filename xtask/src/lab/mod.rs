@@ -12,6 +12,7 @@ mod flow;
 mod inside;
 mod kernel_log;
 mod modules;
+mod netdevsim;
 mod registers;
 mod vdpa;
 mod vdpa_netlink;
@@ -104,7 +105,10 @@ pub fn check(programs: &Path, qemu: Vec<String>, only: &str) -> Result<u32> {
     if vdpa::is_wanted(only) || vdpa_netlink::is_wanted(only) {
         machine =
             format!("{} {}", machine.replace("caching-mode=on", "caching-mode=on,device-iotlb=on"), vdpa::MACHINE);
-        variables = format!("{}='{}'", vdpa::MODULES, modules::prepare()?.display());
+        variables += &format!("{}='{}' ", vdpa::MODULES, modules::prepare(&modules::VDPA)?.display());
+    }
+    if netdevsim::is_wanted(only) {
+        variables += &format!("{}='{}' ", netdevsim::MODULES, modules::prepare(&modules::NETDEVSIM)?.display());
     }
     let said = inside_of(programs, &qemu, &machine, &words, &variables, &format!("--only '{only}'"))?;
     let done: u32 = said.trim().parse().with_context(|| format!("the checks said {said:?}"))?;

@@ -1,5 +1,5 @@
-//! The kernel modules that make a virtio NIC a vDPA device, and the kernel's simulator of one. Debian ships `vp_vdpa` for no kernel and `vdpa` and `vhost_vdpa` only from 13 on; they are
-//! built from the kernel package's own source against its headers, once, into the cache. Nothing is installed.
+//! Kernel modules that the lab needs and Debian's kernel of the guests is built without. They are built from the kernel package's own source against
+//! its headers, once, into the cache. Nothing is installed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,43 +11,78 @@ use ringspan_testkit::paths::{self, Lock};
 use ringspan_testkit::qemu::Kernel;
 use ringspan_testkit::wait;
 
-/// Where each is in the kernel's source, and its name, in the order in which they are loaded.
-const MODULES: &[(&str, &str)] = &[
-    ("drivers/vdpa/vdpa.c", "vdpa"),
-    ("drivers/vhost/vdpa.c", "vhost_vdpa"),
-    ("drivers/vdpa/virtio_pci/vp_vdpa.c", "vp_vdpa"),
-    ("drivers/virtio/virtio_vdpa.c", "virtio_vdpa"),
-    // The kernel's own is built without what the simulator needs of it.
-    ("drivers/vhost/vringh.c", "vringh"),
-    ("drivers/vdpa/vdpa_sim/vdpa_sim.c", "vdpa_sim"),
-    ("drivers/vdpa/vdpa_sim/vdpa_sim_net.c", "vdpa_sim_net"),
-];
-/// What those include from their own folders.
-const HEADERS: &[&str] = &["drivers/vhost/vhost.h", "drivers/vdpa/vdpa_sim/vdpa_sim.h"];
+use crate::step;
+
+/// Modules that are built together.
+pub struct Set {
+    /// What they are kept under.
+    name: &'static str,
+    /// Files of the kernel's source and their names in the one folder that they are put into; a folder, whose files keep theirs, has none.
+    sources: &'static [(&'static str, &'static str)],
+    /// How they are built where the source itself does not say it.
+    makefile: Option<&'static str>,
+    /// Words for make.
+    words: &'static [&'static str],
+    /// The modules.
+    modules: &'static [&'static str],
+}
+
+/// A device that devlink knows, with as many ports as one likes, and no packets. Debian has it for no kernel.
+pub const NETDEVSIM: Set = Set {
+    name: "netdevsim",
+    sources: &[("drivers/net/netdevsim", "")],
+    makefile: None,
+    words: &["CONFIG_NETDEVSIM=m"],
+    modules: &["netdevsim"],
+};
+
+/// What makes a virtio NIC a vDPA device, and the kernel's simulator of one. Debian ships `vp_vdpa` for no kernel, and `vdpa` and `vhost_vdpa` from 13
+/// on only.
+pub const VDPA: Set = Set {
+    name: "vdpa-bus",
+    sources: &[
+        ("drivers/vdpa/vdpa.c", "vdpa.c"),
+        ("drivers/vhost/vdpa.c", "vhost_vdpa.c"),
+        ("drivers/vdpa/virtio_pci/vp_vdpa.c", "vp_vdpa.c"),
+        ("drivers/virtio/virtio_vdpa.c", "virtio_vdpa.c"),
+        // The kernel's own is built without what the simulator needs of it.
+        ("drivers/vhost/vringh.c", "vringh.c"),
+        ("drivers/vdpa/vdpa_sim/vdpa_sim.c", "vdpa_sim.c"),
+        ("drivers/vdpa/vdpa_sim/vdpa_sim_net.c", "vdpa_sim_net.c"),
+        // What those include from their own folders.
+        ("drivers/vhost/vhost.h", "vhost.h"),
+        ("drivers/vdpa/vdpa_sim/vdpa_sim.h", "vdpa_sim.h"),
+    ],
+    makefile: Some("obj-m := vdpa.o vhost_vdpa.o vp_vdpa.o virtio_vdpa.o vringh.o vdpa_sim.o vdpa_sim_net.o\n"),
+    words: &[],
+    modules: &["vdpa", "vhost_vdpa", "vp_vdpa", "virtio_vdpa", "vringh", "vdpa_sim", "vdpa_sim_net"],
+};
+
 const DOWNLOAD: Duration = Duration::from_secs(600);
 const BUILD: Duration = Duration::from_secs(300);
 
-/// The folder with the modules of the guests' kernel.
+/// The folder with the modules of this set for the guests' kernel.
 ///
 /// # Errors
 /// A package that cannot be had, or source that does not build.
-pub fn prepare() -> Result<PathBuf> {
+pub fn prepare(set: &Set) -> Result<PathBuf> {
     let kernel = Kernel::prepare()?;
     let cache = paths::cache()?.join("modules");
     fs::create_dir_all(&cache)?;
     let _alone = Lock::take(&cache.join("lock"))?;
-    let made = cache.join(format!("{}-vdpa-bus", kernel.release));
+    let made = cache.join(format!("{}-{}", kernel.release, set.name));
     if !made.is_dir() {
-        let new = cache.join(format!("{}-vdpa-bus.new", kernel.release));
+        step::say(&format!("building {} for {} (once; it stays in the cache)", set.name, kernel.release));
+        let new = cache.join(format!("{}-{}.new", kernel.release, set.name));
         let _ = fs::remove_dir_all(&new);
         fs::create_dir_all(&new)?;
-        build(&kernel, &new)?;
+        build(set, &kernel, &new)?;
         fs::rename(&new, &made)?;
     }
     Ok(made)
 }
 
-fn build(kernel: &Kernel, folder: &Path) -> Result<()> {
+fn build(set: &Set, kernel: &Kernel, folder: &Path) -> Result<()> {
     let release = &kernel.release;
     let headers = format!("linux-headers-{release}");
     // The newest that the lists know is not always the one of this kernel, so that it is named with its version.
@@ -62,6 +97,7 @@ fn build(kernel: &Kernel, folder: &Path) -> Result<()> {
     let tree = folder.join("tree");
     fs::create_dir(&tree)?;
     let mut download = Command::new("apt-get");
+    // As root apt drops its rights for the download, which a private folder forbids.
     run(
         download.current_dir(folder).args(["download", "-q", "-o", "APT::Sandbox::User=root"]).args(&packages),
         DOWNLOAD,
@@ -75,26 +111,24 @@ fn build(kernel: &Kernel, folder: &Path) -> Result<()> {
     }
     let source = format!("linux-source-{minor}");
     let archive = tree.join("usr/src").join(format!("{source}.tar.xz"));
-    let files = MODULES.iter().map(|(file, _)| *file).chain(HEADERS.iter().copied());
-    let files = files.map(|file| format!("{source}/{file}"));
+    let files = set.sources.iter().map(|(file, _)| format!("{source}/{file}"));
     run(Command::new("tar").arg("-C").arg(&tree).arg("-xf").arg(&archive).args(files), DOWNLOAD)?;
-    for (file, name) in MODULES {
-        fs::copy(tree.join(&source).join(file), folder.join(format!("{name}.c")))?;
+    for (file, name) in set.sources {
+        let from = tree.join(&source).join(file);
+        let from = if name.is_empty() { format!("{}/.", from.display()) } else { from.display().to_string() };
+        run(Command::new("cp").args(["-r", &from]).arg(folder.join(name)), DOWNLOAD)?;
     }
-    for file in HEADERS {
-        let name = Path::new(file).file_name().context("a header without a name")?;
-        fs::copy(tree.join(&source).join(file), folder.join(name))?;
+    if let Some(makefile) = set.makefile {
+        fs::write(folder.join("Makefile"), makefile)?;
     }
-    let objects: Vec<String> = MODULES.iter().map(|(_, name)| format!("{name}.o")).collect();
-    fs::write(folder.join("Makefile"), format!("obj-m := {}\n", objects.join(" ")))?;
     // The headers name their other half by where they would be installed.
     let headers = tree.join("usr/src").join(headers);
     let text = fs::read_to_string(headers.join("Makefile"))?;
     fs::write(headers.join("Makefile"), text.replace("/usr/src/", &format!("{}/usr/src/", tree.display())))?;
     let mut make = Command::new("make");
-    make.arg("-C").arg(&headers).arg(format!("M={}", folder.display())).arg("modules");
+    make.arg("-C").arg(&headers).arg(format!("M={}", folder.display())).args(set.words).arg("modules");
     run(&mut make, BUILD)?;
-    for (_, name) in MODULES {
+    for name in set.modules {
         ensure!(folder.join(format!("{name}.ko")).is_file(), "make left no {name}.ko in {}", folder.display());
     }
     fs::remove_dir_all(tree)?;
