@@ -43,6 +43,8 @@ const CONFIGURATION: &str = "[dataplane]\ncores = [1]\nmemory_mib = 128\n";
 const SIMULATOR: &str = "vdpasim_net";
 const MAC: &str = "52:54:00:bb:00:07";
 const LIMIT: Duration = Duration::from_secs(60);
+/// Longest wait for a lane to start.
+const LANE: Duration = Duration::from_secs(180);
 
 struct Scene<'a> {
     daemon: Daemon,
@@ -296,6 +298,10 @@ fn port(scene: &mut Scene) -> Result<()> {
     net.ip(&["link", "set", &far, "promisc", "on", "up"])?;
     let end = FarEnd::open(&net, &far, ETHERTYPE)?;
     let device = format!("vdpa:{NIC}");
+    // A lane without hugepages that starts on a busy machine takes longer than the command line is waited for.
+    fs::write("/proc/sys/vm/nr_hugepages", "100")?;
+    let mut start = scene.daemon.command(&["lane", "restart", "main"]);
+    wait::run(&mut start, LANE)?.success("ringspan lane restart main")?;
     scene.daemon.add_port("vm", &device, &[])?;
     let made = scene.there("ringspan-vm")?;
     writeln!(scene.story, "    {made}")?;
