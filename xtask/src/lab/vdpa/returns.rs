@@ -132,7 +132,8 @@ fn there_and_back(scene: &mut Scene) -> Result<()> {
     let relayed = (after.0.received - before.0.received, after.1.received - before.1.received);
     let dropped = (after.0.received - after.0.sent, after.1.received - after.1.sent);
     scene.say(&format!("relayed {relayed:?}, of these not delivered {dropped:?}: {after:?}"));
-    ensure!(lost <= dropped.0 + dropped.1, "{lost} frames were lost, {dropped:?} are counted");
+    // What the device still has when DPDK closes it is in nobody's counters: no more than a few.
+    ensure!(lost <= dropped.0 + dropped.1 + u64::from(TURNS), "{lost} frames were lost, {dropped:?} are counted");
     scene.off_simulator()
 }
 
