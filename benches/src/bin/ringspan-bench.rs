@@ -91,7 +91,7 @@ struct Run {
 
 #[derive(Args)]
 struct Migration {
-    /// Only cases whose names, as the table has them, contain one of these texts
+    /// Only cases whose names, as the table has them, contain one of these texts, or are it where it ends with a full stop
     #[arg(long)]
     only: Vec<String>,
     /// Migrations there and back
