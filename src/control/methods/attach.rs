@@ -5,7 +5,8 @@ use std::sync::Weak;
 use std::time::{Duration, Instant};
 
 use ringspan_protocol::{
-    DeviceSpec, LaneName, MacAddress, NicName, NicSpec, PortChange, PortName, QueueCounters, VfSettings,
+    DeviceSpec, LaneName, MacAddress, NicName, NicSpec, PciAddress, PortChange, PortName, PortSpec, QueueCounters,
+    VfSettings,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -144,6 +145,28 @@ pub(super) fn key_of(daemon: &Daemon, port: &PortName) -> Option<Key> {
     daemon.attachments.all().iter().map(Record::key).find(|key| key.to_string() == port.as_str())
 }
 
+/// Refuses a port on a VF that a guest has by another name.
+pub(super) fn check_free(daemon: &Daemon, port: &PortSpec) -> Result<(), Error> {
+    let has = |record: &Record| {
+        port.device.parts().iter().any(|part| match (part, &record.target) {
+            (DeviceSpec::Pci { address, .. }, Target::Pci { address: vf, .. }) => address == vf,
+            (DeviceSpec::Soft { nic, vf }, Target::Soft { nic: other, vf: number }) => {
+                *nic == other.as_str() && vf == number
+            }
+            _ => false,
+        })
+    };
+    let all = daemon.attachments.all();
+    match all.iter().find(|record| record.key().to_string() != port.name.as_str() && has(record)) {
+        None => Ok(()),
+        Some(record) => {
+            let (device, key) = (&record.target, record.key());
+            let message = format!("port {}: {device} is that of guest {} (NIC {})", port.name, key.guest, key.nic);
+            Err(Error::new(ErrorKind::Busy, message).about(&port.name))
+        }
+    }
+}
+
 /// This daemon's lanes, for the steps of attachments.
 struct Own<'a>(&'a Daemon);
 
@@ -260,7 +283,7 @@ fn with_world<T>(daemon: &Daemon, run: impl FnOnce(&Guarded<'_>) -> T) -> T {
 }
 
 /// Open vSwitch, where it answers.
-fn look_at_ovs(daemon: &Daemon) -> Option<View> {
+pub(super) fn look_at_ovs(daemon: &Daemon) -> Option<View> {
     let place = Place::new(locked(&daemon.config).ovs.run_dir.as_deref());
     Database::connect(&place).and_then(|mut database| View::read(&mut database)).ok()
 }
@@ -311,6 +334,15 @@ fn choose_and_plan(
 /// Who has a VF. With `bridges` also who only seems to: nobody named that VF.
 fn in_use(host: &Host, one: &choose::Candidate, bridges: Option<&BTreeMap<String, String>>) -> Option<String> {
     let Target::Pci { address, .. } = one.target else { return None };
+    seems_used(host, address, bridges)
+}
+
+/// The same of a function.
+pub(super) fn seems_used(
+    host: &Host,
+    address: PciAddress,
+    bridges: Option<&BTreeMap<String, String>>,
+) -> Option<String> {
     let function = pci_function(host, address)?;
     let process = host.vfio_user(&function).map(|process| format!("process {process}"));
     // An interface that is merely up is the kernel's doing.
@@ -510,32 +542,43 @@ const ROUNDS: usize = 12;
 /// What is known to have drifted.
 #[derive(Default)]
 struct Drifts {
-    known: BTreeMap<Key, Vec<String>>,
-    /// Who was looked at last.
+    /// What differed when it was last looked at, and whether that was told.
+    known: BTreeMap<Key, (Vec<String>, bool)>,
+    /// Whose turn was last.
     last: Option<Key>,
 }
 
 impl Drifts {
-    /// Looks at the next ones, and tells of each that drifts otherwise than it was known to.
+    /// Looks at the next ones, and tells of each that drifts otherwise than it was known to. What is seen for the first time is looked at again in the next
+    /// round: lanes and ports that are just being made differ for a moment.
     fn look(&mut self, daemon: &Daemon) {
         let all = daemon.attachments.all();
         self.known.retain(|key, _| all.iter().any(|record| record.key() == *key));
         let at = self.last.as_ref().map_or(0, |last| all.partition_point(|record| record.key() <= *last));
-        let turn = all[at..].iter().chain(&all[..at]).take(all.len().div_ceil(ROUNDS));
-        for record in turn.filter(|record| record.stage == Stage::Attached) {
+        let turn: Vec<Key> =
+            all[at..].iter().chain(&all[..at]).take(all.len().div_ceil(ROUNDS)).map(Record::key).collect();
+        self.last = turn.last().cloned().or_else(|| self.last.take());
+        let suspected = |key: &Key| self.known.get(key).is_some_and(|(what, told)| !what.is_empty() && !told);
+        let looked_at = |record: &&Record| turn.contains(&record.key()) || suspected(&record.key());
+        let looked_at: Vec<&Record> =
+            all.iter().filter(|record| record.stage == Stage::Attached).filter(looked_at).collect();
+        for record in looked_at {
             let key = record.key();
             let what = with_world(daemon, |world| sync::drift(world, record));
-            self.last = Some(key.clone());
             // What changed meanwhile was looked at half-way.
             if daemon.attachments.get(&key).as_ref() != Some(record) {
                 continue;
             }
-            if self.known.get(&key).is_none_or(|known| *known != what) && !what.is_empty() {
+            let (before, mut told) = self.known.remove(&key).unwrap_or_default();
+            if before != what {
+                told = false;
+            } else if !what.is_empty() && !told {
                 tracing::warn!("{key} is not as it was left: {}", what.join("; "));
                 let (device, what) = (record.target.to_string(), what.clone());
                 tell(daemon, &key, |guest, nic| EventKind::Drifted { guest, nic, device, what });
+                told = true;
             }
-            self.known.insert(key, what);
+            self.known.insert(key, (what, told));
         }
     }
 }

@@ -12,12 +12,13 @@ use ringspan_protocol::PciAddress;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Call, device};
+use super::{Call, attach, device};
 use crate::control::{Daemon, EventKind, locked};
 use crate::error::{Error, ErrorKind};
 use crate::host::bond::{self, Wish};
 use crate::host::conf::{self, Applied, AppliedOutcome, Files, Inventory, Item, Kind, Plan, Settings, Standing};
 use crate::host::doctor::{FilesOnly, Host};
+use crate::host::steps::wait;
 use crate::host::work::Change;
 
 /// Which files the agent reads.
@@ -85,9 +86,26 @@ impl Daemon {
     }
 }
 
+/// Longest wait for the interface of a VF whose driver has just taken it.
+const APPEARS: Duration = Duration::from_secs(10);
+
 impl Daemon {
     /// Has a NIC make one switch of a bond that is there. Its members leave for a moment, as they do not have a link while their mode changes either.
     fn begin_lag(&self, host: &crate::host::Host, item: &Item, done: &mut Vec<String>) -> Result<(), Error> {
+        let bridges = attach::look_at_ovs(self).as_ref().map(device::bridges_of).unwrap_or_default();
+        let devices = crate::host::inventory::Inventory::take(host).devices().into_iter();
+        let is_member = |name: &String| item.members.contains(name);
+        for vf in devices.filter(|one| one.vf.is_some() && one.pf_interface.as_ref().is_some_and(is_member)) {
+            // Nobody asked for it at this moment: a container may have it. One that has just got its driver has no interface yet.
+            let user = || attach::seems_used(host, vf.address, Some(&bridges));
+            if wait(APPEARS, || user().is_none().then_some(())).is_none()
+                && let Some(user) = user()
+            {
+                let (name, vf) = (&item.interface, &vf.addr);
+                let message = format!("{name}: {user} has its VF {vf}, which would be without its driver for a moment");
+                return Err(Error::new(ErrorKind::Busy, message).about(name));
+            }
+        }
         let wish = Wish::lag_of(&item.interface, &item.members);
         let bond = super::bond::with_around(self, |around| bond::create(host, &wish, around))?;
         done.extend(bond.done);

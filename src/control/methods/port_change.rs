@@ -143,7 +143,8 @@ pub(super) fn add_to(daemon: &Daemon, params: Add) -> Result<PortEntry, Error> {
         desired.ports.insert(name.clone(), port);
         lane
     };
-    let added = daemon.lane(&lane).and_then(|lane| {
+    // Looked at when the device is claimed: an attachment that comes later finds it claimed.
+    let added = attach::check_free(daemon, &spec).and_then(|()| daemon.lane(&lane)).and_then(|lane| {
         let spec = daemon.for_lane(&spec)?;
         lane.change(Request::PortAdd(Box::new(spec)), |reply| {
             reply?;

@@ -201,3 +201,32 @@ fn a_daemon_killed_at_any_point_puts_the_software_nic_right_when_it_starts() {
         assert_eq!((ports(&bench), vlans(&bench)), (vec![], vec![]));
     }
 }
+
+#[test]
+fn a_vf_that_is_being_attached_is_no_other_ports() {
+    let bench = Bench::start("");
+    nic(&bench, "legacy");
+    // Chosen and written down, and its port is not made yet.
+    bench.running.as_ref().unwrap().daemon.attachments.kill_at(2);
+    bench.call("port.attach", wanted(&bench, "g1", json!({}))).unwrap_err();
+    let error = bench.add("vm1", "soft:nic0/vf0").unwrap_err();
+    assert!(kind(&error) == "busy" && error["message"].as_str().unwrap().contains("guest g1"), "{error}");
+    assert_eq!(ports(&bench), [""; 0]);
+    bench.add("vm1", "soft:nic0/vf1").unwrap();
+}
+
+#[test]
+fn a_drift_is_told_by_the_daemon_itself_and_once() {
+    let bench = Bench::start("");
+    nic(&bench, "legacy");
+    bench.call("port.attach", wanted(&bench, "g1", json!({}))).unwrap();
+    bench.call("nic.set-vf", json!({ "name": "nic0", "vf": 0, "vlan": 99 })).unwrap();
+    let begun = std::time::Instant::now();
+    while !told(&bench).contains(&"drifted g1".to_owned()) {
+        assert!(begun.elapsed() < std::time::Duration::from_secs(120), "{:?}", told(&bench));
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    // It stays so, and is mended: nothing more is told of it.
+    bench.call("nic.set-vf", json!({ "name": "nic0", "vf": 0, "vlan": 7 })).unwrap();
+    assert_eq!(told(&bench), ["attached g1", "drifted g1"]);
+}

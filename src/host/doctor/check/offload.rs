@@ -4,7 +4,7 @@ use super::Found;
 use crate::error::ErrorKind;
 use crate::host::doctor::host::{Host, Unseen};
 use crate::host::doctor::nic::Nic;
-use crate::ovs::verify::{Check, State};
+use crate::ovs::verify::{Check, Checked, State};
 
 pub(super) fn ovs(host: &Host) -> Vec<Found> {
     match host.verify_ovs() {
@@ -35,7 +35,21 @@ fn finding(check: &Check) -> Found {
         State::Failed => Found::fail(message),
     };
     let name = serde_json::to_value(check.check).ok().and_then(|word| word.as_str().map(str::to_owned));
-    Found { item: name, ..found }.remedy(check.remedy.iter().flat_map(|remedy| pasted(remedy)))
+    // What was looked at, as it can be looked at again.
+    let seen = match check.check {
+        Checked::HwOffload => "ovs-vsctl get Open_vSwitch . other_config external_ids",
+        Checked::Offloaded | Checked::Conntrack => "ovs-appctl dpctl/dump-flows -m",
+        Checked::OwnRules => "ringspan flow stats",
+        Checked::MaxIdle => "ovs-vsctl get Open_vSwitch . other_config:max-idle",
+        Checked::Owners => "ringspan nic list",
+        Checked::Representors => "ovs-vsctl show",
+        Checked::Interfaces => "ovs-vsctl --columns=name,error list Interface",
+        Checked::Qdiscs => "tc qdisc show",
+        Checked::Upcalls => "ovs-appctl dpctl/show",
+    };
+    Found { item: name, ..found }
+        .evidence([format!("{seen}: {}", check.message)])
+        .remedy(check.remedy.iter().flat_map(|remedy| pasted(remedy)))
 }
 
 /// A remedy as lines to paste: advice that is no command must not be run, and neither must a command in which a name is still to be filled in.
