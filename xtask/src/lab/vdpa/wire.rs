@@ -124,8 +124,8 @@ fn refused(scene: &mut Scene) -> Result<()> {
     ensure!(scene.set_mode(Mode::Auto)? == ModeStatus::Relay);
     ensure!(scene.reason()?.contains("the device has no RING_PACKED, which"), "another reason");
     scene.cross(500, ModeStatus::Relay)?;
-    // The emulated IOMMU has 39 bits of addresses.
-    scene.start_guest(Options { memory_start: 1 << 45, ..scene.options() })?;
+    // The emulated IOMMU has 48 bits of addresses.
+    scene.start_guest(Options { memory_start: 1 << 50, ..scene.options() })?;
     scene.cross(500, ModeStatus::Relay)?;
     ensure!(scene.reason()?.contains("the device addresses 0x0 to"), "another reason");
     scene.start_guest(scene.options())?;
