@@ -123,7 +123,7 @@ pub(crate) struct VdpaDevice {
     pub min_vq_size: Option<u16>,
 }
 
-/// What a network device shows its driver. Up to Linux 6.1 there is none of it before the driver has negotiated features (EAGAIN).
+/// What a network device shows its driver. Before Linux 6.1 there is none of it before the driver has negotiated features (EAGAIN).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct VdpaConfig {
     /// Its address.
@@ -136,7 +136,7 @@ pub(crate) struct VdpaConfig {
     pub max_vqp: Option<u16>,
     /// The features that the driver took.
     pub negotiated: Option<u64>,
-    /// The features that it offers; kernels before 6.2 do not say.
+    /// The features that it offers; kernels before 6.1 do not say.
     pub features: Option<u64>,
 }
 

@@ -92,7 +92,7 @@ fn there<'a>(
             differences(wish, entry.wish.mac, entry.wish.mtu, entry.wish.max_vqp, entry.wish.features)
         }
         _ => {
-            // Before a driver has started it, kernels up to 6.1 say nothing of it.
+            // Before a driver has started it, kernels before 6.1 say nothing of it.
             let config = host.kernel.vdpa_config(name).unwrap_or_default();
             differences(
                 wish,

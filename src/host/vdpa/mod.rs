@@ -153,7 +153,7 @@ pub(crate) struct Device {
     /// The features that its driver took, as bits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub negotiated: Option<u64>,
-    /// The features that it offers, as bits; absent: the kernel is older than 6.2.
+    /// The features that it offers, as bits; absent: the kernel is older than 6.1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub features: Option<u64>,
     /// Why address, MTU, link and features are not known.
