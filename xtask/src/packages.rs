@@ -25,6 +25,7 @@ pub const RUN: &[&str] = &[
     "iputils-ping",
     "procps",
     "ethtool",
+    "pciutils",
     "iperf3",
     "tshark",
     // Debian starts it as a service where systemd runs; the tests have switches of their own and leave that one alone.

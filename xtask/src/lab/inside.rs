@@ -18,7 +18,9 @@ use ringspan_testkit::{paths, wait};
 
 use super::kernel_log::KernelLog;
 use super::registers::Registers;
-use super::{FIRST, SECOND, bonds, checks, control, doctor, failover, netdevsim, story_port, vdpa, vdpa_netlink};
+use super::{
+    FIRST, SECOND, answers, bonds, checks, control, doctor, failover, netdevsim, story_port, vdpa, vdpa_netlink,
+};
 
 /// Longest frame without its Ethernet header.
 pub const MTU: u16 = 9000;
@@ -56,6 +58,7 @@ pub fn run(only: &str) -> Result<()> {
     let mut story = story_port()?;
     let mut done = control::run(&mut story, only)?;
     done += bonds::run(&mut story, only)?;
+    done += answers::run(&mut story, only)?;
     done += netdevsim::run(&mut story, only)?;
     done += doctor::run(&mut story, only)?;
     done += vdpa_netlink::run(&mut story, only)?;

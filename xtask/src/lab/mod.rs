@@ -3,6 +3,7 @@
 //! The host is a QEMU guest with an IOMMU and two igb NICs, joined by a wire (docs/decisions/0011-lab.md). This side makes it and shows what it
 //! says; [`inside`] is the other side: this same program in there, which runs a lane and plays the lane's guest.
 
+mod answers;
 mod bonds;
 mod checks;
 mod control;
@@ -32,14 +33,17 @@ use crate::{packages, step};
 /// Longest time for all checks.
 const LIMIT: Duration = Duration::from_secs(1200);
 
-/// `first` and `second` are the ends of a wire, each with virtual functions of its own; `story` is what [`inside`] says.
+/// `first` and `second` are the ends of a wire, each with virtual functions of its own, and `third` listens there; `story` is what [`inside`] says.
 const MACHINE: &str = "-machine kernel-irqchip=split -device intel-iommu,intremap=on,caching-mode=on \
     -device pcie-root-port,id=port1,chassis=1,addr=0x10 -device pcie-root-port,id=port2,chassis=2,addr=0x11 \
     -netdev hubport,id=first,hubid=0 -device igb,id=nic1,bus=port1,netdev=first,mac=52:54:00:aa:00:01,romfile= \
-    -netdev hubport,id=second,hubid=0 -device igb,id=nic2,bus=port2,netdev=second,mac=52:54:00:aa:00:02,romfile=";
+    -netdev hubport,id=second,hubid=0 -device igb,id=nic2,bus=port2,netdev=second,mac=52:54:00:aa:00:02,romfile= \
+    -netdev hubport,id=third,hubid=0 -device virtio-net-pci,netdev=third,mac=52:54:00:aa:00:03";
 /// The functions by their addresses inside.
 const FIRST: &str = "0000:01:00.0";
 const SECOND: &str = "0000:02:00.0";
+/// A NIC of the host's own on the same wire.
+const THIRD_MAC: &str = "52:54:00:aa:00:03";
 /// iomem: the lab reaches into registers of a NIC that DPDK drives. no_timer_check: where the processor is shared, the kernel may see too few
 /// ticks of its timer while it starts, and would give up.
 const KERNEL: &str = "iomem=relaxed no_timer_check";
