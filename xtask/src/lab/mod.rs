@@ -12,6 +12,7 @@ mod failover;
 mod flow;
 mod inside;
 mod kernel_log;
+mod kernel_ovs;
 mod modules;
 mod netdevsim;
 mod registers;
