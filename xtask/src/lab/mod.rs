@@ -10,6 +10,7 @@ mod control;
 mod doctor;
 mod failover;
 mod flow;
+mod handover;
 mod inside;
 mod kernel_log;
 mod kernel_ovs;
