@@ -474,7 +474,7 @@ fn a_tunnel_that_is_not_clean_is_none() {
         (1, 0),
         "OVS takes nothing out of a packet that is tagged"
     );
-    let options = TunnelPush { options: "0102030400000000".into(), ..tunnel(TunnelKind::Geneve, false) };
+    let options = TunnelPush { options: "010203020000000000000000".into(), ..tunnel(TunnelKind::Geneve, false) };
     let outer = one(&rule(&[], vec![Action::TunnelPush(Box::new(options)), out()]), &frame);
     assert_eq!((outer[44], parse(&outer).1.inner), (0x65, 0), "options that nobody here knows");
 }
@@ -565,7 +565,7 @@ fn headers_that_do_not_fit_before_a_frame_are_refused_when_the_rule_is_made() {
         src_port: None,
         dst_port: 6081,
         checksum: false,
-        options: "01020304".repeat(options / 4),
+        options: "01020300".repeat(options / 4),
     };
     let tag = Action::PushVlan { tpid: 0x8100, tci: 5 };
     let makes = |actions: Vec<Action>| Program::new(&rule(&[], actions), 8).is_ok();
