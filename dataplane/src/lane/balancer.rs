@@ -125,8 +125,8 @@ impl Default for Balancer {
 impl Lane {
     /// All ports' shares. The lane is not locked while they are looked at.
     fn all_shares(&self) -> Vec<(Arc<PortState>, Arc<Shares>)> {
-        let ports = self.lock();
-        ports.by_name.values().filter_map(|port| Some((Arc::clone(port.state()), port.shares()?))).collect()
+        let ports = self.all();
+        ports.iter().filter_map(|port| Some((Arc::clone(port.state()), port.shares()?))).collect()
     }
 
     fn set_load(&self, change: impl FnOnce(&mut LaneLoad)) {

@@ -50,7 +50,7 @@ pub struct Lane {
 
 #[derive(Default)]
 struct Ports {
-    by_name: BTreeMap<PortName, Port>,
+    by_name: BTreeMap<PortName, Arc<Port>>,
     last_id: u64,
     stopping: bool,
 }
@@ -94,7 +94,7 @@ impl Lane {
             Request::PortAdd(spec) => self.add(*spec).map(|status| Reply::Port(Box::new(status))),
             Request::PortRemove { name, forget } => self.remove(&name, forget).map(|()| Reply::Done),
             Request::PortSet { name, change } => self.set(&name, &change).map(|status| Reply::Port(Box::new(status))),
-            Request::PortList => Ok(Reply::Ports(self.lock().by_name.values().map(Port::status).collect())),
+            Request::PortList => Ok(Reply::Ports(self.all().iter().map(|port| port.status()).collect())),
             Request::PortStats { name, extended } => self.stats(name.as_ref(), extended),
             Request::Events { after, wait_ms } => {
                 let wait = Duration::from_millis(wait_ms.into()).min(MAX_EVENT_WAIT);
@@ -141,15 +141,16 @@ impl Lane {
         if ports.stopping {
             return Err(Failure::new(FailureKind::Failed, format!("lane {} is stopping", self.info.name)));
         }
-        if let Some(port) = ports.by_name.get(&spec.name) {
-            if *port.spec() == spec {
+        if let Some(port) = ports.by_name.get(&spec.name).cloned() {
+            if port.spec() == spec {
+                drop(ports);
                 return Ok(port.status());
             }
             let message =
                 format!("port {} exists with other properties: remove it first, or change it with port set", spec.name);
             return Err(Failure::new(FailureKind::Exists, message));
         }
-        for other in ports.by_name.values().map(Port::spec) {
+        for other in ports.by_name.values().map(|port| port.spec()) {
             let shared = if other.device.identity() == spec.device.identity() {
                 format!("device {}", spec.device.identity())
             } else if other.socket == spec.socket {
@@ -184,7 +185,7 @@ impl Lane {
             }
         })?;
         let status = port.status();
-        self.lock().by_name.insert(name, port);
+        self.lock().by_name.insert(name, Arc::new(port));
         Ok(status)
     }
 
@@ -193,7 +194,9 @@ impl Lane {
         let port = self.lock().by_name.remove(name);
         let found = port.is_some();
         // Before the next change: another port may want the same device or socket.
-        drop(port);
+        if let Some(port) = port {
+            port.close();
+        }
         if forget {
             Journal::forget(&self.journals, name);
         }
@@ -201,18 +204,16 @@ impl Lane {
     }
 
     fn set(&self, name: &PortName, change: &PortChange) -> Result<PortStatus, Failure> {
-        let mut ports = self.lock();
-        let port = ports.by_name.get_mut(name).ok_or_else(|| self.not_found(name))?;
+        let port = self.port(name)?;
         port.set(change)?;
         Ok(port.status())
     }
 
     fn stats(&self, name: Option<&PortName>, extended: bool) -> Result<Reply, Failure> {
-        let ports = self.lock();
-        let of = |port: &Port| (port.spec().name.clone(), port.counters(extended));
+        let of = |port: &Arc<Port>| (port.spec().name, port.counters(extended));
         let stats = match name {
-            Some(name) => vec![of(ports.by_name.get(name).ok_or_else(|| self.not_found(name))?)],
-            None => ports.by_name.values().map(of).collect(),
+            Some(name) => vec![of(&self.port(name)?)],
+            None => self.all().iter().map(of).collect(),
         };
         Ok(Reply::Stats(stats))
     }
@@ -245,10 +246,12 @@ impl Lane {
     pub fn monitor(&self, links: &mut Links) {
         sweep_pools();
         sweep_loans();
-        let ports = self.lock();
-        links.retain(|id, _| ports.by_name.values().any(|port| port.id() == *id));
-        for port in ports.by_name.values() {
-            let now = port.look();
+        let ports = self.all();
+        links.retain(|id, _| ports.iter().any(|port| port.id() == *id));
+        for port in ports {
+            // Somebody is at the device: another time.
+            let Some(look) = port.look() else { continue };
+            let now = (look.up, look.gone);
             let before = links.insert(port.id(), now).unwrap_or((now.0, false));
             if before.0 != now.0 {
                 port.state().device_event(LaneEventKind::LinkChanged { up: now.0 });
@@ -269,9 +272,18 @@ impl Lane {
         };
         for (name, port) in all {
             tracing::info!(port = %name, "closing");
-            drop(port);
+            port.close();
         }
         self.close_nics();
+    }
+
+    /// The ports as they are now. Nothing that a port may be long about is asked while they are locked.
+    fn all(&self) -> Vec<Arc<Port>> {
+        self.lock().by_name.values().cloned().collect()
+    }
+
+    fn port(&self, name: &PortName) -> Result<Arc<Port>, Failure> {
+        self.lock().by_name.get(name).cloned().ok_or_else(|| self.not_found(name))
     }
 
     fn change(&self) -> MutexGuard<'_, ()> {

@@ -2,35 +2,27 @@
 //! while the guest runs: rings stop here and go on there, from where they stood.
 //!
 //! A vDPA device has one owner at a time, so that the one is closed before the other is opened.
+//!
+//! Whoever changes something holds a lock of this port for as long as the device takes: the session, control's `set`, and [`Backing::attend`]. Whoever only looks
+//! (control, the balancer, the monitor) gets what was so last, and never waits for that.
 
 use std::collections::BTreeMap;
+use std::ops::{Deref, DerefMut};
 use std::os::fd::OwnedFd;
-use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::Sender;
 use ringspan_protocol::{
     DeviceSpec, DeviceStatus, Failure, FailureKind, LaneEventKind, MacAddress, Mode, ModeStatus, PolicyStatus,
     PortSpec, ShareStatus, ZeroCopyStatus,
 };
 
-use super::{Shares, apply, device_config};
-use crate::journal::Journal;
+use super::Shares;
+use super::relaying::{Make, Open, Relays, Started};
 use crate::memory::GuestMap;
-use crate::nic::{Device, DeviceConfig};
-use crate::relay::{Common, Fault};
-use crate::ring::{Ring, RingConfig, RingLog};
-use crate::vdpa::{Handover, Node, Refusal};
-use crate::worker::{Worker, WorkerError};
-
-/// What relays are made of.
-pub(super) struct Maker {
-    pub id: u64,
-    pub journal: Arc<Journal>,
-    pub workers: Vec<Arc<Worker>>,
-    pub faults: Sender<Fault>,
-}
+use crate::ring::{RingConfig, RingLog};
+use crate::vdpa::{Handover, Refusal};
 
 /// How long a device gets to send what it was given before it is closed.
 const SENT: Duration = Duration::from_millis(2);
@@ -40,8 +32,47 @@ const LOST: &str = "the device does not say where a ring stands";
 
 /// What moves a port's packets.
 pub(super) struct Backing {
-    maker: Maker,
+    maker: Box<dyn Make>,
+    /// Where a vDPA device has its node.
+    node: Option<PathBuf>,
     now: Mutex<Now>,
+    /// Never held while a device or a worker is asked something.
+    seen: Mutex<Seen>,
+}
+
+/// What those see who only look.
+struct Seen {
+    way: WaySeen,
+    mode: ModeStatus,
+    reason: Option<String>,
+    allowed: u64,
+    pairs: u16,
+    /// What happened and was not told yet.
+    events: Vec<LaneEventKind>,
+}
+
+#[derive(Clone)]
+enum WaySeen {
+    Relay(Option<Arc<Shares>>, Arc<Open>),
+    Vdpa(Box<DeviceStatus>),
+    Down(Box<DeviceStatus>),
+}
+
+/// What a look at a port's device says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Look {
+    /// The link is up.
+    pub up: bool,
+    /// The device is gone.
+    pub gone: bool,
+    /// The port is to let go of its device, or can take it again.
+    pub due: bool,
+}
+
+/// The port while somebody changes it. What those see who only look follows when it is let go of.
+struct Held<'a> {
+    now: MutexGuard<'a, Now>,
+    seen: &'a Mutex<Seen>,
 }
 
 struct Now {
@@ -71,46 +102,14 @@ struct Now {
 }
 
 enum Way {
-    Relay(Box<Relaying>),
+    Relay(Box<dyn Relays>),
     Vdpa(Box<Handover>),
     Down,
 }
 
-struct Relaying {
-    shares: Arc<Shares>,
-    device: Device,
-    /// Where its relays look for its rates.
-    limits: Arc<Common>,
-}
-
-/// What a ring's start led to.
-pub(super) enum Started {
-    /// So many pairs run.
-    Pairs(u16),
-    /// The ring is broken.
-    Broken(String),
-}
-
-impl Maker {
-    fn relay(&self, spec: &PortSpec) -> Result<Relaying, Failure> {
-        let (device, queues) = Device::open(&spec.device, &device_config(spec))?;
-        let common = Common::new(self.id, Arc::clone(&self.journal), self.faults.clone());
-        common.limit(spec.max_rate);
-        let limits = Arc::clone(&common);
-        let pool = device.pool().clone();
-        let (node, lending) = (device.node(), device.lending().clone());
-        let shares = Shares::new(common, self.workers.clone(), queues, pool, spec.mtu, node, lending)?;
-        Ok(Relaying { shares: Arc::new(shares), device, limits })
-    }
-}
-
 /// Opens the node of a vDPA device for a port. The text is why the device cannot have the port's rings; the failure why nobody can have the device.
-fn take_over(path: &Path, spec: &PortSpec) -> Result<Result<Handover, String>, Failure> {
-    let node = Node::open(path).map_err(|error| Failure {
-        errno: error.errno(),
-        ..Failure::new(error.kind(), format!("device {}: {error}", spec.device))
-    })?;
-    let handover = match Handover::new(Box::new(node)) {
+fn take_over(maker: &dyn Make, path: &Path, spec: &PortSpec) -> Result<Result<Handover, String>, Failure> {
+    let handover = match Handover::new(maker.node(path, spec)?) {
         Ok(handover) => handover,
         Err(what) => return Ok(Err(format!("the device says {what}"))),
     };
@@ -140,7 +139,7 @@ impl Backing {
     ///
     /// # Errors
     /// Why not; then nothing is open.
-    pub fn open(maker: Maker, spec: &PortSpec) -> Result<Self, Failure> {
+    pub fn open(maker: Box<dyn Make>, spec: &PortSpec) -> Result<Self, Failure> {
         let mut now = Now {
             spec: spec.clone(),
             way: Way::Down,
@@ -158,7 +157,7 @@ impl Backing {
             closed: false,
         };
         if let (DeviceSpec::VhostVdpa { path }, Mode::Auto | Mode::Vdpa) = (&spec.device, spec.mode) {
-            match take_over(path, spec)? {
+            match take_over(&*maker, path, spec)? {
                 Ok(handover) => {
                     now.allowed = handover.facts().offer(u64::MAX);
                     now.way = Way::Vdpa(Box::new(handover));
@@ -168,59 +167,66 @@ impl Backing {
             }
         }
         if let Way::Down = now.way {
-            now.way = Way::Relay(Box::new(maker.relay(spec)?));
+            now.way = Way::Relay(maker.relays(spec)?);
         }
-        Ok(Self { maker, now: Mutex::new(now) })
+        let node = match &spec.device {
+            DeviceSpec::VhostVdpa { path } => Some(path.clone()),
+            _ => None,
+        };
+        let seen = Mutex::new(now.seen());
+        Ok(Self { maker, node, now: Mutex::new(now), seen })
     }
 
     /// What of the feature bits may be offered.
     pub fn allowed(&self) -> u64 {
-        self.lock().allowed
+        self.seen().allowed
     }
 
     /// The relays, where there are any.
     pub fn shares(&self) -> Option<Arc<Shares>> {
-        match &self.lock().way {
-            Way::Relay(relay) => Some(Arc::clone(&relay.shares)),
-            Way::Vdpa(_) | Way::Down => None,
+        match &self.seen().way {
+            WaySeen::Relay(shares, _) => shares.clone(),
+            WaySeen::Vdpa(_) | WaySeen::Down(_) => None,
         }
     }
 
     /// Events since they were last asked for.
     pub fn take_events(&self) -> Vec<LaneEventKind> {
-        std::mem::take(&mut self.lock().events)
+        std::mem::take(&mut self.seen().events)
     }
 
     /// Who moves the packets, and why the device does not.
     pub fn mode(&self) -> (ModeStatus, Option<String>) {
-        let now = self.lock();
-        (now.mode(), now.reason.clone())
+        let seen = self.seen();
+        (seen.mode, seen.reason.clone())
     }
 
     /// What is run by workers, whether frames are copied, and the device.
     pub fn status(&self) -> (Vec<ShareStatus>, ZeroCopyStatus, DeviceStatus) {
-        let now = self.lock();
-        match &now.way {
-            Way::Relay(relay) => (relay.shares.status(), relay.shares.zero_copy(), relay.device.status()),
-            Way::Vdpa(handover) => {
+        let way = self.seen().way.clone();
+        match way {
+            WaySeen::Relay(Some(shares), device) => (shares.status(), shares.zero_copy(), device.status()),
+            WaySeen::Relay(None, device) => (Vec::new(), ZeroCopyStatus::default(), device.status()),
+            WaySeen::Vdpa(device) => {
                 let reason = Some("the device reads the guest's memory by itself".into());
-                (Vec::new(), ZeroCopyStatus { from: None, reason }, of_vdpa(&now.spec, Some(handover)))
+                (Vec::new(), ZeroCopyStatus { from: None, reason }, *device)
             }
-            Way::Down => (Vec::new(), ZeroCopyStatus::default(), of_vdpa(&now.spec, None)),
+            WaySeen::Down(device) => (Vec::new(), ZeroCopyStatus::default(), *device),
         }
     }
 
     /// The driver's own counters.
     pub fn extended_stats(&self) -> Vec<(String, u64)> {
-        match &self.lock().way {
-            Way::Relay(relay) => relay.device.extended_stats(),
-            Way::Vdpa(_) | Way::Down => Vec::new(),
+        let way = self.seen().way.clone();
+        match way {
+            WaySeen::Relay(_, device) => device.extended_stats(),
+            WaySeen::Vdpa(_) | WaySeen::Down(_) => Vec::new(),
         }
     }
 
     /// Whether the guest broke a ring.
     pub fn is_broken(&self) -> bool {
-        matches!(&self.lock().way, Way::Relay(relay) if relay.shares.is_broken())
+        self.shares().is_some_and(|shares| shares.is_broken())
     }
 
     /// What the guest negotiated.
@@ -242,8 +248,7 @@ impl Backing {
         }
         _old = now.map.replace(Arc::clone(&map));
         let refusal = match &mut now.way {
-            // An error means that the lane is stopping: then no worker holds the old map either.
-            Way::Relay(relay) => return drop(relay.shares.remap(map)),
+            Way::Relay(relay) => return relay.remap(map),
             Way::Vdpa(handover) => handover.memory(map).err(),
             Way::Down => None,
         };
@@ -281,7 +286,7 @@ impl Backing {
         let mut now = self.lock();
         let config = now.rings.remove(&index)?;
         match &mut now.way {
-            Way::Relay(relay) => relay.shares.stop(index).ok().flatten(),
+            Way::Relay(relay) => relay.stop(index),
             Way::Vdpa(handover) => {
                 let at = handover.stop(index);
                 let pairs = match handover.settle() {
@@ -302,8 +307,7 @@ impl Backing {
             config.call.clone_from(&call);
         }
         match &mut now.way {
-            // An error means that the lane is stopping, and its rings with it.
-            Way::Relay(relay) => drop(relay.shares.set_call(index, call)),
+            Way::Relay(relay) => relay.call(index, call),
             Way::Vdpa(handover) => handover.call(index, call),
             Way::Down => {}
         }
@@ -317,8 +321,7 @@ impl Backing {
             config.log.clone_from(&log);
         }
         match &mut now.way {
-            // An error means that the lane is stopping, and its rings with it.
-            Way::Relay(relay) => drop(relay.shares.set_log(index, log)),
+            Way::Relay(relay) => relay.log(index, log),
             Way::Vdpa(_) if wanted => drop(self.refused(&mut now, &Refusal::Logging)),
             Way::Vdpa(_) | Way::Down => {}
         }
@@ -333,20 +336,17 @@ impl Backing {
     /// Changes what can be changed while packets flow. On failure everything is as before.
     pub fn set(&self, wanted: &PortSpec) -> Result<(), Failure> {
         let mut now = self.lock();
+        if now.closed {
+            return Err(Failure::new(FailureKind::NotFound, "it is being removed"));
+        }
         if let Way::Vdpa(_) = now.way
             && (wanted.mac, wanted.mtu, wanted.max_rate) != (now.spec.mac, now.spec.mtu, now.spec.max_rate)
         {
             let what = "mac, mtu and max_rate are the device's own in vDPA mode: give them to it when it is made, or choose mode relay";
             return Err(Failure::new(FailureKind::Unsupported, what));
         }
-        if let Way::Relay(relay) = &mut now.way {
-            let before = relay.device.config().mtu;
-            if wanted.mtu != before { relay.reconfigure(wanted)? } else { relay.adjust(wanted)? }
-        }
-        if let Way::Relay(relay) = &now.way
-            && wanted.max_rate != now.spec.max_rate
-        {
-            relay.limits.limit(wanted.max_rate);
+        if let Way::Relay(relay) = &now.way {
+            relay.set(wanted, &now.spec)?;
         }
         let before = std::mem::replace(&mut now.spec, wanted.clone());
         if wanted.mode != before.mode {
@@ -408,7 +408,7 @@ impl Backing {
             now.reason = None;
         }
         if !now.unknown && matches!(now.way, Way::Down) && now.may_relay() {
-            match self.maker.relay(&now.spec) {
+            match self.maker.relays(&now.spec) {
                 Ok(relay) => self.begin_relay(now, relay),
                 Err(failure) => {
                     let why = format!("{}; and no relay: {failure}", now.reason.as_deref().unwrap_or("as asked for"));
@@ -427,7 +427,7 @@ impl Backing {
     /// Gives the device to the rings that run. On failure it is closed.
     fn hand_over(&self, now: &mut Now) -> Result<(), String> {
         let DeviceSpec::VhostVdpa { path } = &now.spec.device else { return Err("it is no vDPA device".into()) };
-        let mut handover = take_over(path, &now.spec).map_err(|failure| failure.message)??;
+        let mut handover = take_over(&*self.maker, path, &now.spec).map_err(|failure| failure.message)??;
         now.allowed = handover.facts().offer(u64::MAX);
         handover.negotiated(now.features);
         let mut given = || {
@@ -456,12 +456,11 @@ impl Backing {
         }
     }
 
-    fn begin_relay(&self, now: &mut Now, relay: Relaying) {
+    fn begin_relay(&self, now: &mut Now, relay: Box<dyn Relays>) {
         if let Some(map) = &now.map {
-            // An error means that the lane is stopping.
-            let _ = relay.shares.remap(Arc::clone(map));
+            relay.remap(Arc::clone(map));
         }
-        now.way = Way::Relay(Box::new(relay));
+        now.way = Way::Relay(relay);
         for (index, config) in &now.rings {
             if let Started::Broken(reason) = self.relay_start(now, *index, config.clone()) {
                 now.reason = Some(format!("ring {index}: {reason}"));
@@ -469,31 +468,40 @@ impl Backing {
         }
     }
 
-    fn relay_start(&self, now: &Now, index: usize, mut config: RingConfig) -> Started {
+    fn relay_start(&self, now: &Now, index: usize, config: RingConfig) -> Started {
         let Way::Relay(relay) = &now.way else { return Started::Pairs(0) };
         let Some(map) = now.map.clone().filter(|map| !map.regions().is_empty()) else {
             return Started::Broken("started before the front-end shared its memory".into());
         };
-        config.record = Some(relay.shares.record(index));
-        config.memory = map.file_at(config.desc.0);
-        match Ring::new(map, &config) {
-            Ok(ring) => Started::Pairs(relay.shares.start(index, ring).unwrap_or(0)),
-            Err(error) => Started::Broken(error.to_string()),
-        }
+        relay.start(index, config, map)
     }
 
-    /// Whether the link is up, and whether the device is gone. A vDPA device that is gone is let go of, because the kernel waits for that; when it is
-    /// back, it is taken again.
-    pub fn look(&self) -> (bool, bool) {
-        let mut now = self.lock();
-        let node_is_there = match &now.spec.device {
-            DeviceSpec::VhostVdpa { path } => path.exists(),
-            _ => true,
+    /// Looks at the device; `None` while somebody is at it.
+    pub fn look(&self) -> Option<Look> {
+        let Some(node) = &self.node else {
+            let WaySeen::Relay(_, device) = self.seen().way.clone() else { return None };
+            return device.look().map(|(up, gone)| Look { up, gone, due: false });
         };
+        let now = match self.now.try_lock() {
+            Ok(now) => Held { now, seen: &self.seen },
+            Err(TryLockError::Poisoned(_) | TryLockError::WouldBlock) => return None,
+        };
+        let (up, gone) = match &now.way {
+            Way::Relay(relay) if node.exists() => relay.device().look()?,
+            Way::Vdpa(handover) if !handover.gone() => (handover.link().0, false),
+            Way::Relay(_) | Way::Vdpa(_) => return Some(Look { up: false, gone: true, due: true }),
+            Way::Down => (false, now.lost),
+        };
+        Some(Look { up, gone, due: now.may_return(node) })
+    }
+
+    /// Lets go of a vDPA device that is gone, because the kernel waits for that, and takes one again that is back. As long as a device takes.
+    pub fn attend(&self) {
+        let Some(node) = &self.node else { return };
+        let mut now = self.lock();
         let gone = match &now.way {
-            Way::Relay(relay) if node_is_there => return (relay.device.link().up, relay.device.removed()),
-            Way::Vdpa(handover) if !handover.gone() => return (handover.link().0, false),
-            Way::Relay(_) | Way::Vdpa(_) => true,
+            Way::Relay(_) => !node.exists(),
+            Way::Vdpa(handover) => handover.gone(),
             Way::Down => false,
         };
         if gone {
@@ -502,19 +510,18 @@ impl Backing {
             now.lost = true;
             let reason = now.reason.clone();
             now.events.push(LaneEventKind::ModeChanged { mode: ModeStatus::Down, reason, pause_us: 0 });
-        } else if node_is_there && !now.closed && std::mem::take(&mut now.lost) {
+        } else if now.may_return(node) {
+            now.lost = false;
             let to = if now.spec.mode == Mode::Relay { Mode::Relay } else { Mode::Vdpa };
             now.events.push(LaneEventKind::DeviceReturned);
             now.reason = None;
             self.switch(&mut now, to);
-            return (true, false);
         }
-        (false, now.lost)
     }
 
     /// How many pairs run.
     pub fn pairs(&self) -> u16 {
-        self.lock().pairs()
+        self.seen().pairs
     }
 
     /// The port goes: nothing is started any more. Rings are stopped by the session before.
@@ -524,9 +531,39 @@ impl Backing {
         now.take_back();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Now> {
+    fn lock(&self) -> Held<'_> {
         // A panic in here ends the lane.
-        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+        Held { now: self.now.lock().unwrap_or_else(PoisonError::into_inner), seen: &self.seen }
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        // Nothing that can panic runs under this lock.
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Deref for Held<'_> {
+    type Target = Now;
+
+    fn deref(&self) -> &Now {
+        &self.now
+    }
+}
+
+impl DerefMut for Held<'_> {
+    fn deref_mut(&mut self) -> &mut Now {
+        &mut self.now
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        let new = self.now.seen();
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut events = std::mem::take(&mut seen.events);
+        events.append(&mut self.now.events);
+        let _old = std::mem::replace(&mut *seen, Seen { events, ..new });
+        drop(seen);
     }
 }
 
@@ -537,6 +574,22 @@ impl Now {
             Way::Vdpa(_) => ModeStatus::Vdpa,
             Way::Down => ModeStatus::Down,
         }
+    }
+
+    /// What those see who only look.
+    fn seen(&self) -> Seen {
+        let way = match &self.way {
+            Way::Relay(relay) => WaySeen::Relay(relay.shares(), Arc::clone(relay.device())),
+            Way::Vdpa(handover) => WaySeen::Vdpa(Box::new(of_vdpa(&self.spec, Some(handover)))),
+            Way::Down => WaySeen::Down(Box::new(of_vdpa(&self.spec, None))),
+        };
+        let (mode, reason, pairs) = (self.mode(), self.reason.clone(), self.pairs());
+        Seen { way, mode, reason, allowed: self.allowed, pairs, events: Vec::new() }
+    }
+
+    /// Whether a device that was gone is back.
+    fn may_return(&self, node: &Path) -> bool {
+        matches!(self.way, Way::Down) && self.lost && !self.closed && node.exists()
     }
 
     /// Whether a relay may have the rings.
@@ -568,7 +621,7 @@ impl Now {
                 let (to_guest, from_guest): (Vec<_>, Vec<_>) =
                     self.rings.iter_mut().partition(|(index, _)| index.is_multiple_of(2));
                 let stop = |(index, config): (&usize, &mut RingConfig)| {
-                    if let Ok(Some((at, _))) = relay.shares.stop(*index) {
+                    if let Some((at, _)) = relay.stop(*index) {
                         config.resume = Some(at);
                     }
                 };
@@ -579,9 +632,7 @@ impl Now {
                     std::thread::sleep(SENT);
                 }
                 to_guest.into_iter().for_each(stop);
-                if let Err(error) = relay.shares.close() {
-                    tracing::warn!(port = %self.spec.name, %error, "the relays were not taken back");
-                }
+                relay.close();
             }
             Way::Vdpa(mut handover) => {
                 for (index, config) in &mut self.rings {
@@ -591,40 +642,6 @@ impl Now {
             }
             Way::Down => {}
         }
-    }
-}
-
-impl Relaying {
-    /// Changes the address and the filters while packets flow.
-    fn adjust(&mut self, wanted: &PortSpec) -> Result<(), Failure> {
-        let before = *self.device.config();
-        let address = self.device.status().mac;
-        let config = device_config(wanted);
-        apply(&mut self.device, &config).inspect_err(|_| {
-            let before = DeviceConfig { mac: Some(address), ..before };
-            if let Err(error) = apply(&mut self.device, &before) {
-                tracing::warn!(port = %wanted.name, %error, "a refused change could not be taken back");
-            }
-        })?;
-        Ok(())
-    }
-
-    /// The device is stopped for it, so its queues come back from the workers first, and go there again whatever happens.
-    fn reconfigure(&mut self, wanted: &PortSpec) -> Result<(), Failure> {
-        let before = self.device.config().mtu;
-        let queues = self.shares.take_queues()?;
-        let (queues, mtu, outcome) = match self.device.reconfigure(queues, &device_config(wanted)) {
-            Ok(queues) => (queues, wanted.mtu, Ok(())),
-            Err((error, queues)) => (queues, before, Err(error.into())),
-        };
-        self.shares.give_queues(queues, self.device.pool().clone(), mtu, self.device.lending().clone())?;
-        outcome
-    }
-}
-
-impl From<WorkerError> for Failure {
-    fn from(error: WorkerError) -> Self {
-        Failure::new(FailureKind::Failed, error.to_string())
     }
 }
 

@@ -1,11 +1,12 @@
 //! A port: a vhost-user session and a device, tied together by relays on workers.
 
 mod backing;
+mod relaying;
 mod shares;
 mod state;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam::channel::Sender;
 use ringspan_protocol::{
@@ -19,15 +20,19 @@ use crate::nic::{Device, DeviceConfig, DeviceError};
 use crate::relay::Fault;
 use crate::vhost::{Session, SessionConfig};
 use crate::worker::Worker;
-use backing::{Backing, Maker};
+use backing::Backing;
+pub use backing::Look;
+use relaying::Maker;
 pub use shares::Shares;
 pub use state::PortState;
 
 /// A port of this lane. Dropping it takes it down: first the session, then the relays, then the device.
 pub struct Port {
     id: u64,
-    spec: PortSpec,
-    session: Option<Session>,
+    /// Held for as long as a change takes; whoever only looks does not wait for it.
+    changing: Mutex<()>,
+    spec: Mutex<PortSpec>,
+    session: Mutex<Option<Session>>,
     state: Arc<PortState>,
     backing: Arc<Backing>,
     journal: Arc<Journal>,
@@ -63,22 +68,22 @@ impl Port {
             workers: around.workers.to_vec(),
             faults: around.faults.clone(),
         };
-        let backing = Backing::open(maker, &spec).map_err(|failure| named(&spec, failure))?;
+        let backing = Backing::open(Box::new(maker), &spec).map_err(|failure| named(&spec, failure))?;
         let backing = Arc::new(backing);
         let state = Arc::new(PortState::new(spec.name.clone(), spec.role, &backing, around.events));
         // From here on dropping the port undoes what was done.
-        let mut port = Self { id, spec, session: None, state, backing, journal };
-        let config =
-            SessionConfig { allowed: port.backing.allowed(), ..session_config(&port.spec, around.private_dir) };
+        let config = SessionConfig { allowed: backing.allowed(), ..session_config(&spec, around.private_dir) };
+        let (changing, session) = (Mutex::default(), Mutex::default());
+        let port = Self { id, changing, spec: Mutex::new(spec.clone()), session, state, backing, journal };
         let session =
-            Session::start(config, Arc::clone(&port.state) as _).map_err(|error| named(&port.spec, error.into()))?;
-        port.session = Some(session);
+            Session::start(config, Arc::clone(&port.state) as _).map_err(|error| named(&spec, error.into()))?;
+        *lock(&port.session) = Some(session);
         Ok(port)
     }
 
     /// What was asked for.
-    pub fn spec(&self) -> &PortSpec {
-        &self.spec
+    pub fn spec(&self) -> PortSpec {
+        lock(&self.spec).clone()
     }
 
     /// Its number in this lane.
@@ -96,14 +101,14 @@ impl Port {
         self.backing.shares()
     }
 
-    /// Whether the device's link is up, and whether the device is gone. A vDPA device that is gone is let go of here, and one that is back taken.
-    pub fn look(&self) -> (bool, bool) {
+    /// Looks at the device; `None` while somebody is at it. A vDPA device that is gone is let go of, and one that is back taken, by a thread of its own.
+    pub fn look(&self) -> Option<Look> {
         self.state.look()
     }
 
     /// The port as it is now.
     pub fn status(&self) -> PortStatus {
-        self.state.status(&self.spec)
+        self.state.status(&self.spec())
     }
 
     /// Its counters, with the device's own when `extended`.
@@ -113,24 +118,36 @@ impl Port {
     }
 
     /// Changes it while it runs. On failure everything is as before.
-    pub fn set(&mut self, change: &PortChange) -> Result<(), Failure> {
-        let wanted = change.apply(&self.spec);
+    pub fn set(&self, change: &PortChange) -> Result<(), Failure> {
+        let _changing = lock(&self.changing);
+        let wanted = change.apply(&self.spec());
         check(&wanted)?;
         self.state.set(&wanted).map_err(|failure| named(&wanted, failure))?;
-        if let Some(session) = &self.session {
+        if let Some(session) = &*lock(&self.session) {
             session.set_offer(wanted.compat, wanted.offloads, wanted.mtu, self.backing.allowed());
         }
-        self.spec = wanted;
+        *lock(&self.spec) = wanted;
         Ok(())
+    }
+
+    /// Takes it down, whoever may still look at it.
+    pub fn close(&self) {
+        // The session stops its rings through the state while the relays are still there.
+        let session = lock(&self.session).take();
+        drop(session);
+        self.backing.close();
     }
 }
 
 impl Drop for Port {
     fn drop(&mut self) {
-        // The session stops its rings through the state while the relays are still there.
-        self.session = None;
-        self.backing.close();
+        self.close();
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is behind these locks is replaced as a whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Gives a device that runs another address and other filters, as far as they differ.

@@ -1,12 +1,14 @@
 //! What a port's session says, turned into calls on the worker, and into the phase and the events that people see.
 
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use ringspan_protocol::{Failure, LaneEventKind, MigrationStatus, PortName, PortPhase, PortSpec, PortStatus, Role};
 
-use super::backing::{Backing, Started};
+use super::backing::{Backing, Look};
+use super::relaying::Started;
 use super::waiting_phase;
 use crate::events::{EventLog, Pace};
 use crate::memory::{DirtyLog, GuestMap};
@@ -21,6 +23,8 @@ pub struct PortState {
     events: Arc<EventLog>,
     now: Mutex<Now>,
     pace: Mutex<Pace>,
+    /// A thread is at [`Backing::attend`].
+    attended: AtomicBool,
 }
 
 struct Now {
@@ -47,7 +51,15 @@ impl PortState {
             log: None,
         };
         let (backing, events) = (Arc::clone(backing), Arc::clone(events));
-        Self { name, role, backing, events, now: Mutex::new(now), pace: Mutex::default() }
+        Self {
+            name,
+            role,
+            backing,
+            events,
+            now: Mutex::new(now),
+            pace: Mutex::default(),
+            attended: AtomicBool::new(false),
+        }
     }
 
     /// An event that the session made. Holds the session's thread back when there are too many.
@@ -85,15 +97,30 @@ impl PortState {
         self.events.push(&self.name, kind);
     }
 
-    /// Whether the link is up and the device gone: see [`Backing::look`].
-    pub(super) fn look(&self) -> (bool, bool) {
+    /// Looks at the device; `None` while somebody is at it. What is to be done about it is done by a thread of its own, because that takes as long as the device likes.
+    pub(super) fn look(self: &Arc<Self>) -> Option<Look> {
+        let look = self.backing.look()?;
+        if look.due && !self.attended.swap(true, Ordering::Relaxed) {
+            let state = Arc::clone(self);
+            let spawned = std::thread::Builder::new().name("attend".into()).spawn(move || {
+                state.attend();
+                state.attended.store(false, Ordering::Relaxed);
+            });
+            if let Err(error) = spawned {
+                tracing::warn!(port = %self.name, %error, "no thread to attend to the device");
+                self.attended.store(false, Ordering::Relaxed);
+            }
+        }
+        Some(look)
+    }
+
+    fn attend(&self) {
         let before = self.backing.mode().0;
-        let seen = self.backing.look();
+        self.backing.attend();
         if self.backing.mode().0 != before {
             self.rings_changed(self.backing.pairs(), false);
         }
         self.tell_of_backing();
-        seen
     }
 
     /// Changes what can be changed while it runs.

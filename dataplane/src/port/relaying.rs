@@ -1,0 +1,232 @@
+//! What a port's backing is made of: the relays of a device of DPDK's, and the node of a vDPA device. Behind traits, so that tests can let each step fail.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crossbeam::channel::Sender;
+use ringspan_protocol::{DeviceStatus, Failure, FailureKind, PortSpec};
+
+use super::{Shares, apply, device_config};
+use crate::journal::Journal;
+use crate::memory::GuestMap;
+use crate::nic::{Device, DeviceConfig};
+use crate::relay::{Common, Fault};
+use crate::ring::{Ring, RingConfig, RingLog};
+use crate::vdpa::{Kernel, Node};
+use crate::worker::{Worker, WorkerError};
+
+/// Opens what moves packets.
+pub(super) trait Make: Send + Sync {
+    /// Relays with the port's device; nothing is open on failure.
+    fn relays(&self, spec: &PortSpec) -> Result<Box<dyn Relays>, Failure>;
+    /// The node of a vDPA device.
+    fn node(&self, path: &Path, spec: &PortSpec) -> Result<Box<dyn Kernel>, Failure>;
+}
+
+/// Relays that are open, and their device.
+pub(super) trait Relays: Send {
+    /// For those who look; `None` where tests stand in.
+    fn shares(&self) -> Option<Arc<Shares>>;
+    /// The device, for those who look.
+    fn device(&self) -> &Arc<Open>;
+    /// Starts a ring.
+    fn start(&self, index: usize, config: RingConfig, map: Arc<GuestMap>) -> Started;
+    /// Stops a ring. Where it stands, and how many pairs run; `None` when it did not run.
+    fn stop(&self, index: usize) -> Option<(u16, u16)>;
+    /// Running rings go on in another map of the same guest.
+    fn remap(&self, map: Arc<GuestMap>);
+    /// A running ring interrupts its guest by another descriptor.
+    fn call(&self, index: usize, call: Option<Arc<OwnedFd>>);
+    /// A running ring notes what it writes elsewhere, or nowhere.
+    fn log(&self, index: usize, log: Option<RingLog>);
+    /// Changes what can be changed while packets flow. On failure everything is as before.
+    fn set(&self, wanted: &PortSpec, before: &PortSpec) -> Result<(), Failure>;
+    /// Takes the relays from their workers and closes the device, whoever looks at it.
+    fn close(self: Box<Self>);
+}
+
+/// What a ring's start led to.
+pub(super) enum Started {
+    /// So many pairs run.
+    Pairs(u16),
+    /// The ring is broken.
+    Broken(String),
+}
+
+/// A device that others may look at while it is open. Held by nobody for longer than a call of the driver's takes, and by no session.
+pub(super) struct Open(Mutex<State>);
+
+enum State {
+    Open(Box<Device>),
+    /// As it was last.
+    Closed(Box<DeviceStatus>),
+}
+
+impl Open {
+    /// What it is like.
+    pub fn status(&self) -> DeviceStatus {
+        match &*self.lock() {
+            State::Open(device) => device.status(),
+            State::Closed(status) => (**status).clone(),
+        }
+    }
+
+    /// The driver's own counters.
+    pub fn extended_stats(&self) -> Vec<(String, u64)> {
+        match &*self.lock() {
+            State::Open(device) => device.extended_stats(),
+            State::Closed(_) => Vec::new(),
+        }
+    }
+
+    /// Whether the link is up and whether the device is gone; `None` while somebody is at it.
+    pub fn look(&self) -> Option<(bool, bool)> {
+        match &*self.0.try_lock().ok()? {
+            State::Open(device) => Some((device.link().up, device.removed())),
+            State::Closed(_) => None,
+        }
+    }
+
+    fn close(&self) {
+        let mut state = self.lock();
+        if let State::Open(device) = &*state {
+            let status = DeviceStatus { link_up: false, ..device.status() };
+            *state = State::Closed(Box::new(status));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic in here ends the lane.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Makes relays on this lane's workers.
+pub(super) struct Maker {
+    pub id: u64,
+    pub journal: Arc<Journal>,
+    pub workers: Vec<Arc<Worker>>,
+    pub faults: Sender<Fault>,
+}
+
+impl Make for Maker {
+    fn relays(&self, spec: &PortSpec) -> Result<Box<dyn Relays>, Failure> {
+        let (device, queues) = Device::open(&spec.device, &device_config(spec))?;
+        let common = Common::new(self.id, Arc::clone(&self.journal), self.faults.clone());
+        common.limit(spec.max_rate);
+        let limits = Arc::clone(&common);
+        let pool = device.pool().clone();
+        let (node, lending) = (device.node(), device.lending().clone());
+        let shares = Shares::new(common, self.workers.clone(), queues, pool, spec.mtu, node, lending)?;
+        let device = Arc::new(Open(Mutex::new(State::Open(Box::new(device)))));
+        Ok(Box::new(Relaying { shares: Arc::new(shares), device, limits, port: spec.name.to_string() }))
+    }
+
+    fn node(&self, path: &Path, spec: &PortSpec) -> Result<Box<dyn Kernel>, Failure> {
+        let node = Node::open(path).map_err(|error| Failure {
+            errno: error.errno(),
+            ..Failure::new(error.kind(), format!("device {}: {error}", spec.device))
+        })?;
+        Ok(Box::new(node))
+    }
+}
+
+struct Relaying {
+    shares: Arc<Shares>,
+    device: Arc<Open>,
+    /// Where its relays look for its rates.
+    limits: Arc<Common>,
+    port: String,
+}
+
+// An error of the shares means that the lane is stopping, and its rings with it.
+impl Relays for Relaying {
+    fn shares(&self) -> Option<Arc<Shares>> {
+        Some(Arc::clone(&self.shares))
+    }
+
+    fn device(&self) -> &Arc<Open> {
+        &self.device
+    }
+
+    fn start(&self, index: usize, mut config: RingConfig, map: Arc<GuestMap>) -> Started {
+        config.record = Some(self.shares.record(index));
+        config.memory = map.file_at(config.desc.0);
+        match Ring::new(map, &config) {
+            Ok(ring) => Started::Pairs(self.shares.start(index, ring).unwrap_or(0)),
+            Err(error) => Started::Broken(error.to_string()),
+        }
+    }
+
+    fn stop(&self, index: usize) -> Option<(u16, u16)> {
+        self.shares.stop(index).ok().flatten()
+    }
+
+    fn remap(&self, map: Arc<GuestMap>) {
+        drop(self.shares.remap(map));
+    }
+
+    fn call(&self, index: usize, call: Option<Arc<OwnedFd>>) {
+        drop(self.shares.set_call(index, call));
+    }
+
+    fn log(&self, index: usize, log: Option<RingLog>) {
+        drop(self.shares.set_log(index, log));
+    }
+
+    fn set(&self, wanted: &PortSpec, before: &PortSpec) -> Result<(), Failure> {
+        let mut state = self.device.lock();
+        let State::Open(device) = &mut *state else { return Ok(()) };
+        if wanted.mtu != device.config().mtu {
+            self.reconfigure(device, wanted)?
+        } else {
+            adjust(device, wanted)?
+        }
+        drop(state);
+        if wanted.max_rate != before.max_rate {
+            self.limits.limit(wanted.max_rate);
+        }
+        Ok(())
+    }
+
+    fn close(self: Box<Self>) {
+        if let Err(error) = self.shares.close() {
+            tracing::warn!(port = self.port, %error, "the relays were not taken back");
+        }
+        self.device.close();
+    }
+}
+
+impl Relaying {
+    /// The device is stopped for it, so its queues come back from the workers first, and go there again whatever happens.
+    fn reconfigure(&self, device: &mut Device, wanted: &PortSpec) -> Result<(), Failure> {
+        let before = device.config().mtu;
+        let queues = self.shares.take_queues()?;
+        let (queues, mtu, outcome) = match device.reconfigure(queues, &device_config(wanted)) {
+            Ok(queues) => (queues, wanted.mtu, Ok(())),
+            Err((error, queues)) => (queues, before, Err(error.into())),
+        };
+        self.shares.give_queues(queues, device.pool().clone(), mtu, device.lending().clone())?;
+        outcome
+    }
+}
+
+/// Changes the address and the filters while packets flow.
+fn adjust(device: &mut Device, wanted: &PortSpec) -> Result<(), Failure> {
+    let before = *device.config();
+    let address = device.status().mac;
+    apply(device, &device_config(wanted)).inspect_err(|_| {
+        let before = DeviceConfig { mac: Some(address), ..before };
+        if let Err(error) = apply(device, &before) {
+            tracing::warn!(port = %wanted.name, %error, "a refused change could not be taken back");
+        }
+    })?;
+    Ok(())
+}
+
+impl From<WorkerError> for Failure {
+    fn from(error: WorkerError) -> Self {
+        Failure::new(FailureKind::Failed, error.to_string())
+    }
+}
