@@ -6,9 +6,9 @@ use anyhow::{Context, Result, bail, ensure};
 use ringspan_testkit::daemon::{Daemon, find};
 use ringspan_testkit::guest::loopback::{claims, make};
 use ringspan_testkit::guest::{Guest, NetHeader, Options};
-use ringspan_testkit::needs;
 use ringspan_testkit::netns::Netns;
 use ringspan_testkit::ovs::Ovs;
+use ringspan_testkit::{needs, process, wait};
 use serde_json::{Value, json};
 
 use crate::kit::send;
@@ -72,8 +72,11 @@ fn guests_are_attached_mended_held_to_a_rate_and_detached() -> Result<()> {
 
     // Somebody takes a representor out of its bridge; the daemon dies; the agent asks, and it is mended.
     ovs.vsctl(&["del-port", "br0", "nic0_vf1"])?;
+    let metered = sent_by(&daemon, "g1")?;
     daemon.kill()?;
     daemon.start_again()?;
+    let now = sent_by(&daemon, "g1")?;
+    ensure!(now >= metered && metered > 0, "{now} frames, and {metered} before the daemon died");
     let told = daemon.cli(&["attachment", "sync", "g1", "g2"])?;
     ensure!(told.code == 1 && told.text.contains("nic0_vf1 is in no bridge, not in br0"), "{}", told.text);
     daemon.ok(&["attachment", "sync", "g1=0", "g2=0", "--mend"])?;
@@ -97,6 +100,27 @@ fn guests_are_attached_mended_held_to_a_rate_and_detached() -> Result<()> {
     }
     // Half a million bytes, of which 50 ms may be ahead, and a burst too much.
     ensure!(begun.elapsed() >= Duration::from_millis(350), "500 kB at 8 Mbit/s took {:?}", begun.elapsed());
+    // The lane dies with all that it has, and the guests come again: what was metered stays metered.
+    let metered = sent_by(&daemon, "g1")?;
+    let lanes = daemon.call("lane.list", json!({}))?;
+    let pid = find(&lanes, "pid").and_then(Value::as_u64).context("no lane")?;
+    process::kill_hard(pid.try_into()?)?;
+    drop(guests);
+    wait::until(LONG, "the ports in a new lane", || {
+        let now = sent_by(&daemon, "g1")?;
+        ensure!(now >= metered, "{now} frames, and {metered} before the lane died");
+        let ports = daemon.call("port.list", json!({}))?;
+        let listens = |port: &Value| port["phase"] == "listening";
+        let again = daemon.call("lane.list", json!({}))?;
+        let other = find(&again, "pid").and_then(Value::as_u64).is_some_and(|now| now != pid);
+        Ok((other && ports.as_array().is_some_and(|ports| ports.len() == 2 && ports.iter().all(listens))).then_some(()))
+    })?;
+    let mut guests = ["g1", "g2"]
+        .map(|guest| Guest::start(Options::new(daemon.path(&format!("run/{guest}-nic0.sock")))))
+        .into_iter()
+        .collect::<Result<Vec<_>, _>>()?;
+    reaches(&mut guests, 3)?;
+    ensure!(sent_by(&daemon, "g1")? > metered, "{} frames after {metered}", sent_by(&daemon, "g1")?);
     drop(guests);
     for guest in ["g1", "g2", "g1"] {
         daemon.ok(&["port", "detach", guest])?;
