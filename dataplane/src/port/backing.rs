@@ -86,8 +86,6 @@ struct Now {
     guest_refused: bool,
     /// A relay has the rings for as long as they are logged, whatever the mode.
     logged: bool,
-    /// Nobody knows where one of the rings stands, so that nobody may have them before the guest's driver starts anew.
-    unknown: bool,
     /// The device went away.
     lost: bool,
     /// Feature bits that a front-end may be offered.
@@ -147,7 +145,6 @@ impl Backing {
             retry: false,
             guest_refused: false,
             logged: false,
-            unknown: false,
             lost: false,
             allowed: u64::MAX,
             features: 0,
@@ -264,7 +261,6 @@ impl Backing {
             // A session that has not noticed: no device is opened for it.
             return Started::Pairs(0);
         }
-        now.unknown &= !now.rings.is_empty();
         let again = std::mem::take(&mut now.retry) || (matches!(now.way, Way::Down) && !now.lost);
         if now.rings.is_empty() && again {
             self.switch(&mut now, Mode::Vdpa);
@@ -396,7 +392,8 @@ impl Backing {
         let (ran, before) = (!now.rings.is_empty(), now.mode());
         now.take_back();
         let taken = start.elapsed();
-        if now.unknown {
+        let unknown = now.unknown();
+        if unknown {
             now.reason = Some(format!("{LOST}: it goes on when the guest's driver starts anew"));
         } else if to == Mode::Vdpa {
             match self.hand_over(now) {
@@ -407,7 +404,7 @@ impl Backing {
         } else if now.spec.mode == Mode::Relay {
             now.reason = None;
         }
-        if !now.unknown && matches!(now.way, Way::Down) && now.may_relay() {
+        if !unknown && matches!(now.way, Way::Down) && now.may_relay() {
             match self.maker.relays(&now.spec) {
                 Ok(relay) => self.begin_relay(now, relay),
                 Err(failure) => {
@@ -445,9 +442,8 @@ impl Backing {
             Err(refusal) => {
                 // It may have had them for a moment.
                 for (index, config) in &mut now.rings {
-                    config.resume = handover.stop(*index).or(config.resume);
+                    config.resume = handover.give_back(*index).or(config.resume);
                 }
-                now.unknown |= handover.lost();
                 now.retry = refusal.passes();
                 now.guest_refused = true;
                 now.logged |= refusal == Refusal::Logging;
@@ -592,6 +588,11 @@ impl Now {
         matches!(self.way, Way::Down) && self.lost && !self.closed && node.exists()
     }
 
+    /// Nobody knows where one of the rings stands, so that nobody may have them before the guest's driver starts anew.
+    fn unknown(&self) -> bool {
+        self.rings.values().any(RingConfig::is_lost)
+    }
+
     /// Whether a relay may have the rings.
     fn may_relay(&self) -> bool {
         self.spec.mode != Mode::Vdpa || self.logged
@@ -636,9 +637,8 @@ impl Now {
             }
             Way::Vdpa(mut handover) => {
                 for (index, config) in &mut self.rings {
-                    config.resume = handover.stop(*index).or(config.resume);
+                    config.resume = handover.give_back(*index).or(config.resume);
                 }
-                self.unknown |= handover.lost();
             }
             Way::Down => {}
         }

@@ -95,6 +95,15 @@ pub struct RingConfig {
 }
 
 impl RingConfig {
+    /// Where a packed ring stands of which nobody knows that: a slot that no ring of up to 16384 descriptors has. A front-end that was told it and names it
+    /// again (a guest that was paused, or migrated) is refused, and one whose driver has started anew names the first place.
+    pub const NOWHERE: u16 = 0x7fff;
+
+    /// Whether nobody knows where the ring stands. A split ring says so itself.
+    pub fn is_lost(&self) -> bool {
+        self.features.packed && self.position() == Self::NOWHERE
+    }
+
     /// Where the ring goes on by what was said, in the terms of the lower half of [`RingConfig::base`].
     pub fn position(&self) -> u16 {
         self.resume.unwrap_or(self.base as u16)

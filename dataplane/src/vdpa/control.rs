@@ -1,7 +1,8 @@
 //! The control queue of a device with several queue pairs, by which it is told how many of them run (VIRTIO 1.2 section 5.1.6.5.5).
 //!
 //! The guest's own control queue is its front-end's business. This one is ours, in a page of ours, which the device finds at an address that the guest has no memory at.
-//! It is new after each reset of the device, and one command is given in its life.
+//! It is new after each reset of the device, and one command is given in its life. The guest's descriptors can name that address as well as any other, so that the
+//! page is the device's only until the command is answered: the guest's rings are enabled afterwards.
 
 use std::fs::File;
 use std::io;
@@ -64,24 +65,18 @@ impl Control {
         Ok(Self { page, at, kick: kick.into() })
     }
 
-    /// Whether the guest has got memory there meanwhile.
-    pub fn is_in_the_way(&self, map: &GuestMap) -> bool {
-        !is_free(map, self.at)
-    }
-
-    /// The device may have the page. A change of mappings is under way.
+    /// The device may have the page, until [`Lent::take_back`] or the end of what is returned.
     ///
     /// # Errors
     /// As the kernel says.
-    pub fn map(&self, kernel: &dyn Kernel) -> io::Result<()> {
+    pub fn lend<'a>(self, kernel: &'a dyn Kernel) -> io::Result<Lent<'a>> {
         let host = self.page.get_host_address(GuestAddress(self.at)).map_err(io::Error::other)?;
-        kernel.map(self.at, LEN, host)
-    }
-
-    /// It may no longer.
-    pub fn unmap(&self, kernel: &dyn Kernel) {
-        // What matters is that it is gone; a reset may have taken it already.
-        let _ = kernel.unmap(self.at, LEN);
+        kernel.batch(true)?;
+        let mapped = kernel.map(self.at, LEN, host);
+        let ended = kernel.batch(false);
+        mapped?;
+        let lent = Lent { control: self, kernel, over: false };
+        ended.map(|()| lent)
     }
 
     /// Writes the command for so many pairs down, and describes the queue to the device, before DRIVER_OK.
@@ -152,6 +147,39 @@ impl Control {
     }
 }
 
+/// A control queue whose page a device has.
+pub struct Lent<'a> {
+    pub control: Control,
+    kernel: &'a dyn Kernel,
+    over: bool,
+}
+
+impl Lent<'_> {
+    /// The device has the page no longer.
+    ///
+    /// # Errors
+    /// As the kernel says: it may have it still.
+    pub fn take_back(mut self) -> io::Result<()> {
+        self.unmap()
+    }
+
+    fn unmap(&mut self) -> io::Result<()> {
+        self.over = true;
+        self.kernel.batch(true)?;
+        let unmapped = self.kernel.unmap(self.control.at, LEN);
+        self.kernel.batch(false).and(unmapped)
+    }
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        if !self.over {
+            // The device is about to be reset, because something else failed.
+            let _ = self.unmap();
+        }
+    }
+}
+
 fn is_free(map: &GuestMap, at: u64) -> bool {
     !map.regions().iter().any(|region| at < region.start + region.len && region.start < at + LEN)
 }
@@ -161,5 +189,9 @@ fn free_page(map: &GuestMap, reach: &RangeInclusive<u64>) -> Option<u64> {
     let top = reach.end().saturating_add(1).min(HIGHEST) & !(LEN - 1);
     let below = |end: u64| end.checked_sub(LEN).map(|at| at & !(LEN - 1));
     let starts = map.regions().iter().map(|region| region.start);
-    std::iter::once(top).chain(starts).filter_map(below).filter(|at| reach.contains(at) && is_free(map, *at)).max()
+    std::iter::once(top)
+        .chain(starts.filter(|start| *start <= top))
+        .filter_map(below)
+        .filter(|at| reach.contains(at) && is_free(map, *at))
+        .max()
 }

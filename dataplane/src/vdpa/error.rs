@@ -132,6 +132,18 @@ pub enum Refusal {
         /// Its last byte.
         end: u64,
     },
+    /// Guest memory that begins or ends amid a page.
+    #[error(
+        "{len:#x} bytes of guest memory at {at:#x} are not whole pages of {page:#x} bytes, and a device is given whole ones (a relay needs none)"
+    )]
+    Pages {
+        /// Guest-physical address.
+        at: u64,
+        /// Length.
+        len: u64,
+        /// Bytes of a page.
+        page: u64,
+    },
     /// RLIMIT_MEMLOCK.
     #[error(
         "RLIMIT_MEMLOCK is {limit_kib} KiB, {pinned_kib} KiB are pinned and {wanted_kib} KiB of guest memory are to be: raise it (LimitMEMLOCK=infinity)"
@@ -157,6 +169,14 @@ pub enum Refusal {
     /// The guest is being migrated.
     #[error("the guest is being migrated, and the device does not note what it writes")]
     Logging,
+    /// The device was stopped and did not say how far it was: whoever goes on at a wrong place corrupts the guest's memory.
+    #[error(
+        "the device did not say where ring {ring} stands, and nothing else does: it goes on when the guest's driver starts anew"
+    )]
+    Lost {
+        /// The ring.
+        ring: usize,
+    },
     /// A step that the kernel or the driver refused.
     #[error("the device refused: {step} ({error})")]
     Step {
@@ -173,6 +193,6 @@ pub enum Refusal {
 impl Refusal {
     /// Whether the device may take the rings the next time the guest's driver starts.
     pub fn passes(&self) -> bool {
-        matches!(self, Self::Position { .. } | Self::Logging)
+        matches!(self, Self::Position { .. } | Self::Lost { .. } | Self::Logging)
     }
 }

@@ -9,6 +9,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
 use super::{Control, Kernel, Mappings, NetConfig, Place, Refusal};
 use crate::memory::{GuestMap, RegionCache};
 use crate::ring::RingConfig;
@@ -52,6 +54,8 @@ pub struct Facts {
     pub suspends: bool,
     /// Virtqueues that it has, where the kernel knows that.
     rings: Option<u32>,
+    /// Its rings can be enabled after DRIVER_OK.
+    late: bool,
 }
 
 impl Facts {
@@ -67,7 +71,8 @@ impl Facts {
         if largest_ring == 0 {
             return Err("rings of 0 descriptors".into());
         }
-        Ok(Self { features, largest_ring, reach, net, suspends: kernel.suspends(), rings: kernel.rings() })
+        let (suspends, rings, late) = (kernel.suspends(), kernel.rings(), kernel.enables_late());
+        Ok(Self { features, largest_ring, reach, net, suspends, rings, late })
     }
 
     /// What of these feature bits can be offered while the device may get the rings: those that it has, and those that the front-end serves by itself.
@@ -77,11 +82,26 @@ impl Facts {
         features & (self.features | SERVED) & !lost & !single
     }
 
-    /// Queue pairs that it can be given: one, unless it has a control queue to be told of others.
+    /// Queue pairs that it can be given: one, unless it has a control queue to be told of others, and its rings can wait until it was told.
     pub fn pairs(&self) -> u16 {
+        if self.has_control_queue() && self.late { self.net.pairs } else { 1 }
+    }
+
+    /// What a device with several pairs lacks so that it could be given them; empty when that is not why.
+    pub fn why_no_more(&self) -> &'static str {
+        match (self.net.pairs > 1, self.has_control_queue()) {
+            (true, false) => " (it has no control queue by which it could be told of more)",
+            (true, true) if !self.late => {
+                " (its driver enables no rings after DRIVER_OK, as those of Linux 6.6 do: the guest could write to the control queue meanwhile)"
+            }
+            _ => "",
+        }
+    }
+
+    fn has_control_queue(&self) -> bool {
         let several = self.features & (F_MQ | F_CTRL_VQ) == F_MQ | F_CTRL_VQ;
         let control = u32::from(self.net.pairs) * 2;
-        if several && self.rings.is_none_or(|rings| rings > control) { self.net.pairs } else { 1 }
+        several && self.rings.is_none_or(|rings| rings > control)
     }
 }
 
@@ -93,12 +113,10 @@ pub struct Handover {
     map: Option<Arc<GuestMap>>,
     mappings: Mappings,
     rings: Vec<Option<RingConfig>>,
-    control: Option<Control>,
     /// Pairs that the device has.
     running: u16,
     /// It was reset, and was told nothing since but of memory.
     fresh: bool,
-    lost: bool,
 }
 
 impl Handover {
@@ -110,8 +128,7 @@ impl Handover {
         kernel.set_status(0).map_err(|error| format!("that it cannot be reset: {error}"))?;
         let facts = Facts::read(&*kernel)?;
         let (mappings, rings) = (Mappings::default(), vec![None; 2 * usize::from(facts.pairs())]);
-        let (map, control) = (None, None);
-        Ok(Self { kernel, facts, features: 0, map, mappings, rings, control, running: 0, fresh: true, lost: false })
+        Ok(Self { kernel, facts, features: 0, map: None, mappings, rings, running: 0, fresh: true })
     }
 
     /// What the device said of itself.
@@ -178,8 +195,10 @@ impl Handover {
         if index >= self.rings.len() {
             return Err(Refusal::Queues { ring: index, pairs: self.facts.pairs() });
         }
-        if config.size > self.facts.largest_ring {
-            let largest = self.facts.largest_ring;
+        // A larger packed ring has the place that stands for none.
+        let most = if config.features.packed { RingConfig::NOWHERE } else { u16::MAX };
+        let largest = self.facts.largest_ring.min(most);
+        if config.size > largest {
             return Err(Refusal::RingSize { ring: index, size: config.size, largest });
         }
         if config.log.is_some() {
@@ -201,6 +220,10 @@ impl Handover {
         let complete = self.rings.chunks(2).take_while(|pair| pair.iter().all(Option::is_some)).count() as u16;
         if complete != self.running {
             self.halt();
+            let taken = self.rings.iter().take(2 * usize::from(complete));
+            if let Some(ring) = taken.flatten().position(RingConfig::is_lost) {
+                return Err(Refusal::Lost { ring });
+            }
             if complete > 0 {
                 self.bring_up(complete).inspect_err(|_| if self.running > 0 { self.halt() } else { self.reset() })?;
             }
@@ -208,19 +231,23 @@ impl Handover {
         Ok(self.running)
     }
 
-    /// Takes a ring from the device, which stops when it had it; [`Handover::settle`] gives it what is left. Returns where the ring stands; `None` when it was
-    /// not started.
+    /// Takes a ring from the device, which stops when it had it; [`Handover::settle`] gives it what is left. Returns where the ring stands, which may be
+    /// [`RingConfig::NOWHERE`]; `None` when it was not started.
     pub fn stop(&mut self, index: usize) -> Option<u16> {
+        self.take(index).map(|config| config.position())
+    }
+
+    /// As [`Handover::stop`]; also `None` when the ring has never run, so that the next one who has it looks for itself where it stands.
+    pub fn give_back(&mut self, index: usize) -> Option<u16> {
+        self.take(index)?.resume
+    }
+
+    fn take(&mut self, index: usize) -> Option<RingConfig> {
         self.rings.get(index)?.as_ref()?;
         if index < 2 * usize::from(self.running) {
             self.halt();
         }
-        self.rings[index].take().map(|config| config.position())
-    }
-
-    /// Whether it was stopped and did not say where a ring stands.
-    pub fn lost(&self) -> bool {
-        self.lost
+        self.rings[index].take()
     }
 
     /// The guest is interrupted by another descriptor.
@@ -258,9 +285,15 @@ impl Handover {
         }
         if let Some(map) = self.map.clone() {
             self.mappings.change(&*self.kernel, &map, &self.facts.reach)?;
-            self.map_control(&map, pairs)?;
         }
         let kernel = &*self.kernel;
+        let control = match &self.map {
+            Some(map) if pairs > 1 => {
+                let control = Control::new(map, &self.facts.reach).map_err(step("room for a control queue"))?;
+                Some(control.lend(kernel).map_err(step("memory for a control queue"))?)
+            }
+            _ => None,
+        };
         let status = |bits| kernel.set_status(bits).map_err(step("a change of its status"));
         status(ACKNOWLEDGE)?;
         status(ACKNOWLEDGE | DRIVER)?;
@@ -277,7 +310,9 @@ impl Handover {
             let Some(config) = config else { continue };
             let place = Place { size: config.size, desc: config.desc.0, avail: config.avail.0, used: config.used.0 };
             kernel.place(index, &place).map_err(step("the place of a ring"))?;
-            let at = config.position();
+            // What the front-end says of a split ring may be from before a crash of ours, or nothing (DPDK's virtio-user says 0): the relay goes on here, too.
+            let used = self.map.as_deref().filter(|_| !config.features.packed).and_then(|map| used_index(map, config));
+            let at = used.unwrap_or(config.position());
             // Nothing is in flight, so both halves of a packed ring's position are the same.
             let base = if config.features.packed { u32::from(at) * 0x1_0001 } else { at.into() };
             kernel.set_base(index, base).map_err(|error| Refusal::Position {
@@ -287,47 +322,36 @@ impl Handover {
             })?;
             kernel.set_call(index, config.call.as_deref()).map_err(step("a call descriptor"))?;
             kernel.set_kick(index, config.kick.as_deref()).map_err(step("a kick descriptor"))?;
-            kernel.enable(index).map_err(step("enabling a ring"))?;
+            if control.is_none() {
+                kernel.enable(index).map_err(step("enabling a ring"))?;
+            }
         }
         let packed = features & F_RING_PACKED != 0;
-        let control = self.control.as_ref().filter(|_| pairs > 1);
-        if let Some(control) = control {
+        if let Some(lent) = &control {
             // Behind those of all pairs that the device has (5.1.2).
             let ring = 2 * usize::from(self.facts.net.pairs);
-            control.describe(kernel, ring, packed, pairs).map_err(step("a control queue"))?;
+            lent.control.describe(kernel, ring, packed, pairs).map_err(step("a control queue"))?;
         }
         status(agreed | DRIVER_OK)?;
         // From here on its rings may move.
-        (self.running, self.lost) = (pairs, false);
+        self.running = pairs;
         let now = kernel.status().map_err(step("its status"))?;
         if now & (NEEDS_RESET | FAILED) != 0 || now & DRIVER_OK == 0 {
             return Err(Refusal::Broken(now));
         }
-        if let Some(control) = control {
-            control.execute(packed).map_err(step("so many queue pairs"))?;
+        if let Some(lent) = control {
+            lent.control.execute(packed).map_err(step("so many queue pairs"))?;
+            // A descriptor of the guest's could lead there.
+            lent.take_back().map_err(step("giving up the control queue"))?;
+            for index in 0..2 * usize::from(pairs) {
+                kernel.enable(index).map_err(step("enabling a ring"))?;
+            }
         }
         // What the guest made available meanwhile it may have said to somebody who listens no more, and the other way round.
         for config in self.rings.iter().take(2 * usize::from(pairs)).flatten() {
             nudge(config.kick.as_deref());
             nudge(config.call.as_deref());
         }
-        Ok(())
-    }
-
-    /// The page of the control queue, where one is needed.
-    fn map_control(&mut self, map: &GuestMap, pairs: u16) -> Result<(), Refusal> {
-        if self.control.as_ref().is_some_and(|control| !control.is_in_the_way(map)) || pairs == 1 {
-            return Ok(());
-        }
-        let kernel = &*self.kernel;
-        if let Some(old) = self.control.take() {
-            old.unmap(kernel);
-        }
-        let control = Control::new(map, &self.facts.reach).map_err(step("room for a control queue"))?;
-        kernel.batch(true).map_err(step("beginning a change of memory"))?;
-        control.map(kernel).map_err(step("memory for a control queue"))?;
-        kernel.batch(false).map_err(step("a change of memory"))?;
-        self.control = Some(control);
         Ok(())
     }
 
@@ -349,8 +373,8 @@ impl Handover {
                 // What it took and did not use is taken again, so that no buffer of the guest's is lost.
                 _ => self.map.as_deref().filter(|_| !config.features.packed).and_then(|map| used_index(map, config)),
             };
-            if at.is_none() {
-                self.lost = true;
+            if at.is_none() && config.features.packed {
+                config.resume = Some(RingConfig::NOWHERE);
                 tracing::warn!(
                     ring = index,
                     "the device does not say where the ring stands: only a new start of the guest's driver helps"
@@ -378,9 +402,6 @@ impl Handover {
     }
 
     fn forget_mappings(&mut self) {
-        if let Some(control) = self.control.take() {
-            control.unmap(&*self.kernel);
-        }
         self.mappings.clear(&*self.kernel);
     }
 }
@@ -399,17 +420,24 @@ fn step(step: &'static str) -> impl FnOnce(io::Error) -> Refusal {
 /// The used index of a split ring in guest memory (VIRTIO 1.2 section 2.7.8).
 fn used_index(map: &GuestMap, config: &RingConfig) -> Option<u16> {
     let at = config.used.0.checked_add(2)?;
-    let span =
-        map.translate(&mut RegionCache::default(), at, 2).filter(|span| span.len == 2 && at.is_multiple_of(2))?;
-    // SAFETY: two mapped bytes that are aligned as the guest's address is (regions begin at pages); the guest may write them at any time, so that
-    // they are read as an atomic.
+    let span = map.translate(&mut RegionCache::default(), at, 2).filter(|span| span.len == 2)?;
+    if !span.start.addr().get().is_multiple_of(2) {
+        return None;
+    }
+    // SAFETY: two mapped bytes that are aligned (just looked at: a hostile front-end's regions begin anywhere); the guest may write them at any time,
+    // so that they are read as an atomic.
     let index = unsafe { AtomicU16::from_ptr(span.start.as_ptr().cast()) };
     Some(u16::from_le(index.load(Ordering::Acquire)))
 }
 
-/// Signals an eventfd that the front-end made; one that is full is as good as signalled, and none is waited for.
+/// Signals an eventfd that the front-end made; one that is full is as good as signalled, and none is waited for: it is made non-blocking right before, because
+/// the front-end shares that flag and may have taken it back.
 pub(super) fn nudge(fd: Option<&OwnedFd>) {
     let Some(fd) = fd else { return };
+    let flags = fcntl(fd, FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
+    if flags.and_then(|flags| fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))).is_err() {
+        return;
+    }
     let mut ready = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
     // SAFETY: one structure, which lives during the call.
     if unsafe { libc::poll(&raw mut ready, 1, 0) } == 1 && ready.revents & libc::POLLOUT != 0 {

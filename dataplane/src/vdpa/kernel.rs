@@ -27,6 +27,8 @@ const MSG_V2: u64 = 1 << VHOST_BACKEND_F_IOTLB_MSG_V2;
 const BATCH: u64 = 1 << VHOST_BACKEND_F_IOTLB_BATCH;
 /// VHOST_BACKEND_F_SUSPEND.
 const SUSPEND: u64 = 1 << 4;
+/// VHOST_BACKEND_F_ENABLE_AFTER_DRIVER_OK (Linux 6.6).
+const LATE: u64 = 1 << 6;
 /// VHOST_BACKEND_F_IOTLB_PERSIST.
 const PERSIST: u64 = 1 << 8;
 
@@ -71,8 +73,10 @@ pub trait Kernel: Send {
     fn set_kick(&self, ring: usize, kick: Option<&OwnedFd>) -> io::Result<()>;
     /// What the device signals.
     fn set_call(&self, ring: usize, call: Option<&OwnedFd>) -> io::Result<()>;
-    /// Enables the ring.
+    /// Enables the ring; before DRIVER_OK, unless the device [`Kernel::enables_late`].
     fn enable(&self, ring: usize) -> io::Result<()>;
+    /// Whether rings can be enabled after DRIVER_OK.
+    fn enables_late(&self) -> bool;
     /// Whether the device can be stopped with its state kept.
     fn suspends(&self) -> bool;
     /// Stops it so.
@@ -146,7 +150,7 @@ impl Node {
         }
         kernel.set_owner().map_err(|error| system("cannot be owned", os(error)))?;
         let offered = kernel.get_backend_features().map_err(|error| system("its abilities", os(error)))?;
-        let backend = offered & (MSG_V2 | BATCH | SUSPEND | PERSIST);
+        let backend = offered & (MSG_V2 | BATCH | SUSPEND | LATE | PERSIST);
         kernel.set_backend_features(backend).map_err(|error| system("its abilities", os(error)))?;
         Ok(Self { kernel, path: path.into(), number, backend })
     }
@@ -250,6 +254,10 @@ impl Kernel for Node {
 
     fn enable(&self, ring: usize) -> io::Result<()> {
         self.kernel.set_vring_enable(ring, true).map_err(os)
+    }
+
+    fn enables_late(&self) -> bool {
+        self.backend & LATE != 0
     }
 
     fn suspends(&self) -> bool {

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
@@ -10,20 +11,22 @@ use super::{Kernel, Refusal};
 use crate::memory::GuestMap;
 
 /// A region that is mapped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 struct Mapping {
     start: u64,
     len: u64,
     host: *const u8,
     /// Device and inode of its file, and where in it the region begins.
     origin: Option<(u64, u64, u64)>,
+    /// Keeps `host` mapped: a driver that works by our addresses (use_va, as the simulator of newer kernels) does so for as long as it was told.
+    _memory: Arc<GuestMap>,
 }
 
 // SAFETY: the pointer is an address that is told to the kernel; nothing is read or written through it.
 unsafe impl Send for Mapping {}
 
 impl Mapping {
-    /// Whether the device has the same memory at the same address. Our own address of it does not matter: its pages are pinned.
+    /// Whether the device has the same memory at the same address. Our own address of it does not matter: what was told stays mapped.
     fn same(&self, other: &Self) -> bool {
         let same_memory = self.host == other.host || (self.origin.is_some() && self.origin == other.origin);
         self.start == other.start && self.len == other.len && same_memory
@@ -41,7 +44,12 @@ impl Mappings {
     ///
     /// # Errors
     /// [`Refusal`]; then nothing may be mapped any more, or only a part: the device is to be stopped, and [`Mappings::clear`] called.
-    pub fn change(&mut self, kernel: &dyn Kernel, map: &GuestMap, reach: &RangeInclusive<u64>) -> Result<(), Refusal> {
+    pub fn change(
+        &mut self,
+        kernel: &dyn Kernel,
+        map: &Arc<GuestMap>,
+        reach: &RangeInclusive<u64>,
+    ) -> Result<(), Refusal> {
         let wanted: Vec<Mapping> = map
             .regions()
             .iter()
@@ -51,15 +59,25 @@ impl Mappings {
                 len: region.len,
                 host: region.host.as_ptr(),
                 origin,
+                _memory: Arc::clone(map),
             })
             .collect();
+        let page = page_size();
         for region in &wanted {
+            // vhost_vdpa_pa_map (drivers/vhost/vdpa.c) pins whole pages from `host` on, and as many as the guest's addresses touch: of a region amid
+            // pages that would be memory behind it, which is somebody else's.
+            let ours = region.host.addr() as u64;
+            if [region.start, region.len, ours].into_iter().any(|number| !number.is_multiple_of(page)) {
+                return Err(Refusal::Pages { at: region.start, len: region.len, page });
+            }
             let end = region.start.saturating_add(region.len - 1);
             if !reach.contains(&region.start) || !reach.contains(&end) {
                 return Err(Refusal::Iova { range: reach.clone(), at: region.start, end });
             }
         }
-        let (kept, gone): (Vec<_>, Vec<_>) = self.now.iter().partition(|old| wanted.iter().any(|new| new.same(old)));
+        let now = self.now.iter().cloned();
+        // What is gone stays mapped here until the batch has ended: only then has the device let go of it.
+        let (kept, gone): (Vec<_>, Vec<_>) = now.partition(|old| wanted.iter().any(|new| new.same(old)));
         let added: Vec<Mapping> =
             wanted.into_iter().filter(|new| !kept.iter().any(|old: &Mapping| new.same(old))).collect();
         if gone.is_empty() && added.is_empty() {
@@ -90,7 +108,8 @@ impl Mappings {
     pub fn clear(&mut self, kernel: &dyn Kernel) {
         // A batch may be open, or the mappings gone with a reset: what matters is that none is left.
         let _ = kernel.batch(true);
-        for region in self.now.drain(..) {
+        let gone = std::mem::take(&mut self.now);
+        for region in &gone {
             let _ = kernel.unmap(region.start, region.len);
         }
         let _ = kernel.batch(false);
@@ -100,6 +119,12 @@ impl Mappings {
     pub fn count(&self) -> usize {
         self.now.len()
     }
+}
+
+/// Bytes of a page of the kernel's, which is what a device is given.
+fn page_size() -> u64 {
+    // SAFETY: no preconditions.
+    u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
 }
 
 /// Whether pinning so much more goes beyond RLIMIT_MEMLOCK, in words.

@@ -1,4 +1,5 @@
-//! A vDPA device that is not there: it keeps to the rules of the kernel's, remembers what it was told, and refuses what a test wants it to.
+//! A vDPA device that is not there: it keeps to the rules of the kernel's, remembers what it was told, and refuses what a test wants it to. Where the kernel
+//! lets something pass that nobody should do (memory behind a region is pinned, what is not mapped is unmapped), the fake fails the test.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -8,6 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::vdpa::{Kernel, Place};
 
+/// Bytes of a page.
+const PAGE: u64 = 4096;
 pub const FEATURES_OK: u8 = 8;
 pub const DRIVER_OK: u8 = 4;
 
@@ -30,6 +33,8 @@ pub struct Device {
     pub largest: u16,
     pub reach: RangeInclusive<u64>,
     pub suspends: bool,
+    /// Rings can be enabled after DRIVER_OK.
+    pub enables_late: bool,
     pub keeps_mappings: bool,
     /// Whether it takes a base other than the first.
     pub moves: bool,
@@ -41,6 +46,8 @@ pub struct Device {
     pub taken: u64,
     pub rings: BTreeMap<usize, FakeRing>,
     pub mapped: BTreeMap<u64, u64>,
+    /// Bytes that are pinned for each mapping.
+    pub pinned: BTreeMap<u64, u64>,
     /// Where the memory is that was mapped last.
     host: BTreeMap<u64, usize>,
     /// Each word that it was told, in order.
@@ -70,6 +77,7 @@ impl Fake {
             largest: 256,
             reach: 0..=u64::MAX,
             suspends: true,
+            enables_late: true,
             keeps_mappings: true,
             moves: true,
             refuses: BTreeMap::new(),
@@ -78,6 +86,7 @@ impl Fake {
             taken: 0,
             rings: BTreeMap::new(),
             mapped: BTreeMap::new(),
+            pinned: BTreeMap::new(),
             host: BTreeMap::new(),
             said: Vec::new(),
             suspended: false,
@@ -159,11 +168,16 @@ impl Kernel for Fake {
             (device.taken, device.suspended) = (0, false);
             if !device.keeps_mappings {
                 device.mapped.clear();
+                device.pinned.clear();
             }
         } else if device.disagrees {
             device.status &= !FEATURES_OK;
         }
         if device.status & DRIVER_OK != 0 && device.taken & 1 << 17 != 0 {
+            assert!(
+                device.rings.range(..4).all(|(_, ring)| !ring.enabled),
+                "the guest's rings reach the control queue"
+            );
             device.obey();
         }
         Ok(())
@@ -224,8 +238,20 @@ impl Kernel for Fake {
     }
 
     fn enable(&self, ring: usize) -> io::Result<()> {
-        self.told("enable", format_args!(" {ring}"))?.rings.entry(ring).or_default().enabled = true;
+        let mut device = self.told("enable", format_args!(" {ring}"))?;
+        if device.status & DRIVER_OK != 0 && !device.enables_late {
+            return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+        }
+        // Before DRIVER_OK it is for that: rings that are enabled then run at once, and the guest's descriptors reach all that is mapped.
+        if let Some(control) = device.rings.get(&4).filter(|_| ring < 4).and_then(|ring| ring.place) {
+            assert!(!device.mapped.contains_key(&control.desc), "the guest's ring {ring} reaches the control queue");
+        }
+        device.rings.entry(ring).or_default().enabled = true;
         Ok(())
+    }
+
+    fn enables_late(&self) -> bool {
+        self.lock().enables_late
     }
 
     fn suspends(&self) -> bool {
@@ -245,7 +271,14 @@ impl Kernel for Fake {
         let mut device = self.told("map", format_args!(" {iova:#x}"))?;
         assert!(device.in_batch, "a mapping outside of a batch");
         let overlaps = device.mapped.iter().any(|(at, size)| iova < at + size && *at < iova + len);
-        assert!(!overlaps, "{iova:#x} is mapped already");
+        if overlaps {
+            return Err(io::Error::from_raw_os_error(libc::EEXIST));
+        }
+        // vhost_vdpa_pa_map (drivers/vhost/vdpa.c): from the page that `host` is in, as many as the addresses touch.
+        let pages = (len + iova % PAGE).div_ceil(PAGE);
+        assert_eq!(pages * PAGE, len, "{iova:#x}: pages are pinned that are not the region's");
+        assert_eq!(host.addr() as u64 % PAGE, 0, "{iova:#x}: what is before the region is pinned");
+        device.pinned.insert(iova, pages * PAGE);
         device.mapped.insert(iova, len);
         device.host.insert(iova, host as usize);
         Ok(())
@@ -253,7 +286,10 @@ impl Kernel for Fake {
 
     fn unmap(&self, iova: u64, len: u64) -> io::Result<()> {
         let mut device = self.told("unmap", format_args!(" {iova:#x}"))?;
-        assert_eq!(device.mapped.remove(&iova).unwrap_or(len), len, "another length");
+        assert!(device.in_batch, "a mapping goes outside of a batch");
+        let had = device.mapped.remove(&iova);
+        device.pinned.remove(&iova);
+        assert!(had == Some(len) || (had.is_none() && !device.keeps_mappings), "{iova:#x} is mapped as {had:x?}");
         Ok(())
     }
 

@@ -77,7 +77,13 @@ fn running(fake: &Fake, features: u64, base: u32) -> Handover {
 fn the_device_runs_when_both_rings_are_there_and_gets_all_in_the_specifications_order() {
     let fake = Fake::new();
     let mut handover = ready(&fake, VERSION_1 | 1 << 15);
-    let (receive, send) = (ring(5, false), ring(7, false));
+    let (guest, map) = memory(&[(0, 0x10_0000)]);
+    handover.memory(map).unwrap();
+    // What the front-end says of a split ring may be old, or nothing.
+    let (receive, mut send) = (ring(5, false), ring(0, false));
+    send.used = GuestAddress(0x4000);
+    guest.write_obj(5_u16.to_le(), GuestAddress(USED + 2)).unwrap();
+    guest.write_obj(7_u16.to_le(), GuestAddress(0x4000 + 2)).unwrap();
     fake.lock().said.clear();
     assert_eq!(handover.start(0, receive.clone()), Ok(0));
     assert_eq!(fake.lock().said, Vec::<String>::new(), "with one ring there is nothing to do");
@@ -97,6 +103,45 @@ fn the_device_runs_when_both_rings_are_there_and_gets_all_in_the_specifications_
         assert_eq!(signals(config.kick.as_deref().unwrap()), 1, "the device looks at what is there");
         assert_eq!(signals(config.call.as_deref().unwrap()), 1, "the guest looks at what was used");
     }
+}
+
+#[test]
+fn a_split_ring_goes_on_where_its_used_index_is_whatever_the_front_end_says() {
+    let fake = Fake::new();
+    let mut handover = ready(&fake, VERSION_1);
+    let (guest, map) = memory(&[(0, 0x10_0000)]);
+    handover.memory(map).unwrap();
+    guest.write_obj(0x1234_u16.to_le(), GuestAddress(USED + 2)).unwrap();
+    // The lane died, and DPDK's virtio-user names 0.
+    handover.start(0, ring(0, false)).unwrap();
+    assert_eq!(handover.start(1, ring(0x1200, false)), Ok(1));
+    let device = fake.lock();
+    assert_eq!((device.rings[&0].base, device.rings[&1].base), (0x1234, 0x1234), "no buffer is used twice");
+}
+
+#[test]
+fn memory_amid_pages_is_not_given_to_a_device() {
+    for (start, len) in [(0x10_0fff, 0x1000), (0x10_0800, 0x1000), (0x10_0000, 0x1800), (0x10_0001, 0xfff)] {
+        let fake = Fake::new();
+        let mut handover = running(&fake, VERSION_1, 0);
+        let refusal = handover.memory(memory(&[(0, 0x10_0000), (start, len)]).1).unwrap_err();
+        assert!(matches!(refusal, Refusal::Pages { at, .. } if at == start), "{refusal}");
+        assert!(refusal.to_string().contains("whole pages of 0x1000 bytes"), "{refusal}");
+        assert_eq!((handover.running(), fake.lock().pinned.len()), (0, 0));
+    }
+}
+
+#[test]
+fn a_used_index_that_a_hostile_front_end_put_amid_a_word_is_not_read() {
+    let fake = Fake::new();
+    let mut handover = ready(&fake, VERSION_1);
+    drop(handover.memory(memory(&[(0x2fff, 0x10_0000)]).1));
+    let mut odd = ring(3, false);
+    odd.used = GuestAddress(USED);
+    handover.accept(0, odd.clone()).unwrap();
+    handover.accept(1, odd).unwrap();
+    assert!(matches!(handover.settle(), Ok(_) | Err(Refusal::Pages { .. })));
+    assert!(handover.stop(0).is_some());
 }
 
 #[test]
@@ -132,10 +177,14 @@ fn a_table_that_names_the_same_file_again_changes_nothing() {
         GuestMap::new(&Arc::new(GuestMemoryMmap::from_ranges_with_files(ranges).unwrap()))
     };
     let first = map();
-    handover.memory(first.clone()).unwrap();
+    let told = Arc::downgrade(&first);
+    handover.memory(first).unwrap();
     fake.lock().said.clear();
     handover.memory(map()).unwrap();
     assert_eq!(fake.lock().said, Vec::<String>::new(), "pages that are pinned are the same");
+    assert!(told.upgrade().is_some(), "a driver that works by our addresses has those of the first table");
+    handover.memory(memory(&[(0, 0x1000)]).1).unwrap();
+    assert!(told.upgrade().is_none(), "and they go with the mapping");
 }
 
 #[test]
@@ -177,13 +226,51 @@ fn a_device_that_cannot_suspend_gets_no_packed_rings() {
 }
 
 #[test]
-fn a_device_that_breaks_when_it_is_stopped_has_lost_its_packed_rings() {
+fn nobody_goes_on_in_packed_rings_whose_place_is_lost() {
     let fake = Fake::new().with(|device| device.features |= PACKED);
-    let mut handover = running(&fake, VERSION_1 | PACKED, 0x8000_8000);
-    assert!(!handover.lost());
+    for word in ["suspend", "base?"] {
+        let mut handover = running(&fake, VERSION_1 | PACKED, 0x8000_8000);
+        fake.lock().refuses.insert(word, libc::EIO);
+        assert_eq!(handover.stop(0), Some(RingConfig::NOWHERE), "not where it began");
+        // The ring is started again, as with another kick: where it stands now nobody knows.
+        let mut again = ring(0x8000_8000, true);
+        again.resume = Some(RingConfig::NOWHERE);
+        handover.accept(0, again.clone()).unwrap();
+        assert_eq!(handover.settle(), Err(Refusal::Lost { ring: 0 }));
+        assert_eq!((handover.running(), fake.lock().status), (0, 0), "the device touches nothing");
+        assert_eq!((handover.stop(0), handover.stop(1)), (Some(RingConfig::NOWHERE), Some(RingConfig::NOWHERE)));
+        fake.lock().refuses.clear();
+        // The guest was paused, or migrated: GET_VRING_BASE's answer comes back as the base.
+        let told = u32::from(RingConfig::NOWHERE) * 0x1_0001;
+        handover.start(0, ring(told, true)).unwrap();
+        assert_eq!(handover.start(1, ring(told, true)), Err(Refusal::Lost { ring: 0 }));
+        assert!(handover.stop(0).is_some() && handover.stop(1).is_some());
+        // The driver has started anew.
+        handover.start(0, ring(0x8000_8000, true)).unwrap();
+        assert_eq!(handover.start(1, ring(0x8000_8000, true)), Ok(1));
+    }
+}
+
+#[test]
+fn a_second_pair_that_stops_does_not_bring_the_first_up_at_a_lost_place() {
+    let fake = with_pairs(0, true);
+    let mut handover = ready(&fake, VERSION_1 | 1 << 22 | PACKED);
+    for index in 0..4 {
+        handover.accept(index, ring(0x8000_8000, true)).unwrap();
+    }
+    assert_eq!(handover.settle(), Ok(2));
     fake.lock().refuses.insert("suspend", libc::EIO);
-    handover.stop(0);
-    assert!(handover.lost());
+    assert_eq!(handover.stop(3), Some(RingConfig::NOWHERE));
+    assert_eq!(handover.settle(), Err(Refusal::Lost { ring: 0 }));
+    assert_eq!(handover.give_back(0), Some(RingConfig::NOWHERE));
+}
+
+#[test]
+fn a_ring_that_never_ran_goes_back_as_it_came() {
+    let fake = Fake::new().with(|device| device.features |= PACKED);
+    let mut handover = ready(&fake, VERSION_1 | PACKED);
+    handover.accept(0, ring(0x8000_8000, true)).unwrap();
+    assert_eq!(handover.give_back(0), None, "a relay has a note of its own of where it stands");
 }
 
 #[test]
@@ -214,6 +301,11 @@ fn what_was_refused_leaves_nothing_with_the_device() {
     for (says, change, features, base) in cases {
         let fake = Fake::new().with(change);
         let mut handover = ready(&fake, features);
+        if features & VERSION_1 != 0 {
+            let (guest, map) = memory(&[(0, 0x10_0000)]);
+            handover.memory(map).unwrap();
+            guest.write_obj((base as u16).to_le(), GuestAddress(USED + 2)).unwrap();
+        }
         let first = handover.start(0, ring(base, false));
         let refusal = first.and_then(|_| handover.start(1, ring(base, false))).expect_err(says);
         assert!(refusal.to_string().contains(says), "{refusal}");
@@ -282,6 +374,12 @@ fn several_pairs_are_told_to_the_device_by_its_control_queue() {
         assert_eq!((device.commands, device.taken & (1 << 17 | 1 << 22)), (vec![2], 1 << 17 | 1 << 22));
         let page = device.rings[&4].place.unwrap();
         assert_eq!(page.desc, (1 << 47) - 4096, "where no guest has memory");
+        assert!(!device.mapped.contains_key(&page.desc), "nor does a guest's descriptor lead there");
+        assert!((0..4).all(|ring| device.rings[&ring].enabled));
+        // Memory that the guest gets there is its own.
+        let (_, more) = memory(&[(0, 0x10_0000), (page.desc, 0x1000)]);
+        handover.memory(more).unwrap();
+        handover.memory(memory(&[(0, 0x10_0000)]).1).unwrap();
         // The second pair goes, and the first runs on.
         assert!(handover.stop(3).is_some());
         assert_eq!(handover.settle(), Ok(1));
@@ -291,6 +389,46 @@ fn several_pairs_are_told_to_the_device_by_its_control_queue() {
         drop(handover);
         assert_eq!(fake.lock().mapped.len(), 0, "the page of the control queue goes, too");
     }
+}
+
+#[test]
+fn several_pairs_need_a_device_that_enables_rings_after_it_was_told_of_them() {
+    let fake = with_pairs(0, false).with(|device| device.enables_late = false);
+    let mut handover = ready(&fake, VERSION_1 | 1 << 22);
+    assert_eq!((handover.facts().pairs(), handover.facts().offer(1 << 22)), (1, 0));
+    let why = handover.facts().why_no_more();
+    assert!(why.contains("enables no rings after DRIVER_OK"), "{why}");
+    assert_eq!(handover.accept(2, ring(0, false)), Err(Refusal::Queues { ring: 2, pairs: 1 }));
+    handover.start(0, ring(0, false)).unwrap();
+    assert_eq!(handover.start(1, ring(0, false)), Ok(1), "one pair it has all the same");
+}
+
+#[test]
+fn the_control_queue_is_below_what_processors_address() {
+    let fake = with_pairs(0, false);
+    let mut handover = ready(&fake, VERSION_1 | 1 << 22);
+    // A guest's region at the very top does not push the page up there.
+    handover.memory(memory(&[(0, 0x10_0000), ((1 << 47) - 0x2000, 0x2000), (1 << 50, 0x1000)]).1).unwrap();
+    for index in 0..4 {
+        handover.accept(index, ring(0, false)).unwrap();
+    }
+    assert_eq!(handover.settle(), Ok(2));
+    assert_eq!(fake.lock().rings[&4].place.unwrap().desc, (1 << 47) - 0x3000);
+}
+
+#[test]
+fn an_eventfd_that_was_made_blocking_and_filled_holds_nobody_up() {
+    // SAFETY: no preconditions; a blocking one.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
+    assert!(fd >= 0);
+    // SAFETY: just opened, owned by nobody else.
+    let call = Arc::new(unsafe { OwnedFd::from_raw_fd(fd) });
+    let full = u64::MAX - 1;
+    // SAFETY: eight readable bytes.
+    assert_eq!(unsafe { libc::write(fd, (&raw const full).cast(), 8) }, 8);
+    super::handover::nudge(Some(&call));
+    // SAFETY: an open descriptor.
+    assert_ne!(unsafe { libc::fcntl(fd, libc::F_GETFL) } & libc::O_NONBLOCK, 0, "nor the one who fills it meanwhile");
 }
 
 #[test]
