@@ -69,8 +69,9 @@ impl RingSink for Trace {
         self.line(format!("ring {index}: its place was told"));
     }
 
-    fn announce(&self, mac: [u8; 6]) {
+    fn announce(&self, mac: [u8; 6]) -> Result<(), String> {
         self.line(format!("announce {mac:02x?}"));
+        Ok(())
     }
 
     fn event(&self, event: LaneEventKind) {

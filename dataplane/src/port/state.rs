@@ -269,13 +269,18 @@ impl RingSink for PortState {
         }
     }
 
-    fn announce(&self, mac: [u8; 6]) {
+    fn announce(&self, mac: [u8; 6]) -> Result<(), String> {
         // Each makes a frame and holds the workers up: a front-end may have as many as it may have events.
         self.hold_back();
         if let Some(shares) = self.backing.shares() {
             // An error means that the lane is stopping.
             let _ = shares.announce(mac);
+            return Ok(());
         }
+        Err(format!(
+            "port {}: no worker has the guest's rings, and a vDPA device sends no frame of ours: the network learns the guest's place by its own frames",
+            self.name
+        ))
     }
 
     fn event(&self, event: LaneEventKind) {

@@ -128,7 +128,8 @@ impl Gate<'_> {
         let outcome = self.judge(request, shape, &mut message).and_then(|verdict| match verdict {
             Verdict::Reply(word) => Ok(Some(word.to_ne_bytes().to_vec())),
             Verdict::Echo => Ok(Some(message.payload.clone())),
-            Verdict::Done => Ok(None),
+            Verdict::Unserved if acknowledge => Ok(Some(1u64.to_ne_bytes().to_vec())),
+            Verdict::Done | Verdict::Unserved => Ok(None),
             Verdict::Forward => match self.daemon.call(request, &message.payload, &message.fds, self.stop) {
                 // The crate has only the lower half of a packed ring's base.
                 Ok(reply) if request == Request::GET_VRING_BASE => {
@@ -209,8 +210,13 @@ impl Gate<'_> {
             }
             (Request::SEND_RARP, Body::Word(word)) => {
                 let [a, b, c, d, e, f, ..] = word.to_ne_bytes();
-                self.rings.announce([a, b, c, d, e, f]);
-                Ok(Verdict::Done)
+                match self.rings.announce([a, b, c, d, e, f]) {
+                    Ok(()) => Ok(Verdict::Done),
+                    Err(why) => {
+                        tracing::warn!("SEND_RARP: {why}");
+                        Ok(Verdict::Unserved)
+                    }
+                }
             }
             (Request::SET_LOG_BASE, Body::Log { size, offset }) => {
                 let Some(fd) = message.fds.pop() else { return Err(Some("its descriptor is missing".into())) };
@@ -432,6 +438,8 @@ enum Verdict {
     Echo,
     /// It was served here.
     Done,
+    /// It is not done, which ends nothing.
+    Unserved,
 }
 
 /// Puts the ring in front of the crate's reason, which does not have it.

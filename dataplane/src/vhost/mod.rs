@@ -62,8 +62,8 @@ pub trait RingSink: Send + Sync + 'static {
     /// A ring's position was told to the front-end (GET_VRING_BASE), which names the next one: what outlives the process is older.
     fn told(&self, index: usize);
 
-    /// SEND_RARP: the guest with this address has arrived here by a migration and cannot say so itself.
-    fn announce(&self, mac: [u8; 6]);
+    /// SEND_RARP: the guest with this address has arrived here by a migration and cannot say so itself. The error is why nothing is sent for it.
+    fn announce(&self, mac: [u8; 6]) -> Result<(), String>;
 
     /// The connection's life: PortListening, FrontendConnected, HandshakeFailed, FrontendDisconnected. What concerns rings
     /// (DriverReady, DriverStopped, RingBroken) the sink says itself. All rings were stopped before the connection ends.

@@ -274,10 +274,9 @@ impl Rings {
     }
 
     /// SEND_RARP. A guest of which no ring runs is not there yet, and nothing is said for it.
-    pub fn announce(&self, mac: [u8; 6]) {
-        if self.lock().rings.iter().any(|ring| ring.running) {
-            self.sink.announce(mac);
-        }
+    pub fn announce(&self, mac: [u8; 6]) -> Result<(), String> {
+        let running = self.lock().rings.iter().any(|ring| ring.running);
+        if running { self.sink.announce(mac) } else { Ok(()) }
     }
 
     /// SET_VRING_ENABLE.

@@ -172,8 +172,9 @@ impl RingSink for Recorder {
         self.told.lock().unwrap().push(index);
     }
 
-    fn announce(&self, mac: [u8; 6]) {
+    fn announce(&self, mac: [u8; 6]) -> Result<(), String> {
         self.push(Heard::Announce(mac));
+        if mac[5] == 0xff { Err("nobody sends it".into()) } else { Ok(()) }
     }
 
     fn event(&self, event: LaneEventKind) {
