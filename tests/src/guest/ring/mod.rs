@@ -252,11 +252,11 @@ impl Ring {
     }
 
     /// What SET_VRING_BASE says after the back-end died, when `held` is what the front-end knew last. QEMU reads a split ring's
-    /// used index from the guest's memory; of a packed ring it knows no better (`virtio_queue_packed_restore_last_avail_idx`
-    /// does nothing).
+    /// used index from the guest's memory, DPDK's virtio-user says 0, which is the harder one. Of a packed ring QEMU knows no better
+    /// than before (`virtio_queue_packed_restore_last_avail_idx` does nothing).
     pub fn base_after_death(&self, held: u32) -> u32 {
         match self {
-            Self::Split(ring) => u32::from(ring.used_index()),
+            Self::Split(_) => 0,
             Self::Packed(_) => held,
         }
     }
