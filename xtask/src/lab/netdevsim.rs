@@ -11,6 +11,7 @@ use ringspan_testkit::wait;
 use serde_json::Value;
 
 use super::control::{CONFIGURATION, Control, tool};
+use super::doctor;
 
 type Check = (&'static str, fn(&mut Control) -> Result<()>);
 
@@ -20,6 +21,7 @@ const CHECKS: &[Check] = &[
     ("netdevsim: 250 virtual functions have 250 representors, and nobody's buffer is too small", many),
     ("netdevsim: a mode that fails amid its representors leaves everything as it was, and says why", fails_amid),
     ("netdevsim: a setting that the switch does not have takes the mode back", rolls_back),
+    ("netdevsim: the doctor finds and mends what the agent left on representors (agent-qdiscs)", broken),
     ("netdevsim: a device that goes meanwhile, and one that devlink does not know, are refused", refused),
 ];
 
@@ -169,6 +171,12 @@ fn rolls_back(control: &mut Control) -> Result<()> {
     let after = show(control)?;
     ensure!(after["mode"] == "legacy" && ports()? == 0, "{after}");
     Ok(())
+}
+
+fn broken(control: &mut Control) -> Result<()> {
+    vfs(4)?;
+    set(control, "switchdev")?;
+    doctor::on_representors(control.story)
 }
 
 fn refused(control: &mut Control) -> Result<()> {

@@ -2,10 +2,13 @@
 //! the check passes.
 //!
 //! What only a reboot mends is broken in hosts that are booted for it ([`breaks_boot`]): what the remedy wrote for the next boot is what the next one is
-//! booted with. Not broken here, since nothing emulates it: firmware of Mellanox cards, representors, VF LAG, ARI, domains beside 0000.
+//! booted with. Not broken here, since nothing emulates it: firmware of Mellanox cards, VF LAG, ARI, domains beside 0000.
+
+mod cases;
 
 use std::fs;
 use std::io::Write;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -18,151 +21,12 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::{FIRST, SECOND};
+use cases::{CASES, Case, ON_REPRESENTORS};
 
 /// Longest time for one thing: nothing is fast here.
 const LIMIT: Duration = Duration::from_secs(180);
-/// A lane that takes little memory.
-const CONFIGURATION: &str = "[dataplane]\ncores = [0]\nmemory_mib = 64\n";
-
-/// Something that is broken. `{first}` and `{second}` are the NICs' addresses, `{eth}` is the first one's interface, `{vf}` its VF.
-struct Case {
-    check: &'static str,
-    /// Breaks it.
-    breaks: &'static str,
-    state: &'static str,
-    /// What the finding says.
-    says: &'static str,
-    /// What the remedy says in a comment, done by hand; empty: its commands do it all.
-    by_hand: &'static str,
-    /// Takes away what the check does not need.
-    undo: &'static str,
-}
-
-/// In this order: a case may use what an earlier one of its check left.
-const CASES: &[Case] = &[
-    Case {
-        check: "hugepages",
-        breaks: "echo 0 > /proc/sys/vm/nr_hugepages",
-        state: "fail",
-        says: "no hugepage is reserved",
-        by_hand: "",
-        undo: "echo 0 > /proc/sys/vm/nr_hugepages; rm /etc/tmpfiles.d/ringspan-hugepages.conf",
-    },
-    Case {
-        check: "hugetlbfs",
-        breaks: "if mountpoint -q /dev/hugepages; then umount /dev/hugepages; fi",
-        state: "warn",
-        says: "hugetlbfs is not mounted",
-        by_hand: "",
-        undo: "",
-    },
-    Case {
-        check: "hugetlbfs",
-        breaks: "echo 32 > /proc/sys/vm/nr_hugepages; mkdir /tmp/bounded; mount -t hugetlbfs -o size=4M none /tmp/bounded",
-        state: "warn",
-        says: "its mount is bounded to 4 MiB",
-        by_hand: "",
-        undo: "umount /tmp/bounded /dev/hugepages; echo 0 > /proc/sys/vm/nr_hugepages",
-    },
-    Case {
-        check: "nic-driver",
-        breaks: "echo vfio-pci > /sys/bus/pci/devices/{second}/driver_override; echo {second} > /sys/bus/pci/devices/{second}/driver/unbind",
-        state: "warn",
-        says: "it has no driver",
-        by_hand: "",
-        undo: "",
-    },
-    Case {
-        check: "device-nodes",
-        breaks: "modprobe -r vfio-pci",
-        state: "fail",
-        says: "vfio-pci is not loaded",
-        by_hand: "",
-        undo: "",
-    },
-    Case {
-        check: "device-nodes",
-        breaks: "if grep -q ^tun /proc/modules; then modprobe -r tun; fi; rm -f /dev/net/tun",
-        state: "fail",
-        says: "/dev/net/tun is not there",
-        by_hand: "",
-        undo: "",
-    },
-    Case {
-        check: "device-nodes",
-        breaks: "rm /dev/net/tun",
-        state: "fail",
-        says: "/dev/net/tun is not there",
-        by_hand: "",
-        undo: "",
-    },
-    Case {
-        check: "dpdk-drivers",
-        breaks: "mount -t tmpfs none /usr/lib/x86_64-linux-gnu/dpdk; echo /usr/lib/x86_64-linux-gnu/dpdk > $COVERED",
-        state: "fail",
-        says: "DPDK's drivers are not installed",
-        by_hand: "",
-        undo: "",
-    },
-    Case {
-        check: "dpdk-drivers",
-        breaks: "d=$(echo /usr/lib/x86_64-linux-gnu/dpdk/pmds-*); mkdir /tmp/drivers; \
-            for f in $d/*; do case $f in *e1000*) ;; *) ln -s $f /tmp/drivers/ ;; esac; done; mount --bind /tmp/drivers $d; echo $d > $COVERED",
-        state: "fail",
-        says: "DPDK's driver e1000 is not installed",
-        by_hand: "",
-        undo: "",
-    },
-    Case {
-        check: "module-parameters",
-        breaks: "echo 'options igb max_vfs=8 debug=0' > /etc/modprobe.d/ringspan-lab.conf",
-        state: "fail",
-        says: "the driver takes 7 at most",
-        by_hand: "",
-        undo: "grep -q '^options igb debug=0$' /etc/modprobe.d/ringspan-lab.conf; rm /etc/modprobe.d/ringspan-lab.conf",
-    },
-    Case {
-        check: "bonds",
-        breaks: "modprobe bonding max_bonds=0; ip link add bl0 type veth peer name bl1; ip link set bl1 up; \
-            ip link add bondlab type bond mode active-backup miimon 100; ip link set bl0 master bondlab; ip link set bondlab up; ip link set bl0 down",
-        state: "warn",
-        says: "its member bl0 is down",
-        by_hand: "",
-        undo: "",
-    },
-    Case {
-        check: "bonds",
-        breaks: "echo 0 > /sys/class/net/bondlab/bonding/miimon",
-        state: "warn",
-        says: "its members' links are not watched",
-        by_hand: "",
-        undo: "",
-    },
-    Case {
-        check: "bonds",
-        breaks: "echo -bl0 > /sys/class/net/bondlab/bonding/slaves",
-        state: "warn",
-        says: "it has no member",
-        by_hand: "ip link set bl0 down; ip link set bl0 master bondlab",
-        undo: "ip link del bondlab",
-    },
-    Case {
-        check: "bonds",
-        breaks: "ip link add bondlab type bond mode 802.3ad miimon 100 lacp_rate fast; ip link set bl0 down; ip link set bl0 master bondlab; ip link set bondlab up",
-        state: "fail",
-        says: "nobody answers LACP",
-        by_hand: "ip link add bondpeer type bond mode 802.3ad miimon 100 lacp_rate fast; ip link set bl1 down; ip link set bl1 master bondpeer; ip link set bondpeer up",
-        undo: "ip link del bondlab; ip link del bondpeer; ip link del bl0",
-    },
-    Case {
-        check: "bonds",
-        breaks: "ip link add bondlab type bond mode balance-rr miimon 100; ip link set {eth} down; ip link set {eth} master bondlab; ip link set bondlab up",
-        state: "fail",
-        says: "mode balance-rr",
-        by_hand: "ip link del bondlab; ip link add bondlab type bond mode active-backup miimon 100; ip link set {eth} down; ip link set {eth} master bondlab; ip link set bondlab up",
-        undo: "ip link del bondlab; ip link set {eth} down",
-    },
-];
+/// A lane that takes little memory; Open vSwitch is restarted without systemd, which does not run here.
+const CONFIGURATION: &str = "[dataplane]\ncores = [0]\nmemory_mib = 64\n[ovs]\nrestart_command = [\"/usr/share/openvswitch/scripts/ovs-ctl\", \"restart\"]\n";
 
 impl Case {
     fn name(&self) -> String {
@@ -173,8 +37,11 @@ impl Case {
 type Check = (&'static str, fn(&mut Lab) -> Result<()>);
 
 /// What takes more than a line of shell.
-const SPECIAL: &[Check] =
-    &[("the doctor finds and mends: a guest whose memory is its own (guest-memory)", guest_memory)];
+const SPECIAL: &[Check] = &[
+    ("the doctor finds and mends: memory that cannot be pinned (memlock)", memlock),
+    ("the doctor finds and mends: a guest whose memory is its own (guest-memory)", guest_memory),
+    ("the doctor as nobody says unknown where it cannot look", nobody),
+];
 
 /// Whether the name of a check contains this.
 pub fn is_wanted(only: &str) -> bool {
@@ -225,6 +92,16 @@ pub fn run(story: &mut fs::File, only: &str) -> Result<u32> {
         done += 1;
     }
     Ok(done)
+}
+
+/// The same of what is broken on representors, while there are some.
+pub fn on_representors(story: &mut fs::File) -> Result<()> {
+    let mut lab = Lab { daemon: None, folder: stand_ins()?, story };
+    for case in ON_REPRESENTORS {
+        lab.begin(&case.name())?;
+        lab.case(case).with_context(|| case.name())?;
+    }
+    Ok(())
 }
 
 /// Programs that do what the host's own would do if it had a network, systemd and a boot loader.
@@ -383,6 +260,29 @@ impl Lab<'_> {
     }
 }
 
+/// Whoever starts ringspan without the right to lock memory has a limit; systemd's is set by the remedy.
+fn memlock(lab: &mut Lab) -> Result<()> {
+    let limited = |limit: &str| {
+        let words = [
+            "prlimit".to_owned(),
+            format!("--memlock={limit}:{limit}"),
+            "setpriv".into(),
+            "--bounding-set=-ipc_lock".into(),
+        ];
+        words.to_vec()
+    };
+    let narrow = limited("65536");
+    let narrow: Vec<&str> = narrow.iter().map(String::as_str).collect();
+    let found = lab.found(&narrow, "memlock", "RLIMIT_MEMLOCK is 65536 bytes", "warn")?;
+    lab.paste(&found)?;
+    // What systemd would read.
+    let unit = fs::read_to_string("/etc/systemd/system/ringspan.service.d/memlock.conf")?;
+    let limit = unit.lines().find_map(|line| line.strip_prefix("LimitMEMLOCK=")).context("no LimitMEMLOCK")?;
+    let wide = limited(&limit.replace("infinity", "unlimited"));
+    let wide: Vec<&str> = wide.iter().map(String::as_str).collect();
+    lab.mended(&wide, "memlock", "RLIMIT_MEMLOCK")
+}
+
 /// A real QEMU, which is started anew with the words of the remedy.
 fn guest_memory(lab: &mut Lab) -> Result<()> {
     let start = |more: &str| -> Result<std::process::Child> {
@@ -419,6 +319,54 @@ fn guest_memory(lab: &mut Lab) -> Result<()> {
     });
     end(guest)?;
     mended
+}
+
+/// Another user sees less, and takes nothing that he does not see for broken.
+fn nobody(lab: &mut Lab) -> Result<()> {
+    let root = lab.report(&[])?;
+    // Where nobody may run it from: neither the build folder nor that of the stand-ins need be open to all.
+    let place = Path::new("/usr/local/bin/ringspan");
+    fs::copy(paths::program("ringspan")?, place)?;
+    let words = [
+        "setpriv",
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+        "/usr/local/bin/ringspan",
+        "doctor",
+        "--json",
+        "--local",
+    ];
+    let finished = wait::run(Command::new(words[0]).args(&words[1..]), LIMIT)?;
+    let report: Value = serde_json::Deserializer::from_str(&finished.text)
+        .into_iter()
+        .next()
+        .context("the doctor says nothing")?
+        .with_context(|| finished.text.clone())?;
+    ensure!(report["host"]["privileged"] == false, "{}", report["host"]);
+    let expected = i32::from(report["state"] == "fail");
+    ensure!(finished.code == expected, "exit code {} of {}", finished.code, report["state"]);
+    for check in ["kernel-log", "ari"] {
+        let found = all(&report, check);
+        ensure!(found.iter().any(|one| one["state"] == "unknown"), "{check}: {found:#?}");
+        for one in found.iter().filter(|one| one["state"] == "unknown") {
+            writeln!(lab.story, "    {check}: {}", one["message"].as_str().unwrap_or_default())?;
+        }
+    }
+    let listed = wait::run(Command::new("lspci").args(["-D", "-v", "-s", SECOND]), LIMIT)?.success("lspci")?;
+    ensure!(listed.contains("Single Root I/O Virtualization (SR-IOV)"), "lspci -v has other words: {listed}");
+    writeln!(lab.story, "    {}", listed.trim_end().replace('\n', "\n    "))?;
+    let sees = |report: &Value, finding: &Value| {
+        all(report, finding["check"].as_str().unwrap_or_default())
+            .iter()
+            .any(|one| one["item"] == finding["item"] && one["state"] == finding["state"])
+    };
+    for one in report["findings"].as_array().into_iter().flatten() {
+        if one["state"] == "fail" || one["state"] == "warn" {
+            ensure!(sees(&root, one), "nobody sees what root does not: {one:#}");
+        }
+    }
+    Ok(())
 }
 
 /// What only another boot mends.
