@@ -2,9 +2,9 @@
 //! does when a port or the whole bridge goes.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use ringspan_testkit::far_end::FarEnd;
 use ringspan_testkit::guest::NetHeader;
 use ringspan_testkit::packet::sum;
 use ringspan_testkit::{needs, wait};
@@ -16,6 +16,8 @@ const TO: [u8; 6] = [2, 0, 0, 0, 0, 2];
 const FROM: [u8; 6] = [2, 0, 0, 0, 0, 1];
 /// Frames of each case once it is in the NIC.
 const FRAMES: usize = 20;
+/// The ethertype of what the kernel sends into a representor, so that it comes out at the VF.
+const MARKER: [u8; 2] = [0x88, 0xb7];
 
 struct Case {
     name: &'static str,
@@ -148,6 +150,17 @@ fn cases() -> Vec<Case> {
     ]
 }
 
+/// What has come: each frame without its trailer, and how often with each number.
+type Seen = BTreeMap<Vec<u8>, BTreeMap<u16, usize>>;
+
+/// Frames that are sent before it matters how many come.
+const WARMING: u16 = u16::MAX;
+
+/// A frame with its number behind all that is looked at, where NIC and switch leave it.
+fn numbered(frame: &[u8], number: u16) -> Vec<u8> {
+    [frame, &[0x5a], &number.to_be_bytes(), &[0xa5]].concat()
+}
+
 /// Without the padding of short frames, which is at their end and all zeros.
 fn unpadded(mut frame: Vec<u8>) -> Vec<u8> {
     while frame.last() == Some(&0) {
@@ -171,19 +184,21 @@ impl Scene {
         })
     }
 
-    /// Counts what comes to the second guest until nothing has come for so long.
-    fn come(&mut self, seen: &mut BTreeMap<Vec<u8>, usize>, quiet: Duration) {
-        let mut last = Instant::now();
-        while last.elapsed() < quiet {
-            self.guests[1].rx[0].receive(64, |received| {
-                let mut bytes = vec![0; received.length()];
-                received.copy_to(&mut bytes);
-                *seen.entry(unpadded(bytes)).or_default() += 1;
-                last = Instant::now();
-            });
-            self.guests[1].rx[0].ring().kick();
-            std::thread::sleep(Duration::from_millis(1));
-        }
+    /// Takes what has come to the second guest; how many frames that were.
+    fn come(&mut self, seen: &mut Seen) -> usize {
+        let came = self.guests[1].rx[0].receive(64, |received| {
+            let mut bytes = vec![0; received.length()];
+            received.copy_to(&mut bytes);
+            // What has none is nothing that was sent here: it is told by its own bytes.
+            let mut number = WARMING;
+            if let [.., 0x5a, high, low, 0xa5] = bytes[..] {
+                number = u16::from_be_bytes([high, low]);
+                bytes.truncate(bytes.len() - 4);
+            }
+            *seen.entry(unpadded(bytes)).or_default().entry(number).or_default() += 1;
+        });
+        self.guests[1].rx[0].ring().kick();
+        came
     }
 
     /// Packets that rules forwarded or dropped.
@@ -205,53 +220,70 @@ fn what_openflow_matches_and_changes_is_done_by_the_nic() -> Result<()> {
     };
     let flows: Vec<String> = cases.iter().map(flow).collect();
     scene.flows(&flows.iter().map(String::as_str).collect::<Vec<_>>())?;
-    let mut seen = BTreeMap::new();
-    let until = Instant::now() + 3 * SOON;
+    let mut seen = Seen::new();
     // What is in the NIC first is sent by it, and the rest through OVS: both do the same.
-    while scene.list(json!({ "state": "offloaded" }))?.len() < cases.len() {
-        ensure!(Instant::now() < until, "{:#}", scene.daemon.call("flow.list", json!({}))?);
+    let all_there = wait::until(3 * SOON, "all cases in the NIC", || {
         for case in &cases {
-            scene.send(&case.sent)?;
+            scene.send(&numbered(&case.sent, WARMING))?;
         }
-        scene.come(&mut seen, Duration::from_millis(100));
-    }
-    scene.come(&mut seen, Duration::from_millis(500));
+        while scene.come(&mut seen) > 0 {}
+        Ok((scene.list(json!({ "state": "offloaded" }))?.len() >= cases.len()).then_some(()))
+    });
+    all_there.with_context(|| format!("{:#}", scene.daemon.call("flow.list", json!({})).unwrap_or_default()))?;
+
     let wanted: BTreeMap<Vec<u8>, &str> = cases
         .iter()
         .filter(|case| !case.comes.is_empty())
         .map(|case| (unpadded(case.comes.clone()), case.name))
         .collect();
-    let strange: Vec<_> = seen.keys().filter(|frame| !wanted.contains_key(*frame)).collect();
-    ensure!(strange.is_empty(), "came and should not: {strange:02x?}");
-
     let before = scene.by_rules()?;
-    seen.clear();
-    for _ in 0..FRAMES {
+    for number in 0..FRAMES as u16 {
         for case in &cases {
-            scene.send(&case.sent)?;
+            scene.send(&numbered(&case.sent, number))?;
         }
-        scene.come(&mut seen, Duration::from_millis(2));
+        while scene.come(&mut seen) > 0 {}
     }
     let all = FRAMES * cases.len();
     // A rule sends one in some seconds to OVS, which sends it on.
     wait::until(SOON, "the rules' counters", || {
-        Ok((scene.by_rules()? - before >= (all * 9 / 10) as u64).then_some(()))
+        Ok((scene.by_rules()?.saturating_sub(before) >= (all * 9 / 10) as u64).then_some(()))
     })?;
-    scene.come(&mut seen, Duration::from_millis(500));
     for (frame, name) in &wanted {
-        ensure!(seen.get(frame) == Some(&FRAMES), "{name}: {:?} of {FRAMES} came: {frame:02x?}", seen.get(frame));
+        wait::until(SOON, &format!("all frames of: {name}"), || {
+            scene.come(&mut seen);
+            let missing = |seen: &BTreeMap<u16, usize>| (0..FRAMES as u16).find(|number| !seen.contains_key(number));
+            Ok(seen.get(frame).is_some_and(|seen| missing(seen).is_none()).then_some(()))
+        })
+        .with_context(|| format!("{:?} of {frame:02x?} came", seen.get(frame)))?;
+        let twice = seen[frame].iter().find(|(number, count)| **number != WARMING && **count > 1);
+        ensure!(twice.is_none(), "{name}: number {twice:?} came more than once: {frame:02x?}");
     }
-    ensure!(seen.len() == wanted.len(), "{seen:02x?}");
+    let strange: Vec<_> = seen.keys().filter(|frame| !wanted.contains_key(*frame)).collect();
+    ensure!(strange.is_empty(), "came and should not: {strange:02x?}");
     Ok(())
 }
 
-/// Sends until nothing comes any more.
+/// Sends until nothing comes any more, but what is sent from the representor itself behind it: the lane runs, and has seen all.
 fn silent(scene: &mut Scene, what: &str) -> Result<()> {
+    let far = FarEnd::open(&scene.net, "nic0_vf1", MARKER)?;
+    let (lost, marker) = (ethernet(TO, &[0x88, 0xb5], b"to nobody"), ethernet(TO, &MARKER, b"marker"));
+    let mut number = 0;
     wait::until(SOON, what, || {
-        let mut seen = BTreeMap::new();
-        (0..5).try_for_each(|_| scene.send(&ethernet(TO, &[0x88, 0xb5], b"to nobody")))?;
-        scene.come(&mut seen, Duration::from_millis(100));
-        Ok(seen.is_empty().then_some(()))
+        let mut seen = Seen::new();
+        number += 1;
+        (0..5).try_for_each(|_| scene.send(&numbered(&lost, number)))?;
+        wait::until(SOON, "the lane to take what was sent", || {
+            scene.guests[0].tx[0].reclaim();
+            Ok((scene.guests[0].tx[0].in_flight() == 0).then_some(()))
+        })?;
+        let sent = || far.send(&numbered(&marker, number)).context("sending a marker");
+        wait::until(SOON, "room for a marker", || Ok(sent()?.then_some(())))?;
+        wait::until(SOON, "the marker", || {
+            scene.come(&mut seen);
+            let here = seen.get(&unpadded(marker.clone())).is_some_and(|seen| seen.contains_key(&number));
+            Ok(here.then_some(()))
+        })?;
+        Ok((seen.len() == 1).then_some(()))
     })
 }
 

@@ -24,7 +24,7 @@ struct Scene {
     guests: Vec<Guest>,
     daemon: Daemon,
     ovs: Ovs,
-    _net: Netns,
+    net: Netns,
 }
 
 impl Scene {
@@ -43,7 +43,7 @@ impl Scene {
             daemon.add_port(&format!("vm{vf}"), &format!("soft:nic0/vf{vf}"), &[])?;
             guests.push(Guest::start(Options::new(daemon.path(&format!("vm{vf}.sock"))))?);
         }
-        let scene = Self { guests, daemon, ovs, _net: net };
+        let scene = Self { guests, daemon, ovs, net };
         for port in ["nic0_vf0", "nic0_vf1", "nic0"] {
             let words = ["ovs", "configure", "--bridge", "br0", "--datapath-type", "netdev", "--port", port];
             scene.daemon.ok(&words)?;
