@@ -286,10 +286,11 @@ fn the_daemon_stays_small() {
     bench.ok("port list");
     let status = format!("/proc/{}/status", bench.daemon.as_ref().unwrap().id());
     let status = std::fs::read_to_string(status).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    // Its own memory: a debug build's code, five times a release build's, would count as well.
+    let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
     let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
     println!("{kib} KiB with {} connections", clients.len());
-    assert!(kib < 30 << 10, "{line}");
+    assert!(kib < 16 << 10, "{status}");
 }
 
 #[test]
