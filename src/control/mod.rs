@@ -89,8 +89,8 @@ pub(crate) struct Daemon {
     mirror: Mirror,
     /// Guests' NICs.
     pub(crate) attachments: Attachments,
-    /// Held while vDPA devices are made or taken away, with what is written down of them.
-    vdpa: Mutex<()>,
+    /// The vDPA devices of ports.
+    vdpa: Arc<vdpa::Devices>,
     /// Set when it ends.
     ending: AtomicBool,
     cores: HostCores,
@@ -143,7 +143,7 @@ impl Daemon {
             keepers: Mutex::default(),
             mirror: Mirror::new(mirror),
             attachments,
-            vdpa: Mutex::default(),
+            vdpa: Arc::default(),
             ending: AtomicBool::new(false),
             cores,
             set_log: Box::new(set_log),

@@ -124,20 +124,26 @@ pub(super) fn reconcile(lane: &Lane, client: &mut LaneClient, daemon: &Daemon) -
         state.refused.retain(|name, _| wanted.ports.contains_key(name));
         state.refused_nics.retain(|name, _| wanted.nics.contains_key(name));
     }
-    // What a lane cannot be given yet is refused, and stays as it is there.
+    // What a lane cannot be given yet is refused, and stays as it is there. No other port waits until a vDPA device is made.
+    let mut without = vec![];
     for (name, spec) in std::mem::take(&mut wanted.ports) {
-        match daemon.for_lane(&spec) {
-            Ok(spec) => {
+        let known = daemon.known_for_lane(&spec);
+        if !matches!(known, Some(Ok(_))) {
+            without.push(name.clone());
+        }
+        match known {
+            Some(Ok(spec)) => {
                 // What it was refused for before is over, without anything to tell the lane.
                 if present.get(&name) == Some(&spec) && lock(&lane.state).refused.remove(&name).is_some() {
                     daemon.events.tell(Some(&lane.name), Some(&name), EventKind::PortApplied);
                 }
                 wanted.ports.insert(name, spec);
             }
-            Err(error) => {
+            Some(Err(error)) => {
                 refuse(lane, daemon, &name, error.about(&name));
                 wanted.pending.insert(name);
             }
+            None => drop(wanted.pending.insert(name)),
         }
     }
     for request in plan(&wanted, &present, &nics) {
@@ -170,7 +176,8 @@ pub(super) fn reconcile(lane: &Lane, client: &mut LaneClient, daemon: &Daemon) -
         }
     }
     daemon.forget_journals();
-    daemon.sweep_vdpa();
+    // After the removals: a device that a port has given back can be another's.
+    daemon.ask_for_vdpa(&lane.name, without);
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use ringspan_protocol::{Compat, MacAddress, Mode, Policy, PortChange, PortName, PortSpec, Reply, Request};
+use ringspan_protocol::{Compat, DeviceSpec, MacAddress, Mode, Policy, PortChange, PortName, PortSpec, Reply, Request};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
@@ -154,7 +154,7 @@ pub(super) fn add_to(daemon: &Daemon, params: Add) -> Result<PortEntry, Error> {
     if let Err(error) = added {
         locked(&daemon.desired).ports.remove(&name);
         daemon.forget_journals();
-        daemon.sweep_vdpa();
+        sweep_after(daemon, &spec);
         // What the lane took and could not be written down is taken back.
         if let Ok(lane) = daemon.lane(&lane) {
             lane.look_again();
@@ -163,6 +163,13 @@ pub(super) fn add_to(daemon: &Daemon, params: Add) -> Result<PortEntry, Error> {
     }
     daemon.events.tell(Some(&lane), Some(&name), EventKind::PortAdded);
     entry(daemon, &name)
+}
+
+/// A port that is not wanted any more takes its vDPA device along. A port without one waits for nobody's.
+fn sweep_after(daemon: &Daemon, spec: &PortSpec) {
+    if matches!(spec.device, DeviceSpec::Vdpa { .. }) {
+        daemon.sweep_vdpa();
+    }
 }
 
 /// The lane has the port: from here on it is wanted.
@@ -239,7 +246,7 @@ pub(super) fn remove_from(daemon: &Daemon, params: Remove) -> Result<Nothing, Er
     lane.forget_refusal(&name);
     lane.forget_port(&name);
     daemon.forget_journals();
-    daemon.sweep_vdpa();
+    sweep_after(daemon, &port.spec);
     daemon.events.tell(Some(&port.lane), Some(&name), EventKind::PortRemoved);
     daemon.retire(&lane);
     Ok(Nothing {})

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Call;
-use super::device::{CHANGES, PATIENCE, one_at_a_time};
+use super::device::{PATIENCE, one_at_a_time};
 use crate::control::{Daemon, locked};
 use crate::error::Error;
 use crate::host::vdpa::{self, Added, Gone, Vdpa, Wish};
@@ -45,8 +45,9 @@ pub(super) fn list(call: &mut Call, List { statistics }: List) -> Result<Vdpa, E
 }
 
 pub(super) fn add(call: &mut Call, wish: Wish) -> Result<Added, Error> {
-    let (daemon, _one) = (call.daemon, one_at_a_time(&CHANGES, PATIENCE)?);
-    let _book = one_at_a_time(&daemon.vdpa, PATIENCE)?;
+    let daemon = call.daemon;
+    // Not the right to change the host: who attaches a NIC would wait for what the kernel takes for this.
+    let _book = one_at_a_time(&daemon.vdpa.book, PATIENCE)?;
     let added = vdpa::add(&daemon.host(), &*daemon.state_dir, &wish)?;
     for done in &added.done {
         tracing::info!("{done}, as process {} asked", call.peer.pid);
@@ -55,8 +56,9 @@ pub(super) fn add(call: &mut Call, wish: Wish) -> Result<Added, Error> {
 }
 
 pub(super) fn remove(call: &mut Call, Remove { name, disturb }: Remove) -> Result<Gone, Error> {
-    let (daemon, _one) = (call.daemon, one_at_a_time(&CHANGES, PATIENCE)?);
-    let _book = one_at_a_time(&daemon.vdpa, PATIENCE)?;
+    let daemon = call.daemon;
+    // Not the right to change the host: who attaches a NIC would wait for what the kernel takes for this.
+    let _book = one_at_a_time(&daemon.vdpa.book, PATIENCE)?;
     let gone = vdpa::remove(&daemon.host(), &*daemon.state_dir, &name, disturb, |node| port_with(daemon, node))?;
     for done in &gone.done {
         tracing::info!("{done}, as process {} asked", call.peer.pid);

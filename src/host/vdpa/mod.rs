@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use add::add;
 pub(crate) use list::{list, on_function};
-pub(crate) use ports::{ForPort, ensure, is_made, sweep};
+pub(crate) use ports::{ForPort, ensure, is_made, node_of, sweep};
 pub(crate) use remove::remove;
 
 use super::Host;

@@ -59,6 +59,11 @@ pub(crate) fn is_made(host: &Host, port: &PortName) -> bool {
     Place::new(host, &name_of(port)).is_there()
 }
 
+/// The node that a port's device has now.
+pub(crate) fn node_of(host: &Host, port: &PortName) -> Option<String> {
+    Place::new(host, &name_of(port)).node()
+}
+
 /// Makes a port's device where it is not there, and returns its node. The lane says whether it fits the port.
 pub(crate) fn ensure(host: &Host, book: &impl Book, wanted: &ForPort) -> Result<Added, Error> {
     let wish = wanted.wish();
