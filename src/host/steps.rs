@@ -26,6 +26,11 @@ impl<'a> Steps<'a> {
         self.done.push((what.into(), Some(Box::new(undo))));
     }
 
+    /// Whether nothing was done so far.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.done.is_empty()
+    }
+
     /// What was done, in its order.
     pub(crate) fn finish(self) -> Vec<String> {
         self.done.into_iter().map(|(what, _)| what).collect()

@@ -309,6 +309,31 @@ fn what_a_driver_lets_nobody_choose_is_left_out() {
 }
 
 #[test]
+fn a_device_that_vhost_does_not_take_is_not_asked_for_again_with_less() {
+    let bus = Bus::new("virtio_vdpa");
+    bus.tree.refuse("bus/vdpa/drivers/vhost_vdpa/bind", libc::EOPNOTSUPP);
+    let error = vdpa::ensure(&bus.host, &bus.book, &port("vm1")).unwrap_err();
+    assert!(error.message.contains("vhost_vdpa does not take it"), "{error}");
+    assert!(bus.entries().is_empty() && bus.list().devices.is_empty(), "{error}");
+    let changes = bus.changes();
+    assert!(changes.len() == 2 && changes[1] == "remove_vdpa ringspan-vm1", "{changes:?}");
+    bus.tree.allow("bus/vdpa/drivers/vhost_vdpa/bind");
+    vdpa::ensure(&bus.host, &bus.book, &port("vm1")).unwrap();
+}
+
+#[test]
+fn what_was_written_down_before_a_refusal_is_so_again() {
+    let bus = Bus::new("vhost_vdpa");
+    bus.add(&wish("vd0", VF)).unwrap();
+    let written = bus.book.load().unwrap();
+    // Gone, and somebody else is about to make one of its name.
+    bus.host.kernel.remove_vdpa("vd0").unwrap();
+    bus.refuse("add_vdpa", 1, libc::EEXIST, "");
+    assert_eq!(bus.add(&wish("vd0", VF)).unwrap_err().kind, ErrorKind::Exists);
+    assert_eq!(bus.book.load().unwrap(), written);
+}
+
+#[test]
 fn a_daemon_that_was_killed_leaks_nothing_and_takes_nothing_from_others() {
     let bus = Bus::new("vhost_vdpa");
     vdpa::ensure(&bus.host, &bus.book, &port("vm1")).unwrap();

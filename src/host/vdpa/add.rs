@@ -162,6 +162,7 @@ pub(super) fn make<'a>(
     let name = &wish.name;
     let entry =
         Entry { wish: wish.clone(), boot: boot(host), made: true, identity: None, driver: None, port: port.cloned() };
+    let before = book.load()?.remove(name);
     write(book, name, Some(entry.clone()))?;
     let new = VdpaNew {
         name: name.clone(),
@@ -175,7 +176,7 @@ pub(super) fn make<'a>(
         let told = explain(name, &format!("no device is made on {parent}"), &error);
         // Without an answer it may come yet, and is ours then.
         if matches!(error, NetlinkError::Refused { .. } | NetlinkError::NoFamily { .. }) {
-            write(book, name, None)?;
+            write(book, name, before)?;
         }
         return Err(told);
     }

@@ -100,8 +100,8 @@ pub(crate) fn ensure(host: &Host, book: &impl Book, wanted: &ForPort) -> Result<
         let mut steps = Steps::default();
         let made = make(host, book, attempt, &parent, Some(&wanted.port), &mut steps);
         match made {
-            // Its driver does not let that be chosen. Whether what it has fits is seen by the lane.
-            Err(error) if error.errno == Some(libc::EOPNOTSUPP) && number < last => {}
+            // Its driver does not let that be chosen, and made none. Whether what it has fits is seen by the lane.
+            Err(error) if error.errno == Some(libc::EOPNOTSUPP) && steps.is_empty() && number < last => {}
             Err(error) => return Err(steps.fail(error).about(&wanted.port)),
             Ok(node) => {
                 if number > 0 {
