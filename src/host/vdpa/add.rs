@@ -8,7 +8,7 @@ use super::super::steps::{Steps, wait};
 use super::error::explain;
 use super::list::management;
 use super::node::{Place, needs_vhost};
-use super::{Added, Book, Entry, Wish, boot, identity, is_there, write};
+use super::{Added, Book, Entry, Wish, adopted, boot, identity, write};
 use crate::error::{Error, ErrorKind};
 
 /// Longest wait for a device to be in sysfs; it is, when the kernel has answered.
@@ -86,7 +86,7 @@ fn there<'a>(
         // Made by a driver itself, not by anybody's wish (vdpa_register_device without a management device).
         None => return exists(format!("{name} exists already, and was not made on a management device")),
     }
-    let entry = book.load()?.remove(name).filter(|entry| is_there(host, name, entry));
+    let entry = adopted(host, book, name)?;
     let differs = match &entry {
         Some(entry) if entry.made => {
             differences(wish, entry.wish.mac, entry.wish.mtu, entry.wish.max_vqp, entry.wish.features)

@@ -249,6 +249,19 @@ fn is_there(host: &Host, name: &str, entry: &Entry) -> bool {
     entry.boot == boot(host) && now.is_some() && entry.identity.is_none_or(|known| Some(known) == now)
 }
 
+/// The entry of a device that is there now. Where a daemon was killed before it wrote down which device that is, it is written down now: a later one of its
+/// name is not taken for it.
+fn adopted(host: &Host, book: &impl Book, name: &str) -> Result<Option<Entry>, Error> {
+    let Some(mut entry) = book.load()?.remove(name).filter(|entry| is_there(host, name, entry)) else {
+        return Ok(None);
+    };
+    if entry.identity.is_none() {
+        entry.identity = identity(host, name);
+        write(book, name, Some(entry.clone()))?;
+    }
+    Ok(Some(entry))
+}
+
 /// What virtio calls a device (include/uapi/linux/virtio_ids.h).
 fn class(id: u32) -> String {
     match id {

@@ -9,7 +9,7 @@ use super::add::{make, take};
 use super::error::explain;
 use super::list::management;
 use super::node::{Place, needs_vhost};
-use super::{Added, Book, Entry, Wish, identity, is_there, write};
+use super::{Added, Book, Entry, Wish, adopted, identity, is_there, write};
 use crate::error::{Error, ErrorKind};
 
 /// What a port wants of its device.
@@ -73,7 +73,7 @@ pub(crate) fn ensure(host: &Host, book: &impl Book, wanted: &ForPort) -> Result<
     needs_vhost(host, &about)?;
     let place = Place::new(host, name);
     let mut steps = Steps::default();
-    let entry = book.load()?.remove(name).filter(|entry| is_there(host, name, entry) && entry.made);
+    let entry = adopted(host, book, name)?.filter(|entry| entry.made);
     if let Some(entry) = &entry {
         let same = Wish { disturb: false, ..entry.wish.clone() } == wish;
         let used = place.process().is_some();
