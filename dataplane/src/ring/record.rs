@@ -12,12 +12,14 @@ use super::RingConfig;
 pub struct RingRecord {
     /// The burst that is being given back: its first position in bits 0-15, the one behind it in bits 16-31, and [`KNOWN`].
     progress: AtomicU64,
-    /// Whose life it is: in which file, where the parts are, the base that the front-end named, and the size.
-    memory: AtomicU64,
+    /// Whose life it is: where the parts are, the base that the front-end named, and the size.
     parts: [AtomicU64; 3],
     named: AtomicU64,
     /// Where what was taken ends while chains of it are not given back, and [`KNOWN`]; of either kind of ring.
     taken: AtomicU64,
+    /// In which file the parts are; zero: not known. Last, where records of before it was kept have zeros: what is new goes behind it, or the
+    /// journal is of another layout.
+    memory: AtomicU64,
 }
 
 const KNOWN: u64 = 1 << 63;

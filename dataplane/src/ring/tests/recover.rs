@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::driver::*;
 use super::kill_after;
+use crate::journal::Journal;
 use crate::ring::{NetHeader, RecordHandle, Ring, RingError, RingFeatures, RingRecord};
 
 const SIZE: u16 = 16;
@@ -366,4 +367,33 @@ fn a_guest_that_is_restored_from_an_image_again_goes_on_where_the_image_says() {
         drop(ring);
         assert_eq!(Ring::new(guest.driver.map(), &guest.driver.config).unwrap().position(), stood);
     }
+}
+
+#[test]
+fn a_journal_of_before_the_memory_was_noted_is_read_as_it_was_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let port = "vm1".parse().unwrap();
+    let journal = || RecordHandle::new(Journal::open(folder.path(), &port).unwrap(), 0);
+    let mut guest = Guest::new(PACKED, 5, Chains::Plain);
+    (guest.driver.config.record, guest.driver.config.memory) = (Some(journal()), 9);
+    guest.fill(6, 0);
+    let mut ring = Ring::new(guest.driver.map(), &guest.driver.config).unwrap();
+    assert_eq!(ring.take(64, 1518, &mut Sink::default()).unwrap().frames, 6);
+    let stood = ring.position();
+    drop(ring);
+    guest.driver.config.record = None;
+
+    // The burst, the three parts, what the front-end named, what was taken; and zeros to the end of the record.
+    let path = folder.path().join("vm1.journal");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let records = bytes.len() - 2 * ringspan_protocol::MAX_QUEUE_PAIRS as usize * size_of::<RingRecord>();
+    let word = |at: usize| u64::from_le_bytes(bytes[records + 8 * at..][..8].try_into().unwrap());
+    let config = guest.driver.config.clone();
+    assert_eq!([word(1), word(2), word(3)], [config.desc.0, config.avail.0, config.used.0]);
+    assert_eq!(word(4), u64::from(config.base) | u64::from(config.size) << 32);
+    bytes[records + 8 * 6..][..16].fill(0);
+    std::fs::write(&path, bytes).unwrap();
+
+    guest.driver.config.record = Some(journal());
+    assert_eq!(Ring::new(guest.driver.map(), &guest.driver.config).unwrap().position(), stood);
 }
