@@ -32,6 +32,24 @@ struct Held<F> {
     seen: Counted,
     /// The last count, and when it changed.
     last: (u64, Option<Instant>),
+    /// After which others it was made, and before which.
+    made: u64,
+}
+
+/// What sends frames of a port on to the inner group.
+struct Jump<F> {
+    flow: F,
+    made: u64,
+    /// The driver forgot a rule that is newer.
+    is_doubtful: bool,
+}
+
+/// What was replaced, and is still with the driver.
+struct Left<F> {
+    rule: RuleId,
+    flow: F,
+    /// The driver had no time for it; otherwise it refused.
+    is_busy: bool,
 }
 
 /// The rules of a NIC.
@@ -41,8 +59,11 @@ pub struct Engine<D: Driver = FlowPort> {
     domain: Domain,
     capabilities: Capabilities,
     rules: BTreeMap<RuleId, Held<D::Flow>>,
-    /// What sends frames of a port on to the inner group.
-    jumps: BTreeMap<NicPort, D::Flow>,
+    jumps: BTreeMap<NicPort, Jump<D::Flow>>,
+    left: Vec<Left<D::Flow>>,
+    /// What rules of this batch counted that were removed to make room for themselves, and are not there again.
+    between: BTreeMap<RuleId, Counted>,
+    made: u64,
 }
 
 impl<D: Driver> Engine<D> {
@@ -56,8 +77,17 @@ impl<D: Driver> Engine<D> {
             meters: false,
             refuses: None,
         };
-        let mut engine =
-            Self { at, ports, domain: Domain::Transfer, capabilities, rules: BTreeMap::new(), jumps: BTreeMap::new() };
+        let mut engine = Self {
+            at,
+            ports,
+            domain: Domain::Transfer,
+            capabilities,
+            rules: BTreeMap::new(),
+            jumps: BTreeMap::new(),
+            left: Vec::new(),
+            between: BTreeMap::new(),
+            made: 0,
+        };
         let eth = [Item::any(ringspan_protocol::rte::ItemKind::Eth)];
         if let Err(refused) = engine.probe(&eth, &[FlowStep::Drop]) {
             engine.capabilities.refuses = Some(format!("its driver takes no rules between ports: {refused}"));
@@ -116,6 +146,7 @@ impl<D: Driver> Engine<D> {
     /// of the batch.
     pub fn install(&mut self, rules: Vec<Rule>) -> Vec<RuleResult> {
         let last: BTreeMap<RuleId, usize> = rules.iter().enumerate().map(|(at, rule)| (rule.id, at)).collect();
+        self.clear_away();
         let mut errors: Vec<Option<Failure>> = rules.iter().map(|rule| self.install_one(rule).err()).collect();
         self.again(
             &mut errors,
@@ -123,6 +154,7 @@ impl<D: Driver> Engine<D> {
             |at| last.get(&rules[at].id) == Some(&at),
             |engine, at| engine.install_one(&rules[at]).err(),
         );
+        self.between.clear();
         // Of those nothing is missing: what came later is there, or says why not.
         let is_over =
             |at: usize, error: &Failure| error.errno == Some(libc::EAGAIN) && last.get(&rules[at].id) != Some(&at);
@@ -131,7 +163,8 @@ impl<D: Driver> Engine<D> {
         rules.iter().zip(errors).map(|(rule, error)| RuleResult { id: rule.id, error }).collect()
     }
 
-    /// Does again what the driver had no time for, and is still wanted, until nothing of that is left or it had time enough.
+    /// Does again what the driver had no time for, and is still wanted, until nothing of that is left or it had time enough. So with what was replaced
+    /// by others of the batch; of that the rest is tried at the next request.
     fn again(
         &mut self,
         errors: &mut [Option<Failure>],
@@ -141,10 +174,11 @@ impl<D: Driver> Engine<D> {
         for pause in PAUSES {
             let is_busy = |error: &Option<Failure>| matches!(error, Some(error) if error.errno == Some(libc::EAGAIN));
             let left: Vec<usize> = (0..errors.len()).filter(|at| is_busy(&errors[*at]) && wanted(*at)).collect();
-            if left.is_empty() {
+            if left.is_empty() && !self.left.iter().any(|left| left.is_busy) {
                 return;
             }
             self.at.pause(Duration::from_millis(pause));
+            self.clear_away();
             for at in left {
                 errors[at] = once(self, at);
             }
@@ -171,13 +205,10 @@ impl<D: Driver> Engine<D> {
                     Some(old) => {
                         let counted = self.counted(&old);
                         let last = old.last;
-                        // Two rules about the same frames: one too many.
-                        if let Err((_, error)) = self.take_out(old.flow) {
-                            tracing::warn!("rule {}: the old one could not be removed: {error}", rule.id);
-                        }
+                        self.left.extend(clear(rule.id, old.flow));
                         (counted, (0, last.1))
                     }
-                    None => Default::default(),
+                    None => (self.between.remove(&rule.id).unwrap_or_default(), Default::default()),
                 };
                 self.hold(rule, flow, before, last);
                 Ok(())
@@ -192,7 +223,8 @@ impl<D: Driver> Engine<D> {
     }
 
     fn hold(&mut self, rule: &Rule, flow: D::Flow, before: Counted, last: (u64, Option<Instant>)) {
-        let held = Held { rule: rule.clone(), flow, before, seen: Counted::default(), last };
+        self.made += 1;
+        let held = Held { rule: rule.clone(), flow, before, seen: Counted::default(), last, made: self.made };
         self.rules.insert(rule.id, held);
     }
 
@@ -203,32 +235,24 @@ impl<D: Driver> Engine<D> {
         steps: &[FlowStep],
         old: Option<Held<D::Flow>>,
     ) -> Result<(), Failure> {
-        let mut before = Counted::default();
         if let Some(old) = old {
-            before = self.counted(&old);
-            if let Err((flow, error)) = self.take_out(old.flow) {
+            let before = self.counted(&old);
+            if let Err((flow, error)) = gone(old.flow.remove()) {
                 self.rules.insert(rule.id, Held { flow, ..old });
                 return Err(refused(rule.id, &error));
             }
+            self.between.insert(rule.id, before);
         }
         let flow = self.create(rule, flow, steps).map_err(|error| refused(rule.id, &error))?;
+        let before = self.between.remove(&rule.id).unwrap_or_default();
         self.hold(rule, flow, before, (0, None));
         Ok(())
     }
 
-    /// Removes a rule that has to go now.
-    fn take_out(&self, flow: D::Flow) -> Result<(), (D::Flow, FlowError)> {
-        let mut told = gone(flow.remove());
-        for pause in PAUSES {
-            told = match told {
-                Err((flow, error)) if error.errno == libc::EAGAIN => {
-                    self.at.pause(Duration::from_millis(pause));
-                    gone(flow.remove())
-                }
-                other => return other,
-            };
-        }
-        told
+    /// Removes what was replaced and is still with the driver, as far as it has time for that.
+    fn clear_away(&mut self) {
+        let left = std::mem::take(&mut self.left);
+        self.left = left.into_iter().filter_map(|left| clear(left.rule, left.flow)).collect();
     }
 
     /// In the first group, or where the driver does not take it there, in the inner one.
@@ -242,33 +266,55 @@ impl<D: Driver> Engine<D> {
         if self.at.validate(&inner).is_err() {
             return Err(refused);
         }
-        if !self.jumps.contains_key(&rule.in_port) {
-            let eth = [Item::any(ringspan_protocol::rte::ItemKind::Eth)];
-            let jump = [FlowStep::Jump(INNER_GROUP)];
-            let jump = self.at.create(&self.told(0, JUMP_PRIORITY, rule.in_port, &eth, &jump))?;
-            self.jumps.insert(rule.in_port, jump);
-        }
+        self.jump(rule.in_port)?;
         let inner = FlowRule { group: INNER_GROUP, ..self.told(0, flow.priority, rule.in_port, &flow.items, steps) };
         self.at.create(&inner)
     }
 
+    /// Sees that frames of a port which no rule of the first group takes go on to the inner one.
+    fn jump(&mut self, port: NicPort) -> Result<(), FlowError> {
+        let is_doubtful = match self.jumps.get(&port) {
+            Some(jump) if !jump.is_doubtful => return Ok(()),
+            known => known.is_some(),
+        };
+        let eth = [Item::any(ringspan_protocol::rte::ItemKind::Eth)];
+        let steps = [FlowStep::Jump(INNER_GROUP)];
+        let created = self.at.create(&self.told(0, JUMP_PRIORITY, port, &eth, &steps));
+        match created {
+            Ok(flow) => {
+                self.made += 1;
+                // The one that was there is not asked for any more: a driver that forgot it does not know the handle.
+                self.jumps.insert(port, Jump { flow, made: self.made, is_doubtful: false });
+                Ok(())
+            }
+            // It forgot others only.
+            Err(error) if is_doubtful && error.errno == libc::EEXIST => {
+                self.jumps.entry(port).and_modify(|jump| jump.is_doubtful = false);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Removes rules; one that is not there is a success. What the driver had no time for is tried again, as in [`Engine::install`].
     pub fn remove(&mut self, ids: &[RuleId]) -> Vec<RuleResult> {
+        self.clear_away();
         let mut errors: Vec<Option<Failure>> = ids.iter().map(|id| self.remove_one(*id)).collect();
         self.again(&mut errors, |_| true, |engine, at| engine.remove_one(ids[at]));
         ids.iter().zip(errors).map(|(id, error)| RuleResult { id: *id, error }).collect()
     }
 
     fn remove_one(&mut self, id: RuleId) -> Option<Failure> {
-        let Held { rule, flow, before, seen, last } = self.rules.remove(&id)?;
-        let (flow, error) = gone(flow.remove()).err()?;
-        self.rules.insert(id, Held { rule, flow, before, seen, last });
+        let old = self.rules.remove(&id)?;
+        let (flow, error) = gone(old.flow.remove()).err()?;
+        self.rules.insert(id, Held { flow, ..old });
         let failure = Failure::new(FailureKind::Failed, format!("rule {id}: the NIC did not remove it: {error}"));
         Some(failure.with_errno(error.errno))
     }
 
     /// What so many rules behind an id counted. Without ages of the driver, a rule is idle since it was last seen to have counted.
     pub fn counters(&mut self, after: Option<RuleId>, limit: usize) -> Vec<RuleCounters> {
+        self.clear_away();
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let ids: Vec<RuleId> = self.rules.range((from, Bound::Unbounded)).take(limit).map(|(id, _)| *id).collect();
         let now = Instant::now();
@@ -294,7 +340,11 @@ impl<D: Driver> Engine<D> {
         let now = match if counts { held.flow.query() } else { Ok(Counted::default()) } {
             Ok(now) => now,
             Err(error) if error.errno == libc::ENOENT => {
-                let Held { rule, before, seen, last, .. } = self.rules.remove(&id)?;
+                let Held { rule, before, seen, last, made, .. } = self.rules.remove(&id)?;
+                // What it forgets it forgets by the port, and what led there is older than what it led to.
+                if let Some(jump) = self.jumps.get_mut(&rule.in_port).filter(|jump| jump.made < made) {
+                    jump.is_doubtful = true;
+                }
                 tracing::warn!("rule {id}: its NIC does not know it any more: it is installed again");
                 let before = sum(before, seen);
                 self.install_one(&rule).map_err(|failure| tracing::warn!("{}", failure.message)).ok()?;
@@ -367,7 +417,9 @@ impl<D: Driver> Engine<D> {
 impl<D: Driver> Drop for Engine<D> {
     fn drop(&mut self) {
         let held = std::mem::take(&mut self.rules).into_values().map(|held| held.flow);
-        for flow in held.chain(std::mem::take(&mut self.jumps).into_values()) {
+        let left = std::mem::take(&mut self.left).into_iter().map(|left| left.flow);
+        let jumps = std::mem::take(&mut self.jumps).into_values().map(|jump| jump.flow);
+        for flow in held.chain(left).chain(jumps) {
             if let Err((_, error)) = gone(flow.remove()) {
                 tracing::warn!("a rule stays until its device is closed: {error}");
             }
@@ -382,6 +434,16 @@ fn is_about_the_rule(error: &FlowError) -> bool {
 
 fn is_full(error: &FlowError) -> bool {
     matches!(error.errno, libc::ENOSPC | libc::ENOMEM)
+}
+
+/// Removes what was replaced by another: two rules about the same frames are one too many. What is still there.
+fn clear<F: DriverFlow>(rule: RuleId, flow: F) -> Option<Left<F>> {
+    let (flow, error) = gone(flow.remove()).err()?;
+    let is_busy = error.errno == libc::EAGAIN;
+    if !is_busy {
+        tracing::warn!("rule {rule}: the old one could not be removed: {error}");
+    }
+    Some(Left { rule, flow, is_busy })
 }
 
 /// A rule that the driver does not know any more is gone.

@@ -26,6 +26,10 @@ struct State {
     gets_on: bool,
     /// Header fields are set in other groups than the first only.
     sets_inside: bool,
+    /// So many removals are answered with EAGAIN, as with `busy`.
+    clings: u32,
+    /// The next rule that there is room for is answered with EAGAIN once.
+    hesitates: bool,
     paused: Vec<u64>,
     forgotten: BTreeSet<u32>,
 }
@@ -71,6 +75,9 @@ impl Driver for Fake {
         if state.room == Some(state.rules.len()) {
             return Err(error(libc::ENOSPC));
         }
+        if std::mem::take(&mut state.hesitates) {
+            return Err(error(libc::EAGAIN));
+        }
         state.next += 1;
         let (number, last) = (state.next, rule.steps.last().cloned().unwrap());
         state.rules.insert(number, (rule.group, last));
@@ -82,6 +89,7 @@ impl Driver for Fake {
         state.paused.push(time.as_millis() as u64);
         if state.gets_on {
             state.busy = state.busy.saturating_sub(1);
+            state.clings = state.clings.saturating_sub(1);
         }
     }
 }
@@ -97,7 +105,11 @@ impl DriverFlow for FakeFlow {
 
     fn remove(self) -> Result<(), (Self, FlowError)> {
         let mut state = self.0.0.borrow_mut();
-        let told = if state.forgotten.contains(&self.1) { Err(error(libc::ENOENT)) } else { state.answer() };
+        let told = match () {
+            () if state.forgotten.contains(&self.1) => Err(error(libc::ENOENT)),
+            () if state.clings > 0 => Err(error(libc::EAGAIN)),
+            () => state.answer(),
+        };
         if told.is_ok() {
             state.rules.remove(&self.1);
         }
@@ -214,4 +226,56 @@ fn what_is_taken_in_an_inner_group_only_is_put_there_with_one_jump_for_its_port(
     assert_eq!(groups, [(0, true), (1, false), (1, false), (0, false)]);
     drop(engine);
     assert!(driver.0.borrow().rules.is_empty(), "nothing stays, the jump neither");
+}
+
+#[test]
+fn a_jump_that_a_driver_forgot_with_its_rules_is_made_again_and_once() {
+    let driver = Fake::default();
+    driver.0.borrow_mut().sets_inside = true;
+    let mut engine = engine(&driver);
+    let set = Action::Set(FieldMatch::exact(Field::EthDst, 0x0200_0000_0009).unwrap());
+    engine.install((1..=3).map(|id| rule(id, vec![set.clone(), Action::Output(NicPort::Vf(1))])).collect());
+    let all: BTreeSet<u32> = driver.0.borrow().rules.keys().copied().collect();
+    driver.0.borrow_mut().rules.clear();
+    driver.0.borrow_mut().forgotten = all;
+    assert_eq!(engine.counters(None, 9).len(), 3);
+    let groups: Vec<(u32, bool)> =
+        driver.0.borrow().rules.values().map(|(group, step)| (*group, *step == FlowStep::Jump(1))).collect();
+    assert_eq!(groups, [(0, true), (1, false), (1, false), (1, false)]);
+    drop(engine);
+    assert!(driver.0.borrow().rules.is_empty());
+}
+
+#[test]
+fn what_was_replaced_goes_by_the_batch_and_what_stays_goes_with_the_next_request() {
+    let driver = Fake::default();
+    let mut engine = engine(&driver);
+    let drops = |ids: std::ops::RangeInclusive<u128>| ids.map(|id| rule(id, vec![Action::Drop])).collect::<Vec<_>>();
+    engine.install((1..=200).map(out).collect());
+    (driver.0.borrow_mut().clings, driver.0.borrow_mut().gets_on) = (2, true);
+    assert_eq!(refused(&engine.install(drops(1..=200))), []);
+    assert_eq!(driver.0.borrow().paused, [1, 2], "the batch waits together, and not each rule");
+    assert_eq!((engine.len(), driver.0.borrow().rules.len()), (200, 200));
+    assert_eq!(engine.counters(None, 1)[0].packets, 20, "10 by the old one and 10 by the new one");
+    // One that stays busy is not waited for for ever, nor are the old rules forgotten.
+    driver.0.borrow_mut().paused.clear();
+    driver.0.borrow_mut().clings = 1000;
+    assert_eq!(refused(&engine.install((1..=200).map(out).collect())), []);
+    assert!(driver.0.borrow().paused.iter().sum::<u64>() < 200);
+    assert_eq!(driver.0.borrow().rules.len(), 400);
+    driver.0.borrow_mut().clings = 0;
+    engine.counters(None, 1);
+    assert_eq!((engine.len(), driver.0.borrow().rules.len()), (200, 200));
+}
+
+#[test]
+fn a_rule_that_made_room_for_itself_goes_on_counting_when_the_driver_is_busy_between() {
+    let driver = Fake::default();
+    let mut engine = engine(&driver);
+    driver.0.borrow_mut().room = Some(1);
+    engine.install(vec![out(1)]);
+    driver.0.borrow_mut().hesitates = true;
+    assert_eq!(refused(&engine.install(vec![rule(1, vec![Action::Drop])])), []);
+    assert_eq!(driver.0.borrow().paused, [1]);
+    assert_eq!(engine.counters(None, 9)[0].packets, 20);
 }
