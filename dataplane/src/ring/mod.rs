@@ -45,6 +45,7 @@ pub use error::RingError;
 pub use frames::{FrameSink, FrameSource, LargeFrame, Loan, Put, Taken};
 pub use header::NetHeader;
 pub use log::RingLog;
+pub use packed::starts_at as packed_starts_at;
 pub use record::{RecordHandle, RingRecord, RingRecords};
 
 /// A split virtqueue (VIRTIO 1.2 section 2.7).

@@ -11,7 +11,7 @@ use super::chain::MAX_CHAIN;
 use super::copy;
 use super::descriptor::{Chain, Descriptor};
 use super::format::{Format, around, passed};
-use super::record::RecordHandle;
+use super::record::{RecordHandle, RingRecord};
 use super::{RingConfig, RingError};
 use crate::memory::{GuestMap, RegionCache};
 use layout::{LAP, Layout};
@@ -77,6 +77,16 @@ fn read_tables<const WRITE: bool>(map: &GuestMap, cache: &mut RegionCache, chain
             chain.read_table::<WRITE, false>(&mut memory);
         }
     }
+}
+
+/// Where a ring that starts goes on as far as the guest's memory says it, in the terms of [`RingConfig::position`]: for a device that looks there not itself, and
+/// when nothing was noted of the ring.
+///
+/// # Errors
+/// As [`recover::position`], or the ring is not where it is said to be.
+pub fn starts_at(map: &GuestMap, config: &RingConfig) -> Result<u16, RingError> {
+    let layout = Layout::new(map, config)?;
+    recover::position(&layout, config, &RingRecord::default()).map(|at| layout.pack(at))
 }
 
 impl Format for Packed {

@@ -13,8 +13,9 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::{Control, Kernel, Mappings, NetConfig, Place, Refusal};
 use crate::memory::{GuestMap, RegionCache};
-use crate::ring::RingConfig;
+use crate::ring::{RingConfig, RingError, packed_starts_at};
 use crate::vhost::feature_names;
+use crate::worker::interruptibly;
 
 /// Device status bits (VIRTIO 1.2 section 2.1).
 const ACKNOWLEDGE: u8 = 1;
@@ -311,8 +312,13 @@ impl Handover {
             let place = Place { size: config.size, desc: config.desc.0, avail: config.avail.0, used: config.used.0 };
             kernel.place(index, &place).map_err(step("the place of a ring"))?;
             // What the front-end says of a split ring may be from before a crash of ours, or nothing (DPDK's virtio-user says 0): the relay goes on here, too.
-            let used = self.map.as_deref().filter(|_| !config.features.packed).and_then(|map| used_index(map, config));
-            let at = used.unwrap_or(config.position());
+            let at = match self.map.as_deref() {
+                Some(map) if config.features.packed => match packed_starts_at(map, config) {
+                    Err(RingError::Lost | RingError::Base { .. }) => return Err(Refusal::Lost { ring: index }),
+                    found => found.unwrap_or(config.position()),
+                },
+                map => map.and_then(|map| used_index(map, config)).unwrap_or(config.position()),
+            };
             // Nothing is in flight, so both halves of a packed ring's position are the same.
             let base = if config.features.packed { u32::from(at) * 0x1_0001 } else { at.into() };
             kernel.set_base(index, base).map_err(|error| Refusal::Position {
@@ -431,9 +437,15 @@ fn used_index(map: &GuestMap, config: &RingConfig) -> Option<u16> {
 }
 
 /// Signals an eventfd that the front-end made; one that is full is as good as signalled, and none is waited for: it is made non-blocking right before, because
-/// the front-end shares that flag and may have taken it back.
+/// the front-end shares that flag and may have taken it back, and one that does so in between is not waited for long.
 pub(super) fn nudge(fd: Option<&OwnedFd>) {
     let Some(fd) = fd else { return };
+    if let Err(error) = interruptibly(|| write_one(fd)) {
+        tracing::warn!(%error, "nobody could end a write that waits, so that nothing was signalled");
+    }
+}
+
+fn write_one(fd: &OwnedFd) {
     let flags = fcntl(fd, FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
     if flags.and_then(|flags| fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))).is_err() {
         return;

@@ -31,7 +31,7 @@ use idle::{Idle, Signalled, Wake};
 pub use numa::{Candidate, Nodes, place};
 use rounds::{Members, Turn};
 use steps::Steps;
-pub use watchdog::{PERIOD as WATCHDOG_PERIOD, Pulse, Watchdog};
+pub use watchdog::{PERIOD as WATCHDOG_PERIOD, Pulse, Watchdog, interruptibly};
 
 /// Why a worker could not be started or asked.
 #[derive(Debug, thiserror::Error)]

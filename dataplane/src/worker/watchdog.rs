@@ -11,13 +11,41 @@ use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::libc;
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::sys::signal::{SaFlags, SigAction, SigEvent, SigHandler, SigSet, SigevNotify, Signal, sigaction};
+use nix::sys::time::TimeSpec;
+use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
+use nix::time::ClockId;
 
 /// How often a watchdog should look. A worker that moves nothing sleeps for 50 ms at most, so a round takes less.
 pub const PERIOD: Duration = Duration::from_millis(100);
 
 /// Ends a system call that waits. Nothing else in the process uses it.
 const SIGNAL: Signal = Signal::SIGUSR2;
+
+/// Makes the signal one that only ends system calls.
+fn install() -> io::Result<()> {
+    extern "C" fn nothing(_: libc::c_int) {}
+    // Without SA_RESTART, or the call would go on waiting.
+    let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::empty(), SigSet::empty());
+    // SAFETY: the handler does nothing, and nobody else in the process handles this signal.
+    unsafe { sigaction(SIGNAL, &action) }?;
+    Ok(())
+}
+
+/// Runs `call`, which may wait in a system call for ever: that ends with EINTR then, after [`PERIOD`] or two. For threads without a pulse.
+///
+/// # Errors
+/// As sigaction(2) and timer_create(2) have them; nothing was run then.
+pub fn interruptibly<T>(call: impl FnOnce() -> T) -> io::Result<T> {
+    install()?;
+    let thread = nix::unistd::gettid().as_raw();
+    let notify = SigevNotify::SigevThreadId { signal: SIGNAL, thread_id: thread, si_value: 0 };
+    let mut timer = Timer::new(ClockId::CLOCK_MONOTONIC, SigEvent::new(notify))?;
+    // Again and again: one may come before the call waits.
+    timer.set(Expiration::Interval(TimeSpec::from_duration(PERIOD)), TimerSetTimeFlags::empty())?;
+    // It goes with the timer's end.
+    Ok(call())
+}
 
 /// What a worker shows of its progress.
 #[derive(Debug, Default)]
@@ -61,11 +89,7 @@ impl Watchdog {
     /// # Errors
     /// As sigaction(2) has them.
     pub fn new(pulses: impl IntoIterator<Item = Arc<Pulse>>) -> io::Result<Self> {
-        extern "C" fn nothing(_: libc::c_int) {}
-        // Without SA_RESTART, or the call would go on waiting.
-        let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::empty(), SigSet::empty());
-        // SAFETY: the handler does nothing, and nobody else in the process handles this signal.
-        unsafe { sigaction(SIGNAL, &action) }?;
+        install()?;
         Ok(Self { pulses: pulses.into_iter().map(|pulse| (pulse, u64::MAX)).collect() })
     }
 
@@ -88,6 +112,13 @@ mod tests {
     use super::*;
     use nix::sys::eventfd::{EfdFlags, EventFd};
     use std::sync::atomic::AtomicBool;
+
+    #[test]
+    fn a_write_that_waits_for_ever_ends() {
+        let full = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC).unwrap();
+        full.write(u64::MAX - 1).unwrap();
+        assert_eq!(interruptibly(|| full.write(1)).unwrap(), Err(nix::Error::EINTR));
+    }
 
     #[test]
     fn a_thread_that_hangs_in_a_write_is_freed_and_one_that_goes_on_is_left_alone() {

@@ -120,6 +120,33 @@ fn a_split_ring_goes_on_where_its_used_index_is_whatever_the_front_end_says() {
 }
 
 #[test]
+fn a_packed_ring_that_somebody_used_is_not_begun_anew() {
+    // The lane died, and the front-end knows no better than where rings begin (QEMU).
+    let cases: [(&[u16], Result<u16, Refusal>); 3] = [
+        (&[0x8080, 0x8080, 0x8080, 0x0080], Ok(1)),
+        (&[0, 0, 0, 0], Ok(1)),
+        (&[0x8080, 0x0081, 0x0080, 0x0080], Err(Refusal::Lost { ring: 0 })),
+    ];
+    for (number, (flags, wanted)) in cases.into_iter().enumerate() {
+        let fake = Fake::new().with(|device| device.features |= PACKED);
+        let mut handover = ready(&fake, VERSION_1 | PACKED);
+        let (guest, map) = memory(&[(0, 0x10_0000)]);
+        handover.memory(map).unwrap();
+        for (slot, flags) in flags.iter().enumerate() {
+            guest.write_obj(flags.to_le(), GuestAddress(0x1000 + 16 * slot as u64 + 14)).unwrap();
+        }
+        handover.start(0, ring(0x8000_8000, true)).unwrap();
+        assert_eq!(handover.start(1, ring(0x8000_8000, true)), wanted, "{number}");
+        let bases: Vec<u32> = fake.lock().rings.values().map(|ring| ring.base).collect();
+        match number {
+            0 => assert_eq!(bases, [0x8003_8003; 2], "behind what was given back"),
+            1 => assert_eq!(bases, [0x8000_8000; 2]),
+            _ => assert_eq!(handover.running(), 0),
+        }
+    }
+}
+
+#[test]
 fn memory_amid_pages_is_not_given_to_a_device() {
     for (start, len) in [(0x10_0fff, 0x1000), (0x10_0800, 0x1000), (0x10_0000, 0x1800), (0x10_0001, 0xfff)] {
         let fake = Fake::new();
