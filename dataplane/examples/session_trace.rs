@@ -93,7 +93,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         compat: Compat::LATEST,
         offloads: true,
         mtu: 1500,
-        allowed: u64::MAX,
         private_dir: folder.path().into(),
     };
     tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(std::io::stderr).init();

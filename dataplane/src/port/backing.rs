@@ -84,12 +84,16 @@ struct Now {
     retry: bool,
     /// What it refused is this guest's rings or memory: another guest's it may take.
     guest_refused: bool,
-    /// A relay has the rings for as long as they are logged, whatever the mode.
-    logged: bool,
-    /// The device went away.
+    /// With these features, and a ring of this size, it need not be asked again.
+    refused: Option<(u64, u16)>,
+    /// The device went away, and nobody has it yet.
     lost: bool,
+    /// When it is looked for again, and how long after that.
+    again: (Instant, Duration),
     /// Feature bits that a front-end may be offered.
     allowed: u64,
+    /// ... while the device may get the rings; all before that was known.
+    offer: u64,
     features: u64,
     map: Option<Arc<GuestMap>>,
     /// The rings that the session has started.
@@ -105,31 +109,46 @@ enum Way {
     Down,
 }
 
-/// Opens the node of a vDPA device for a port. The text is why the device cannot have the port's rings; the failure why nobody can have the device.
-fn take_over(maker: &dyn Make, path: &Path, spec: &PortSpec) -> Result<Result<Handover, String>, Failure> {
-    let handover = match Handover::new(maker.node(path, spec)?) {
-        Ok(handover) => handover,
-        Err(what) => return Ok(Err(format!("the device says {what}"))),
-    };
+/// How long after a device was back and could not be taken it is tried again, first and at most.
+const AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+
+/// Opens the node of a vDPA device for a port. The text is why the device cannot have the port's rings; the failure why nobody can have the device. The number is
+/// what may be offered while the device may get the rings, all ones where that is not known.
+fn take_over(maker: &dyn Make, path: &Path, spec: &PortSpec) -> Result<(Result<Handover, String>, u64), Failure> {
+    Ok(match Handover::new(maker.node(path, spec)?) {
+        Ok(handover) => {
+            let offer = handover.facts().offer(u64::MAX);
+            (fits(handover, spec), offer)
+        }
+        Err(what) => (Err(format!("the device says {what}")), u64::MAX),
+    })
+}
+
+/// Why no device can have the port's rings, whatever it is.
+fn never(spec: &PortSpec) -> Option<String> {
+    let rate = spec.max_rate;
+    (rate > 0).then(|| format!("max_rate is {rate} Mbit/s, and nobody holds a vDPA device to it"))
+}
+
+/// Whether the device can be this port's.
+fn fits(handover: Handover, spec: &PortSpec) -> Result<Handover, String> {
     let net = handover.facts().net;
     let pairs = handover.facts().pairs();
     if spec.queues > pairs {
-        return Ok(Err(format!("queues is {}, and the device can be given {pairs}", spec.queues)));
+        return Err(format!("queues is {}, and the device can be given {pairs}", spec.queues));
     }
-    if spec.max_rate > 0 {
-        return Ok(Err(format!("max_rate is {} Mbit/s, and nobody holds a vDPA device to it", spec.max_rate)));
+    if let Some(why) = never(spec) {
+        return Err(why);
     }
     if let Some(mtu) = net.mtu.filter(|mtu| *mtu < spec.mtu) {
-        return Ok(Err(format!("the device's MTU is {mtu}, the port's {}", spec.mtu)));
+        return Err(format!("the device's MTU is {mtu}, the port's {}", spec.mtu));
     }
     if let (Some(wanted), Some(has)) = (spec.mac, net.mac)
         && wanted != has
     {
-        return Ok(Err(format!(
-            "the device's address is {has}, the port's {wanted}: give it that one when it is made"
-        )));
+        return Err(format!("the device's address is {has}, the port's {wanted}: give it that one when it is made"));
     }
-    Ok(Ok(handover))
+    Ok(handover)
 }
 
 impl Backing {
@@ -144,9 +163,11 @@ impl Backing {
             reason: None,
             retry: false,
             guest_refused: false,
-            logged: false,
+            refused: None,
             lost: false,
+            again: (Instant::now(), AGAIN.0),
             allowed: u64::MAX,
+            offer: u64::MAX,
             features: 0,
             map: None,
             rings: BTreeMap::new(),
@@ -154,11 +175,10 @@ impl Backing {
             closed: false,
         };
         if let (DeviceSpec::VhostVdpa { path }, Mode::Auto | Mode::Vdpa) = (&spec.device, spec.mode) {
-            match take_over(&*maker, path, spec)? {
-                Ok(handover) => {
-                    now.allowed = handover.facts().offer(u64::MAX);
-                    now.way = Way::Vdpa(Box::new(handover));
-                }
+            let (taken, offer) = take_over(&*maker, path, spec)?;
+            (now.allowed, now.offer) = (offer, offer);
+            match taken {
+                Ok(handover) => now.way = Way::Vdpa(Box::new(handover)),
                 Err(reason) if spec.mode == Mode::Vdpa => return Err(refused(&reason)),
                 Err(reason) => now.fall_back_to_relay(reason),
             }
@@ -242,6 +262,7 @@ impl Backing {
         let mut now = self.lock();
         if map.regions().is_empty() && std::mem::take(&mut now.guest_refused) {
             now.retry = now.spec.mode != Mode::Relay;
+            now.refused = None;
         }
         _old = now.map.replace(Arc::clone(&map));
         let refusal = match &mut now.way {
@@ -261,10 +282,14 @@ impl Backing {
             // A session that has not noticed: no device is opened for it.
             return Started::Pairs(0);
         }
-        let again = std::mem::take(&mut now.retry) || (matches!(now.way, Way::Down) && !now.lost);
-        if now.rings.is_empty() && again {
-            self.switch(&mut now, Mode::Vdpa);
+        // Who was stopped for want of a device, or of a place where its rings stand, has none that run.
+        let known = now.refused == Some((now.features, config.size));
+        let idle = matches!(now.way, Way::Down) && !now.lost && !known;
+        if now.rings.is_empty() && (std::mem::take(&mut now.retry) || idle) {
+            let to = now.target();
+            self.switch(&mut now, to);
         }
+        let size = config.size;
         now.rings.insert(index, config.clone());
         let outcome = match &mut now.way {
             Way::Relay(_) => return self.relay_start(&now, index, config),
@@ -273,7 +298,12 @@ impl Backing {
         };
         match outcome {
             Ok(pairs) => Started::Pairs(pairs),
-            Err(refusal) => Started::Pairs(self.refused(&mut now, &refusal)),
+            Err(refusal) => {
+                if lasts(&refusal) {
+                    now.refused = Some((now.features, size));
+                }
+                Started::Pairs(self.refused(&mut now, &refusal))
+            }
         }
     }
 
@@ -312,20 +342,17 @@ impl Backing {
     /// What a ring's owner writes is to be noted, or no longer. A vDPA device cannot, so that a relay has the rings meanwhile.
     pub fn log(&self, index: usize, log: Option<RingLog>) {
         let mut now = self.lock();
+        let logged = now.logged();
+        let Some(config) = now.rings.get_mut(&index) else { return };
+        config.log.clone_from(&log);
         let wanted = log.is_some();
-        if let Some(config) = now.rings.get_mut(&index) {
-            config.log.clone_from(&log);
-        }
         match &mut now.way {
             Way::Relay(relay) => relay.log(index, log),
             Way::Vdpa(_) if wanted => drop(self.refused(&mut now, &Refusal::Logging)),
             Way::Vdpa(_) | Way::Down => {}
         }
-        if now.logged && now.rings.values().all(|config| config.log.is_none()) {
-            now.logged = false;
-            if now.spec.mode != Mode::Relay {
-                self.switch(&mut now, Mode::Vdpa);
-            }
+        if logged && !now.logged() && std::mem::take(&mut now.retry) {
+            self.switch(&mut now, Mode::Vdpa);
         }
     }
 
@@ -345,31 +372,89 @@ impl Backing {
             relay.set(wanted, &now.spec)?;
         }
         let before = std::mem::replace(&mut now.spec, wanted.clone());
-        if wanted.mode != before.mode {
-            self.set_mode(&mut now, wanted.mode).inspect_err(|_| now.spec = before)?;
+        if wanted.mode == before.mode || self.node.is_none() {
+            return Ok(());
         }
-        Ok(())
+        self.set_mode(&mut now, &before).inspect_err(|_| {
+            // What a relay was told besides.
+            if let Way::Relay(relay) = &now.way
+                && let Err(error) = relay.set(&before, wanted)
+            {
+                tracing::warn!(port = %before.name, %error, "a refused change could not be taken back");
+            }
+        })
     }
 
-    fn set_mode(&self, now: &mut Now, mode: Mode) -> Result<(), Failure> {
-        let DeviceSpec::VhostVdpa { .. } = now.spec.device else { return Ok(()) };
-        now.retry = false;
-        match (&now.way, mode) {
-            (Way::Vdpa(_), Mode::Relay) => {
-                self.switch(now, Mode::Relay);
-                now.allowed = u64::MAX;
+    /// Does what the mode in the spec says. On failure the port is as before, its spec with it; where that cannot be, the error says so.
+    fn set_mode(&self, now: &mut Now, before: &PortSpec) -> Result<(), Failure> {
+        let (mode, to, was) = (now.spec.mode, now.target(), now.mode());
+        let unsupported = |now: &mut Now, why: &str| {
+            now.spec = before.clone();
+            Err(refused(why))
+        };
+        let moves = match (&now.way, mode) {
+            // Nobody has the device: whoever is to have it gets it when it is back, or when the guest's driver starts.
+            (Way::Down, _) => !now.lost && !now.unknown(),
+            (Way::Vdpa(_), mode) => mode == Mode::Relay,
+            (Way::Relay(_), Mode::Relay) => false,
+            (Way::Relay(_), Mode::Auto | Mode::Vdpa) => {
+                if let Some(why) = never(&now.spec) {
+                    if mode == Mode::Vdpa {
+                        return unsupported(now, &why);
+                    }
+                    now.reason = Some(why);
+                    false
+                } else {
+                    // As long as the guest is being migrated the device cannot have them.
+                    now.retry |= now.logged();
+                    !now.logged()
+                }
             }
-            (Way::Relay(_) | Way::Down, Mode::Auto | Mode::Vdpa) => self.switch(now, Mode::Vdpa),
-            _ => {}
+        };
+        let kept = (now.reason.clone(), now.retry, now.guest_refused, now.refused, now.allowed);
+        if mode == Mode::Relay {
+            (now.retry, now.allowed) = (false, u64::MAX);
+            if let Way::Relay(_) = now.way {
+                now.reason = None;
+            }
+        } else {
+            now.allowed = now.offer;
         }
-        Ok(())
+        if !moves {
+            return Ok(());
+        }
+        (now.retry, now.refused) = (false, None);
+        self.switch(now, to);
+        let done = match mode {
+            Mode::Auto => now.mode() != ModeStatus::Down,
+            Mode::Vdpa => now.mode() == ModeStatus::Vdpa,
+            Mode::Relay => now.mode() == ModeStatus::Relay,
+        };
+        if done {
+            return Ok(());
+        }
+        let mut why = now.reason.clone().unwrap_or_else(|| "nobody took the device".into());
+        now.spec = before.clone();
+        let (reason, ..) = &kept;
+        now.reason.clone_from(reason);
+        match was {
+            ModeStatus::Relay => self.switch(now, Mode::Relay),
+            ModeStatus::Vdpa => self.switch(now, Mode::Vdpa),
+            ModeStatus::Down => {}
+        }
+        if now.mode() == was {
+            (now.reason, now.retry, now.guest_refused, now.refused, now.allowed) = kept;
+        } else {
+            let (mode, then) = (now.mode(), now.reason.as_deref().unwrap_or("no more is known"));
+            why = format!("{why}; and it could not be put back, the port's mode is {mode:?} now: {then}");
+        }
+        unsupported(now, &why)
     }
 
     /// The device refuses the rings: somebody else gets them, if there may be somebody. How many pairs run then.
     fn refused(&self, now: &mut Now, refusal: &Refusal) -> u16 {
         now.retry = refusal.passes();
         now.guest_refused = true;
-        now.logged |= *refusal == Refusal::Logging;
         self.give_to_relay(now, refusal.to_string())
     }
 
@@ -389,7 +474,7 @@ impl Backing {
     /// Rings change hands. The device's own words become the reason when it does not take them.
     fn switch(&self, now: &mut Now, to: Mode) {
         let start = Instant::now();
-        let (ran, before) = (!now.rings.is_empty(), now.mode());
+        let (ran, before) = (!now.rings.is_empty(), (now.mode(), now.reason.clone()));
         now.take_back();
         let taken = start.elapsed();
         let unknown = now.unknown();
@@ -404,7 +489,7 @@ impl Backing {
         } else if now.spec.mode == Mode::Relay {
             now.reason = None;
         }
-        if !unknown && matches!(now.way, Way::Down) && now.may_relay() {
+        if !now.unknown() && matches!(now.way, Way::Down) && now.may_relay() {
             match self.maker.relays(&now.spec) {
                 Ok(relay) => self.begin_relay(now, relay),
                 Err(failure) => {
@@ -416,7 +501,8 @@ impl Backing {
         let (mode, reason) = (now.mode(), now.reason.clone());
         let pause = if ran { start.elapsed() } else { Duration::ZERO };
         tracing::info!(port = %now.spec.name, ?mode, reason, pause_us = pause.as_micros(), taken_us = taken.as_micros(), "who moves the packets");
-        if mode != before || reason.is_some() {
+        // A port that stays down for the reason that was told has nothing to tell.
+        if mode != before.0 || (reason.is_some() && (mode != ModeStatus::Down || reason != before.1)) {
             now.events.push(LaneEventKind::ModeChanged { mode, reason, pause_us: pause.as_micros() as u64 });
         }
     }
@@ -424,8 +510,9 @@ impl Backing {
     /// Gives the device to the rings that run. On failure it is closed.
     fn hand_over(&self, now: &mut Now) -> Result<(), String> {
         let DeviceSpec::VhostVdpa { path } = &now.spec.device else { return Err("it is no vDPA device".into()) };
-        let mut handover = take_over(&*self.maker, path, &now.spec).map_err(|failure| failure.message)??;
-        now.allowed = handover.facts().offer(u64::MAX);
+        let (taken, offer) = take_over(&*self.maker, path, &now.spec).map_err(|failure| failure.message)?;
+        (now.allowed, now.offer) = (offer, offer);
+        let mut handover = taken?;
         handover.negotiated(now.features);
         let mut given = || {
             if let Some(map) = &now.map {
@@ -446,7 +533,6 @@ impl Backing {
                 }
                 now.retry = refusal.passes();
                 now.guest_refused = true;
-                now.logged |= refusal == Refusal::Logging;
                 Err(refusal.to_string())
             }
         }
@@ -507,11 +593,18 @@ impl Backing {
             let reason = now.reason.clone();
             now.events.push(LaneEventKind::ModeChanged { mode: ModeStatus::Down, reason, pause_us: 0 });
         } else if now.may_return(node) {
-            now.lost = false;
-            let to = if now.spec.mode == Mode::Relay { Mode::Relay } else { Mode::Vdpa };
-            now.events.push(LaneEventKind::DeviceReturned);
-            now.reason = None;
+            let (to, told) = (now.target(), now.events.len());
+            now.guest_refused = false;
             self.switch(&mut now, to);
+            // Others may have it open still, or it may not be ours to open yet: then it is as gone as before.
+            now.lost = matches!(now.way, Way::Down) && !now.unknown() && !now.guest_refused;
+            if now.lost {
+                let (_, wait) = now.again;
+                now.again = (Instant::now() + wait, (wait * 2).min(AGAIN.1));
+            } else {
+                now.again = (Instant::now(), AGAIN.0);
+                now.events.insert(told, LaneEventKind::DeviceReturned);
+            }
         }
     }
 
@@ -585,7 +678,7 @@ impl Now {
 
     /// Whether a device that was gone is back.
     fn may_return(&self, node: &Path) -> bool {
-        matches!(self.way, Way::Down) && self.lost && !self.closed && node.exists()
+        matches!(self.way, Way::Down) && self.lost && !self.closed && Instant::now() >= self.again.0 && node.exists()
     }
 
     /// Nobody knows where one of the rings stands, so that nobody may have them before the guest's driver starts anew.
@@ -595,7 +688,17 @@ impl Now {
 
     /// Whether a relay may have the rings.
     fn may_relay(&self) -> bool {
-        self.spec.mode != Mode::Vdpa || self.logged
+        self.spec.mode != Mode::Vdpa || self.logged()
+    }
+
+    /// Whether what is written to the rings is noted. A relay has them for as long, whatever the mode.
+    fn logged(&self) -> bool {
+        self.rings.values().any(|config| config.log.is_some())
+    }
+
+    /// Who is to have the rings first.
+    fn target(&self) -> Mode {
+        if self.spec.mode == Mode::Relay { Mode::Relay } else { Mode::Vdpa }
     }
 
     fn fall_back_to_relay(&mut self, reason: String) {
@@ -643,6 +746,12 @@ impl Now {
             Way::Down => {}
         }
     }
+}
+
+/// Whether the device will refuse the same features and the same size of a ring again.
+fn lasts(refusal: &Refusal) -> bool {
+    use Refusal::{Features, Needs, NoPosition, NotAgreed, RingSize};
+    matches!(refusal, Features(_) | Needs(_) | NoPosition | NotAgreed(_) | RingSize { .. })
 }
 
 fn refused(reason: &str) -> Failure {

@@ -4,6 +4,8 @@ mod backing;
 mod relaying;
 mod shares;
 mod state;
+#[cfg(test)]
+mod tests;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -72,7 +74,7 @@ impl Port {
         let backing = Arc::new(backing);
         let state = Arc::new(PortState::new(spec.name.clone(), spec.role, &backing, around.events));
         // From here on dropping the port undoes what was done.
-        let config = SessionConfig { allowed: backing.allowed(), ..session_config(&spec, around.private_dir) };
+        let config = session_config(&spec, around.private_dir);
         let (changing, session) = (Mutex::default(), Mutex::default());
         let port = Self { id, changing, spec: Mutex::new(spec.clone()), session, state, backing, journal };
         let session =
@@ -124,7 +126,7 @@ impl Port {
         check(&wanted)?;
         self.state.set(&wanted).map_err(|failure| named(&wanted, failure))?;
         if let Some(session) = &*lock(&self.session) {
-            session.set_offer(wanted.compat, wanted.offloads, wanted.mtu, self.backing.allowed());
+            session.set_offer(wanted.compat, wanted.offloads, wanted.mtu);
         }
         *lock(&self.spec) = wanted;
         Ok(())
@@ -187,7 +189,6 @@ fn session_config(spec: &PortSpec, private_dir: &Path) -> SessionConfig {
         compat: spec.compat,
         offloads: spec.offloads,
         mtu: spec.mtu,
-        allowed: u64::MAX,
         private_dir: private_dir.into(),
     }
 }

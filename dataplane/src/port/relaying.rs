@@ -64,6 +64,12 @@ enum State {
 }
 
 impl Open {
+    /// One that is closed.
+    #[cfg(test)]
+    pub fn closed(status: DeviceStatus) -> Self {
+        Self(Mutex::new(State::Closed(Box::new(status))))
+    }
+
     /// What it is like.
     pub fn status(&self) -> DeviceStatus {
         match &*self.lock() {

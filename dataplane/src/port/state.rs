@@ -139,6 +139,11 @@ impl PortState {
         self.backing.take_events().into_iter().for_each(|event| self.events.push(&self.name, event));
     }
 
+    /// As [`PortState::tell_of_backing`], of what the session did: it is held back when there is too much of it.
+    fn tell_of_session(&self) {
+        self.backing.take_events().into_iter().for_each(|event| self.push(event));
+    }
+
     pub(super) fn status(&self, spec: &PortSpec) -> PortStatus {
         let (shares, zero_copy, device) = self.backing.status();
         let (mode, mode_reason) = self.backing.mode();
@@ -211,6 +216,10 @@ impl Now {
 }
 
 impl RingSink for PortState {
+    fn allowed(&self) -> u64 {
+        self.backing.allowed()
+    }
+
     fn negotiated(&self, features: u64) {
         self.lock().features = features;
         self.backing.negotiated(features);
@@ -219,12 +228,12 @@ impl RingSink for PortState {
     fn memory(&self, map: Arc<GuestMap>) {
         let _old = self.lock().map.replace(Arc::clone(&map));
         self.backing.memory(map);
-        self.tell_of_backing();
+        self.tell_of_session();
     }
 
     fn start(&self, index: usize, config: RingConfig) {
         let started = self.backing.start(index, config);
-        self.tell_of_backing();
+        self.tell_of_session();
         match started {
             Started::Pairs(pairs) => self.rings_changed(pairs, self.backing.is_broken()),
             Started::Broken(reason) => self.push(self.break_down(index, reason)),
@@ -234,6 +243,7 @@ impl RingSink for PortState {
     fn stop(&self, index: usize) -> Option<u16> {
         let (next, pairs) = self.backing.stop(index)?;
         self.rings_changed(pairs, self.backing.is_broken());
+        self.tell_of_session();
         Some(next)
     }
 
@@ -260,7 +270,7 @@ impl RingSink for PortState {
 
     fn log(&self, index: usize, log: Option<RingLog>) {
         self.backing.log(index, log);
-        self.tell_of_backing();
+        self.tell_of_session();
     }
 
     fn told(&self, index: usize) {

@@ -11,7 +11,7 @@ mod kernel;
 mod mappings;
 mod net;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use control::Control;
 pub use error::{OpenError, Refusal};

@@ -30,6 +30,11 @@ use crate::ring::{RingConfig, RingLog};
 /// then `memory` with an empty map. Each call returns only when the workers have taken the change over: afterwards
 /// nothing of what was taken away (a ring, a memory map) is touched any more.
 pub trait RingSink: Send + Sync + 'static {
+    /// Feature bits beyond which the next connection is offered nothing.
+    fn allowed(&self) -> u64 {
+        u64::MAX
+    }
+
     /// SET_FEATURES: the virtio feature bits that the guest accepted, when they are not what they were. No ring runs
     /// meanwhile.
     fn negotiated(&self, features: u64);

@@ -45,8 +45,6 @@ pub struct SessionConfig {
     pub offloads: bool,
     /// Largest MTU that a front-end may give its guest, in bytes.
     pub mtu: u16,
-    /// Feature bits beyond which nothing is offered; all ones where only the level decides.
-    pub allowed: u64,
     /// A folder that only this user can enter (0700); short-lived sockets of the name `NAME.private` are made there.
     pub private_dir: PathBuf,
 }
@@ -109,7 +107,7 @@ impl Session {
                 None
             }
         };
-        let offer = Offer { features: offered(config.compat, config.offloads) & config.allowed, mtu: config.mtu };
+        let offer = Offer { features: offered(config.compat, config.offloads), mtu: config.mtu };
         let thread_name = format!("vhost-{}", config.name);
         let error_name = config.name.clone();
         let shared = Arc::new(Shared { config, sink, server, stop, offer: Mutex::new(offer) });
@@ -127,8 +125,8 @@ impl Session {
     }
 
     /// Changes what the next connection is offered. The present one keeps what it has.
-    pub fn set_offer(&self, compat: Compat, offloads: bool, mtu: u16, allowed: u64) {
-        *lock(&self.shared.offer) = Offer { features: offered(compat, offloads) & allowed, mtu };
+    pub fn set_offer(&self, compat: Compat, offloads: bool, mtu: u16) {
+        *lock(&self.shared.offer) = Offer { features: offered(compat, offloads), mtu };
     }
 
     /// Stops the rings, ends the connection, removes the socket. Returns when that is done, or after five seconds: a
@@ -197,6 +195,7 @@ impl Shared {
     /// Serves one connection to its end. When this returns its rings are stopped and its memory is let go of.
     fn attend(&self, front: &UnixStream) -> (End, u64) {
         let offer = *lock(&self.offer);
+        let offer = Offer { features: offer.features & self.sink.allowed(), ..offer };
         let rings = Arc::new(Rings::new(self.sink.clone()));
         let daemon = Daemon::start(
             &self.config.name,

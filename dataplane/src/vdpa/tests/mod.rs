@@ -1,6 +1,6 @@
 //! Rings and memory handed to a device, seen from the device.
 
-mod fake;
+pub(crate) mod fake;
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;

@@ -111,7 +111,7 @@ fn the_offer_changes_with_the_next_connection() {
     let bench = Bench::new();
     let mut front = bench.connect();
     front.negotiate();
-    bench.session.set_offer(Compat::V1, true, 9000, u64::MAX);
+    bench.session.set_offer(Compat::V1, true, 9000);
     assert_eq!(front.ask(Request::NET_SET_MTU, &9000u64.to_ne_bytes(), &[]), 1, "not for this one");
     assert!(bench.recorder.failure().contains("the guest's MTU 9000 is larger than the port's 1500"));
     let mut front = bench.connect();

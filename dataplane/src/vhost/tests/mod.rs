@@ -237,7 +237,6 @@ fn config(folder: &Path, role: Role) -> SessionConfig {
         compat: Compat::V1,
         offloads: true,
         mtu: 1500,
-        allowed: u64::MAX,
         private_dir: folder.into(),
     }
 }

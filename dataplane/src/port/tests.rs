@@ -1,0 +1,370 @@
+//! Who has a port's rings when a step of a switch fails. The vDPA device and the relays are made up.
+
+use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::{Arc, Barrier, Mutex, MutexGuard};
+
+use ringspan_protocol::{
+    DeviceStatus, Failure, FailureKind, LaneEventKind, MacAddress, Mode, ModeStatus, PolicyStatus, PortSpec,
+};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use super::backing::Backing;
+use super::relaying::{Make, Open, Relays, Started};
+use crate::memory::{DirtyLog, GuestMap};
+use crate::ring::{RingConfig, RingFeatures, RingLog};
+use crate::vdpa::tests::fake::Fake;
+use crate::vdpa::{Handover, Kernel};
+
+const VERSION_1: u64 = 1 << 32;
+
+/// What a test decides, and what it is told.
+#[derive(Default)]
+struct World {
+    node_fails: bool,
+    relays_fail: bool,
+    /// Somebody waits at it while relays are made.
+    slow: Option<Arc<Barrier>>,
+    opened: Vec<&'static str>,
+    /// The rings that relays have.
+    relayed: BTreeSet<usize>,
+}
+
+#[derive(Clone)]
+struct Scene {
+    world: Arc<Mutex<World>>,
+    device: Fake,
+}
+
+impl Scene {
+    fn new() -> Self {
+        Self { world: Arc::default(), device: Fake::new() }
+    }
+
+    fn world(&self) -> MutexGuard<'_, World> {
+        self.world.lock().unwrap()
+    }
+
+    fn opened(&self) -> Vec<&'static str> {
+        std::mem::take(&mut self.world().opened)
+    }
+}
+
+impl Make for Scene {
+    fn relays(&self, _: &PortSpec) -> Result<Box<dyn Relays>, Failure> {
+        let mut world = self.world();
+        world.opened.push("relays");
+        let (fails, slow) = (world.relays_fail, world.slow.take());
+        drop(world);
+        if let Some(slow) = slow {
+            slow.wait();
+            slow.wait();
+        }
+        match fails {
+            true => Err(Failure::new(FailureKind::NoRoom, "no hugepages")),
+            false => Ok(Box::new(FakeRelays { scene: self.clone(), device: Arc::new(Open::closed(a_device())) })),
+        }
+    }
+
+    fn node(&self, _: &Path, _: &PortSpec) -> Result<Box<dyn Kernel>, Failure> {
+        let mut world = self.world();
+        world.opened.push("node");
+        match world.node_fails {
+            true => Err(Failure::new(FailureKind::Busy, "the node is busy")),
+            false => Ok(Box::new(self.device.clone())),
+        }
+    }
+}
+
+struct FakeRelays {
+    scene: Scene,
+    device: Arc<Open>,
+}
+
+impl Relays for FakeRelays {
+    fn shares(&self) -> Option<Arc<super::Shares>> {
+        None
+    }
+
+    fn device(&self) -> &Arc<Open> {
+        &self.device
+    }
+
+    fn start(&self, index: usize, _: RingConfig, _: Arc<GuestMap>) -> Started {
+        let mut world = self.scene.world();
+        world.relayed.insert(index);
+        Started::Pairs(world.relayed.len() as u16 / 2)
+    }
+
+    fn stop(&self, index: usize) -> Option<(u16, u16)> {
+        let mut world = self.scene.world();
+        world.relayed.remove(&index).then(|| (0, world.relayed.len() as u16 / 2))
+    }
+
+    fn remap(&self, _: Arc<GuestMap>) {}
+
+    fn call(&self, _: usize, _: Option<Arc<OwnedFd>>) {}
+
+    fn log(&self, _: usize, _: Option<RingLog>) {}
+
+    fn set(&self, _: &PortSpec, _: &PortSpec) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    fn close(self: Box<Self>) {
+        self.scene.world().relayed.clear();
+    }
+}
+
+fn a_device() -> DeviceStatus {
+    let policy = || PolicyStatus::Refused("it is made up".into());
+    DeviceStatus {
+        driver: "fake".into(),
+        link_up: true,
+        speed_mbps: None,
+        mac: MacAddress([0; 6]),
+        mtu: 1500,
+        queues: 1,
+        receive_wake: Default::default(),
+        spread: Default::default(),
+        promiscuous: policy(),
+        allmulti: policy(),
+        offloads: Default::default(),
+        members: Vec::new(),
+    }
+}
+
+/// A port on a node that is there as long as the folder is.
+fn spec(folder: &Path, mode: Mode) -> PortSpec {
+    let node = folder.join("node");
+    std::fs::write(&node, "").unwrap();
+    let text = format!(r#"{{"name":"p","socket":"/s","device":"vhost-vdpa:{}","compat":"1"}}"#, node.display());
+    PortSpec { mode, ..serde_json::from_str(&text).unwrap() }
+}
+
+fn ring() -> RingConfig {
+    RingConfig {
+        size: 256,
+        desc: GuestAddress(0x1000),
+        avail: GuestAddress(0x2000),
+        used: GuestAddress(0x3000),
+        base: 0,
+        resume: None,
+        record: None,
+        memory: 0,
+        features: RingFeatures { version_1: true, ..Default::default() },
+        kick: None,
+        call: None,
+        log: None,
+    }
+}
+
+fn memory() -> Arc<GuestMap> {
+    GuestMap::new(&Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10_0000)]).unwrap()))
+}
+
+/// A port whose guest's driver runs.
+fn running(scene: &Scene, spec: &PortSpec) -> Backing {
+    let backing = Backing::open(Box::new(scene.clone()), spec).unwrap();
+    connect(&backing, VERSION_1);
+    start(&backing);
+    backing
+}
+
+fn connect(backing: &Backing, features: u64) {
+    backing.memory(memory());
+    backing.negotiated(features);
+}
+
+fn start(backing: &Backing) -> u16 {
+    (0..2).map(|index| pairs(backing.start(index, ring()))).last().unwrap()
+}
+
+fn pairs(started: Started) -> u16 {
+    match started {
+        Started::Pairs(pairs) => pairs,
+        Started::Broken(reason) => panic!("{reason}"),
+    }
+}
+
+fn has(backing: &Backing) -> (ModeStatus, u16) {
+    (backing.mode().0, backing.pairs())
+}
+
+#[test]
+fn a_mode_that_cannot_be_leaves_the_port_as_it_was_and_says_so() {
+    let (scene, folder) = (Scene::new(), tempfile::tempdir().unwrap());
+    let relayed = spec(folder.path(), Mode::Relay);
+    let backing = running(&scene, &relayed);
+    assert_eq!(has(&backing), (ModeStatus::Relay, 1));
+    let vdpa = PortSpec { mode: Mode::Vdpa, ..relayed.clone() };
+    scene.opened();
+
+    let limited = PortSpec { max_rate: 10, ..vdpa.clone() };
+    assert!(backing.set(&limited).unwrap_err().message.contains("max_rate is 10"));
+    assert_eq!((scene.opened(), has(&backing)), (vec![], (ModeStatus::Relay, 1)), "nothing was closed for that");
+
+    scene.world().node_fails = true;
+    assert!(backing.set(&vdpa).unwrap_err().message.contains("the node is busy"));
+    assert_eq!((scene.opened(), has(&backing)), (vec!["node", "relays"], (ModeStatus::Relay, 1)));
+    assert_eq!((backing.mode().1, backing.allowed()), (None, u64::MAX));
+
+    scene.world().node_fails = false;
+    scene.device.lock().refuses.insert("enable", libc::EIO);
+    assert!(backing.set(&vdpa).unwrap_err().message.contains("the device refused"));
+    assert_eq!(has(&backing), (ModeStatus::Relay, 1));
+
+    scene.world().relays_fail = true;
+    let said = backing.set(&vdpa).unwrap_err().message;
+    assert!(said.contains("could not be put back") && said.contains("no hugepages"), "{said}");
+    assert_eq!(has(&backing), (ModeStatus::Down, 0));
+
+    scene.device.lock().refuses.clear();
+    backing.set(&vdpa).unwrap();
+    assert_eq!(has(&backing), (ModeStatus::Vdpa, 1));
+}
+
+#[test]
+fn a_relay_that_cannot_be_leaves_the_rings_with_the_device() {
+    let (scene, folder) = (Scene::new(), tempfile::tempdir().unwrap());
+    let auto = spec(folder.path(), Mode::Auto);
+    let backing = running(&scene, &auto);
+    assert_eq!(has(&backing), (ModeStatus::Vdpa, 1));
+    let offered = backing.allowed();
+    scene.world().relays_fail = true;
+    let relay = PortSpec { mode: Mode::Relay, ..auto.clone() };
+    assert!(backing.set(&relay).unwrap_err().message.contains("no hugepages"));
+    assert_eq!((has(&backing), backing.allowed()), ((ModeStatus::Vdpa, 1), offered));
+    scene.world().relays_fail = false;
+    backing.set(&relay).unwrap();
+    assert_eq!(has(&backing), (ModeStatus::Relay, 1));
+}
+
+#[test]
+fn a_port_that_is_down_is_relayed_when_that_is_asked_for() {
+    let (scene, folder) = (Scene::new(), tempfile::tempdir().unwrap());
+    let vdpa = spec(folder.path(), Mode::Vdpa);
+    let backing = Backing::open(Box::new(scene.clone()), &vdpa).unwrap();
+    connect(&backing, 0);
+    assert_eq!(start(&backing), 0, "without VERSION_1");
+    assert_eq!(has(&backing), (ModeStatus::Down, 0));
+    backing.set(&PortSpec { mode: Mode::Relay, ..vdpa.clone() }).unwrap();
+    assert_eq!(has(&backing), (ModeStatus::Relay, 1));
+
+    // And by the next start, when it is down while its mode is relay.
+    let relay = spec(folder.path(), Mode::Relay);
+    let backing = running(&scene, &relay);
+    std::fs::remove_file(folder.path().join("node")).unwrap();
+    backing.attend();
+    assert_eq!(has(&backing), (ModeStatus::Down, 0));
+    std::fs::write(folder.path().join("node"), "").unwrap();
+    backing.attend();
+    assert_eq!(has(&backing), (ModeStatus::Relay, 1));
+}
+
+#[test]
+fn a_device_that_is_back_and_cannot_be_opened_yet_is_tried_again() {
+    let (scene, folder) = (Scene::new(), tempfile::tempdir().unwrap());
+    let backing = running(&scene, &spec(folder.path(), Mode::Vdpa));
+    scene.device.lock().gone = true;
+    backing.attend();
+    assert_eq!(has(&backing), (ModeStatus::Down, 0));
+    scene.device.lock().gone = false;
+    scene.world().node_fails = true;
+    backing.take_events();
+    backing.attend();
+    assert!(!backing.take_events().contains(&LaneEventKind::DeviceReturned));
+    assert!(backing.look().is_some_and(|look| look.gone));
+    scene.world().node_fails = false;
+    while backing.mode().0 == ModeStatus::Down {
+        backing.attend();
+        std::thread::yield_now();
+    }
+    assert_eq!(has(&backing), (ModeStatus::Vdpa, 1));
+    assert_eq!(backing.take_events()[0], LaneEventKind::DeviceReturned);
+}
+
+#[test]
+fn a_guest_in_circles_does_not_open_a_device_that_has_just_refused_the_same() {
+    let (scene, folder) = (Scene::new(), tempfile::tempdir().unwrap());
+    let backing = Backing::open(Box::new(scene.clone()), &spec(folder.path(), Mode::Vdpa)).unwrap();
+    connect(&backing, 0);
+    for _ in 0..5 {
+        backing.start(0, ring());
+        backing.stop(0);
+    }
+    assert_eq!(scene.opened(), ["node"]);
+    assert_eq!(backing.take_events().len(), 1);
+    backing.negotiated(VERSION_1);
+    assert_eq!((start(&backing), has(&backing)), (1, (ModeStatus::Vdpa, 1)));
+}
+
+#[test]
+fn the_device_is_tried_again_when_the_last_ring_has_stopped_and_not_before() {
+    let (scene, folder) = (Scene::new(), tempfile::tempdir().unwrap());
+    scene.device.lock().moves = false;
+    let backing = Backing::open(Box::new(scene.clone()), &spec(folder.path(), Mode::Auto)).unwrap();
+    connect(&backing, VERSION_1);
+    // Where a split ring stands its used index says.
+    let memory = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10_0000)]).unwrap());
+    memory.write_obj(7u16, GuestAddress(0x3002)).unwrap();
+    backing.memory(GuestMap::new(&memory));
+    let moved = RingConfig { base: 7, resume: Some(7), ..ring() };
+    (0..2).for_each(|index| drop(backing.start(index, moved.clone())));
+    assert_eq!(backing.mode().0, ModeStatus::Relay, "a position that it cannot begin at");
+    backing.stop(0);
+    backing.start(0, moved.clone());
+    assert_eq!(backing.mode().0, ModeStatus::Relay);
+    (0..2).for_each(|index| assert!(backing.stop(index).is_some()));
+    memory.write_obj(0u16, GuestAddress(0x3002)).unwrap();
+    assert_eq!((start(&backing), backing.mode().0), (1, ModeStatus::Vdpa));
+}
+
+#[test]
+fn after_a_guest_was_migrated_away_the_next_one_is_not_relayed_against_the_mode() {
+    let (scene, folder) = (Scene::new(), tempfile::tempdir().unwrap());
+    let backing = running(&scene, &spec(folder.path(), Mode::Vdpa));
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(4096).unwrap();
+    let log = RingLog { log: DirtyLog::map(file, 0, 4096).unwrap(), used: 0x3000 };
+    (0..2).for_each(|index| backing.log(index, Some(log.clone())));
+    assert_eq!(backing.mode().0, ModeStatus::Relay);
+    (0..2).for_each(|index| assert!(backing.stop(index).is_some()));
+    backing.memory(GuestMap::new(&Arc::new(GuestMemoryMmap::new())));
+    connect(&backing, 0);
+    assert_eq!((start(&backing), backing.mode().0), (0, ModeStatus::Down));
+}
+
+#[test]
+fn features_stay_those_of_the_device_when_it_is_the_port_that_keeps_it_out() {
+    let (scene, folder) = (Scene::new(), tempfile::tempdir().unwrap());
+    let offer = Handover::new(Box::new(scene.device.clone())).unwrap().facts().offer(u64::MAX);
+    let limited = PortSpec { max_rate: 10, ..spec(folder.path(), Mode::Auto) };
+    let backing = running(&scene, &limited);
+    assert_eq!((backing.mode().0, backing.allowed()), (ModeStatus::Relay, offer));
+    let free = PortSpec { max_rate: 0, mode: Mode::Relay, ..limited };
+    backing.set(&free).unwrap();
+    assert_eq!(backing.allowed(), u64::MAX);
+    backing.set(&PortSpec { mode: Mode::Auto, ..free }).unwrap();
+    assert_eq!((has(&backing), backing.allowed()), ((ModeStatus::Vdpa, 1), offer));
+}
+
+#[test]
+fn who_only_looks_does_not_wait_for_a_switch() {
+    let (scene, folder) = (Scene::new(), tempfile::tempdir().unwrap());
+    let auto = spec(folder.path(), Mode::Auto);
+    let backing = running(&scene, &auto);
+    let midway = Arc::new(Barrier::new(2));
+    scene.world().slow = Some(Arc::clone(&midway));
+    std::thread::scope(|scope| {
+        let changed = scope.spawn(|| backing.set(&PortSpec { mode: Mode::Relay, ..auto.clone() }));
+        midway.wait();
+        assert_eq!(backing.look(), None);
+        assert_eq!((has(&backing), backing.status().0.len()), ((ModeStatus::Vdpa, 1), 0));
+        assert!(backing.shares().is_none() && !backing.is_broken() && backing.extended_stats().is_empty());
+        midway.wait();
+        changed.join().unwrap().unwrap();
+    });
+    assert_eq!(has(&backing), (ModeStatus::Relay, 1));
+}
