@@ -321,10 +321,7 @@ impl Scene {
         Ok(Moved {
             downtime: number(&said["downtime"]),
             silence: after.silence.as_secs_f64() * 1e3,
-            lost: [
-                after.from_guest.lost() - before.from_guest.lost(),
-                after.to_guest.lost().saturating_sub(before.to_guest.lost()),
-            ],
+            lost: [after.from_guest.lost_since(&before.from_guest), after.to_guest.lost_since(&before.to_guest)],
             pings: pings.lost().len() as u64,
             took,
             passes: said["ram"]["dirty-sync-count"].as_u64().unwrap_or(0),

@@ -46,6 +46,11 @@ impl Tally {
     pub fn lost(&self) -> u64 {
         self.next.saturating_sub(self.came - self.wrong - self.doubled)
     }
+
+    /// How many more those are than `before`. Stragglers of before that came meanwhile may have made them fewer: then there are none.
+    pub fn lost_since(&self, before: &Self) -> u64 {
+        self.lost().saturating_sub(before.lost())
+    }
 }
 
 impl Log {
@@ -246,5 +251,20 @@ mod tests {
         assert_eq!(log.tally.wrong, 1);
         assert_eq!(log.take(&datagram(7, &said)), Some(said));
         assert!(parse(&[0; 12]).is_none());
+    }
+
+    #[test]
+    fn stragglers_of_before_make_no_interval_lose_less_than_nothing() {
+        let mut log = Log::default();
+        let said = Tally::default();
+        let mut take = |numbers: &[u64]| {
+            numbers.iter().for_each(|number| drop(log.take(&datagram(*number, &said))));
+            log.tally
+        };
+        let before = take(&[0, 1, 4]);
+        let after = take(&[2, 3, 5]);
+        assert_eq!((before.lost(), after.lost(), after.lost_since(&before)), (2, 0, 0));
+        let later = take(&[8]);
+        assert_eq!(later.lost_since(&after), 2, "6 and 7");
     }
 }

@@ -4,12 +4,12 @@
 //! its next start only (lib/netdev-offload.c, `netdev_set_flow_api_enabled`). What the database says is therefore not all. TC's rules
 //! may also be somebody's own.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::client::{Bounds, Place, Switch};
+use super::client::{Bounds, OvsError, Place, Switch};
 use super::qdisc;
 use super::view::View;
 
@@ -20,6 +20,8 @@ pub(crate) enum Owning {
     Set,
     /// It was told to, is told not to any more, and goes on until it is restarted.
     UntilRestart,
+    /// It was not seen whether it was, and the process does not say: it may be.
+    Unknown,
 }
 
 impl fmt::Display for Owning {
@@ -29,28 +31,34 @@ impl fmt::Display for Owning {
             Self::UntilRestart => {
                 "other_config:hw-offload was true since ovs-vswitchd started, and is in force until it is restarted"
             }
+            Self::Unknown => {
+                "other_config:hw-offload is not true, but may have been since ovs-vswitchd started: it does not answer what is in force"
+            }
         })
     }
 }
 
-/// Lives of ovs-vswitchd in which it was seen to be told to.
-static SEEN: Mutex<Option<HashSet<String>>> = Mutex::new(None);
+/// Lives of ovs-vswitchd, and what was last known of each: whether it does.
+static SEEN: Mutex<Option<HashMap<String, bool>>> = Mutex::new(None);
 
-/// Whether Open vSwitch, of which the database says this, brings flows into NICs.
+/// Whether Open vSwitch, of which the database says this, brings flows into NICs. Of a process that does not say now, what was last known of it holds.
 pub(crate) fn open_vswitch(view: &View, place: &Place) -> Option<Owning> {
     let switch = Switch::connect(place).ok();
     let life = switch.as_ref().map(|switch| switch.process.life());
     if view.hw_offload {
-        seen(|seen| seen.extend(life));
+        seen(|seen| seen.extend(life.map(|life| (life, true))));
         return Some(Owning::Set);
     }
     // Without a process nothing is in force.
     let (mut switch, life) = switch.zip(life)?;
-    let known = view.offloaded_under.as_ref() == Some(&life) || seen(|seen| seen.contains(&life));
-    let owns = known || is_in_force(&mut switch);
-    if owns {
-        seen(|seen| seen.insert(life));
-    }
+    let last = seen(|seen| seen.get(&life).copied());
+    let owns = if view.offloaded_under.as_ref() == Some(&life) || last == Some(true) {
+        Some(true)
+    } else {
+        is_in_force(&mut switch, ANSWER).or(last)
+    };
+    let Some(owns) = owns else { return Some(Owning::Unknown) };
+    seen(|seen| seen.insert(life, owns));
     owns.then_some(Owning::UntilRestart)
 }
 
@@ -58,22 +66,34 @@ pub(crate) fn open_vswitch(view: &View, place: &Place) -> Option<Owning> {
 const ANSWER: Bounds =
     Bounds { time: Duration::from_millis(300), bytes: 64 << 20, remedy: "it has more flows than are asked for here" };
 
-fn seen<T>(does: impl FnOnce(&mut HashSet<String>) -> T) -> T {
+fn seen<T>(does: impl FnOnce(&mut HashMap<String, bool>) -> T) -> T {
     does(SEEN.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default())
 }
 
 /// Asks the process: the userspace datapath has figures of its offload only where it is in force (seen with 2.17, 3.1); the kernel's has none,
 /// but shows the flows that are with TC.
-fn is_in_force(switch: &mut Switch) -> bool {
-    let Ok(names) = switch.call_within("dpctl/dump-dps", &[], ANSWER) else { return false };
-    names.lines().map(str::trim).filter(|name| !name.is_empty()).any(|name| {
-        if name.starts_with("system@") {
-            let flows = switch.call_within("dpctl/dump-flows", &["-m", "--names", name, "type=offloaded"], ANSWER);
+///
+/// Nothing: it does not say, because it is busy, or hangs, or has more flows than are read here.
+fn is_in_force(switch: &mut Switch, bounds: Bounds) -> Option<bool> {
+    // A refusal is an answer.
+    let mut ask = |command: &str, words: &[&str]| match switch.call_within(command, words, bounds) {
+        Ok(text) => Some(Ok(text)),
+        Err(error @ OvsError::Refused { .. }) => Some(Err(error)),
+        Err(_) => None,
+    };
+    let Ok(names) = ask("dpctl/dump-dps", &[])? else { return Some(false) };
+    for name in names.lines().map(str::trim).filter(|name| !name.is_empty()) {
+        let is = if name.starts_with("system@") {
+            let flows = ask("dpctl/dump-flows", &["-m", "--names", name, "type=offloaded"])?;
             flows.is_ok_and(|flows| flows.lines().any(|line| line.contains("actions:")))
         } else {
-            switch.call_within("dpctl/offload-stats-show", &[name], ANSWER).is_ok()
+            ask("dpctl/offload-stats-show", &[name])?.is_ok()
+        };
+        if is {
+            return Some(true);
         }
-    })
+    }
+    Some(false)
 }
 
 /// The interfaces among these for which a NIC has rules of TC's, whoever put them there. Where the kernel does not say there are none.
@@ -85,9 +105,10 @@ pub(crate) fn with_rules<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<St
 #[cfg(test)]
 mod tests {
     use anyhow::Result;
+    use nix::sys::signal::Signal;
     use ringspan_testkit::needs;
     use ringspan_testkit::ovs::Ovs;
-    use ringspan_testkit::wait;
+    use ringspan_testkit::{process, wait};
 
     use super::*;
     use crate::ovs::client::Database;
@@ -100,20 +121,48 @@ mod tests {
         let place = Place::new(Some(ovs.run_dir()));
         let look =
             || -> Result<Option<Owning>> { Ok(open_vswitch(&View::read(&mut Database::connect(&place)?)?, &place)) };
-        let forget = || seen(HashSet::clear);
+        let forget = || -> Result<()> {
+            let life = Switch::connect(&place)?.process.life();
+            seen(|seen| seen.remove(&life));
+            Ok(())
+        };
         let set = |value: &str| ovs.vsctl(&["set", "Open_vSwitch", ".", &format!("other_config:hw-offload={value}")]);
-        assert_eq!(look()?, None);
+        // A busy one may not say at once.
+        let becomes = |owning| wait::until(Duration::from_secs(20), "it", || Ok((look()? == owning).then_some(())));
+        becomes(None)?;
         set("true")?;
         assert_eq!(look()?, Some(Owning::Set));
         set("false")?;
         assert_eq!(look()?, Some(Owning::UntilRestart));
         // One who did not see it asks.
-        forget();
-        assert_eq!(look()?, Some(Owning::UntilRestart));
+        forget()?;
+        becomes(Some(Owning::UntilRestart))?;
         ovs.stop_switch();
         assert_eq!(look()?, None, "nothing is in force without a process");
         ovs.start_switch()?;
         wait::until(Duration::from_secs(20), "the new process", || Ok(look()?.is_none().then_some(())))?;
         Ok(())
+    }
+
+    #[test]
+    fn a_process_that_does_not_answer_is_taken_for_what_it_last_was() -> Result<()> {
+        needs!(Ovs);
+        let ovs = Ovs::start()?;
+        ovs.add_bridge("br0")?;
+        let place = Place::new(Some(ovs.run_dir()));
+        let view = View::read(&mut Database::connect(&place)?)?;
+        let life = Switch::connect(&place)?.process.life();
+        wait::until(Duration::from_secs(20), "an answer", || Ok(open_vswitch(&view, &place).is_none().then_some(())))?;
+        let tight = Bounds { bytes: 1, ..ANSWER };
+        assert_eq!(is_in_force(&mut Switch::connect(&place)?, tight), None, "an answer that is too long");
+        process::signal(ovs.pid(), Signal::SIGSTOP)?;
+        let remembered = open_vswitch(&view, &place);
+        seen(|seen| seen.remove(&life));
+        let unknown = open_vswitch(&view, &place);
+        process::signal(ovs.pid(), Signal::SIGCONT)?;
+        assert_eq!((remembered, unknown), (None, Some(Owning::Unknown)));
+        wait::until(Duration::from_secs(20), "an answer again", || {
+            Ok(open_vswitch(&view, &place).is_none().then_some(()))
+        })
     }
 }

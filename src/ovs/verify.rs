@@ -289,6 +289,12 @@ fn owners(owning: Option<Owning>, own: &Own) -> Check {
     let Some(owning) = owning.filter(|_| !own.unseen.is_empty()) else {
         return check(State::Ok, "no switch has two that bring flows into it".into());
     };
+    if owning == Owning::Unknown {
+        let message = format!(
+            "nobody knows whether Open vSwitch brings flows into NICs ({owning}): until then {nics} gets none of ringspan's"
+        );
+        return check(State::Unknown, message).remedy("see the log of ovs-vswitchd, which may hang");
+    }
     check(
         State::Failed,
         format!("Open vSwitch brings flows into NICs ({owning}), and so would ringspan into {nics}: its rules there were removed"),
@@ -472,6 +478,7 @@ mod tests {
         let set = Some(Owning::Set);
         assert_eq!((owners(set, &Own::default()).state, owners(None, &own).state), (State::Ok, State::Ok));
         assert_eq!(owners(set, &own).state, State::Failed);
+        assert_eq!(owners(Some(Owning::Unknown), &own).state, State::Unknown);
         assert!(owners(Some(Owning::UntilRestart), &own).message.contains("until it is restarted"));
         let ruled = Own { tc_ruled: vec!["rep0".into()], ..own };
         assert!(owners(None, &ruled).message.contains("rules of TC's for rep0"));

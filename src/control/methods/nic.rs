@@ -14,7 +14,7 @@ use crate::desired::{DesiredNic, Origin, nic_lane};
 use crate::error::{Error, ErrorKind};
 use crate::nic_request::NicRequest;
 use crate::ovs::client::Database;
-use crate::ovs::owner;
+use crate::ovs::owner::{self, Owning};
 use crate::ovs::view::View;
 
 /// A software NIC, as wanted and as it is.
@@ -232,7 +232,9 @@ fn only_owner(call: &Call, name: &NicName) -> Result<(), Error> {
     let place = super::ovs::place(call);
     let database = Database::connect(&place);
     let view = database.and_then(|mut database| View::read(&mut database));
-    let Some(owning) = view.ok().and_then(|view| owner::open_vswitch(&view, &place)) else { return Ok(()) };
+    let owning = view.ok().and_then(|view| owner::open_vswitch(&view, &place));
+    // While it is not known, the NIC is only given no rules.
+    let Some(owning) = owning.filter(|owning| *owning != Owning::Unknown) else { return Ok(()) };
     let message = format!(
         "NIC {name}: Open vSwitch brings flows into NICs by itself ({owning}), and offload is ringspan: take offload = \"tc\", or run \
          ringspan ovs configure --hw-offload false --restart first"

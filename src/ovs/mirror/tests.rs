@@ -212,6 +212,9 @@ fn what_open_vswitch_brings_into_nics_by_itself_is_not_ours_from_that_moment_on(
     work.hw_offload = Some(crate::ovs::owner::Owning::UntilRestart);
     assert_eq!(round(&mut work, &fake, &lines), [""; 0]);
     assert!(why(&work).contains("until it is restarted"), "{}", why(&work));
+    work.hw_offload = Some(crate::ovs::owner::Owning::Unknown);
+    assert_eq!(round(&mut work, &fake, &lines), [""; 0]);
+    assert!(why(&work).contains("is not known"), "{}", why(&work));
     work.hw_offload = None;
     assert_eq!(round(&mut work, &fake, &lines), ["+1"]);
     // So are rules of TC's for one of its ports, whoever put them there.

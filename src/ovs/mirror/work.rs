@@ -233,6 +233,13 @@ impl Work {
     fn refusal(&self, nic: &Nic) -> Option<String> {
         let shared = nic.capabilities.engine == EngineKind::RteFlow;
         let owned = self.hw_offload.filter(|_| shared).map(|owning| {
+            if owning == Owning::Unknown {
+                return format!(
+                    "whether Open vSwitch brings flows into NICs by itself is not known ({owning}), and {} has one switch: \
+                     see the log of ovs-vswitchd, which may hang",
+                    nic.name
+                );
+            }
             format!(
                 "Open vSwitch brings flows into NICs by itself ({owning}), and two owners of the switch of {} would take each other's packets: \
                  take offload = \"tc\" for it, or run ringspan ovs configure --hw-offload false --restart",
