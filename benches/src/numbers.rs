@@ -258,7 +258,7 @@ mod tests {
         let mut log = Log::default();
         let said = Tally::default();
         let mut take = |numbers: &[u64]| {
-            numbers.iter().for_each(|number| drop(log.take(&datagram(*number, &said))));
+            numbers.iter().for_each(|number| _ = log.take(&datagram(*number, &said)));
             log.tally
         };
         let before = take(&[0, 1, 4]);
