@@ -122,8 +122,9 @@ pub(super) fn vfs(index: u32) -> Result<Vec<VfSettings>, NetlinkError> {
     Ok(found)
 }
 
-/// The VFs in a link's attributes. The list's own length has 16 bits and has begun anew where some 220 VFs are in it (`nla_nest_end`; iproute2 says
-/// "Truncated VF list" then), so that it is their number, which is told before, that says how far the list goes.
+/// The VFs in a link's attributes. One that the driver does not tell of is not in the list (`rtnl_fill_vfinfo`). The list's own length has 16 bits
+/// and has begun anew where some 220 VFs are in it (`nla_nest_end`; iproute2 says "Truncated VF list" then): the list goes on behind its end for as
+/// long as VFs are missing by their number, which is told before, and what follows is a VF.
 fn read(link: &[u8]) -> Result<Vec<VfSettings>, NetlinkError> {
     let (mut found, mut count, mut rest) = (vec![], 0, link);
     while let Some(attribute) = attributes(rest).next() {
@@ -133,10 +134,22 @@ fn read(link: &[u8]) -> Result<Vec<VfSettings>, NetlinkError> {
                 count = attribute.value.first_chunk::<4>().map_or(0, |bytes| u32::from_ne_bytes(*bytes)) as usize;
             }
             IFLA_VFINFO_LIST => {
-                for info in attributes(rest.get(ATTRIBUTE..).unwrap_or_default()).take(count) {
+                let mut at = 0;
+                for info in attributes(rest.get(ATTRIBUTE..).unwrap_or_default()) {
+                    let inside = at < attribute.value.len();
+                    if !inside && found.len() >= count {
+                        break;
+                    }
                     let info = info?;
-                    let one = if info.kind == IFLA_VF_INFO { settings(info.value)? } else { None };
-                    found.push(one.ok_or(NetlinkError::Missing { what: "whole list of VFs" })?);
+                    let one = if info.kind == IFLA_VF_INFO { settings(info.value) } else { Ok(None) };
+                    match one {
+                        Ok(Some(one)) => found.push(one),
+                        Ok(None) if inside => {}
+                        Err(error) if inside => return Err(error),
+                        // Another attribute of the link.
+                        _ => break,
+                    }
+                    at += (ATTRIBUTE + info.value.len()).next_multiple_of(ATTRIBUTE);
                 }
                 // What follows has nothing for us.
                 return Ok(found);
@@ -288,6 +301,28 @@ mod tests {
     fn a_list_that_is_cut_is_an_error_and_no_shorter_list() {
         let bytes = told(1, &[VfChange::Mac(MacAddress([2, 0, 0, 0, 0, 1]))]);
         assert!(read(&bytes[..bytes.len() - 8]).is_err());
+    }
+
+    #[test]
+    fn a_vf_that_the_driver_does_not_tell_of_is_left_out_and_the_others_are_read() {
+        let mut link = Request::default();
+        link.put_u32(IFLA_NUM_VF, 3).nest(IFLA_VFINFO_LIST, |list| {
+            for vf in [0, 2] {
+                list.nest(IFLA_VF_INFO, |info| {
+                    let (kind, value) = value(vf, VfChange::Mac(MacAddress([2, 0, 0, 0, 0, vf as u8])));
+                    info.put(kind, &value);
+                });
+            }
+            // One without an address says nothing of which VF it is of.
+            list.nest(IFLA_VF_INFO, |_| {});
+        });
+        // What the kernel tells of the link behind it, one with the number of a VF among it.
+        for (kind, value) in [(IFLA_VF_INFO, &[2, 0, 0, 0, 0, 9][..]), (43, &[8, 0, 2, 0, 0, 0, 0, 0]), (50, &[1; 6])] {
+            let mut link = link.clone();
+            link.put(kind, value).put(51, &[7; 8]);
+            let found = read(&link.message(0, 0, 0)[super::super::request::HEADER..]).unwrap();
+            assert_eq!(found.iter().map(|one| one.vf).collect::<Vec<_>>(), [0, 2], "before attribute {kind}");
+        }
     }
 
     #[test]
