@@ -1,5 +1,7 @@
 //! Whether what is attached is what the agent thinks, and is as it was left.
 
+use std::collections::BTreeSet;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +38,31 @@ impl Guest {
     fn wanted(&self, nic: u16) -> Option<&Attach> {
         self.attach.iter().find(|wanted| wanted.nic == nic)
     }
+}
+
+/// Refuses guests that are not clear: one that is listed twice, or has a NIC twice. What is said of it first would be all that it has.
+pub(crate) fn check(guests: &[Guest]) -> Result<(), Error> {
+    let invalid = |guest: &str, message: String| Err(Error::new(ErrorKind::Invalid, message).about(guest));
+    let mut names = BTreeSet::new();
+    for Guest { guest, attach, .. } in guests {
+        if !names.insert(guest) {
+            return invalid(guest, format!("guest {guest} is listed twice: name all of its NICs in one place"));
+        }
+        let mut nics = BTreeSet::new();
+        for wanted in attach {
+            if wanted.guest != *guest {
+                return invalid(guest, format!("guest {guest}: its attach has a NIC of guest {}", wanted.guest));
+            }
+            if !nics.insert(wanted.nic) {
+                return invalid(
+                    guest,
+                    format!("guest {guest}: its attach has NIC {} twice: leave one out", wanted.nic),
+                );
+            }
+            wanted.check()?;
+        }
+    }
+    Ok(())
 }
 
 /// Something that is not as it should be.

@@ -418,14 +418,7 @@ pub(super) fn list(call: &mut Call, _: Nothing) -> Result<Vec<Entry>, Error> {
 
 pub(super) fn sync(call: &mut Call, params: Sync) -> Result<Synced, Error> {
     let daemon = call.daemon;
-    for wanted in params.guests.iter().flat_map(|guest| guest.attach.iter().map(move |wanted| (guest, wanted))) {
-        let (guest, wanted) = wanted;
-        if wanted.guest != guest.guest {
-            let message = format!("guest {}: its attach has a NIC of guest {}", guest.guest, wanted.guest);
-            return Err(Error::new(ErrorKind::Invalid, message).about(&guest.guest));
-        }
-        wanted.check()?;
-    }
+    sync::check(&params.guests)?;
     let before = daemon.attachments.all();
     let attach = |wanted: &Attach| attach_to(daemon, wanted.clone()).map(|attached| attached.attachment.device);
     let synced =

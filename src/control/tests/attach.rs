@@ -79,6 +79,27 @@ fn a_guest_is_attached_changed_and_detached_and_each_again_is_a_success() {
     assert_eq!((ports(&bench), vlans(&bench)), (vec![], vec![]));
 }
 
+#[test]
+fn a_guest_that_is_listed_twice_keeps_its_nics() {
+    let bench = Bench::start("");
+    nic(&bench, "legacy");
+    let second =
+        wanted(&bench, "g1", json!({ "nic": 1, "mac": "52:54:00:00:00:09", "socket": bench.path("g1b.sock") }));
+    bench.call("port.attach", wanted(&bench, "g1", json!({}))).unwrap();
+    bench.call("port.attach", second.clone()).unwrap();
+    for guests in [
+        json!([{ "guest": "g1", "nics": [0] }, { "guest": "g1", "nics": [1] }]),
+        json!([{ "guest": "g1", "nics": [0], "attach": [second, second] }]),
+    ] {
+        let error = bench.call("attachment.sync", json!({ "guests": guests, "mend": true })).unwrap_err();
+        assert!(kind(&error) == "invalid" && error["message"].as_str().unwrap().contains("twice"), "{error}");
+        assert_eq!(ports(&bench), ["g1-nic0", "g1-nic1"]);
+    }
+    // A NIC may be named in both lists of its guest.
+    let once = json!([{ "guest": "g1", "nics": [0, 1], "attach": [second] }]);
+    assert_eq!(bench.call("attachment.sync", json!({ "guests": once, "mend": true })).unwrap()["good"], 2);
+}
+
 /// Names of the events about guests' NICs so far, each with its guest.
 fn told(bench: &Bench) -> Vec<String> {
     let name = |event: Value| Some(format!("{} {}", event["event"].as_str()?, event["guest"].as_str()?));
