@@ -24,6 +24,9 @@ pub(crate) trait World {
     fn drift(&self, step: Step, record: &Record) -> Result<Option<String>, Error>;
     /// Who uses the VF itself, so that it cannot be taken away.
     fn user(&self, record: &Record) -> Option<String>;
+    /// The port, or the NIC, that has claimed the VF, or is about to, and is no attachment's. Is asked while nothing can be written down, so that
+    /// it must not ask for attachments.
+    fn claimed(&self, record: &Record) -> Option<String>;
 }
 
 /// Why something did not end.
@@ -215,8 +218,13 @@ impl Attachments {
     }
 
     /// Writes a new record down; `choose` is given all that there are, and makes it. That may take long, so nobody waits for it. Of two who
-    /// chose the same VF the first one to write it down gets it, and the other one chooses again.
-    pub(super) fn reserve(&self, choose: impl Fn(&[Record]) -> Result<Record, Error>) -> Result<Record, Halt> {
+    /// chose the same VF the first one to write it down gets it, and the other one chooses again. So does one whose VF a port has claimed
+    /// meanwhile: a port claims it first and then looks for a record of it.
+    pub(super) fn reserve(
+        &self,
+        world: &impl World,
+        choose: impl Fn(&[Record]) -> Result<Record, Error>,
+    ) -> Result<Record, Halt> {
         self.point()?;
         let record = loop {
             let known = self.all();
@@ -226,7 +234,8 @@ impl Attachments {
                 return Err(Error::new(ErrorKind::Busy, message).about(record.key()).into());
             }
             let mut table = self.locked();
-            if table.records.values().any(|other| other.target == record.target) {
+            let taken = table.records.values().any(|other| other.target == record.target);
+            if taken || world.claimed(&record).is_some() {
                 continue;
             }
             let list: Vec<Record> = table.records.values().chain([&record]).cloned().collect();
@@ -359,7 +368,7 @@ impl Attachments {
             // What an earlier daemon left, and could not take back then.
             self.take_back(world, there)?;
         }
-        let record = self.reserve(plan)?;
+        let record = self.reserve(world, plan)?;
         Ok(self.carry_out(world, record)?)
     }
 

@@ -22,6 +22,8 @@ struct Made {
     refuses: RefCell<Option<Step>>,
     sticks: RefCell<Option<Step>>,
     user: RefCell<Option<String>>,
+    /// A VF that a port has.
+    claimed: RefCell<Option<Target>>,
 }
 
 impl Made {
@@ -51,6 +53,10 @@ impl World for Made {
     fn drift(&self, step: Step, record: &Record) -> Result<Option<String>, Error> {
         let there = self.done.borrow().contains(&(record.key(), step, record.wanted.vlan));
         Ok((!there).then(|| format!("{step:?} is not so")))
+    }
+
+    fn claimed(&self, record: &Record) -> Option<String> {
+        (*self.claimed.borrow() == Some(record.target.clone())).then(|| "port vm1".to_owned())
     }
 
     fn user(&self, _: &Record) -> Option<String> {
@@ -309,6 +315,24 @@ fn of_two_who_want_the_last_vf_one_gets_it() {
     });
     outcomes.sort_by_key(Result::is_err);
     assert_eq!(outcomes, [Ok(()), Err(ErrorKind::NoRoom)]);
+}
+
+#[test]
+fn a_vf_that_a_port_claims_after_it_was_chosen_is_not_taken_and_another_one_is() {
+    let bench = Bench::new();
+    let all = bench.boot();
+    let wanted = wanted("g", "");
+    let (record, _) = all
+        .attach(&bench.world, &wanted, |_| {
+            let free = u16::from(bench.world.claimed.borrow().is_some());
+            // The port comes between choosing and writing down.
+            *bench.world.claimed.borrow_mut() = Some(vf(0));
+            Ok(record(&wanted, vf(free)))
+        })
+        .unwrap();
+    assert_eq!(record.target, vf(1));
+    drop(all);
+    assert_eq!(bench.boot().all(), [record]);
 }
 
 #[test]

@@ -34,6 +34,8 @@ pub(crate) trait Lanes {
     fn set_soft_vf(&self, nic: &NicName, settings: SoftSettings) -> Result<(), Error>;
     /// Its settings; nothing: there is no such NIC.
     fn soft_vf(&self, nic: &NicName, vf: u16) -> Option<SoftSettings>;
+    /// The port, or the NIC, that has claimed a VF. Asks for no attachments.
+    fn owner(&self, target: &Target) -> Option<String>;
 }
 
 /// A host, its Open vSwitch and its lanes.
@@ -84,6 +86,10 @@ impl World for Real<'_> {
             Step::Bridge => self.bridge_differs(record),
             Step::Port => self.lanes.port_differs(&port(record, &self.run_dir)?),
         }
+    }
+
+    fn claimed(&self, record: &Record) -> Option<String> {
+        self.lanes.owner(&record.target)
     }
 
     fn user(&self, record: &Record) -> Option<String> {

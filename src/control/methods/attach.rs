@@ -25,6 +25,7 @@ use crate::attach::sync::{self, Finding, Guest, Synced};
 use crate::attach::world::{Lanes, Real};
 use crate::control::events::Next;
 use crate::control::{Daemon, EventKind, locked};
+use crate::desired::Desired;
 use crate::error::{Error, ErrorKind};
 use crate::host::inventory::Inventory;
 use crate::host::{Host, pci_function};
@@ -234,6 +235,19 @@ impl Lanes for Own<'_> {
         let desired = locked(&self.0.desired);
         desired.nics.get(name).filter(|nic| vf < nic.spec.vfs).map(|nic| nic.spec.vf_settings(vf))
     }
+
+    fn owner(&self, target: &Target) -> Option<String> {
+        match target {
+            Target::Pci { address, .. } => device::owners_of(self.0).remove(&address.to_string()),
+            Target::Soft { .. } => soft_owners(&locked(&self.0.desired)).remove(&target.to_string()),
+        }
+    }
+}
+
+/// Ports by the VFs of software NICs that they have.
+fn soft_owners(desired: &Desired) -> BTreeMap<String, String> {
+    let soft = desired.ports.iter().filter(|(_, port)| matches!(port.spec.device, DeviceSpec::Soft { .. }));
+    soft.map(|(name, port)| (port.spec.device.to_string(), format!("port {name}"))).collect()
 }
 
 /// The host, changed by one at a time.
@@ -260,6 +274,10 @@ impl World for Guarded<'_> {
 
     fn user(&self, record: &Record) -> Option<String> {
         self.0.user(record)
+    }
+
+    fn claimed(&self, record: &Record) -> Option<String> {
+        self.0.claimed(record)
     }
 }
 
@@ -304,11 +322,7 @@ fn choose_and_plan(
     let bridges = view.map(device::bridges_of).unwrap_or_default();
     let (nics, soft_owners): (BTreeMap<NicName, NicSpec>, BTreeMap<String, String>) = {
         let desired = locked(&daemon.desired);
-        let soft = desired.ports.iter().filter(|(_, port)| matches!(port.spec.device, DeviceSpec::Soft { .. }));
-        (
-            desired.nics.iter().map(|(name, nic)| (name.clone(), nic.spec.clone())).collect(),
-            soft.map(|(name, port)| (port.spec.device.to_string(), format!("port {name}"))).collect(),
-        )
+        (desired.nics.iter().map(|(name, nic)| (name.clone(), nic.spec.clone())).collect(), soft_owners(&desired))
     };
     let inventory = Inventory::take(host);
     let around = Around {

@@ -237,6 +237,29 @@ fn a_vf_that_is_being_attached_is_no_other_ports() {
 }
 
 #[test]
+fn of_a_port_and_a_guest_that_come_at_once_only_one_gets_a_vf() {
+    let bench = Bench::start("");
+    bench.call("nic.add", json!({ "name": "nic0", "vfs": 1, "mode": "legacy" })).unwrap();
+    for _ in 0..10 {
+        let both = std::sync::Barrier::new(2);
+        let (attached, added) = std::thread::scope(|scope| {
+            let attach = scope.spawn(|| {
+                both.wait();
+                bench.call("port.attach", wanted(&bench, "g1", json!({})))
+            });
+            both.wait();
+            let added = bench.add("vm1", "soft:nic0/vf0");
+            (attach.join().unwrap(), added)
+        });
+        assert!(attached.is_err() || added.is_err(), "both have it");
+        // Each may be refused because of the other one.
+        assert_eq!(ports(&bench).len(), usize::from(attached.is_ok()) + usize::from(added.is_ok()));
+        bench.call("port.detach", json!({ "guest": "g1" })).unwrap();
+        bench.call("port.remove", json!({ "name": "vm1", "if_exists": true })).unwrap();
+    }
+}
+
+#[test]
 fn a_drift_is_told_by_the_daemon_itself_and_once() {
     let bench = Bench::start("");
     nic(&bench, "legacy");

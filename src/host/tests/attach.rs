@@ -8,7 +8,7 @@ use ringspan_protocol::{NicName, PortName, VfSettings as SoftSettings};
 
 use crate::attach::choose::{Around, choose};
 use crate::attach::plan::{Facts, plan};
-use crate::attach::record::{Key, Record, Step};
+use crate::attach::record::{Key, Record, Step, Target};
 use crate::attach::run::World;
 use crate::attach::world::{Lanes, Real};
 use crate::attach::{Attach, Attachments};
@@ -32,6 +32,10 @@ const MAC: &str = "52:54:00:00:00:07";
 struct Ports(RefCell<BTreeMap<PortName, String>>);
 
 impl Lanes for Ports {
+    fn owner(&self, _: &Target) -> Option<String> {
+        None
+    }
+
     fn add_port(&self, port: &PortRequest) -> Result<Vec<String>, Error> {
         self.0.borrow_mut().insert(port.name.clone(), port.device.to_string());
         Ok(vec![])
