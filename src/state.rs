@@ -18,7 +18,7 @@ use crate::attach::Record;
 use crate::attach::record::{Counted, Key};
 use crate::error::{Error, ErrorKind};
 use crate::host::vdpa::{Book, Entries};
-use crate::host::work::{Begun, Journal};
+use crate::host::work::{Begun, Journal, Left};
 
 /// Version of the file's form.
 const FORM: u32 = 1;
@@ -136,6 +136,14 @@ impl Journal for StateDir {
         self.change_host(|host| {
             if let Some(begun) = &mut host.begun {
                 begun.unbound.extend(functions.iter().cloned());
+            }
+        })
+    }
+
+    fn leaving(&self, member: Left) -> Result<(), Error> {
+        self.change_host(|host| {
+            if let Some(begun) = &mut host.begun {
+                begun.left.push(member);
             }
         })
     }

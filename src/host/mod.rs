@@ -76,6 +76,12 @@ impl Host {
             journal: Arc::new(work::Nowhere),
         }
     }
+
+    /// This boot of the machine (Documentation/admin-guide/sysctl/kernel.rst, random); empty where the kernel does not tell.
+    pub(crate) fn boot(&self) -> String {
+        let text = std::fs::read_to_string(self.proc.join("sys/kernel/random/boot_id"));
+        text.map(|text| text.trim().to_owned()).unwrap_or_default()
+    }
 }
 
 /// Where udev's rules of this machine are; a made-up host has its own beside its sysfs.

@@ -15,7 +15,7 @@ use super::bond::{self, Around};
 use super::eswitch;
 use super::pci::{Function, attribute};
 use super::sriov::{self, Count};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 
 /// A change.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -85,15 +85,34 @@ impl Change {
 pub(crate) struct Begun {
     /// Which.
     pub change: Change,
+    /// The boot of the machine that it was begun in: what another one has made is not what was to be changed.
+    #[serde(default)]
+    pub boot: String,
     /// The functions that were to be taken from their drivers, with those.
     #[serde(default)]
     pub unbound: BTreeMap<PciAddress, String>,
+    /// The interfaces that were to leave a bond for a moment.
+    #[serde(default)]
+    pub left: Vec<Left>,
+}
+
+/// An interface that is to come back to its bond.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Left {
+    /// The bond.
+    pub bond: String,
+    /// The interface's name at that time.
+    pub interface: String,
+    /// Its function, which keeps its address when the interface is made anew.
+    pub address: Option<PciAddress>,
 }
 
 /// Where it is written down.
 pub(crate) trait Journal: Send + Sync {
     /// Functions are taken from their drivers for a moment; returns when that is durable.
     fn unbinding(&self, functions: &[(PciAddress, String)]) -> Result<(), Error>;
+    /// An interface leaves its bond for a moment; returns when that is durable.
+    fn leaving(&self, member: Left) -> Result<(), Error>;
 }
 
 /// Nothing is written down: for those who only look.
@@ -103,9 +122,14 @@ impl Journal for Nowhere {
     fn unbinding(&self, _: &[(PciAddress, String)]) -> Result<(), Error> {
         Ok(())
     }
+
+    fn leaving(&self, _: Left) -> Result<(), Error> {
+        Ok(())
+    }
 }
 
-/// Finishes a change that an earlier daemon began, or takes it back. Returns what was done, and why it could not be finished.
+/// Finishes a change that an earlier daemon began, or takes it back. Returns what was done, and why it could not be finished. One of before the machine was
+/// started anew is not done again: only functions without a driver get theirs.
 pub(crate) fn finish(
     host: &Host,
     memory: &(impl Memory + ?Sized),
@@ -113,6 +137,10 @@ pub(crate) fn finish(
     begun: &Begun,
 ) -> (Vec<String>, Option<Error>) {
     let again = match &begun.change {
+        _ if begun.boot != host.boot() => {
+            let message = format!("the machine was started anew amid {}, which is not done again", begun.change.told());
+            Err(Error::new(ErrorKind::Failed, format!("{message}: ask for it again where it is still wanted")))
+        }
         Change::MakeBond { wish, before } => make_bond(host, wish, before, !begun.unbound.is_empty(), around),
         Change::DeleteBond { name, disturb, pair } => bond::delete(host, name, *disturb, around).and_then(|removed| {
             bond::has_ended(host, name, *pair)?;
@@ -133,6 +161,16 @@ pub(crate) fn finish(
         Ok(done) => (done, None),
         Err(error) => (vec![], Some(error)),
     };
+    let left = begun.left.iter().filter(|_| begun.boot == host.boot());
+    for member in left {
+        match bond::come_back(host, member) {
+            Ok(true) => done.push(format!("{} is a member of {} again", member.interface, member.bond)),
+            Ok(false) => {}
+            Err(error) => {
+                failed.get_or_insert(error);
+            }
+        }
+    }
     for (function, driver) in &begun.unbound {
         match give_back(host, *function, driver) {
             Ok(true) => done.push(format!("{driver} has {function} again")),

@@ -83,7 +83,7 @@ fn read_tables<const WRITE: bool>(map: &GuestMap, cache: &mut RegionCache, chain
 /// when nothing was noted of the ring.
 ///
 /// # Errors
-/// As [`recover::position`], or the ring is not where it is said to be.
+/// [`RingError::Lost`] or [`RingError::Base`] where neither shows it; others where the front-end described no ring.
 pub fn starts_at(map: &GuestMap, config: &RingConfig) -> Result<u16, RingError> {
     let layout = Layout::new(map, config)?;
     recover::position(&layout, config, &RingRecord::default()).map(|at| layout.pack(at))

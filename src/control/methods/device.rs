@@ -151,7 +151,7 @@ pub(super) fn changing<T>(
 ) -> Result<T, Error> {
     let (host, _one) = (daemon.host(), one_at_a_time(&CHANGES, PATIENCE)?);
     finish_begun(daemon, &host);
-    let begun = Begun { change: change(&host)?, unbound: BTreeMap::new() };
+    let begun = Begun { change: change(&host)?, boot: host.boot(), unbound: BTreeMap::new(), left: vec![] };
     daemon.state_dir.change_host(|state| state.begun = Some(begun))?;
     let outcome = run(&host);
     ended(daemon);

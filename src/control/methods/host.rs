@@ -52,9 +52,7 @@ pub(super) fn apply(call: &mut Call, Apply { file, common, dry_run }: Apply) -> 
     if dry_run {
         return Ok(conf::apply(plan, true, |_, _| Ok(())));
     }
-    // From here on it is what this host should be, after each start; also of a daemon that was killed amid it.
-    call.daemon.state_dir.change_host(|state| state.applied = Some((files.file, files.common)))?;
-    call.daemon.carry_out(plan, &format!("process {}", call.peer.pid))
+    call.daemon.carry_out(plan, Some(files), &format!("process {}", call.peer.pid))
 }
 
 impl Daemon {
@@ -64,12 +62,18 @@ impl Daemon {
         plan_of(sysfs.parent().unwrap_or(Path::new("/")), params)
     }
 
-    /// Makes the cards what the plan says, one after the other. `who` asked for it.
-    fn carry_out(&self, plan: Plan, who: &str) -> Result<Applied, Error> {
+    /// Makes the cards what the plan says, one after the other. `who` asked for it. As soon as nobody else changes the host, these files are what it should
+    /// be, after each start; also of a daemon that was killed amid it.
+    fn carry_out(&self, plan: Plan, files: Option<PlanOf>, who: &str) -> Result<Applied, Error> {
         let owner = |address: PciAddress| device::owners(self).remove(&address.to_string());
         device::changing(
             self,
-            |_| Ok(Change::Apply),
+            |_| {
+                if let Some(PlanOf { file, common }) = files {
+                    self.state_dir.change_host(|state| state.applied = Some((file, common)))?;
+                }
+                Ok(Change::Apply)
+            },
             |host| {
                 Ok(conf::apply(plan, false, |item, done| {
                     let carried = match item.kind {
@@ -154,7 +158,7 @@ pub(crate) fn keep_applied(daemon: &Weak<Daemon>) {
                     tries = [].iter();
                     continue;
                 };
-                match daemon.carry_out(plan, "the plan applied last") {
+                match daemon.carry_out(plan, None, "the plan applied last") {
                     Ok(applied) => told_of(&daemon, &applied, tries.len() == 0),
                     Err(error) => tracing::warn!("the host's plan: {error}"),
                 }

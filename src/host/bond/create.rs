@@ -16,6 +16,7 @@ use crate::host::netlink::{BondMode, BondOptions, EswitchMode, HashPolicy, LacpR
 use crate::host::pci::Function;
 use crate::host::representor::index;
 use crate::host::steps::Steps;
+use crate::host::work::Left;
 use crate::host::{Host, eswitch};
 
 /// How often links are looked at where nobody says.
@@ -581,12 +582,30 @@ fn release<'a>(
     steps: &mut Steps<'a>,
 ) -> Result<(), Error> {
     let (name, own) = (member.interface.as_str(), member.index);
+    host.journal.leaving(Left { bond: bond.into(), interface: name.into(), address: member.address })?;
     change(host, bond, &format!("{name} does not leave"), &LinkChange::Master(own, 0))?;
     steps.did(format!("{name} has left {bond} for a moment"), move || {
         let (_, own) = fresh(host, member)?;
         change(host, bond, &format!("{name} does not come back"), &LinkChange::Master(own, index))
     });
     Ok(())
+}
+
+/// Has an interface be a member again that an earlier daemon took from its bond for a moment. False: nothing was to do, or the bond is gone.
+pub(crate) fn come_back(host: &Host, left: &Left) -> Result<bool, Error> {
+    let bond = left.bond.as_str();
+    let member = Wanted { interface: left.interface.clone(), index: 0, address: left.address, was_up: true };
+    let Some(index) = index(&host.sysfs, bond).filter(|_| state::is_bond(&host.sysfs, bond)) else { return Ok(false) };
+    let (name, own) = fresh(host, &member)?;
+    if host.sysfs.link(&format!("class/net/{name}/master")).is_some() {
+        return Ok(false);
+    }
+    if state::is_up(&host.sysfs, &name) {
+        set_up(host, bond, &name, own, false)?;
+    }
+    change(host, bond, &format!("{name} does not come back"), &LinkChange::Master(own, index))?;
+    set_up(host, bond, &name, own, true)?;
+    Ok(true)
 }
 
 /// The interface of a member now: a change of the NIC's mode may have made it anew.

@@ -9,7 +9,7 @@ mod watch;
 use ringspan_protocol::PciAddress;
 use serde::{Deserialize, Serialize};
 
-pub(crate) use create::{Before, BridgePort, Wish, create, undo};
+pub(crate) use create::{Before, BridgePort, Wish, come_back, create, undo};
 pub(crate) use delete::{Removed, delete, has_ended, lag_pair};
 pub(crate) use lag::VfLag;
 pub(crate) use state::{Bond, Member, all, get};

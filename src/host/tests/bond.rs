@@ -15,7 +15,7 @@ use crate::host::Host;
 use crate::host::bind::Memory;
 use crate::host::bond::{Around, Before, BridgePort, Wish, create, delete, get};
 use crate::host::netlink::{BondOptions, DevlinkName, EswitchMode, EswitchState, LinkChange};
-use crate::host::work::{Begun, Change, Journal, finish};
+use crate::host::work::{Begun, Change, Journal, Left, finish};
 
 use super::kernel::{FakeKernel, Fuse};
 use super::tree::{CX5, IGB, Kind, Tree};
@@ -529,11 +529,16 @@ fn a_bond_that_asks_by_arp_goes_on_doing_so_when_it_is_adopted() {
 
 /// What the daemon has written down, which outlives it.
 #[derive(Default)]
-struct Paper(std::sync::Mutex<std::collections::BTreeMap<PciAddress, String>>);
+struct Paper(std::sync::Mutex<std::collections::BTreeMap<PciAddress, String>>, std::sync::Mutex<Vec<Left>>);
 
 impl Journal for Paper {
     fn unbinding(&self, functions: &[(PciAddress, String)]) -> Result<(), Error> {
         self.0.lock().unwrap().extend(functions.iter().cloned());
+        Ok(())
+    }
+
+    fn leaving(&self, member: Left) -> Result<(), Error> {
+        self.1.lock().unwrap().push(member);
         Ok(())
     }
 }
@@ -577,7 +582,8 @@ fn killed_everywhere(
             return;
         }
         rig.able.store(able, Ordering::Relaxed);
-        let begun = Begun { change, unbound: paper.0.lock().unwrap().clone() };
+        let (unbound, left) = (paper.0.lock().unwrap().clone(), paper.1.lock().unwrap().clone());
+        let begun = Begun { change, boot: rig.host.boot(), unbound, left };
         let (_, error) = rig.around(|around| finish(&rig.host, &Forgetful, around, &begun));
         assert_eq!(error.is_none(), able, "killed at {point}: {error:?}");
         look(&rig, &format!("killed at {point}"), &before);
@@ -599,6 +605,22 @@ fn a_daemon_killed_at_any_step_of_vf_lag_finishes_it_and_binds_vfs_again() {
             assert_eq!((bond.members.len(), bond.up), (2, true), "{at}");
             assert!(bond.vf_lag.is_some_and(|lag| lag.state == "active"), "{at}");
             assert_eq!(rig.bridge.borrow().as_ref().map(|port| port.bridge.as_str()), Some("br0"), "{at}");
+        },
+    );
+}
+
+#[test]
+fn a_daemon_killed_while_a_bond_of_the_hosts_gets_vf_lag_leaves_it_with_its_members() {
+    let lag = || Wish { disturb: true, ..with_lag() };
+    killed_everywhere(
+        true,
+        |rig| drop(rig.create(&Wish { vf_lag: false, disturb: true, ..with_lag() }).unwrap()),
+        // Of which the next daemon knows the files, and plans anew by what is there then.
+        |_| Change::Apply,
+        |rig| drop(rig.create(&lag())),
+        |rig, at, _| {
+            let bond = get(&rig.host, "bond0").unwrap();
+            assert_eq!(bond.members.len(), 2, "{at}: {bond:#?}");
         },
     );
 }

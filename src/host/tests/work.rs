@@ -13,7 +13,7 @@ use crate::host::bind::{Memory, bind};
 use crate::host::bond::Around;
 use crate::host::netlink::{DevlinkName, EswitchMode, EswitchState};
 use crate::host::sriov::{Count, enable};
-use crate::host::work::{Begun, Change, Journal, finish};
+use crate::host::work::{Begun, Change, Journal, Left, finish};
 use crate::host::{Host, eswitch};
 
 const PF: &str = "0000:0a:00.0";
@@ -22,12 +22,18 @@ const PF: &str = "0000:0a:00.0";
 #[derive(Default)]
 struct Paper {
     unbound: Mutex<BTreeMap<PciAddress, String>>,
+    left: Mutex<Vec<Left>>,
     drivers: Mutex<BTreeMap<PciAddress, Option<String>>>,
 }
 
 impl Journal for Paper {
     fn unbinding(&self, functions: &[(PciAddress, String)]) -> Result<(), Error> {
         self.unbound.lock().unwrap().extend(functions.iter().cloned());
+        Ok(())
+    }
+
+    fn leaving(&self, member: Left) -> Result<(), Error> {
+        self.left.lock().unwrap().push(member);
         Ok(())
     }
 }
@@ -54,6 +60,14 @@ struct Rig {
     paper: Arc<Paper>,
 }
 
+impl Rig {
+    /// What the killed daemon has left written down.
+    fn begun(&self, change: &Change) -> Begun {
+        let (unbound, left) = (self.paper.unbound.lock().unwrap().clone(), self.paper.left.lock().unwrap().clone());
+        Begun { change: change.clone(), boot: self.host.boot(), unbound, left }
+    }
+}
+
 fn killed_everywhere(
     rig: impl Fn() -> (Arc<Tree>, FakeKernel),
     change: &Change,
@@ -76,7 +90,7 @@ fn killed_everywhere(
             assert!(point > 1, "only {point} points");
             return;
         }
-        let begun = Begun { change: change.clone(), unbound: rig.paper.unbound.lock().unwrap().clone() };
+        let begun = rig.begun(change);
         let (_, error) = finish(&rig.host, &*rig.paper, &around, &begun);
         assert_eq!(error, None, "killed at {point}");
         look(&rig, &format!("killed at {point}"));
@@ -161,4 +175,21 @@ fn a_daemon_killed_while_a_function_changes_its_driver_gives_it_to_the_one_that_
             assert_eq!(rig.tree.driver_of(vf).as_deref(), Some("igbvf"), "{at}");
         },
     );
+}
+
+#[test]
+fn what_was_begun_before_the_machine_was_started_anew_is_not_done_again() {
+    let (tree, kernel) = with_vfs(IGB, 2);
+    let paper = Arc::new(Paper::default());
+    let rig = Rig { host: tree.host(kernel.clone()), tree, kernel, paper };
+    // Its VFs are those that the boot has made.
+    let change = Change::EnableVfs { pf: PF.into(), count: Count::Number(4), disturb: true, timeout_ms: 5000 };
+    let begun = Begun { boot: "another".into(), ..rig.begun(&change) };
+    let nobody = |_| None;
+    let around = Around { owner: &nobody, port_of: &|_| None, attach: &|_, _| Ok(()) };
+    let (done, error) = finish(&rig.host, &*rig.paper, &around, &begun);
+    assert_eq!(done, Vec::<String>::new());
+    assert!(error.is_some_and(|error| error.message.contains("started anew amid changing the number of VFs")));
+    let now = rig.tree.sysfs().text(&format!("bus/pci/devices/{PF}/sriov_numvfs"));
+    assert_eq!(now.as_deref(), Some("2"));
 }

@@ -8,7 +8,7 @@ use super::super::steps::{Steps, wait};
 use super::error::explain;
 use super::list::management;
 use super::node::{Place, needs_vhost};
-use super::{Added, Book, Entry, Wish, adopted, boot, identity, write};
+use super::{Added, Book, Entry, Wish, adopted, identity, write};
 use crate::error::{Error, ErrorKind};
 
 /// Longest wait for a device to be in sysfs; it is, when the kernel has answered.
@@ -112,7 +112,7 @@ fn there<'a>(
         if entry.is_none() {
             let entry = Entry {
                 wish: wish.clone(),
-                boot: boot(host),
+                boot: host.boot(),
                 made: false,
                 identity: identity(host, name),
                 driver: had,
@@ -161,7 +161,7 @@ pub(super) fn make<'a>(
 ) -> Result<String, Error> {
     let name = &wish.name;
     let entry =
-        Entry { wish: wish.clone(), boot: boot(host), made: true, identity: None, driver: None, port: port.cloned() };
+        Entry { wish: wish.clone(), boot: host.boot(), made: true, identity: None, driver: None, port: port.cloned() };
     let before = book.load()?.remove(name);
     write(book, name, Some(entry.clone()))?;
     let new = VdpaNew {

@@ -232,12 +232,6 @@ fn write(book: &(impl Book + ?Sized), name: &str, entry: Option<Entry>) -> Resul
     if changed { book.save(&entries) } else { Ok(()) }
 }
 
-/// This boot of the machine (Documentation/admin-guide/sysctl/kernel.rst, random).
-fn boot(host: &Host) -> String {
-    let text = std::fs::read_to_string(host.proc.join("sys/kernel/random/boot_id"));
-    text.map(|text| text.trim().to_owned()).unwrap_or_default()
-}
-
 /// What tells a device from another one of its name: the number of its folder, which sysfs gives to no other (fs/kernfs/dir.c).
 fn identity(host: &Host, name: &str) -> Option<u64> {
     std::fs::metadata(host.sysfs.path(&format!("{DEVICES}/{name}"))).ok().map(|folder| folder.ino())
@@ -246,7 +240,7 @@ fn identity(host: &Host, name: &str) -> Option<u64> {
 /// Whether an entry is of a device that is there now.
 fn is_there(host: &Host, name: &str, entry: &Entry) -> bool {
     let now = identity(host, name);
-    entry.boot == boot(host) && now.is_some() && entry.identity.is_none_or(|known| Some(known) == now)
+    entry.boot == host.boot() && now.is_some() && entry.identity.is_none_or(|known| Some(known) == now)
 }
 
 /// The entry of a device that is there now. Where a daemon was killed before it wrote down which device that is, it is written down now: a later one of its
