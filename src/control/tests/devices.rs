@@ -123,7 +123,8 @@ fn what_an_earlier_daemon_was_killed_amid_is_finished_by_the_next_one() {
     fs::create_dir_all(state.parent().unwrap()).unwrap();
     let change =
         json!({ "change": "enable-vfs", "pf": "0000:01:00.0", "count": 1, "disturb": false, "timeout_ms": 5000 });
-    let begun = json!({ "change": change, "unbound": { "0000:01:10.0": "igbvf" } });
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let begun = json!({ "change": change, "boot": boot.trim(), "unbound": { "0000:01:10.0": "igbvf" } });
     fs::write(&state, json!({ "begun": begun }).to_string()).unwrap();
     bench.boot();
     let told =

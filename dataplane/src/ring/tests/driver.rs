@@ -14,7 +14,7 @@ use std::sync::Arc;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::memory::GuestMap;
-use crate::ring::{FrameSink, FrameSource, NetHeader, Ring, RingConfig, RingFeatures};
+use crate::ring::{FrameSink, FrameSource, NetHeader, Ring, RingConfig, RingError, RingFeatures};
 
 pub const NEXT: u16 = 1;
 pub const WRITE: u16 = 2;
@@ -133,9 +133,14 @@ impl Driver {
 
     /// The device's side of it.
     pub fn device(&self) -> Ring {
-        let ring = Ring::new(self.map(), &self.config).unwrap();
+        self.try_device().unwrap()
+    }
+
+    /// The same of a guest that may have made its ring look like none.
+    pub fn try_device(&self) -> Result<Ring, RingError> {
+        let ring = Ring::new(self.map(), &self.config)?;
         self.interrupts();
-        ring
+        Ok(ring)
     }
 
     pub fn map(&self) -> Arc<GuestMap> {

@@ -193,8 +193,12 @@ fn outcome<R>(
     mut driver: Driver,
     mut work: impl FnMut(&mut Ring, &mut Sink) -> (Result<R, RingError>, bool),
 ) -> Outcome<R> {
-    let mut ring = driver.device();
     let (mut sink, mut results) = (Sink::default(), Vec::new());
+    let mut ring = match driver.try_device() {
+        Ok(ring) => ring,
+        // At the first slot of the first lap, where front-ends that know nothing say that rings begin, its descriptors may contradict that.
+        Err(error) => return (vec![Err(error)], Vec::new(), 0, Vec::new()),
+    };
     loop {
         let (result, last) = work(&mut ring, &mut sink);
         let failed = result.is_err();
