@@ -35,13 +35,13 @@ pub fn nanoseconds(core: usize, other: usize) -> anyhow::Result<f64> {
     };
     std::thread::scope(|scope| {
         let answering = scope.spawn(|| {
-            let bound = load::pin(other);
+            let bound = load::pin(&[other]);
             // Bound or not, or the first one would wait for ever.
             pass(1..TURNS);
             bound
         });
         let asking = scope.spawn(|| {
-            let bound = load::pin(core);
+            let bound = load::pin(&[core]);
             pass(0..2);
             let start = Instant::now();
             pass(2..TURNS);

@@ -187,7 +187,7 @@ impl Device {
         std::thread::scope(|scope| {
             let stop = &stop;
             let thread = scope.spawn(move || {
-                load::pin(core)?;
+                load::pin(&[core])?;
                 self.serve(work, stop);
                 anyhow::Ok(())
             });
@@ -306,7 +306,7 @@ pub fn run<R: Ring>(
     let options = options.clone();
     // On a thread of its own: the caller starts other programs, which would inherit the core it is bound to.
     let generator = move || {
-        load::pin(core)?;
+        load::pin(&[core])?;
         let (memory, mut pairs) = guest::queues::<R>(&options, true)?;
         let pair = &mut pairs[0];
         if let Work::CopyTo(_) | Work::Fill(_) = work {

@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -47,11 +48,13 @@ pub struct Measured {
     pub lost: Option<f64>,
 }
 
-/// Binds the calling thread to one core.
-pub fn pin(core: usize) -> anyhow::Result<()> {
+/// Binds the calling thread to these cores.
+pub fn pin(cores: &[usize]) -> anyhow::Result<()> {
     let mut set = CpuSet::new();
-    set.set(core)?;
-    Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
+    for core in cores {
+        set.set(*core)?;
+    }
+    sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("cores {cores:?}"))
 }
 
 /// Queues that are loaded together: frames are sent on some and received on others.

@@ -216,7 +216,7 @@ fn work(cell: &Cell) -> Option<Work> {
 pub fn on_core<T: Send>(core: usize, run: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
-            load::pin(core)?;
+            load::pin(&[core])?;
             run()
         });
         thread.join().map_err(|_| anyhow::anyhow!("the generator panicked"))?

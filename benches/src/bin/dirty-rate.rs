@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use nix::sched::{CpuSet, sched_setaffinity};
-use nix::unistd::Pid;
+use ringspan_benches::load::pin;
 use ringspan_benches::report::Spread;
 use ringspan_testkit::guest::{Guest, Kind, Log, Options, feature};
 use ringspan_testkit::lane::{self, Lane};
@@ -157,12 +156,4 @@ fn as_fast_as_it_goes(arguments: &Arguments, kind: Kind, scene: &mut Scene) -> R
     let [off, on] = rates.map(|rates| of(&rates));
     println!("{kind:?}, as fast as it goes: {off} Mpps without logging, {on} with it, ratio {}", of(&ratios));
     Ok(())
-}
-
-fn pin(cores: &[usize]) -> Result<()> {
-    let mut set = CpuSet::new();
-    for core in cores {
-        set.set(*core)?;
-    }
-    sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("cores {cores:?}"))
 }

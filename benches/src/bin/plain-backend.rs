@@ -194,7 +194,7 @@ impl VhostUserBackendMut for Net {
 
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
-    load::pin(cli.core)?;
+    load::pin(&[cli.core])?;
     let mut listener = Listener::new(&cli.socket, true)?;
     loop {
         let mut frame = vec![0xa5; LARGEST];

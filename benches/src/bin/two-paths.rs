@@ -64,7 +64,7 @@ fn main() -> Result<()> {
             huge_pages: false,
         })?);
     }
-    pin(arguments.driver)?;
+    pin(&[arguments.driver])?;
     let slow = measure(&arguments, &scene, &mut guests)?;
     scene.follow()?;
     // The flow is there when the first frames have made it.

@@ -5,10 +5,9 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Parser;
-use nix::sched::{CpuSet, sched_setaffinity};
-use nix::unistd::Pid;
+use ringspan_benches::load::pin;
 use ringspan_protocol::{PortSpec, ZeroCopy};
 use ringspan_testkit::guest::{Guest, Options};
 use ringspan_testkit::lane::{self, Lane};
@@ -47,14 +46,6 @@ fn main() -> Result<()> {
         println!("{line}");
     }
     Ok(())
-}
-
-fn pin(cores: &[usize]) -> Result<()> {
-    let mut set = CpuSet::new();
-    for core in cores {
-        set.set(*core)?;
-    }
-    sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("cores {cores:?}"))
 }
 
 /// Frames a second: copied, and not.
