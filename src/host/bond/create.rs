@@ -11,13 +11,13 @@ use serde::{Deserialize, Serialize};
 use super::state::{self, Bond};
 use super::{Around, check_name, lag};
 use crate::error::{Error, ErrorKind};
+use crate::host::Host;
 use crate::host::inventory::{Inventory, find};
-use crate::host::netlink::{BondMode, BondOptions, EswitchMode, HashPolicy, LacpRate, LinkChange, NetlinkError};
+use crate::host::netlink::{BondMode, BondOptions, HashPolicy, LacpRate, LinkChange, NetlinkError};
 use crate::host::pci::Function;
 use crate::host::representor::index;
 use crate::host::steps::Steps;
 use crate::host::work::Left;
-use crate::host::{Host, eswitch};
 
 /// How often links are looked at where nobody says.
 const MIIMON_MS: u32 = 100;
@@ -398,52 +398,6 @@ fn asks_by_arp(host: &Host, bond: &str) -> bool {
     state::setting(&host.sysfs, bond, "arp_interval").is_some_and(|interval| interval != "0")
 }
 
-/// What was there before a bond was made.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub(crate) struct Before {
-    /// The bond.
-    pub existed: bool,
-    /// Members that were up.
-    pub up: Vec<String>,
-    /// Those of the NICs' functions that were in legacy mode.
-    pub legacy: Vec<PciAddress>,
-}
-
-impl Before {
-    /// What is there now.
-    pub(crate) fn look(host: &Host, wish: &Wish) -> Self {
-        let members = wish.members.iter();
-        let up = members.clone().filter(|name| state::is_up(&host.sysfs, name)).cloned();
-        let functions = members.filter_map(|name| find(host, name).ok()).filter(|_| wish.vf_lag);
-        let is_legacy = |pf: &PciAddress| {
-            eswitch::get(host, &pf.to_string()).is_ok_and(|switch| switch.mode == EswitchMode::Legacy)
-        };
-        Self {
-            existed: state::is_bond(&host.sysfs, &wish.name),
-            up: up.collect(),
-            legacy: functions.filter(is_legacy).collect(),
-        }
-    }
-}
-
-/// Takes a bond back that could not be finished, and that had not been there before. An adopted one is left to who adopts it.
-pub(crate) fn undo(host: &Host, wish: &Wish, before: &Before, around: &Around<'_>) -> Result<(), Error> {
-    if before.existed {
-        return Ok(());
-    }
-    super::delete(host, &wish.name, true, around)?;
-    for pf in &before.legacy {
-        let legacy = eswitch::Wish { pf: pf.to_string(), mode: Some(EswitchMode::Legacy), ..eswitch::Wish::default() };
-        eswitch::set(host, &legacy, around.owner)?;
-    }
-    for name in &before.up {
-        if let Some(index) = index(&host.sysfs, name).filter(|_| !state::is_up(&host.sysfs, name)) {
-            set_up(host, &wish.name, name, index, true)?;
-        }
-    }
-    Ok(())
-}
-
 /// Makes a bond as it is wanted.
 pub(crate) fn create(host: &Host, wish: &Wish, around: &Around<'_>) -> Result<Bond, Error> {
     let plan = Plan::make(host, wish, around)?;
@@ -585,34 +539,17 @@ fn release<'a>(
     host.journal.leaving(Left { bond: bond.into(), interface: name.into(), address: member.address })?;
     change(host, bond, &format!("{name} does not leave"), &LinkChange::Master(own, 0))?;
     steps.did(format!("{name} has left {bond} for a moment"), move || {
-        let (_, own) = fresh(host, member)?;
+        let (_, own) = fresh(host, &member.interface, member.address)?;
         change(host, bond, &format!("{name} does not come back"), &LinkChange::Master(own, index))
     });
     Ok(())
 }
 
-/// Has an interface be a member again that an earlier daemon took from its bond for a moment. False: nothing was to do, or the bond is gone.
-pub(crate) fn come_back(host: &Host, left: &Left) -> Result<bool, Error> {
-    let bond = left.bond.as_str();
-    let member = Wanted { interface: left.interface.clone(), index: 0, address: left.address, was_up: true };
-    let Some(index) = index(&host.sysfs, bond).filter(|_| state::is_bond(&host.sysfs, bond)) else { return Ok(false) };
-    let (name, own) = fresh(host, &member)?;
-    if host.sysfs.link(&format!("class/net/{name}/master")).is_some() {
-        return Ok(false);
-    }
-    if state::is_up(&host.sysfs, &name) {
-        set_up(host, bond, &name, own, false)?;
-    }
-    change(host, bond, &format!("{name} does not come back"), &LinkChange::Master(own, index))?;
-    set_up(host, bond, &name, own, true)?;
-    Ok(true)
-}
-
 /// The interface of a member now: a change of the NIC's mode may have made it anew.
-fn fresh(host: &Host, member: &Wanted) -> Result<(String, u32), Error> {
-    let named = member.address.filter(|address| Function::read(&host.sysfs, *address).is_some());
-    let interface = named.and_then(|address| Inventory::take(host).device_named(&address.to_string()).ok()?.interface);
-    let interface = interface.unwrap_or_else(|| member.interface.clone());
+pub(super) fn fresh(host: &Host, interface: &str, address: Option<PciAddress>) -> Result<(String, u32), Error> {
+    let named = address.filter(|address| Function::read(&host.sysfs, *address).is_some());
+    let now = named.and_then(|address| Inventory::take(host).device_named(&address.to_string()).ok()?.interface);
+    let interface = now.unwrap_or_else(|| interface.to_owned());
     match index(&host.sysfs, &interface) {
         Some(index) => Ok((interface, index)),
         None => Err(Error::new(ErrorKind::NotFound, format!("{interface} is not there any more")).about(interface)),
@@ -620,7 +557,7 @@ fn fresh(host: &Host, member: &Wanted) -> Result<(String, u32), Error> {
 }
 
 fn join<'a>(host: &'a Host, bond: &'a str, index: u32, member: &Wanted, steps: &mut Steps<'a>) -> Result<(), Error> {
-    let (name, own) = fresh(host, member)?;
+    let (name, own) = fresh(host, &member.interface, member.address)?;
     if state::is_up(&host.sysfs, &name) {
         set_up(host, bond, &name, own, false)?;
         let again = name.clone();

@@ -4,15 +4,17 @@ mod create;
 mod delete;
 mod lag;
 mod state;
+mod undo;
 mod watch;
 
 use ringspan_protocol::PciAddress;
 use serde::{Deserialize, Serialize};
 
-pub(crate) use create::{Before, BridgePort, Wish, come_back, create, undo};
+pub(crate) use create::{BridgePort, Wish, create};
 pub(crate) use delete::{Removed, delete, has_ended, lag_pair};
 pub(crate) use lag::VfLag;
 pub(crate) use state::{Bond, Member, all, get};
+pub(crate) use undo::{Before, come_back, undo};
 pub(crate) use watch::{Seen, Watched};
 
 use crate::error::{Error, ErrorKind};
