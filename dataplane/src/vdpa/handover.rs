@@ -15,6 +15,10 @@ use super::{Control, Kernel, Mappings, NetConfig, Place, Refusal};
 use crate::memory::{GuestMap, RegionCache};
 use crate::ring::{RingConfig, RingError, packed_starts_at};
 use crate::vhost::feature_names;
+use crate::vhost::features::{
+    F_ANY_LAYOUT, F_CTRL_MAC_ADDR, F_CTRL_RX, F_CTRL_VLAN, F_CTRL_VQ, F_GUEST_ANNOUNCE, F_LOG_ALL, F_MQ, F_MTU,
+    F_PROTOCOL_FEATURES, F_RING_PACKED, F_STATUS, F_VERSION_1,
+};
 use crate::worker::interruptibly;
 
 /// Device status bits (VIRTIO 1.2 section 2.1).
@@ -25,15 +29,18 @@ const FEATURES_OK: u8 = 8;
 const NEEDS_RESET: u8 = 64;
 const FAILED: u8 = 128;
 
-const F_VERSION_1: u64 = 1 << 32;
 const F_ACCESS_PLATFORM: u64 = 1 << 33;
-const F_RING_PACKED: u64 = 1 << 34;
-const F_STATUS: u64 = 1 << 16;
-const F_CTRL_VQ: u64 = 1 << 17;
-const F_MQ: u64 = 1 << 22;
-/// CTRL_VQ, CTRL_RX, CTRL_VLAN, GUEST_ANNOUNCE, CTRL_MAC_ADDR, LOG_ALL (which the session keeps), ANY_LAYOUT (which VERSION_1 implies), PROTOCOL_FEATURES, MTU, STATUS: what the front-end
-/// serves by itself, whatever the device is told.
-const SERVED: u64 = 1 << 3 | F_STATUS | 1 << 17 | 1 << 18 | 1 << 19 | 1 << 21 | 1 << 23 | 1 << 26 | 1 << 27 | 1 << 30;
+/// What the front-end serves by itself, whatever the device is told: its control queue, LOG_ALL (which the session keeps) and ANY_LAYOUT (which VERSION_1 implies) among it.
+const SERVED: u64 = F_MTU
+    | F_STATUS
+    | F_CTRL_VQ
+    | F_CTRL_RX
+    | F_CTRL_VLAN
+    | F_GUEST_ANNOUNCE
+    | F_CTRL_MAC_ADDR
+    | F_LOG_ALL
+    | F_ANY_LAYOUT
+    | F_PROTOCOL_FEATURES;
 
 /// The feature bits that a front-end serves by itself.
 pub fn served_by_front_end() -> u64 {

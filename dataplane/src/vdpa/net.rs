@@ -5,11 +5,9 @@ use std::io;
 use ringspan_protocol::{MTU_RANGE, MacAddress};
 
 use super::Kernel;
+use crate::vhost::features::{F_MQ, F_MTU, F_STATUS};
 
-const F_MTU: u64 = 1 << 3;
 const F_MAC: u64 = 1 << 5;
-const F_STATUS: u64 = 1 << 16;
-const F_MQ: u64 = 1 << 22;
 const F_SPEED_DUPLEX: u64 = 1 << 63;
 /// VIRTIO_NET_S_LINK_UP.
 const LINK_UP: u16 = 1;

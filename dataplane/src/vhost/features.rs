@@ -17,22 +17,22 @@ use crate::ring::RingFeatures;
 /// vhost-user's own bit in the feature word: protocol features can be negotiated.
 pub const F_PROTOCOL_FEATURES: u64 = 1 << 30;
 
-const F_MTU: u64 = 1 << 3;
+pub const F_MTU: u64 = 1 << 3;
 const F_MRG_RXBUF: u64 = 1 << 15;
-const F_STATUS: u64 = 1 << 16;
-const F_CTRL_VQ: u64 = 1 << 17;
-const F_CTRL_RX: u64 = 1 << 18;
-const F_CTRL_VLAN: u64 = 1 << 19;
-const F_GUEST_ANNOUNCE: u64 = 1 << 21;
-const F_MQ: u64 = 1 << 22;
-const F_CTRL_MAC_ADDR: u64 = 1 << 23;
+pub const F_STATUS: u64 = 1 << 16;
+pub const F_CTRL_VQ: u64 = 1 << 17;
+pub const F_CTRL_RX: u64 = 1 << 18;
+pub const F_CTRL_VLAN: u64 = 1 << 19;
+pub const F_GUEST_ANNOUNCE: u64 = 1 << 21;
+pub const F_MQ: u64 = 1 << 22;
+pub const F_CTRL_MAC_ADDR: u64 = 1 << 23;
 /// vhost's own bit in the feature word: what is written to guest memory is logged. Agreed on anew whenever a migration begins or ends.
 pub const F_LOG_ALL: u64 = 1 << 26;
-const F_ANY_LAYOUT: u64 = 1 << 27;
+pub const F_ANY_LAYOUT: u64 = 1 << 27;
 const F_INDIRECT_DESC: u64 = 1 << 28;
 const F_EVENT_IDX: u64 = 1 << 29;
-const F_VERSION_1: u64 = 1 << 32;
-const F_RING_PACKED: u64 = 1 << 34;
+pub const F_VERSION_1: u64 = 1 << 32;
+pub const F_RING_PACKED: u64 = 1 << 34;
 const F_IN_ORDER: u64 = 1 << 35;
 
 /// Names by bit number.

@@ -4,7 +4,7 @@
 //! behind it, and what it means for a ring is worked out by its rings and told to a [`RingSink`].
 
 mod backend;
-mod features;
+pub(crate) mod features;
 mod gate;
 mod message;
 mod session;
