@@ -6,23 +6,23 @@
 //! Whoever changes something holds a lock of this port for as long as the device takes: the session, control's `set`, and [`Backing::attend`]. Whoever only looks
 //! (control, the balancer, the monitor) gets what was so last, and never waits for that.
 
+mod seen;
+mod taking;
+
 use std::collections::BTreeMap;
-use std::ops::{Deref, DerefMut};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
-use ringspan_protocol::{
-    DeviceSpec, DeviceStatus, Failure, FailureKind, LaneEventKind, MacAddress, Mode, ModeStatus, PolicyStatus,
-    PortSpec, ShareStatus, ZeroCopyStatus,
-};
+use ringspan_protocol::{DeviceSpec, Failure, FailureKind, LaneEventKind, Mode, ModeStatus, PortSpec};
 
-use super::Shares;
-use super::relaying::{Make, Open, Relays, Started};
+use super::relaying::{Make, Relays, Started};
 use crate::memory::GuestMap;
 use crate::ring::{RingConfig, RingLog};
 use crate::vdpa::{Handover, Refusal};
+use seen::{Held, Seen, WaySeen};
+use taking::{lasts, never, refused, take_over};
 
 /// How long a device gets to send what it was given before it is closed.
 const SENT: Duration = Duration::from_millis(2);
@@ -40,24 +40,6 @@ pub(super) struct Backing {
     seen: Mutex<Seen>,
 }
 
-/// What those see who only look.
-struct Seen {
-    way: WaySeen,
-    mode: ModeStatus,
-    reason: Option<String>,
-    allowed: u64,
-    pairs: u16,
-    /// What happened and was not told yet.
-    events: Vec<LaneEventKind>,
-}
-
-#[derive(Clone)]
-enum WaySeen {
-    Relay(Option<Arc<Shares>>, Arc<Open>),
-    Vdpa(Box<DeviceStatus>),
-    Down(Box<DeviceStatus>),
-}
-
 /// What a look at a port's device says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Look {
@@ -67,12 +49,6 @@ pub struct Look {
     pub gone: bool,
     /// The port is to let go of its device, or can take it again.
     pub due: bool,
-}
-
-/// The port while somebody changes it. What those see who only look follows when it is let go of.
-struct Held<'a> {
-    now: MutexGuard<'a, Now>,
-    seen: &'a Mutex<Seen>,
 }
 
 struct Now {
@@ -111,45 +87,6 @@ enum Way {
 
 /// How long after a device was back and could not be taken it is tried again, first and at most.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
-
-/// Opens the node of a vDPA device for a port. The text is why the device cannot have the port's rings; the failure why nobody can have the device. The number is
-/// what may be offered while the device may get the rings, all ones where that is not known.
-fn take_over(maker: &dyn Make, path: &Path, spec: &PortSpec) -> Result<(Result<Handover, String>, u64), Failure> {
-    Ok(match Handover::new(maker.node(path, spec)?) {
-        Ok(handover) => {
-            let offer = handover.facts().offer(u64::MAX);
-            (fits(handover, spec), offer)
-        }
-        Err(what) => (Err(format!("the device says {what}")), u64::MAX),
-    })
-}
-
-/// Why no device can have the port's rings, whatever it is.
-fn never(spec: &PortSpec) -> Option<String> {
-    let rate = spec.max_rate;
-    (rate > 0).then(|| format!("max_rate is {rate} Mbit/s, and nobody holds a vDPA device to it"))
-}
-
-/// Whether the device can be this port's.
-fn fits(handover: Handover, spec: &PortSpec) -> Result<Handover, String> {
-    let net = handover.facts().net;
-    let pairs = handover.facts().pairs();
-    if spec.queues > pairs {
-        return Err(format!("queues is {}, and the device can be given {pairs}", spec.queues));
-    }
-    if let Some(why) = never(spec) {
-        return Err(why);
-    }
-    if let Some(mtu) = net.mtu.filter(|mtu| *mtu < spec.mtu) {
-        return Err(format!("the device's MTU is {mtu}, the port's {}", spec.mtu));
-    }
-    if let (Some(wanted), Some(has)) = (spec.mac, net.mac)
-        && wanted != has
-    {
-        return Err(format!("the device's address is {has}, the port's {wanted}: give it that one when it is made"));
-    }
-    Ok(handover)
-}
 
 impl Backing {
     /// Opens what a port is bridged to.
@@ -192,58 +129,6 @@ impl Backing {
         };
         let seen = Mutex::new(now.seen());
         Ok(Self { maker, node, now: Mutex::new(now), seen })
-    }
-
-    /// What of the feature bits may be offered.
-    pub fn allowed(&self) -> u64 {
-        self.seen().allowed
-    }
-
-    /// The relays, where there are any.
-    pub fn shares(&self) -> Option<Arc<Shares>> {
-        match &self.seen().way {
-            WaySeen::Relay(shares, _) => shares.clone(),
-            WaySeen::Vdpa(_) | WaySeen::Down(_) => None,
-        }
-    }
-
-    /// Events since they were last asked for.
-    pub fn take_events(&self) -> Vec<LaneEventKind> {
-        std::mem::take(&mut self.seen().events)
-    }
-
-    /// Who moves the packets, and why the device does not.
-    pub fn mode(&self) -> (ModeStatus, Option<String>) {
-        let seen = self.seen();
-        (seen.mode, seen.reason.clone())
-    }
-
-    /// What is run by workers, whether frames are copied, and the device.
-    pub fn status(&self) -> (Vec<ShareStatus>, ZeroCopyStatus, DeviceStatus) {
-        let way = self.seen().way.clone();
-        match way {
-            WaySeen::Relay(Some(shares), device) => (shares.status(), shares.zero_copy(), device.status()),
-            WaySeen::Relay(None, device) => (Vec::new(), ZeroCopyStatus::default(), device.status()),
-            WaySeen::Vdpa(device) => {
-                let reason = Some("the device reads the guest's memory by itself".into());
-                (Vec::new(), ZeroCopyStatus { from: None, reason }, *device)
-            }
-            WaySeen::Down(device) => (Vec::new(), ZeroCopyStatus::default(), *device),
-        }
-    }
-
-    /// The driver's own counters.
-    pub fn extended_stats(&self) -> Vec<(String, u64)> {
-        let way = self.seen().way.clone();
-        match way {
-            WaySeen::Relay(_, device) => device.extended_stats(),
-            WaySeen::Vdpa(_) | WaySeen::Down(_) => Vec::new(),
-        }
-    }
-
-    /// Whether the guest broke a ring.
-    pub fn is_broken(&self) -> bool {
-        self.shares().is_some_and(|shares| shares.is_broken())
     }
 
     /// What the guest negotiated.
@@ -608,11 +493,6 @@ impl Backing {
         }
     }
 
-    /// How many pairs run.
-    pub fn pairs(&self) -> u16 {
-        self.seen().pairs
-    }
-
     /// The port goes: nothing is started any more. Rings are stopped by the session before.
     pub fn close(&self) {
         let mut now = self.lock();
@@ -624,36 +504,6 @@ impl Backing {
         // A panic in here ends the lane.
         Held { now: self.now.lock().unwrap_or_else(PoisonError::into_inner), seen: &self.seen }
     }
-
-    fn seen(&self) -> MutexGuard<'_, Seen> {
-        // Nothing that can panic runs under this lock.
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Deref for Held<'_> {
-    type Target = Now;
-
-    fn deref(&self) -> &Now {
-        &self.now
-    }
-}
-
-impl DerefMut for Held<'_> {
-    fn deref_mut(&mut self) -> &mut Now {
-        &mut self.now
-    }
-}
-
-impl Drop for Held<'_> {
-    fn drop(&mut self) {
-        let new = self.now.seen();
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut events = std::mem::take(&mut seen.events);
-        events.append(&mut self.now.events);
-        let _old = std::mem::replace(&mut *seen, Seen { events, ..new });
-        drop(seen);
-    }
 }
 
 impl Now {
@@ -663,17 +513,6 @@ impl Now {
             Way::Vdpa(_) => ModeStatus::Vdpa,
             Way::Down => ModeStatus::Down,
         }
-    }
-
-    /// What those see who only look.
-    fn seen(&self) -> Seen {
-        let way = match &self.way {
-            Way::Relay(relay) => WaySeen::Relay(relay.shares(), Arc::clone(relay.device())),
-            Way::Vdpa(handover) => WaySeen::Vdpa(Box::new(of_vdpa(&self.spec, Some(handover)))),
-            Way::Down => WaySeen::Down(Box::new(of_vdpa(&self.spec, None))),
-        };
-        let (mode, reason, pairs) = (self.mode(), self.reason.clone(), self.pairs());
-        Seen { way, mode, reason, allowed: self.allowed, pairs, events: Vec::new() }
     }
 
     /// Whether a device that was gone is back.
@@ -745,36 +584,5 @@ impl Now {
             }
             Way::Down => {}
         }
-    }
-}
-
-/// Whether the device will refuse the same features and the same size of a ring again.
-fn lasts(refusal: &Refusal) -> bool {
-    use Refusal::{Features, Needs, NoPosition, NotAgreed, RingSize};
-    matches!(refusal, Features(_) | Needs(_) | NoPosition | NotAgreed(_) | RingSize { .. })
-}
-
-fn refused(reason: &str) -> Failure {
-    Failure::new(FailureKind::Unsupported, format!("{reason}; mode auto would let a worker relay"))
-}
-
-/// A vDPA device as it is; `None` when it is gone.
-fn of_vdpa(spec: &PortSpec, handover: Option<&Handover>) -> DeviceStatus {
-    let (link_up, speed_mbps) = handover.map_or((false, None), Handover::link);
-    let net = handover.map(|handover| handover.facts().net).unwrap_or_default();
-    let own = || PolicyStatus::Refused("in vDPA mode the device's filters are its own".into());
-    DeviceStatus {
-        driver: "vhost-vdpa".into(),
-        link_up,
-        speed_mbps,
-        mac: net.mac.unwrap_or(MacAddress([0; 6])),
-        mtu: net.mtu.unwrap_or(spec.mtu),
-        queues: handover.map_or(1, |handover| handover.facts().pairs()),
-        receive_wake: Default::default(),
-        spread: Default::default(),
-        promiscuous: own(),
-        allmulti: own(),
-        offloads: Default::default(),
-        members: Vec::new(),
     }
 }
