@@ -137,6 +137,8 @@ pub(crate) fn finish(
     begun: &Begun,
 ) -> (Vec<String>, Option<Error>) {
     let again = match &begun.change {
+        // From its files, at each start.
+        Change::Apply => Ok(vec![]),
         _ if begun.boot != host.boot() => {
             let message = format!("the machine was started anew amid {}, which is not done again", begun.change.told());
             Err(Error::new(ErrorKind::Failed, format!("{message}: ask for it again where it is still wanted")))
@@ -155,7 +157,6 @@ pub(crate) fn finish(
             let name = device.to_string();
             bind::bind(host, memory, &name, driver.as_deref(), *disturb, around.owner).map(|bound| bound.done)
         }
-        Change::Apply => Ok(vec![]),
     };
     let (mut done, mut failed) = match again {
         Ok(done) => (done, None),
