@@ -10,6 +10,7 @@ use ringspan_testkit::daemon::Daemon;
 use ringspan_testkit::guest::{Guest, Options};
 use ringspan_testkit::lane::{self, Lane};
 
+use crate::calm::Patience;
 use crate::latency::processor_seconds;
 use crate::ports;
 use crate::report::Figure;
@@ -18,7 +19,7 @@ use crate::report::Figure;
 const IDLE_GUESTS: usize = 16;
 
 /// All of them; what cannot be measured says why.
-pub fn all(core: usize, guest_core: usize) -> Vec<Figure> {
+pub fn all(core: usize, guest_core: usize, patience: &Patience) -> Vec<Figure> {
     let figure = |name: &str, limit: f64, unit: &'static str, result: &anyhow::Result<f64>| Figure {
         name: name.into(),
         value: result.as_ref().ok().copied(),
@@ -38,7 +39,7 @@ pub fn all(core: usize, guest_core: usize) -> Vec<Figure> {
         Ok(figures) => Ok(pick(figures)),
         Err(error) => Err(anyhow::anyhow!("{error:#}")),
     };
-    let crowded = ports::crowded(core, guest_core);
+    let crowded = ports::crowded(core, guest_core, patience);
     let busy_port = Figure {
         name: format!("1 busy port of {}, its rate beside that alone", ports::PORTS),
         value: crowded.as_ref().ok().map(|spread| spread.median),

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::calm::STILL;
 use crate::clock::{ticks, ticks_per_second};
 use crate::driver::{OutOfOrder, Ring};
 use crate::load::Queues;
@@ -29,6 +30,8 @@ pub struct Latency {
     pub p999: f64,
     /// Share of the frames that did not come back.
     pub lost: f64,
+    /// Share of the time, 0 to 1, in stretches longer than [`STILL`] in which the generator did not run.
+    pub still: f64,
 }
 
 /// Counts of durations, in buckets that are at most 1.6 % wide.
@@ -93,8 +96,14 @@ impl<R: Ring> Queues<'_, R> {
         let start = ticks();
         let grace = (ticks_per_second() * 0.02) as u64;
         let mut quiet = None;
+        let long = (STILL.as_secs_f64() * ticks_per_second()) as u64;
+        let (mut looked, mut still) = (start, 0);
         loop {
             let now = ticks();
+            if now - looked > long {
+                still += now - looked;
+            }
+            looked = now;
             if sent < last {
                 let due = (((now - start) as f64 / interval) as u64 + 1).min(last) - sent;
                 if due > 0 {
@@ -120,7 +129,8 @@ impl<R: Ring> Queues<'_, R> {
         }
         let micros = |share| histogram.quantile(share) / ticks_per_second() * 1e6;
         let lost = if self.rx.is_empty() { 0.0 } else { 1.0 - received as f64 / sent.max(1) as f64 };
-        Ok(Latency { pps, p50: micros(0.5), p90: micros(0.9), p99: micros(0.99), p999: micros(0.999), lost })
+        let still = still as f64 / (looked - start).max(1) as f64;
+        Ok(Latency { pps, p50: micros(0.5), p90: micros(0.9), p99: micros(0.99), p999: micros(0.999), lost, still })
     }
 }
 

@@ -10,7 +10,8 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use crate::clock::ticks;
+use crate::calm::STILL;
+use crate::clock::{ticks, ticks_per_second};
 use crate::driver::{OutOfOrder, Receiver, Ring, Transmitter};
 
 /// Looks for a whole burst of received buffers before fewer are taken: who takes each as it comes keeps fetching the lines that the device is
@@ -44,6 +45,8 @@ pub struct Measured {
     /// Share of the time, 0 to 1, in which the generator found nothing to do: the back-end was what limited the rate when this is well
     /// above 0, and the generator when it is 0.
     pub waiting: f64,
+    /// Share of the time, 0 to 1, in stretches without any progress that are longer than [`STILL`]: one of the cores did not run.
+    pub still: f64,
     /// Share of the frames that were sent and did not arrive, where all of them should: through a loop, or in another guest.
     pub lost: Option<f64>,
 }
@@ -78,8 +81,27 @@ struct Counts {
     sent: u64,
     received: u64,
     bytes: [u64; 2],
-    waited: u64,
+    idle: Idle,
     ticks: u64,
+}
+
+/// Ticks in which the generator did nothing.
+#[derive(Debug, Clone, Copy, Default)]
+struct Idle {
+    /// It found nothing to do.
+    waited: u64,
+    /// Stretches longer than [`STILL`], whether it looked or did not run.
+    still: u64,
+}
+
+impl Idle {
+    /// `waited` ticks without work, in a stretch of `stretch` that ends with some.
+    fn add(&mut self, waited: u64, stretch: u64, long: u64) {
+        self.waited += waited;
+        if stretch > long {
+            self.still += stretch;
+        }
+    }
 }
 
 impl<'a, R: Ring> Queues<'a, R> {
@@ -90,20 +112,22 @@ impl<'a, R: Ring> Queues<'a, R> {
 
     /// Runs the load.
     pub fn run(&mut self, load: Load) -> Result<Measured, OutOfOrder> {
-        let mut waited = 0;
+        let mut idle = Idle::default();
         self.start()?;
-        self.run_for(load, load.warm_up, &mut waited)?;
-        let before = self.counts(waited);
-        self.run_for(load, load.measured, &mut waited)?;
-        let after = self.counts(waited);
+        self.run_for(load, load.warm_up, &mut idle)?;
+        let before = self.counts(idle);
+        self.run_for(load, load.measured, &mut idle)?;
+        let after = self.counts(idle);
         let seconds = (after.at - before.at).as_secs_f64();
         let rate = |count: fn(&Counts) -> u64| (count(&after) - count(&before)) as f64 / seconds;
+        let share = |ticks: u64| ticks as f64 / (after.ticks - before.ticks).max(1) as f64;
         Ok(Measured {
             sent_pps: rate(|counts| counts.sent),
             received_pps: rate(|counts| counts.received),
             sent_bits: 8.0 * rate(|counts| counts.bytes[0]),
             received_bits: 8.0 * rate(|counts| counts.bytes[1]),
-            waiting: (after.waited - before.waited) as f64 / (after.ticks - before.ticks).max(1) as f64,
+            waiting: share(after.idle.waited - before.idle.waited),
+            still: share(after.idle.still - before.idle.still),
             lost: if self.closed {
                 self.settle()?;
                 Some(self.lost())
@@ -119,12 +143,12 @@ impl<'a, R: Ring> Queues<'a, R> {
         self.settle()?;
         let Some(tx) = self.tx.first_mut() else { return Ok(Measured::default()) };
         let size = tx_size(tx);
-        let (mut emptying, mut before) = (Duration::ZERO, (0, 0));
+        let (mut emptying, mut still, mut before) = (Duration::ZERO, Duration::ZERO, (0, 0));
         let (start, warm_up) = (Instant::now(), Duration::from_secs_f64(load.warm_up));
         let mut warm = false;
         while start.elapsed() < warm_up + Duration::from_secs_f64(load.measured) {
             if !warm && start.elapsed() >= warm_up {
-                (warm, emptying, before) = (true, Duration::ZERO, (tx.done, tx.bytes));
+                (warm, emptying, still, before) = (true, Duration::ZERO, Duration::ZERO, (tx.done, tx.bytes));
             }
             tx.send(size, tx.done);
             let shown = Instant::now();
@@ -135,11 +159,16 @@ impl<'a, R: Ring> Queues<'a, R> {
                 }
                 std::hint::spin_loop();
             }
-            emptying += shown.elapsed();
+            let took = shown.elapsed();
+            emptying += took;
+            if took > STILL {
+                still += took;
+            }
         }
         let rate = |count: u64| count as f64 / emptying.as_secs_f64().max(f64::MIN_POSITIVE);
         let (sent_pps, sent_bits) = (rate(tx.done - before.0), 8.0 * rate(tx.bytes - before.1));
-        Ok(Measured { sent_pps, sent_bits, waiting: 1.0, ..Measured::default() })
+        let still = still.as_secs_f64() / emptying.as_secs_f64().max(f64::MIN_POSITIVE);
+        Ok(Measured { sent_pps, sent_bits, waiting: 1.0, still, ..Measured::default() })
     }
 
     /// Sends little until something has moved everywhere, and all of it is back: a back-end may need a while to take note of its guest.
@@ -147,7 +176,7 @@ impl<'a, R: Ring> Queues<'a, R> {
         let start = Instant::now();
         let little = Load { burst: 8, warm_up: 0.0, measured: 0.0 };
         while !self.all_move() && start.elapsed() < START {
-            self.run_for(little, 0.002, &mut 0)?;
+            self.run_for(little, 0.002, &mut Idle::default())?;
         }
         if self.closed {
             self.settle()?;
@@ -160,33 +189,35 @@ impl<'a, R: Ring> Queues<'a, R> {
         self.tx.iter().all(|tx| tx.done > 0) && (self.rx.iter().any(|rx| rx.frames > 0) || self.rx.is_empty())
     }
 
-    fn counts(&self, waited: u64) -> Counts {
+    fn counts(&self, idle: Idle) -> Counts {
         let sum = |tx: fn(&Transmitter<R>) -> u64, rx: fn(&Receiver<R>) -> u64| {
             (self.tx.iter().map(|queue| tx(queue)).sum::<u64>(), self.rx.iter().map(|queue| rx(queue)).sum::<u64>())
         };
         let (sent, received) = sum(|tx| tx.done, |rx| rx.frames);
         let (out, back) = sum(|tx| tx.bytes, |rx| rx.bytes);
-        Counts { at: Instant::now(), sent, received, bytes: [out, back], waited, ticks: ticks() }
+        Counts { at: Instant::now(), sent, received, bytes: [out, back], idle, ticks: ticks() }
     }
 
-    fn run_for(&mut self, load: Load, seconds: f64, waited: &mut u64) -> Result<(), OutOfOrder> {
+    fn run_for(&mut self, load: Load, seconds: f64, idle: &mut Idle) -> Result<(), OutOfOrder> {
         let (start, length) = (Instant::now(), Duration::from_secs_f64(seconds));
-        let mut idle_since = None;
+        let long = (STILL.as_secs_f64() * ticks_per_second()) as u64;
+        let mut now = ticks();
+        // When something was done last.
+        let mut since = now;
         while start.elapsed() < length {
             for _ in 0..64 {
-                if self.step(load.burst)? {
-                    if let Some(since) = idle_since.take() {
-                        *waited += ticks() - since;
-                    }
+                let begun = now;
+                let worked = self.step(load.burst)?;
+                now = ticks();
+                if worked {
+                    idle.add(begun - since, now - since, long);
+                    since = now;
                 } else {
-                    idle_since.get_or_insert_with(ticks);
                     std::hint::spin_loop();
                 }
             }
         }
-        if let Some(since) = idle_since {
-            *waited += ticks() - since;
-        }
+        idle.add(now - since, now - since, long);
         Ok(())
     }
 

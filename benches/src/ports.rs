@@ -8,6 +8,7 @@ use ringspan_testkit::guest::{Guest, Options};
 use ringspan_testkit::lane::{self, Lane};
 use ringspan_testkit::{process, wait};
 
+use crate::calm::Patience;
 use crate::cell::Cell;
 use crate::driver::{self, SplitRing};
 use crate::load::Load;
@@ -75,12 +76,13 @@ impl Drop for Scene {
 }
 
 /// The rate of the busy port among idle ones, in percent of that of a port alone on the same core, alternation by alternation.
-pub fn crowded(core: usize, guest_core: usize) -> anyhow::Result<Spread> {
+pub fn crowded(core: usize, guest_core: usize, patience: &Patience) -> anyhow::Result<Spread> {
     let cell = Cell::select(&["tx/split/64"])?[0];
     let (mut alone, mut crowd) = (Scene::new(core, 1)?, Scene::new(core, PORTS)?);
     let mut ratios = vec![];
     for round in 0..ROUNDS {
         wait::check_stopped()?;
+        patience.wait(core, guest_core)?;
         let (one, many) = if round % 2 == 0 {
             let one = alone.measure(&cell, guest_core)?;
             (one, crowd.measure(&cell, guest_core)?)

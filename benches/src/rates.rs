@@ -79,8 +79,11 @@ impl Plan {
         let mut backends = vec![];
         let mut slowest = f64::INFINITY;
         for (peer, backend) in self.backends(&cell) {
-            let rate =
-                backend.and_then(|backend| Ok((packets(&self.measure(&backend, &cell)?.measured, &cell), backend)));
+            let rate = backend.and_then(|backend| {
+                let measure = || self.measure(&backend, &cell);
+                let (found, _) = self.patience.measure(self.cores(), measure, |found| found.measured.still)?;
+                Ok((packets(&found.measured, &cell), backend))
+            });
             match rate {
                 Ok((0.0, _)) => progress(&format!("round trips: {}: nothing came back", peer.title())),
                 Ok((rate, backend)) => {
@@ -100,7 +103,8 @@ impl Plan {
                     wait::check_stopped()?;
                     let index = if round % 2 == 1 { backends.len() - 1 - turn } else { turn };
                     let (peer, backend) = &backends[index];
-                    let latency = self.paced(backend, &cell, pps)?;
+                    let measure = || self.paced(backend, &cell, pps);
+                    let (latency, _) = self.patience.measure(self.cores(), measure, |latency| latency.still)?;
                     progress(&format!(
                         "round trips at {percent} %, round {}: {} p50 {:.1} us, p99 {:.1} us",
                         round + 1,

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
+use crate::calm;
 use crate::cell::Cell;
 use crate::clock::ticks_per_second;
 use crate::distance;
@@ -144,12 +145,16 @@ pub fn row(cell: Cell, limit: Option<Measured>, samples: &[Sample]) -> Row {
         let waiting = median(|m| Some(m.waiting))?;
         let pairs = of(peer).filter_map(|(sample, theirs)| {
             let (own, ours) = ours.iter().find(|(own, _)| own.round == sample.round)?;
-            Some((distance::alike(own.apart, sample.apart), ratio(ours, &theirs, &cell)))
+            let calm = own.away.max(sample.away) <= calm::MOST;
+            Some((distance::alike(own.apart, sample.apart), calm, ratio(ours, &theirs, &cell)))
         });
-        let pairs: Vec<(bool, f64)> = pairs.filter(|(_, ratio)| ratio.is_finite()).collect();
-        // Where the cores moved between the two, the ratio is that of two machines. If they always did, it is all there is.
-        let moved = pairs.iter().all(|(alike, _)| !alike);
-        let ratios: Vec<f64> = pairs.into_iter().filter(|(alike, _)| *alike || moved).map(|(_, ratio)| ratio).collect();
+        let pairs: Vec<(bool, bool, f64)> = pairs.filter(|(.., ratio)| ratio.is_finite()).collect();
+        // Where the cores moved between the two, the ratio is that of two machines, and where one of them stood still, that of nothing. If it was always so, it
+        // is all there is.
+        let moved = pairs.iter().all(|(alike, ..)| !alike);
+        let fair = |pair: &&(bool, bool, f64)| pair.0 || moved;
+        let busy = pairs.iter().filter(fair).all(|(_, calm, _)| !calm);
+        let ratios: Vec<f64> = pairs.iter().filter(fair).filter(|pair| pair.1 || busy).map(|pair| pair.2).collect();
         let way = |rate: fn(&Measured) -> f64| Spread::of(of(peer).map(|(_, measured)| rate(&measured)));
         let ways = [way(|m| m.sent_pps)?, way(|m| m.received_pps)?];
         Some(Of {
@@ -290,11 +295,25 @@ impl Report {
         self.round_trips(&mut text);
         self.small(&mut text);
         self.targets(&mut text);
+        if let Some(sentence) = self.disturbed() {
+            let _ = writeln!(text, "{sentence}");
+        }
         if self.machine.load_average > 0.5 {
             let average = self.machine.load_average;
             let _ = writeln!(text, "The machine was busy before (load average {average}): numbers and ratios swing.");
         }
         text
+    }
+
+    /// How many measurements the machine disturbed, if any.
+    pub fn disturbed(&self) -> Option<String> {
+        let (all, bad) = (self.samples.len(), self.samples.iter().filter(|sample| sample.away > calm::MOST).count());
+        (bad > 0).then(|| {
+            format!(
+                "In {bad} of {all} measurements one of the two cores did not run for more than {:.0} % of the time: something else had it.",
+                100.0 * calm::MOST
+            )
+        })
     }
 
     fn rates(&self, text: &mut String) {
@@ -363,7 +382,8 @@ impl Report {
         let _ = writeln!(
             text,
             "waiting: share of its time, in %, in which the generator found nothing to do, by back-end. Near 0 the generator was the limit.\n\
-             line ns: what a cache line took from one core to the other before the measurements; ratios are taken where it was alike.\n"
+             line ns: what a cache line took from one core to the other before the measurements; ratios are taken where it was alike,\n\
+             and where both cores ran at once.\n"
         );
     }
 
@@ -493,6 +513,7 @@ mod tests {
             peer,
             round,
             apart,
+            away: 0.0,
             measured: Some(Measured { sent_pps, waiting: 0.5, ..Measured::default() }),
             features: None,
             zero_copied: None,
@@ -511,6 +532,11 @@ mod tests {
         let ratio = |samples: &[Sample]| row(cell, None, samples).peer(Peer::Testpmd).unwrap().ratio;
         assert_eq!(ratio(&samples), Some(Spread { least: 2.0, median: 2.5, most: 3.0 }));
         assert!(row(cell, None, &samples).peer(Peer::Ovs).is_none());
+        // One of the cores did not run meanwhile.
+        samples[3].away = 0.4;
+        assert_eq!(ratio(&samples), Some(Spread { least: 2.0, median: 2.0, most: 2.0 }));
+        samples[1].away = 0.4;
+        assert_eq!(ratio(&samples), Some(Spread { least: 2.0, median: 2.5, most: 3.0 }), "it is all there is");
         // If they always did, that is all there is.
         samples.drain(..4);
         assert_eq!(ratio(&samples), Some(Spread { least: 5.0, median: 5.0, most: 5.0 }));

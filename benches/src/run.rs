@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use serde::Serialize;
 
+use crate::calm::Patience;
 use crate::cell::{Cell, Direction, Setup};
 use crate::distance;
 use crate::driver::stamp::Frames;
@@ -26,6 +27,8 @@ pub struct Sample {
     pub round: usize,
     /// Nanoseconds that a cache line took between the two cores just before.
     pub apart: f64,
+    /// Share of the time, 0 to 1, in which one of the cores did not run, just before or meanwhile, as far as that was noticed.
+    pub away: f64,
     /// What came of it.
     pub measured: Option<Measured>,
     /// The features that the guest and the back-end agreed on, as a hexadecimal mask.
@@ -61,6 +64,8 @@ pub struct Plan {
     pub place: Place,
     /// The generator's core.
     pub guest_core: usize,
+    /// With cores that do not run at the same time.
+    pub patience: Patience,
 }
 
 impl Plan {
@@ -72,6 +77,11 @@ impl Plan {
         let start: f64 = self.peers.iter().map(|peer| if *peer == Peer::Ovs { 3.0 } else { 1.2 }).sum();
         let limits = self.cells.iter().filter(|cell| work(cell).is_some()).count() as f64 * (0.3 + each);
         runs as f64 * self.rounds as f64 * each + setups * start + limits
+    }
+
+    /// The generator's core, and the back-ends'.
+    pub(crate) fn cores(&self) -> (usize, usize) {
+        (self.guest_core, self.place.core)
     }
 
     fn groups(&self) -> Vec<(Setup, Vec<Cell>)> {
@@ -104,7 +114,6 @@ impl Plan {
                         if failed.contains(&peer) {
                             continue;
                         }
-                        let apart = distance::nanoseconds(self.guest_core, self.place.core)?;
                         let mut try_once = || match backends.entry(peer).or_insert_with(|| self.start(peer, setup)) {
                             Ok(backend) => {
                                 let result = self.measure(backend, &cell);
@@ -116,21 +125,36 @@ impl Plan {
                             }
                             Err(error) => Err(anyhow::anyhow!("{error:#}")),
                         };
-                        let mut result = try_once();
-                        let again = again(&result, peer, &cell);
-                        if again.is_some() {
-                            result = try_once();
-                        }
+                        let (mut apart, mut reason) = (0.0, None);
+                        let measure = || {
+                            apart = distance::nanoseconds(self.guest_core, self.place.core)?;
+                            let result = try_once();
+                            reason = again(&result, peer, &cell);
+                            if reason.is_some() { try_once() } else { result }
+                        };
+                        let result = self.patience.measure(self.cores(), measure, |found| found.measured.still);
+                        let again = reason;
                         if result.is_err() {
                             failed.push(peer);
                         }
                         let fault = result.as_ref().err().map(|error| format!("{error:#}"));
-                        let found = result.ok();
+                        let (found, away) = result.ok().unzip();
                         let (measured, features) = found.map(|found| (found.measured, found.features)).unzip();
                         let features = features.map(|features| format!("{features:#x}"));
                         let zero_copied = found.and_then(|found| found.zero_copied);
                         let cell = cell.name();
-                        let sample = Sample { cell, peer, round, apart, measured, features, zero_copied, again, fault };
+                        let sample = Sample {
+                            cell,
+                            peer,
+                            round,
+                            apart,
+                            away: away.unwrap_or(0.0),
+                            measured,
+                            features,
+                            zero_copied,
+                            again,
+                            fault,
+                        };
                         progress(&sample);
                         samples.push(sample);
                     }

@@ -221,6 +221,7 @@ impl Plan {
                     wait::check_stopped()?;
                     let (peer, backend, seen) = &mut backends[index];
                     progress(&format!("wakes, round {}: {}", round + 1, peer.title()));
+                    self.patience.wait(self.guest_core, self.place.core)?;
                     self.wake(backend, &cell, seen)?;
                 }
             }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::{Args, Parser, Subcommand};
+use ringspan_benches::calm::Patience;
 use ringspan_benches::cell::Cell;
 use ringspan_benches::driver::stamp::Frames;
 use ringspan_benches::load::Load;
@@ -58,6 +59,10 @@ struct Run {
     /// Seconds of each measurement
     #[arg(long)]
     seconds: Option<f64>,
+    /// Seconds that may be spent, in all, on waiting until both cores run at once, and on measuring again where they did not
+    /// [default: 30 for quick, else 900]
+    #[arg(long)]
+    patience: Option<f64>,
     /// Frames in a burst of the generator
     #[arg(long, default_value_t = 64)]
     burst: u16,
@@ -177,7 +182,8 @@ impl Run {
         let load = Load { burst: self.burst, warm_up: 0.1, measured };
         let (core, huge_pages) = (self.core, testpmd::huge_pages_free());
         let place = Place { core, huge_pages, testpmd_burst: self.testpmd_burst, largest: LARGEST };
-        Ok(Plan { cells, peers, rounds, load, place, guest_core: self.guest_core })
+        let patience = Patience::new(self.patience.unwrap_or(if quick { 30.0 } else { 900.0 }));
+        Ok(Plan { cells, peers, rounds, load, place, guest_core: self.guest_core, patience })
     }
 
     fn own(&self, plan: &Plan) -> anyhow::Result<Vec<generator::Own>> {
@@ -232,7 +238,7 @@ impl Run {
             let fewer = Plan { rounds: if quick { 2 } else { plan.rounds }, ..plan.clone() };
             wakes = fewer.wakes(!quick, |text| line.show(text))?;
             line.show("the small figures");
-            small = figures::all(self.core, self.guest_core);
+            small = figures::all(self.core, self.guest_core, &plan.patience);
             small.extend(wake::figure(&wakes));
         }
         line.end();

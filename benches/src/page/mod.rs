@@ -28,6 +28,9 @@ pub fn html(report: &Report) -> String {
             "<p class=\"warn\">The machine was busy before (load average {average}): numbers and ratios swing.</p>"
         );
     }
+    if let Some(sentence) = report.disturbed() {
+        let _ = write!(page, "<p class=\"warn\">{}</p>", escape(&sentence));
+    }
     targets(report, &mut page);
     throughput(report, &mut page);
     ratios(report, &mut page);
