@@ -237,6 +237,7 @@ fn status(spec: PortSpec, ready: bool) -> PortStatus {
         active_pairs: u16::from(ready),
         memory_regions: 0,
         memory_bytes: 0,
+        nodes: Default::default(),
         zero_copy: Default::default(),
         migration: Default::default(),
         mode: Default::default(),

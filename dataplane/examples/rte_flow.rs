@@ -15,6 +15,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Eal::start(&EalConfig {
         name: format!("rte-flow-{}", std::process::id()),
         memory_mib: 64,
+        near: None,
         huge_pages: HugePages::Off,
     })?;
     let config = DeviceConfig {

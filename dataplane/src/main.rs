@@ -20,7 +20,7 @@ use ringspan_dataplane::events::now_ms;
 use ringspan_dataplane::lane::{Balancer, Lane, Links, MONITOR_PERIOD, serve};
 use ringspan_dataplane::nic::{Eal, EalConfig, HugePages};
 use ringspan_dataplane::relay::Fault;
-use ringspan_dataplane::worker::{WATCHDOG_PERIOD, Worker};
+use ringspan_dataplane::worker::{Nodes, WATCHDOG_PERIOD, Worker};
 use ringspan_protocol::{LaneInfo, LaneName, VERSION};
 
 /// How often the load is measured when nothing is to be moved.
@@ -107,7 +107,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         Pages::Require => HugePages::Require,
         Pages::Off => HugePages::Off,
     };
-    let eal = Eal::start(&EalConfig { name: name.to_string(), memory_mib: *memory_mib, huge_pages })?;
+    let nodes = Nodes::of_this_machine();
+    let near = cores.first().copied().filter(|core| nodes.of(*core).is_some());
+    let eal = Eal::start(&EalConfig { name: name.to_string(), memory_mib: *memory_mib, near, huge_pages })?;
     let info = LaneInfo {
         name: name.clone(),
         protocol: VERSION,

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ringspan_protocol::nic::UplinkStatus;
-use ringspan_protocol::{MigrationStatus, PolicyStatus, PortName, ShareStatus, ZeroCopyStatus};
+use ringspan_protocol::{MigrationStatus, NodeStatus, PolicyStatus, PortName, ShareStatus, ZeroCopyStatus};
 use serde_json::{Value, json};
 
 use super::client::Client;
@@ -203,6 +203,7 @@ fn show(port: &PortEntry) -> Result<(), Failure> {
             ("zero copy", zero_copy(&status.zero_copy)),
             ("migratable", migration(&status.migration)),
         ]);
+        rows.extend(nodes(&status.nodes).map(|nodes| ("numa nodes", nodes)));
         rows.extend(device.members.iter().map(|one| ("member", member(one))));
     }
     let width = rows.iter().map(|(key, _)| key.len()).max().unwrap_or(0);
@@ -218,6 +219,17 @@ fn placement(share: &ShareStatus) -> String {
     let list = |numbers: &[u16]| numbers.iter().map(u16::to_string).collect::<Vec<_>>().join(",");
     let pairs = if share.pairs.is_empty() { String::new() } else { format!(", guest pair {}", list(&share.pairs)) };
     format!("{} (device queue {}{pairs})", share.core, list(&share.queues))
+}
+
+/// Where a port's memory is, on a machine of several NUMA nodes.
+fn nodes(status: &NodeStatus) -> Option<String> {
+    let text = |node: Option<u16>| node.map_or_else(|| "any".into(), |node| node.to_string());
+    let NodeStatus { guest, device, buffers } = *status;
+    let known = [guest, device, buffers].iter().any(Option::is_some);
+    known.then(|| {
+        let guest = guest.map_or_else(|| "not known yet".into(), |node| node.to_string());
+        format!("guest {guest}, device {}, packet buffers {}", text(device), text(buffers))
+    })
 }
 
 /// A device of a bond.

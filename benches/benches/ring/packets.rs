@@ -17,7 +17,7 @@ pub const ROOM: usize = 2048;
 /// Starts DPDK in this process, once. The calling thread gets a cache of its own in every pool.
 pub fn start() -> Eal {
     Eal::started().unwrap_or_else(|| {
-        let config = EalConfig { name: "microbench".into(), memory_mib: 64, huge_pages: HugePages::Auto };
+        let config = EalConfig { name: "microbench".into(), memory_mib: 64, near: None, huge_pages: HugePages::Auto };
         Eal::start(&config).expect("DPDK starts")
     })
 }

@@ -25,8 +25,8 @@ pub use nic::{
     Capabilities, EngineKind, NicMode, NicOffload, NicPort, NicPortCounters, NicPortStatus, NicSpec, NicStatus, PciNic,
 };
 pub use port::{
-    Compat, DeviceStatus, MigrationStatus, Mode, ModeStatus, OffloadBy, OffloadStatus, Policy, PolicyStatus, PortPhase,
-    PortSpec, PortStatus, ReceiveWake, Role, ShareStatus, Spread, ZeroCopy, ZeroCopyStatus,
+    Compat, DeviceStatus, MigrationStatus, Mode, ModeStatus, NodeStatus, OffloadBy, OffloadStatus, Policy,
+    PolicyStatus, PortPhase, PortSpec, PortStatus, ReceiveWake, Role, ShareStatus, Spread, ZeroCopy, ZeroCopyStatus,
 };
 pub use port::{MAX_QUEUE_PAIRS, MAX_RATE, MAX_RING_SIZE, MTU_RANGE};
 pub use rule::{

@@ -350,6 +350,17 @@ pub struct ShareStatus {
     pub pairs: Vec<u16>,
 }
 
+/// On which NUMA nodes of the machine that is which a port's packets go through. Nothing where the machine has one node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct NodeStatus {
+    /// The guest's memory, since its driver began.
+    pub guest: Option<u16>,
+    /// The device, where its driver knows.
+    pub device: Option<u16>,
+    /// The packet buffers that frames from the guest are copied to; absent: no matter where.
+    pub buffers: Option<u16>,
+}
+
 /// Whether a port's guest can be migrated to another host or port, as far as the port is concerned.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct MigrationStatus {
@@ -382,6 +393,9 @@ pub struct PortStatus {
     pub memory_regions: u16,
     /// Bytes of guest memory that are mapped.
     pub memory_bytes: u64,
+    /// On which NUMA nodes its memory is.
+    #[serde(default)]
+    pub nodes: NodeStatus,
     /// Whether frames from the guest are copied.
     #[serde(default)]
     pub zero_copy: ZeroCopyStatus,

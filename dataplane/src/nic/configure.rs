@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use dpdk_sys as sys;
 use ringspan_protocol::{DeviceSpec, MacAddress, Policy, PolicyStatus, PortSpec, ZeroCopy};
 
-use super::eal::{Eal, registered_threads};
+use super::eal::{Eal, has_free_huge_pages, registered_threads};
 use super::error::{DeviceError, describe, reason};
 use super::filter::Filter;
 use super::log;
@@ -253,7 +253,9 @@ impl Setup<'_> {
         if let Some(old) = old.filter(|old| old.size() == size && old.room() == room) {
             return Ok(old.clone());
         }
-        Pool::new(size, room, self.node()).map_err(|error| match error.errno {
+        let near = self.node();
+        let anywhere = |error| if near >= 0 { Pool::new(size, room, sys::SHIM_SOCKET_ID_ANY) } else { Err(error) };
+        Pool::new(size, room, near).or_else(anywhere).map_err(|error| match error.errno {
             libc::ENOMEM | libc::ENOBUFS | libc::EEXIST => {
                 self.no_memory("the pool of its packet buffers", error.need_bytes)
             }
@@ -278,15 +280,17 @@ impl Setup<'_> {
         Ok(())
     }
 
-    /// The NUMA node of the device, where the lane has memory there; else any.
+    /// The NUMA node of the device, where the lane has memory there or may take some; else the one where it has most, as DPDK itself would take the
+    /// first. Any, where all memory is alike.
     fn node(&self) -> i32 {
         // SAFETY: the port is ours.
         let node = unsafe { sys::rte_eth_dev_socket_id(self.port.id()) };
-        if node >= 0 && memory(node).is_some_and(|stats| stats.heap_totalsz_bytes > 0) {
-            node
-        } else {
-            sys::SHIM_SOCKET_ID_ANY
+        if u16::try_from(node).is_ok_and(may_have_memory) {
+            return node;
         }
+        let has_nodes = Eal::started().is_some_and(|eal| eal.huge_pages() && eal.has_nodes());
+        let free = |node: &i32| memory(*node).map_or(0, |stats| stats.greatest_free_size);
+        (0..MOST_NODES).filter(|_| has_nodes).max_by_key(free).unwrap_or(sys::SHIM_SOCKET_ID_ANY)
     }
 
     /// A driver without an MTU of its own (ENOTSUP: software rings) carries whatever fits its buffers. A bond has that of its
@@ -347,8 +351,14 @@ pub(super) fn largest_free() -> u64 {
     (0..MOST_NODES).filter_map(memory).map(|stats| stats.greatest_free_size as u64).max().unwrap_or(0)
 }
 
+/// Whether the lane has memory on a NUMA node, or may take some: free hugepages that are there.
+pub(super) fn may_have_memory(node: u16) -> bool {
+    let huge_pages = || Eal::started().is_some_and(|eal| eal.huge_pages()) && has_free_huge_pages(node);
+    memory(node.into()).is_some_and(|stats| stats.heap_totalsz_bytes > 0 || huge_pages())
+}
+
 /// What DPDK's heap has on a NUMA node.
-pub(super) fn memory(node: i32) -> Option<sys::rte_malloc_socket_stats> {
+fn memory(node: i32) -> Option<sys::rte_malloc_socket_stats> {
     let mut stats = sys::rte_malloc_socket_stats::default();
     // SAFETY: the function fills the structure, or says that there is no such node.
     (unsafe { sys::rte_malloc_get_socket_stats(node, &mut stats) } == 0).then_some(stats)

@@ -26,6 +26,8 @@ const NO_PCI_FUNCTION: &str = "pci:ffff:ff:1f.7";
 const NO_AUXILIARY_DEVICE: &str = "auxiliary:";
 /// Where the kernel says how many hugepages there are.
 const HUGE_PAGES: &str = "/sys/kernel/mm/hugepages";
+/// ... and what each NUMA node has of them, and of processors.
+const NODES: &str = "/sys/devices/system/node";
 /// Least memory that EAL and one small device start with.
 const LEAST_MIB: u32 = 16;
 
@@ -69,8 +71,11 @@ impl fmt::Display for HugePages {
 pub struct EalConfig {
     /// Name of the lane; part of DPDK's thread and file names.
     pub name: String,
-    /// Memory for packets in MiB, 16 at least. All of it is taken at the start, and never more.
+    /// Memory for packets in MiB, 16 at least. All of it is taken at the start, and never more; but on each further NUMA node as much again may be
+    /// taken later, out of hugepages, when a guest or a device there has packets.
     pub memory_mib: u32,
+    /// A core, one of the lane's workers: on a machine of several NUMA nodes the memory is taken from its node first.
+    pub near: Option<u16>,
     /// Whether it is in hugepages.
     pub huge_pages: HugePages,
 }
@@ -78,6 +83,7 @@ pub struct EalConfig {
 struct Started {
     memory_mib: u32,
     huge_pages: bool,
+    has_nodes: bool,
 }
 
 static STARTED: OnceLock<Started> = OnceLock::new();
@@ -90,7 +96,7 @@ pub struct Eal {
 
 impl fmt::Debug for Eal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Started { memory_mib, huge_pages } = self.started;
+        let Started { memory_mib, huge_pages, .. } = self.started;
         write!(f, "Eal {{ memory_mib: {memory_mib}, huge_pages: {huge_pages} }}")
     }
 }
@@ -129,7 +135,11 @@ impl Eal {
         result?;
         leave_no_folder();
         divert_signals();
-        let started = STARTED.get_or_init(|| Started { memory_mib: config.memory_mib, huge_pages });
+        let started = STARTED.get_or_init(|| Started {
+            memory_mib: config.memory_mib,
+            huge_pages,
+            has_nodes: config.near.is_some(),
+        });
         Ok(Self { started })
     }
 
@@ -141,6 +151,11 @@ impl Eal {
     /// Whether packet memory is in hugepages.
     pub fn huge_pages(&self) -> bool {
         self.started.huge_pages
+    }
+
+    /// Whether it was started for a machine of several NUMA nodes.
+    pub(super) fn has_nodes(&self) -> bool {
+        self.started.has_nodes
     }
 
     /// Memory for packets in MiB.
@@ -258,11 +273,14 @@ fn leave_no_folder() {
 
 fn arguments(config: &EalConfig, huge_pages: bool, affinity: &CpuSet) -> Vec<String> {
     // EAL's main lcore does nothing in ringspan: workers are threads of our own. It must name a CPU we may use.
-    let cpu = (0..CpuSet::count()).find(|cpu| affinity.is_set(*cpu).unwrap_or(false)).unwrap_or(0);
+    let first = (0..CpuSet::count()).find(|cpu| affinity.is_set(*cpu).unwrap_or(false)).unwrap_or(0);
+    // EAL takes its memory from the node of the CPU whose number the main lcore has (eal_common_lcore.c, rte_eal_cpu_init), wherever that runs.
+    let near = config.near.filter(|core| u32::from(*core) < dpdk_sys::SHIM_MAX_LCORE as u32);
+    let lcore = near.map_or_else(|| format!("0@{first}"), |core| format!("{core}@{core}"));
     let memory = config.memory_mib.to_string();
     let mut arguments = vec![
         "ringspan-lane".to_string(),
-        format!("--lcores=0@{cpu}"),
+        format!("--lcores={lcore}"),
         format!("--file-prefix=ringspan-{}", config.name),
         "--iova-mode=va".into(),
         "--no-telemetry".into(),
@@ -322,6 +340,11 @@ fn free_huge_page_bytes(folder: &Path) -> u64 {
     sizes.flatten().filter_map(of_size).sum()
 }
 
+/// Whether a NUMA node has a hugepage that is free.
+pub(super) fn has_free_huge_pages(node: u16) -> bool {
+    free_huge_page_bytes(&Path::new(NODES).join(format!("node{node}/hugepages"))) > 0
+}
+
 /// Size of a default hugepage.
 fn huge_page_bytes() -> u64 {
     meminfo("Hugepagesize:")
@@ -340,7 +363,7 @@ fn meminfo(key: &str) -> u64 {
 }
 
 fn numa_nodes() -> usize {
-    let Ok(nodes) = fs::read_dir("/sys/devices/system/node") else { return 1 };
+    let Ok(nodes) = fs::read_dir(NODES) else { return 1 };
     let is_node = |name: &str| name.strip_prefix("node").is_some_and(|n| n.parse::<u16>().is_ok());
     nodes.flatten().filter(|entry| entry.file_name().to_str().is_some_and(is_node)).count().max(1)
 }
@@ -362,7 +385,7 @@ mod tests {
 
     #[test]
     fn arguments_never_grow_memory_and_never_probe() {
-        let config = EalConfig { name: "main".into(), memory_mib: 256, huge_pages: HugePages::Auto };
+        let config = EalConfig { name: "main".into(), memory_mib: 256, near: None, huge_pages: HugePages::Auto };
         let mut affinity = CpuSet::new();
         affinity.set(3).unwrap();
         let huge = arguments(&config, true, &affinity).join(" ");
@@ -372,12 +395,14 @@ mod tests {
         );
         let plain = arguments(&config, false, &affinity).join(" ");
         assert!(plain.contains("--no-huge --no-shconf") && !plain.contains("--in-memory"), "{plain}");
+        let near = arguments(&EalConfig { near: Some(7), ..config }, true, &affinity).join(" ");
+        assert!(near.contains("--lcores=7@7"), "{near}");
         assert!(!huge.contains("--no-pci") && huge.contains("--allow=pci:ffff:ff:1f.7"), "{huge}");
     }
 
     #[test]
     fn memory_that_the_machine_does_not_have_is_refused_with_the_remedy() {
-        let config = EalConfig { name: "main".into(), memory_mib: u32::MAX, huge_pages: HugePages::Off };
+        let config = EalConfig { name: "main".into(), memory_mib: u32::MAX, near: None, huge_pages: HugePages::Off };
         let error = choose_memory(&config).unwrap_err().to_string();
         assert!(error.contains("memory_mib = 4294967295") && error.contains("lower it"), "{error}");
         let error = choose_memory(&EalConfig { huge_pages: HugePages::Require, ..config }).unwrap_err().to_string();

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use dpdk_sys as sys;
 
-use super::configure::memory;
+use super::configure::may_have_memory;
 use super::error::rte_errno;
 
 /// Buffers that a thread known to DPDK keeps for itself.
@@ -45,11 +45,11 @@ enum Near {
     OnNode(u16),
 }
 
-/// Chooses it for a guest on the node `guest`, where the device's buffers are on `device`; `has_memory` knows on which nodes the lane has
-/// some.
-fn near(guest: Option<u16>, device: Option<u16>, has_memory: impl Fn(u16) -> bool) -> Near {
+/// Chooses it for a guest on the node `guest`, where the device's buffers are on `device`; `may_have_memory` knows on which nodes the lane
+/// has some or may take some.
+fn near(guest: Option<u16>, device: Option<u16>, may_have_memory: impl Fn(u16) -> bool) -> Near {
     match guest {
-        Some(guest) if Some(guest) != device && has_memory(guest) => Near::OnNode(guest),
+        Some(guest) if Some(guest) != device && may_have_memory(guest) => Near::OnNode(guest),
         _ => Near::TheDevices,
     }
 }
@@ -87,10 +87,9 @@ impl Pool {
     }
 
     /// The same for frames from a guest whose memory is on the NUMA node `guest`: this pool, or one like it there, where the lane has
-    /// memory for it. None of these is worth an error: a pool elsewhere is slower, and no more. Takes long: not for workers.
+    /// memory for it, or finds free hugepages. None of these is worth an error: a pool elsewhere is slower, and no more. Takes long: not for workers.
     pub fn near(&self, guest: Option<u16>) -> Self {
-        let has_memory = |node: u16| memory(node.into()).is_some_and(|stats| stats.heap_totalsz_bytes > 0);
-        match near(guest, self.memory.node, has_memory) {
+        match near(guest, self.memory.node, may_have_memory) {
             Near::TheDevices => self.clone(),
             Near::OnNode(node) => match Self::new(self.size(), self.room(), node.into()) {
                 Ok(pool) => pool,

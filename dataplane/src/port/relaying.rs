@@ -160,7 +160,10 @@ impl Relays for Relaying {
         config.record = Some(self.shares.record(index));
         config.memory = map.file_at(config.desc.0);
         match Ring::new(map, &config) {
-            Ok(ring) => Started::Pairs(self.shares.start(index, ring).unwrap_or(0)),
+            Ok(ring) => {
+                let parts = [config.desc.0, config.avail.0, config.used.0];
+                Started::Pairs(self.shares.start(index, ring, parts).unwrap_or(0))
+            }
             Err(error) => Started::Broken(error.to_string()),
         }
     }

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use ringspan_protocol::{ShareStatus, ZeroCopyStatus};
+use ringspan_protocol::{NodeStatus, ShareStatus, ZeroCopyStatus};
 
 use crate::memory::{GuestMap, of_memory};
 use crate::nic::{Lending, Pool, QueuePair, sweep_loans};
@@ -48,6 +48,8 @@ struct Now {
     device_pool: Pool,
     /// The NUMA node of the device, ...
     device_node: Option<u16>,
+    /// ... that of the guest's memory, since its driver began, ...
+    guest_node: Option<u16>,
     /// ... and the one where the shares should be.
     node: Option<u16>,
     /// A node without room for buffers like the device's. It is not asked again before another node was or the device's queues came
@@ -100,6 +102,7 @@ impl Shares {
             homes: Vec::new(),
             device_pool,
             device_node,
+            guest_node: None,
             node: device_node,
             no_room: None,
         };
@@ -123,15 +126,15 @@ impl Shares {
         self.common.broken.load(Ordering::Relaxed)
     }
 
-    /// Starts a ring. One that runs already is replaced. Returns how many pairs run.
+    /// Starts a ring, whose parts are at these guest addresses. One that runs already is replaced. Returns how many pairs run.
     ///
     /// # Errors
     /// [`WorkerError`]: the lane is stopping. So it is for all the others.
-    pub fn start(&self, index: usize, ring: Ring) -> Result<u16, WorkerError> {
+    pub fn start(&self, index: usize, ring: Ring, parts: [u64; 3]) -> Result<u16, WorkerError> {
         let mut now = self.lock();
         self.quiesce(&now, Some(index))?;
         if !now.plan.running() {
-            self.find_node(&mut now);
+            self.find_node(&mut now, &parts);
         }
         now.side(index).insert(index / 2);
         let change = Change { stopping: Some(index), starting: Some((index, ring)), ..Change::default() };
@@ -214,6 +217,15 @@ impl Shares {
             (Ok(_), reason) => ZeroCopyStatus { from: None, reason: reason.clone() },
             (Err(reason), _) => ZeroCopyStatus { from: None, reason: Some(reason.clone()) },
         }
+    }
+
+    /// On which NUMA nodes what belongs together is; none where the machine has one.
+    pub fn nodes(&self) -> NodeStatus {
+        if !self.has_nodes() {
+            return NodeStatus::default();
+        }
+        let now = self.lock();
+        NodeStatus { guest: now.guest_node, device: now.device_node, buffers: now.basis.pool.node() }
     }
 
     /// A running ring interrupts its guest by another descriptor from here on.
@@ -411,11 +423,12 @@ impl Shares {
 
     /// The guest's driver begins, so by now it has touched its memory: the shares should be on the node that has it, else on the
     /// device's, and so should the buffers that its frames are copied to. Without several nodes all workers and all memory are alike.
-    fn find_node(&self, now: &mut Now) {
+    fn find_node(&self, now: &mut Now, touched: &[u64]) {
         if !self.has_nodes() {
             return;
         }
-        now.node = now.basis.map.as_deref().and_then(of_memory).or(now.device_node);
+        now.guest_node = now.basis.map.as_deref().and_then(|map| of_memory(map, touched));
+        now.node = now.guest_node.or(now.device_node);
         if now.node.is_some() && now.basis.pool.node() != now.node && now.no_room != now.node {
             now.basis.pool = now.device_pool.near(now.node);
             now.no_room = now.node.filter(|_| now.basis.pool.node() != now.node);

@@ -157,6 +157,7 @@ impl PortState {
             active_pairs: now.active_pairs,
             memory_regions: now.map.as_ref().map_or(0, |map| map.regions().len() as u16),
             memory_bytes: now.map.as_ref().map_or(0, |map| map.bytes()),
+            nodes: self.backing.nodes(),
             zero_copy,
             migration: now.migration(),
             mode,

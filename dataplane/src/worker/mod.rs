@@ -12,7 +12,6 @@ mod rounds;
 mod steps;
 mod watchdog;
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -151,7 +150,7 @@ impl Worker {
             })
             .map_err(failed)?;
         outcome.recv().map_err(|_| WorkerError::Gone(core))??;
-        let node = Nodes::read(Path::new(numa::SYSFS)).of(core);
+        let node = Nodes::of_this_machine().of(core);
         Ok(Self {
             core,
             node,

@@ -4,14 +4,19 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Where the kernel describes the machine's nodes.
-pub const SYSFS: &str = "/sys/devices/system/node";
+const SYSFS: &str = "/sys/devices/system/node";
 
 /// The nodes of a machine's cores.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Nodes(BTreeMap<u16, u16>);
 
 impl Nodes {
-    /// What the kernel says under this folder (`SYSFS`). A machine with one node, or with none to be seen, has none here: then
+    /// Those of the machine that this runs on.
+    pub fn of_this_machine() -> Self {
+        Self::read(Path::new(SYSFS))
+    }
+
+    /// What the kernel says under this folder. A machine with one node, or with none to be seen, has none here: then
     /// every worker is as good as another.
     pub fn read(sysfs: &Path) -> Self {
         let mut cores = BTreeMap::new();

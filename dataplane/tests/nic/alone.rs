@@ -24,7 +24,12 @@ pub fn alone(name: &str, body: impl FnOnce(Eal)) {
 /// The same with another amount of memory.
 pub fn alone_with(name: &str, memory_mib: u32, body: impl FnOnce(Eal)) {
     in_own_process(name, || {
-        let config = EalConfig { name: format!("test-{}", std::process::id()), memory_mib, huge_pages: HugePages::Off };
+        let config = EalConfig {
+            name: format!("test-{}", std::process::id()),
+            memory_mib,
+            near: None,
+            huge_pages: HugePages::Off,
+        };
         body(Eal::start(&config).expect("EAL starts without hugepages"));
     });
 }
@@ -36,8 +41,12 @@ pub fn alone_in_namespace(name: &str, body: impl FnOnce(Eal)) {
     }
     in_own_process(name, || {
         crate::kernel::own_namespace();
-        let config =
-            EalConfig { name: format!("test-{}", std::process::id()), memory_mib: 64, huge_pages: HugePages::Off };
+        let config = EalConfig {
+            name: format!("test-{}", std::process::id()),
+            memory_mib: 64,
+            near: None,
+            huge_pages: HugePages::Off,
+        };
         body(Eal::start(&config).expect("EAL starts without hugepages"));
     });
 }

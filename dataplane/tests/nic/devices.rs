@@ -16,7 +16,7 @@ fn eal_starts_once_and_leaves_affinity_alone() {
         let affinity = || nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).unwrap();
         let before = affinity();
         assert!(matches!(open("vdev:net_null0", &PLAIN), Err(DeviceError::NotStarted { .. })));
-        let config = EalConfig { name: "bad name".into(), memory_mib: 32, huge_pages: HugePages::Off };
+        let config = EalConfig { name: "bad name".into(), memory_mib: 32, near: None, huge_pages: HugePages::Off };
         assert!(matches!(Eal::start(&config), Err(EalError::Name(_))));
         let config = EalConfig { name: format!("once-{}", std::process::id()), ..config };
         let eal = Eal::start(&config).unwrap();
@@ -48,8 +48,12 @@ fn hugepages_are_used_where_enough_are_free() {
         return;
     }
     in_own_process(name, || {
-        let config =
-            EalConfig { name: format!("huge-{}", std::process::id()), memory_mib: 32, huge_pages: HugePages::Auto };
+        let config = EalConfig {
+            name: format!("huge-{}", std::process::id()),
+            memory_mib: 32,
+            near: None,
+            huge_pages: HugePages::Auto,
+        };
         let eal = Eal::start(&config).unwrap();
         assert!(eal.huge_pages());
         let status = std::fs::read_to_string("/proc/self/status").unwrap();

@@ -68,7 +68,7 @@ fn pass(sent: &[Vec<u8>], from: &mut QueuePair, to: &mut QueuePair) {
 /// In the guest, where the kernel's e1000e has both functions.
 fn inside() {
     // Hugepages, because this QEMU drops frames that lie in pages which are not neighbours in the guest's memory.
-    let config = EalConfig { name: "guest".into(), memory_mib: 64, huge_pages: HugePages::Require };
+    let config = EalConfig { name: "guest".into(), memory_mib: 64, near: None, huge_pages: HugePages::Require };
     Eal::start(&config).unwrap();
     let (left, right) = ("pci:0000:00:10.0", "pci:0000:00:11.0");
     for device in [left, right] {

@@ -116,7 +116,7 @@ impl Scene {
             log: None,
         };
         let ring = Ring::new(Arc::clone(map), &config).unwrap();
-        self.shares.start(index, ring).unwrap();
+        self.shares.start(index, ring, [0; 3]).unwrap();
     }
 
     pub fn stop(&self, index: usize) {

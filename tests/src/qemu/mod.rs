@@ -281,9 +281,13 @@ fn major_version(qemu: &[String]) -> Result<u32> {
     major.with_context(|| format!("QEMU's --version has no version in it: {said}"))
 }
 
-/// The size in MiB of the memory object in these arguments, if they have one.
+/// The size in MiB of the memory objects in these arguments together, if they have any: one, or one for each NUMA node.
 fn memory_of(arguments: &[String]) -> Option<u32> {
-    let object = arguments.iter().find(|argument| argument.starts_with("memory-backend-"))?;
+    let objects = arguments.iter().filter(|argument| argument.starts_with("memory-backend-"));
+    objects.map(|object| size_of(object)).reduce(|sum, size| Some(sum? + size?))?
+}
+
+fn size_of(object: &str) -> Option<u32> {
     let size = object.split(',').find_map(|option| option.strip_prefix("size="))?;
     let (number, unit) = size.split_at(size.trim_end_matches(|letter: char| letter.is_ascii_alphabetic()).len());
     let number: u32 = number.parse().ok()?;

@@ -13,12 +13,19 @@ use ringspan_testkit::wait;
 use super::flow::{Flow, all_back};
 use super::inside::{FROM, Host, MTU};
 use super::registers::Registers;
+use super::spread;
 
 /// A check: what it promises, and how that is seen.
 pub type Check = (&'static str, fn(&mut Host) -> Result<()>);
 
 /// Of a physical function.
-pub const FUNCTION: &[Check] = &[("a NIC of the kernel's is refused with the command that gives it to vfio-pci", bind)];
+pub const FUNCTION: &[Check] = &[
+    ("a NIC of the kernel's is refused with the command that gives it to vfio-pci", bind),
+    (
+        "flows that come in are spread over two queue pairs (RSS), each stays on one and in order",
+        spread::over_two_pairs,
+    ),
+];
 /// Of a virtual function.
 pub const VIRTUAL_FUNCTION: &[Check] = &[("a virtual function is made and taken", make_virtual_function)];
 /// Of either, with a port `vm` on it, which each leaves without a guest.
@@ -49,7 +56,7 @@ const JUMBO: usize = MTU as usize + 14;
 
 /// A guest whose buffers lie in one hugepage each. QEMU's igb drops a frame that crosses from one page into another which is no neighbour
 /// in the emulated host's memory (hw/net/net_tx_pkt.c, `net_tx_pkt_add_raw_fragment_pci`).
-fn options(host: &Host, kind: Kind) -> Options {
+pub(super) fn options(host: &Host, kind: Kind) -> Options {
     let socket = host.spec("vm", &host.nic).socket;
     let timeout = Duration::from_secs(60);
     let memory = Options { huge_pages: true, regions: 3, region_gap: 2 << 20, ..Options::new(socket) };
@@ -375,7 +382,7 @@ fn make_virtual_function(host: &mut Host) -> Result<()> {
 }
 
 /// Makes the port.
-fn take(host: &mut Host) -> Result<()> {
+pub(super) fn take(host: &mut Host) -> Result<()> {
     let status = host.lane.add(&host.spec("vm", &host.nic))?;
     let group = host.nic.iommu_group().unwrap_or_default();
     let from = status.zero_copy.from;

@@ -16,7 +16,9 @@ mod kernel_log;
 mod kernel_ovs;
 mod modules;
 mod netdevsim;
+mod numa;
 mod registers;
+mod spread;
 mod vdpa;
 mod vdpa_netlink;
 
@@ -62,6 +64,9 @@ pub struct Options {
     /// Inside, of a host that is booted to be found broken: which one
     #[arg(long, hide = true, value_name = "NUMBER")]
     boot: Option<usize>,
+    /// Inside, of the host of two NUMA nodes
+    #[arg(long, hide = true)]
+    numa: bool,
     /// Only the checks whose names contain this
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
@@ -73,6 +78,11 @@ pub fn run(options: &Options) -> Result<()> {
     if let Some(number) = options.boot {
         // For who boots the next one.
         println!("{}", doctor::breaks_boot(&mut story_port()?, number)?);
+        return Ok(());
+    }
+    if options.numa {
+        // For who counts.
+        println!("{}", numa::run(story_port()?, only)?);
         return Ok(());
     }
     if options.inside {
@@ -106,6 +116,13 @@ pub fn check(programs: &Path, qemu: Vec<String>, only: &str) -> Result<u32> {
             passed += boot.says();
         }
     }
+    if numa::is_wanted(only) {
+        step::say("booting a host of two NUMA nodes");
+        passed += counted(&inside_of(programs, &qemu, numa::MACHINE, "", "", &format!("--numa --only '{only}'"))?)?;
+        if only.contains(numa::WORD) {
+            return Ok(passed);
+        }
+    }
     step::say(&format!("booting an SR-IOV host: QEMU's igb behind an IOMMU ({words})"));
     let (mut machine, mut variables) = (MACHINE.to_owned(), String::new());
     if vdpa::is_wanted(only) || vdpa_netlink::is_wanted(only) {
@@ -117,8 +134,12 @@ pub fn check(programs: &Path, qemu: Vec<String>, only: &str) -> Result<u32> {
         variables += &format!("{}='{}' ", netdevsim::MODULES, modules::prepare(&modules::NETDEVSIM)?.display());
     }
     let said = inside_of(programs, &qemu, &machine, &words, &variables, &format!("--only '{only}'"))?;
-    let done: u32 = said.trim().parse().with_context(|| format!("the checks said {said:?}"))?;
-    Ok(passed + done)
+    Ok(passed + counted(&said)?)
+}
+
+/// How many checks passed, as the other side said.
+fn counted(said: &str) -> Result<u32> {
+    said.trim().parse().with_context(|| format!("the checks said {said:?}"))
 }
 
 /// Boots a machine whose kernel is told these words, and runs this program in it with these variables. Returns what that said.

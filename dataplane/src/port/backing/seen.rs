@@ -3,7 +3,7 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ringspan_protocol::{DeviceStatus, LaneEventKind, ModeStatus, ShareStatus, ZeroCopyStatus};
+use ringspan_protocol::{DeviceStatus, LaneEventKind, ModeStatus, NodeStatus, ShareStatus, ZeroCopyStatus};
 
 use super::super::Shares;
 use super::super::relaying::Open;
@@ -71,6 +71,11 @@ impl Backing {
             }
             WaySeen::Down(device) => (Vec::new(), ZeroCopyStatus::default(), *device),
         }
+    }
+
+    /// On which NUMA nodes its memory is.
+    pub fn nodes(&self) -> NodeStatus {
+        self.shares().map_or_else(NodeStatus::default, |shares| shares.nodes())
     }
 
     /// The driver's own counters.
