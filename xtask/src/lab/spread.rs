@@ -20,7 +20,7 @@ const SOON: Duration = Duration::from_secs(20);
 
 /// Frame `number` of a flow.
 fn frame(flow: u8, number: u32) -> Vec<u8> {
-    let packet = Packet { seed: flow, udp: flow % 2 == 0, ecn: false, ..Packet::new(64) };
+    let packet = Packet { seed: flow, udp: flow.is_multiple_of(2), ecn: false, ..Packet::new(64) };
     let mut frame = packet.frame();
     let payload = packet.header_len();
     frame[payload..payload + 4].copy_from_slice(&number.to_be_bytes());
