@@ -17,7 +17,7 @@ use crate::peer::Peer;
 use crate::rates::{Idle, RoundTrip};
 use crate::run::Sample;
 use crate::target::Verdict;
-use crate::wake::Wake;
+use crate::wake::{Bare, Wake};
 
 /// A back-end counts as saturated, and its cycles a packet as known, when the generator had to wait for more than this share of the time.
 const SATURATED: f64 = 0.05;
@@ -259,6 +259,8 @@ pub struct Report {
     pub iperf: Vec<Iperf>,
     /// Instructions a packet.
     pub instructions: Vec<Instructions>,
+    /// What the machine itself takes to wake a thread.
+    pub bare_wake: Option<Bare>,
     /// The small figures.
     pub figures: Vec<Figure>,
     /// What was aimed for.
@@ -279,6 +281,7 @@ impl Report {
             round_trips: vec![],
             idle: vec![],
             wakes: vec![],
+            bare_wake: None,
             iperf: vec![],
             instructions: vec![],
             figures: vec![],
@@ -447,6 +450,13 @@ impl Report {
             let lost = if wake.lost > 0 { format!(", {} did not come", wake.lost) } else { String::new() };
             let _ =
                 writeln!(text, "{name:<14} after silence, {what}: p50 {:.1}, p99 {:.1} us{lost}", wake.p50, wake.p99);
+        }
+        if let Some(Bare { p50, p99 }) = self.bare_wake {
+            let _ = writeln!(
+                text,
+                "{:<14} after silence, eventfd until it runs on that core: p50 {p50:.1}, p99 {p99:.1} us",
+                "a bare thread"
+            );
         }
         for found in &self.iperf {
             let [to, from] =

@@ -3,15 +3,19 @@
 //! The guest is silent for a while, long enough for whoever sleeps to be asleep, and then sends. It spins meanwhile: its own core does
 //! not sleep, so that only the back-end's waking is measured. Who polls all the time shows here what it pays for elsewhere.
 
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::EventFd;
 use ringspan_testkit::wait;
 use serde::Serialize;
 
 use crate::cell::{Cell, Direction};
 use crate::clock::{ticks, ticks_per_second};
 use crate::driver::{Guest, OutOfOrder, PackedRing, Pair, Ring, SplitRing};
-use crate::load::Queues;
+use crate::load::{self, Queues};
 use crate::peer::{Backend, Peer};
 use crate::report::Figure;
 use crate::run::{Plan, guests, on_core, queues};
@@ -24,6 +28,8 @@ const TIMES: usize = 12;
 const LATEST: Duration = Duration::from_millis(200);
 /// Full rings in a row, by which the last is as fast as it gets.
 const WARM: usize = 6;
+/// Wakes of a thread that does nothing else.
+const BARE: usize = 50;
 
 /// What woke the back-end, and what was waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -196,6 +202,50 @@ fn wake_by_device<R: Ring>(guests: &mut [Guest<R>], seen: &mut Seen) -> Result<(
         }
     }
     Ok(())
+}
+
+/// How long the machine itself takes to wake who sleeps: no back-end can be sooner.
+#[derive(Debug, Clone, Serialize)]
+pub struct Bare {
+    /// Microseconds: the middle.
+    pub p50: f64,
+    /// 99 in 100.
+    pub p99: f64,
+}
+
+/// A thread bound to `core` sleeps until an eventfd is signalled from `guest_core`, after the same silence: until it runs.
+///
+/// # Errors
+/// A thread cannot be bound to its core, or there is no eventfd.
+pub fn bare(core: usize, guest_core: usize) -> anyhow::Result<Bare> {
+    let (event, woken) = (EventFd::new()?, AtomicU64::new(0));
+    let mut late = on_core(guest_core, || {
+        std::thread::scope(|scope| {
+            let sleeper = scope.spawn(|| {
+                let bound = load::pin(&[core]);
+                for _ in 0..BARE {
+                    let mut events = [PollFd::new(event.as_fd(), PollFlags::POLLIN)];
+                    poll(&mut events, PollTimeout::NONE)?;
+                    woken.store(ticks(), Ordering::Release);
+                    event.read()?;
+                }
+                bound
+            });
+            let mut late = vec![];
+            for _ in 0..BARE {
+                spin(SILENCE);
+                let (before, start) = (woken.load(Ordering::Acquire), ticks());
+                event.write(1)?;
+                until(|| Ok::<_, anyhow::Error>(woken.load(Ordering::Acquire) != before))?;
+                late.push(micros(woken.load(Ordering::Acquire).saturating_sub(start)));
+            }
+            sleeper.join().map_err(|_| anyhow::anyhow!("a thread that sleeps panicked"))??;
+            Ok(late)
+        })
+    })?;
+    late.sort_by(f64::total_cmp);
+    let at = |share: f64| late[((share * late.len() as f64) as usize).min(late.len() - 1)];
+    Ok(Bare { p50: at(0.5), p99: at(0.99) })
 }
 
 impl Plan {

@@ -230,13 +230,14 @@ impl Run {
                 round_trips.extend(slower.round_trips(*packed, |text| line.show(text))?);
             }
         }
-        let (mut idle, mut wakes, mut small) = (vec![], vec![], vec![]);
+        let (mut idle, mut wakes, mut small, mut bare_wake) = (vec![], vec![], vec![], None);
         if !self.no_figures {
             if !quick {
                 idle = plan.idle(|text| line.show(text))?;
             }
             let fewer = Plan { rounds: if quick { 2 } else { plan.rounds }, ..plan.clone() };
             wakes = fewer.wakes(!quick, |text| line.show(text))?;
+            bare_wake = Some(wake::bare(self.core, self.guest_core)?);
             line.show("the small figures");
             small = figures::all(self.core, self.guest_core, &plan.patience);
             small.extend(wake::figure(&wakes));
@@ -255,6 +256,7 @@ impl Run {
             round_trips,
             idle,
             wakes,
+            bare_wake,
             iperf,
             instructions: vec![],
             figures: small,
@@ -300,9 +302,10 @@ impl Run {
     fn wake(&self) -> anyhow::Result<()> {
         let (machine, plan, mut line) = (Machine::look(), self.plan(true)?, Line::default());
         let wakes = plan.wakes(true, |text| line.show(text))?;
+        let bare_wake = Some(wake::bare(self.core, self.guest_core)?);
         line.end();
         let figures = wake::figure(&wakes).into_iter().collect();
-        self.finish(&Report { wakes, figures, ..Report::empty(machine, plan.load, plan.rounds) }, "wake")
+        self.finish(&Report { wakes, bare_wake, figures, ..Report::empty(machine, plan.load, plan.rounds) }, "wake")
     }
 
     fn generator(&self) -> anyhow::Result<()> {

@@ -8,7 +8,7 @@ use crate::cell::Direction;
 use crate::driver::stamp::Frames;
 use crate::peer::Peer;
 use crate::report::{Report, Row, Spread};
-use crate::wake::Wake;
+use crate::wake::{Bare, Wake};
 use plot::{Dots, Groups, Lines, escape};
 
 const STYLE: &str = include_str!("style.css");
@@ -259,6 +259,12 @@ fn low(report: &Report, page: &mut String) {
             page.push_str("</tr>");
         }
         page.push_str("</table>");
+        if let Some(Bare { p50, p99 }) = report.bare_wake {
+            let _ = write!(
+                page,
+                "<p>A bare thread that sleeps on the back-ends' core runs {p50:.1} <small>({p99:.1})</small> us after its eventfd was signalled: what the machine itself takes.</p>"
+            );
+        }
     }
     if !report.iperf.is_empty() {
         page.push_str("<h2>iperf3 of a Linux guest</h2><p>TCP, Mbit/s, a guest in QEMU without offloads, the same features for all.</p><table><tr><th></th><th>to the guest</th><th>from the guest</th></tr>");
