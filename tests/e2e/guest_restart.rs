@@ -3,12 +3,11 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use ringspan_protocol::{PortSpec, ZeroCopy};
-use ringspan_testkit::guest::loopback::{self, Plan};
-use ringspan_testkit::guest::{Guest, Kind, Options, Shape, feature};
+use ringspan_testkit::guest::{Guest, Kind, Numbered, Options, Shape, feature};
 use ringspan_testkit::lane::{self, Lane};
 use ringspan_testkit::{needs, over_both, paths};
 
@@ -19,84 +18,6 @@ over_both!(
     a_guest_that_was_reset_while_its_lane_was_dead_begins_anew,
     a_lane_that_is_gone_refuses_at_once,
 );
-
-/// A guest that numbers what it sends and accepts losses, but nothing else.
-struct Numbered {
-    kind: Kind,
-    plan: Plan,
-    sent: u64,
-    received: u64,
-    /// The number that the next frame has at least.
-    next: u64,
-    frame: Vec<u8>,
-}
-
-impl Numbered {
-    fn new(kind: Kind) -> Self {
-        Self { kind, plan: Plan::new(u64::MAX, 128), sent: 0, received: 0, next: 0, frame: vec![0; 2048] }
-    }
-
-    /// Sends up to `burst` frames.
-    fn send(&mut self, guest: &mut Guest, burst: usize) -> usize {
-        let Self { plan, sent, frame, .. } = self;
-        let frames = guest.tx[0].transmit(burst, |i, room| {
-            let number = *sent + i as u64;
-            let frame = &mut frame[..plan.length(0, number)];
-            loopback::make(frame, 0, number);
-            room.put(0, frame);
-            frame.len()
-        });
-        *sent += frames as u64;
-        frames
-    }
-
-    /// Takes what is there; a frame that is changed, or not newer than the one before, is an error.
-    fn receive(&mut self, guest: &mut Guest) -> Result<usize> {
-        let Self { plan, received, next, frame, .. } = self;
-        let mut fault = None;
-        let frames = guest.rx[0].receive(256, |got| {
-            let length = got.length();
-            got.copy_to(frame);
-            let mut want = vec![0; length];
-            match loopback::claims(&frame[..length]) {
-                Some((0, number)) if number >= *next && plan.length(0, number) == length => {
-                    loopback::make(&mut want, 0, number);
-                    if want != frame[..length] {
-                        fault = Some(format!("frame {number} was changed"));
-                    }
-                    *next = number + 1;
-                }
-                claim => fault = Some(format!("frame {} or a later one was expected, got {claim:?}", *next)),
-            }
-            *received += 1;
-        });
-        if let Some(fault) = fault {
-            bail!(fault);
-        }
-        let wrong = guest.rx[0].counts().wrong + guest.tx[0].counts().wrong;
-        ensure!(wrong == 0, "{wrong} used elements that no driver can accept");
-        // A burst of a packed ring that was interrupted has lost its lengths.
-        let empty = guest.rx[0].counts().empty;
-        ensure!(empty == 0 || self.kind == Kind::Packed, "{empty} used elements without a frame");
-        Ok(frames)
-    }
-
-    /// Passes this many frames, with up to 100 on their way.
-    fn pass(&mut self, guest: &mut Guest, frames: u64) -> Result<()> {
-        let (mut lost, target) = (self.sent - self.received, self.received + frames);
-        let start = Instant::now();
-        while self.received < target {
-            let in_flight = (self.sent - self.received).saturating_sub(lost);
-            let moved = if in_flight < 100 { self.send(guest, 32) } else { 0 } + self.receive(guest)?;
-            lost = lost.min(self.sent - self.received);
-            if moved == 0 {
-                ensure!(start.elapsed() < Duration::from_secs(20), "{} of {target} frames came", self.received);
-                std::thread::yield_now();
-            }
-        }
-        Ok(())
-    }
-}
 
 fn a_guest_goes_on_when_its_lane_was_killed_and_started_again(kind: Kind) -> Result<()> {
     needs!(Root, Lane);

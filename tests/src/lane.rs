@@ -37,6 +37,8 @@ pub struct Options {
     pub runner: Vec<String>,
     /// How long it may take to be ready without such a program.
     pub ready: Duration,
+    /// The lane's program, where it is another version's.
+    pub program: Option<PathBuf>,
 }
 
 impl Options {
@@ -51,6 +53,7 @@ impl Options {
             more: vec![],
             runner: vec![],
             ready: READY,
+            program: None,
         }
     }
 }
@@ -136,7 +139,10 @@ impl Lane {
     pub fn restart(&mut self) -> anyhow::Result<()> {
         ensure!(self.child.is_none(), "lane {} still runs", self.options.name);
         let log = std::fs::File::options().create(true).append(true).open(self.log_path())?;
-        let program = crate::paths::program("ringspan-lane")?;
+        let program = match &self.options.program {
+            Some(program) => program.clone(),
+            None => crate::paths::program("ringspan-lane")?,
+        };
         let mut command = match &self.options.netns {
             None => crate::process::under(&self.options.runner, &program),
             Some(name) => crate::netns::command_in(name, program),

@@ -208,9 +208,19 @@ impl FrontEnd {
     }
 
     /// SET_VRING_ADDR with addresses of this process: descriptors, driver's area, device's area.
-    pub fn set_vring_addr(&mut self, index: u32, [desc, driver, device]: [u64; 3]) -> anyhow::Result<()> {
-        let mut payload = message::words(&[index, 0]);
-        payload.extend(message::longs(&[desc, device, driver, 0]));
+    pub fn set_vring_addr(&mut self, index: u32, places: [u64; 3]) -> anyhow::Result<()> {
+        self.tell_vring_addr(index, places, 0, 0)
+    }
+
+    /// The same of a ring that is to be logged (VHOST_VRING_F_LOG), with the guest-physical address of the device's area.
+    pub fn set_logged_vring_addr(&mut self, index: u32, places: [u64; 3], log: u64) -> anyhow::Result<()> {
+        self.tell_vring_addr(index, places, 1, log)
+    }
+
+    fn tell_vring_addr(&mut self, index: u32, places: [u64; 3], flags: u32, log: u64) -> anyhow::Result<()> {
+        let [desc, driver, device] = places;
+        let mut payload = message::words(&[index, flags]);
+        payload.extend(message::longs(&[desc, device, driver, log]));
         self.tell(Request::SetVringAddr, payload, &[])
     }
 

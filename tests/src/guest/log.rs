@@ -14,7 +14,6 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::Guest;
 use super::feature::LOG_ALL;
-use super::message::{self, Request, longs};
 
 /// Bytes of guest memory that a bit stands for.
 pub const PAGE: u64 = 4096;
@@ -33,6 +32,14 @@ impl Log {
     /// Gives the back-end a log for all of the guest's memory, and asks for it to be used, as QEMU does when a migration begins. The
     /// protocol feature [`super::feature::PROTOCOL_LOG_SHMFD`] must have been agreed on.
     pub fn start(guest: &mut Guest) -> anyhow::Result<Self> {
+        let log = Self::give(guest)?;
+        let features = guest.features();
+        guest.frontend()?.set_features(features | LOG_ALL)?;
+        Ok(log)
+    }
+
+    /// Gives the back-end a log, and says nothing more.
+    pub fn give(guest: &mut Guest) -> anyhow::Result<Self> {
         let regions = guest.memory().regions().iter();
         let end = regions.map(|region| region.guest + region.size).max().context("a guest without memory")?;
         let words = end.div_ceil(64 * PAGE) as usize;
@@ -43,11 +50,7 @@ impl Log {
         // SAFETY: a new mapping of a file of that length, at an address that the kernel chooses.
         let base = unsafe { mmap(None, size.try_into()?, access, flags, &file, 0) }?.cast();
         let log = Self { base, words };
-        let features = guest.features();
-        let frontend = guest.frontend()?;
-        frontend.send(Request::SetLogBase, longs(&[size as u64, 0]), &[file.as_raw_fd()])?;
-        message::receive(frontend.stream()).context("waiting for the answer to SetLogBase")?;
-        frontend.set_features(features | LOG_ALL)?;
+        guest.frontend()?.set_log_base(file.as_raw_fd(), size as u64)?;
         Ok(log)
     }
 

@@ -15,13 +15,14 @@ pub mod loopback;
 pub mod memory;
 pub mod message;
 pub mod net_header;
+pub mod numbered;
 pub mod receiver;
 pub mod ring;
 pub mod traffic;
 pub mod transmitter;
 
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,6 +34,7 @@ pub use frontend::{FrontEnd, StoppedOnPurpose};
 pub use log::Log;
 pub use memory::{Layout, Memory, Region};
 pub use net_header::NetHeader;
+pub use numbered::Numbered;
 pub use receiver::Receiver;
 pub use ring::{Kind, PackedRing, Ring, SplitRing};
 pub use traffic::Traffic;
@@ -175,6 +177,8 @@ pub struct Guest {
     /// What the front-end knows of the place at which each ring goes on.
     bases: Vec<u32>,
     frontend: Option<FrontEnd>,
+    /// Rings are told to be logged when they start.
+    logged: bool,
     /// The sending queue of each pair.
     pub tx: Vec<Transmitter>,
     /// The receiving queue of each pair.
@@ -200,7 +204,8 @@ impl Guest {
         })?);
         let (features, offered_pairs, frontend) = (0, 0, None);
         let (bases, tx, rx) = (vec![], vec![], vec![]);
-        let mut guest = Self { options, listener, memory, features, offered_pairs, bases, frontend, tx, rx };
+        let logged = false;
+        let mut guest = Self { options, listener, memory, features, offered_pairs, bases, frontend, logged, tx, rx };
         guest.connect()?;
         guest.make_queues()?;
         guest.start_rings()?;
@@ -263,7 +268,7 @@ impl Guest {
     /// From SET_VRING_CALL to the last ring's start. Rings begin where QEMU would let them: new ones at their first place,
     /// others where GET_VRING_BASE said, or what is known of them when the last back-end died.
     fn start_rings(&mut self) -> anyhow::Result<()> {
-        let Self { options, features, memory, tx, rx, bases, .. } = self;
+        let Self { options, features, memory, tx, rx, bases, logged, .. } = self;
         let frontend = self.frontend.as_mut().context("not connected")?;
         let rings: Vec<(u32, &mut Ring)> = (0..).zip(rings(rx, tx)).collect();
         for (index, ring) in &rings {
@@ -275,7 +280,7 @@ impl Guest {
                 frontend.set_vring_enable(*index, enabled(*index))?;
             }
         }
-        frontend.set_features(*features)?;
+        frontend.set_features(*features | if *logged { feature::LOG_ALL } else { 0 })?;
         if frontend.protocol_features() & feature::PROTOCOL_CONFIGURE_MEM_SLOTS != 0 {
             for region in memory.regions() {
                 frontend.add_mem_reg(memory, region)?;
@@ -286,7 +291,12 @@ impl Guest {
         for (index, ring) in &rings {
             frontend.set_vring_num(*index, u32::from(ring.size()))?;
             frontend.set_vring_base(*index, ring.base_after_death(bases[*index as usize]))?;
-            frontend.set_vring_addr(*index, ring.user_addresses())?;
+            let places = ring.user_addresses();
+            if *logged {
+                frontend.set_logged_vring_addr(*index, places, ring.addresses()[2])?;
+            } else {
+                frontend.set_vring_addr(*index, places)?;
+            }
             frontend.set_vring_kick(*index, ring, false)?;
             frontend.set_vring_call(*index, ring, options.polled)?;
         }
@@ -306,6 +316,53 @@ impl Guest {
         self.frontend = None;
         self.connect()?;
         self.start_rings()
+    }
+
+    /// As [`Self::reconnect`] in the midst of a migration: no ring runs before its log is there, which comes last, as from QEMU.
+    pub fn reconnect_logged(&mut self) -> anyhow::Result<Log> {
+        self.frontend = None;
+        self.connect()?;
+        self.start_logged()
+    }
+
+    /// Goes to the back-end at another socket, as a guest does that was migrated there, and goes on with the rings as they are. Gives up,
+    /// with [`StoppedOnPurpose`], after so many messages.
+    pub fn arrive(&mut self, socket: &Path, messages: Option<usize>) -> anyhow::Result<()> {
+        self.options.socket = socket.into();
+        self.options.stop_after = messages;
+        if self.options.role == Role::Listen {
+            let _ = std::fs::remove_file(socket);
+            let listener = UnixListener::bind(socket);
+            self.listener = Some(listener.with_context(|| format!("listening at {}", socket.display()))?);
+        }
+        self.reconnect()
+    }
+
+    /// The front-end at this place is gone, with the socket that it may have listened at.
+    pub fn vanish(&mut self) {
+        self.frontend = None;
+        if self.listener.take().is_some() {
+            let _ = std::fs::remove_file(&self.options.socket);
+        }
+    }
+
+    /// The connection, which is kept while the guest arrives elsewhere: the back-end here does not know whether it will be back.
+    pub fn leave(&mut self) -> anyhow::Result<FrontEnd> {
+        self.frontend.take().context("not connected")
+    }
+
+    /// Goes on where it was left, as a front-end whose migration has failed at its end: still logged.
+    pub fn come_back(&mut self, frontend: FrontEnd) -> anyhow::Result<Log> {
+        self.frontend = Some(frontend);
+        self.start_logged()
+    }
+
+    fn start_logged(&mut self) -> anyhow::Result<Log> {
+        self.logged = true;
+        let started = self.start_rings();
+        self.logged = false;
+        started?;
+        Log::start(self)
     }
 
     /// Resets the device while no back-end is there, as a guest does whose driver is loaded again while the back-end is dead. The
@@ -341,6 +398,13 @@ impl Guest {
         let frontend = self.frontend()?;
         self.bases = (0..rings).map(|index| frontend.get_vring_base(index)).collect::<anyhow::Result<_>>()?;
         Ok(self.bases.clone())
+    }
+
+    /// Stops one ring; the index at which it would go on.
+    pub fn stop_ring(&mut self, index: u32) -> anyhow::Result<u32> {
+        let base = self.frontend()?.get_vring_base(index)?;
+        *self.bases.get_mut(index as usize).context("no such ring")? = base;
+        Ok(base)
     }
 
     /// Enables or disables a pair while it runs.

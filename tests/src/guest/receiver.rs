@@ -42,6 +42,11 @@ impl Received<'_> {
         }
     }
 
+    /// Where its parts lie in this process's mapping of the guest's memory; each for so many bytes.
+    pub fn pieces(&self) -> &[(NonNull<u8>, usize)] {
+        self.pieces
+    }
+
     /// The first eight bytes, for who only wants to touch the frame.
     #[inline]
     pub fn first_long(&self) -> u64 {
