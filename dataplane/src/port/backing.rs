@@ -1,7 +1,7 @@
 //! What moves a port's packets: relays on workers with a device of DPDK's, or a vDPA device that has the guest's rings. Which of the two may change
 //! while the guest runs: rings stop here and go on there, from where they stood.
 //!
-//! A vDPA device has one owner at a time, so that the one is closed before the other is opened.
+//! A vDPA device is opened once: it goes from the guest's rings to the relay's, which are made ready meanwhile, and back (`crate::vdpa::Driver`).
 //!
 //! Whoever changes something holds a lock of this port for as long as the device takes: the session, control's `set`, and [`Backing::attend`]. Whoever only looks
 //! (control, the balancer, the monitor) gets what was so last, and never waits for that.
@@ -22,10 +22,7 @@ use crate::memory::GuestMap;
 use crate::ring::{RingConfig, RingLog};
 use crate::vdpa::{Handover, Refusal};
 use seen::{Held, Seen, WaySeen};
-use taking::{lasts, never, refused, take_over};
-
-/// How long a device gets to send what it was given before it is closed.
-const SENT: Duration = Duration::from_millis(2);
+use taking::{fits, lasts, never, offer, refused, take_over};
 
 /// A device was stopped and does not say how far it was.
 const LOST: &str = "the device does not say where a ring stands";
@@ -111,17 +108,23 @@ impl Backing {
             events: Vec::new(),
             closed: false,
         };
-        if let (DeviceSpec::VhostVdpa { path }, Mode::Auto | Mode::Vdpa) = (&spec.device, spec.mode) {
-            let (taken, offer) = take_over(&*maker, path, spec)?;
-            (now.allowed, now.offer) = (offer, offer);
-            match taken {
-                Ok(handover) => now.way = Way::Vdpa(Box::new(handover)),
-                Err(reason) if spec.mode == Mode::Vdpa => return Err(refused(&reason)),
-                Err(reason) => now.fall_back_to_relay(reason),
+        if let DeviceSpec::VhostVdpa { path } = &spec.device {
+            let handover = take_over(&*maker, path, spec)?;
+            if spec.mode == Mode::Relay {
+                now.begin_relay(&*maker, None, Some(handover))?;
+            } else {
+                (now.allowed, now.offer) = (offer(&handover), offer(&handover));
+                match fits(&handover, spec) {
+                    Ok(()) => now.way = Way::Vdpa(Box::new(handover)),
+                    Err(reason) if spec.mode == Mode::Vdpa => return Err(refused(&reason)),
+                    Err(reason) => {
+                        now.fall_back_to_relay(reason);
+                        now.begin_relay(&*maker, None, Some(handover))?;
+                    }
+                }
             }
-        }
-        if let Way::Down = now.way {
-            now.way = Way::Relay(maker.relays(spec)?);
+        } else {
+            now.begin_relay(&*maker, None, None)?;
         }
         let node = match &spec.device {
             DeviceSpec::VhostVdpa { path } => Some(path.clone()),
@@ -177,7 +180,7 @@ impl Backing {
         let size = config.size;
         now.rings.insert(index, config.clone());
         let outcome = match &mut now.way {
-            Way::Relay(_) => return self.relay_start(&now, index, config),
+            Way::Relay(_) => return now.relay_start(index, config),
             Way::Vdpa(handover) => handover.start(index, config),
             Way::Down => return Started::Pairs(0),
         };
@@ -308,8 +311,16 @@ impl Backing {
         if !moves {
             return Ok(());
         }
-        (now.retry, now.refused) = (false, None);
-        self.switch(now, to);
+        // Where the device has the rings, it keeps them unless there is a relay.
+        let ready = match self.prepare(now, to).transpose() {
+            Ok(ready) => ready,
+            Err(failure) => {
+                (now.reason, now.retry, now.guest_refused, now.refused, now.allowed) = kept;
+                return unsupported(now, &failure.message);
+            }
+        };
+        (now.retry, now.guest_refused, now.refused) = (false, false, None);
+        self.switch_to(now, to, ready.map(Ok), Instant::now(), was == ModeStatus::Relay);
         let done = match mode {
             Mode::Auto => now.mode() != ModeStatus::Down,
             Mode::Vdpa => now.mode() == ModeStatus::Vdpa,
@@ -323,6 +334,7 @@ impl Backing {
         let (reason, ..) = &kept;
         now.reason.clone_from(reason);
         match was {
+            _ if now.mode() == was => {}
             ModeStatus::Relay => self.switch(now, Mode::Relay),
             ModeStatus::Vdpa => self.switch(now, Mode::Vdpa),
             ModeStatus::Down => {}
@@ -339,14 +351,14 @@ impl Backing {
     /// The device refuses the rings: somebody else gets them, if there may be somebody. How many pairs run then.
     fn refused(&self, now: &mut Now, refusal: &Refusal) -> u16 {
         now.retry = refusal.passes();
-        now.guest_refused = true;
+        now.guest_refused = !matches!(&now.way, Way::Vdpa(handover) if handover.gone());
         self.give_to_relay(now, refusal.to_string())
     }
 
     fn give_to_relay(&self, now: &mut Now, reason: String) -> u16 {
         if !now.may_relay() {
             tracing::warn!(port = %now.spec.name, "{reason}");
-            now.take_back();
+            now.take_back().close();
             now.reason = Some(reason.clone());
             now.events.push(LaneEventKind::ModeChanged { mode: ModeStatus::Down, reason: Some(reason), pause_us: 0 });
             return 0;
@@ -356,53 +368,100 @@ impl Backing {
         now.pairs()
     }
 
+    /// Makes relays ready for what the device has, which goes on meanwhile. `None` where there is nothing to go on.
+    fn prepare(&self, now: &Now, to: Mode) -> Option<Result<Box<dyn Relays>, Failure>> {
+        let Way::Vdpa(handover) = &now.way else { return None };
+        (to == Mode::Relay && now.may_relay() && !now.unknown())
+            .then(|| self.maker.relays(&now.spec, Some(handover.facts())))
+    }
+
     /// Rings change hands. The device's own words become the reason when it does not take them.
     fn switch(&self, now: &mut Now, to: Mode) {
+        let since = Instant::now();
+        let ready = self.prepare(now, to);
+        // Who refused has stopped.
+        let since = if now.pairs() > 0 { Instant::now() } else { since };
+        self.switch_to(now, to, ready, since, false);
+    }
+
+    /// The same with relays that are ready, or could not be made so. `back`: a relay that has the rings gets them again, whatever the mode, when the device does not
+    /// take them.
+    fn switch_to(
+        &self,
+        now: &mut Now,
+        to: Mode,
+        ready: Option<Result<Box<dyn Relays>, Failure>>,
+        since: Instant,
+        back: bool,
+    ) {
+        let may_relay = |now: &Now| now.may_relay() || back;
         let start = Instant::now();
         let (ran, before) = (!now.rings.is_empty(), (now.mode(), now.reason.clone()));
-        now.take_back();
+        let Taken { mut device, relay, left } = now.take_back();
         let taken = start.elapsed();
+        let mut ready = relay.map(Ok).or(ready);
         let unknown = now.unknown();
         if unknown {
             now.reason = Some(format!("{LOST}: it goes on when the guest's driver starts anew"));
         } else if to == Mode::Vdpa {
-            match self.hand_over(now) {
+            match self.hand_over(now, &mut device) {
                 Ok(()) => now.reason = None,
-                Err(reason) if !now.may_relay() => now.reason = Some(reason),
+                Err(reason) if !may_relay(now) => now.reason = Some(reason),
                 Err(reason) => now.fall_back_to_relay(reason),
             }
         } else if now.spec.mode == Mode::Relay {
             now.reason = None;
         }
-        if !now.unknown() && matches!(now.way, Way::Down) && now.may_relay() {
-            match self.maker.relays(&now.spec) {
-                Ok(relay) => self.begin_relay(now, relay),
-                Err(failure) => {
-                    let why = format!("{}; and no relay: {failure}", now.reason.as_deref().unwrap_or("as asked for"));
-                    now.reason = Some(why);
-                }
+        if !now.unknown() && matches!(now.way, Way::Down) && may_relay(now) {
+            let relay = match (&now.spec.device, &device) {
+                // Nobody has it: it is opened for the relay.
+                (DeviceSpec::VhostVdpa { path }, None) => take_over(&*self.maker, path, &now.spec).and_then(|opened| {
+                    device = Some(opened);
+                    ready.take().transpose()
+                }),
+                _ => ready.take().transpose(),
+            };
+            let begun = relay.and_then(|relay| now.begin_relay(&*self.maker, relay, device.take()));
+            if let Err(failure) = begun {
+                let why = format!("{}; and no relay: {failure}", now.reason.as_deref().unwrap_or("as asked for"));
+                now.reason = Some(why);
             }
         }
+        let for_its_sake = now.unknown() || (now.guest_refused && !may_relay(now));
+        if matches!(now.way, Way::Down) && self.node.is_some() && !for_its_sake && !now.lost {
+            // Not for this guest's sake, so that it is looked for again.
+            (now.lost, now.again) = (true, (Instant::now() + AGAIN.0, AGAIN.0));
+        }
         let (mode, reason) = (now.mode(), now.reason.clone());
-        let pause = if ran { start.elapsed() } else { Duration::ZERO };
-        tracing::info!(port = %now.spec.name, ?mode, reason, pause_us = pause.as_micros(), taken_us = taken.as_micros(), "who moves the packets");
+        let pause = if ran { since.elapsed() } else { Duration::ZERO };
+        tracing::info!(port = %now.spec.name, ?mode, reason, pause_us = pause.as_micros(), taken_us = taken.as_micros(), left, "who moves the packets");
         // A port that stays down for the reason that was told has nothing to tell.
         if mode != before.0 || (reason.is_some() && (mode != ModeStatus::Down || reason != before.1)) {
             now.events.push(LaneEventKind::ModeChanged { mode, reason, pause_us: pause.as_micros() as u64 });
         }
+        // Closing takes long, and nobody waits for it any more.
+        if let Some(Ok(relay)) = ready {
+            relay.close();
+        }
     }
 
-    /// Gives the device to the rings that run. On failure it is closed.
-    fn hand_over(&self, now: &mut Now) -> Result<(), String> {
+    /// Gives the device to the rings that run, opening it when nobody has it. On failure it is as it came, or closed when it could not be opened.
+    fn hand_over(&self, now: &mut Now, device: &mut Option<Handover>) -> Result<(), String> {
         let DeviceSpec::VhostVdpa { path } = &now.spec.device else { return Err("it is no vDPA device".into()) };
-        let (taken, offer) = take_over(&*self.maker, path, &now.spec).map_err(|failure| failure.message)?;
-        (now.allowed, now.offer) = (offer, offer);
-        let mut handover = taken?;
+        let mut handover = match device.take() {
+            Some(handover) => handover,
+            None => take_over(&*self.maker, path, &now.spec).map_err(|failure| failure.message)?,
+        };
+        (now.allowed, now.offer) = (offer(&handover), offer(&handover));
+        if let Err(reason) = fits(&handover, &now.spec) {
+            *device = Some(handover);
+            return Err(reason);
+        }
         handover.negotiated(now.features);
         let mut given = || {
-            if let Some(map) = &now.map {
-                handover.memory(Arc::clone(map))?;
-            }
+            // Nothing of a relay's stays mapped where a guest's descriptors lead anywhere.
+            let map = now.map.clone().unwrap_or_else(|| GuestMap::new(&Arc::default()));
+            handover.memory(map)?;
             now.rings.iter().try_for_each(|(index, config)| handover.accept(*index, config.clone()))?;
             handover.settle()
         };
@@ -417,30 +476,11 @@ impl Backing {
                     config.resume = handover.give_back(*index).or(config.resume);
                 }
                 now.retry = refusal.passes();
-                now.guest_refused = true;
+                now.guest_refused = !handover.gone();
+                *device = usable(handover);
                 Err(refusal.to_string())
             }
         }
-    }
-
-    fn begin_relay(&self, now: &mut Now, relay: Box<dyn Relays>) {
-        if let Some(map) = &now.map {
-            relay.remap(Arc::clone(map));
-        }
-        now.way = Way::Relay(relay);
-        for (index, config) in &now.rings {
-            if let Started::Broken(reason) = self.relay_start(now, *index, config.clone()) {
-                now.reason = Some(format!("ring {index}: {reason}"));
-            }
-        }
-    }
-
-    fn relay_start(&self, now: &Now, index: usize, config: RingConfig) -> Started {
-        let Way::Relay(relay) = &now.way else { return Started::Pairs(0) };
-        let Some(map) = now.map.clone().filter(|map| !map.regions().is_empty()) else {
-            return Started::Broken("started before the front-end shared its memory".into());
-        };
-        relay.start(index, config, map)
     }
 
     /// Looks at the device; `None` while somebody is at it.
@@ -454,9 +494,13 @@ impl Backing {
             Err(TryLockError::Poisoned(_) | TryLockError::WouldBlock) => return None,
         };
         let (up, gone) = match &now.way {
-            Way::Relay(relay) if node.exists() => relay.device().look()?,
+            Way::Relay(relay) if node.exists() => match relay.device().look()? {
+                (_, true) => return Some(Look { up: false, gone: true, due: true }),
+                there => there,
+            },
             Way::Vdpa(handover) if !handover.gone() => (handover.link().0, false),
             Way::Relay(_) | Way::Vdpa(_) => return Some(Look { up: false, gone: true, due: true }),
+            Way::Down if !now.lost && !node.exists() => return Some(Look { up: false, gone: true, due: true }),
             Way::Down => (false, now.lost),
         };
         Some(Look { up, gone, due: now.may_return(node) })
@@ -467,12 +511,12 @@ impl Backing {
         let Some(node) = &self.node else { return };
         let mut now = self.lock();
         let gone = match &now.way {
-            Way::Relay(_) => !node.exists(),
+            Way::Relay(relay) => !node.exists() || relay.device().look().is_some_and(|(_, gone)| gone),
             Way::Vdpa(handover) => handover.gone(),
-            Way::Down => false,
+            Way::Down => !now.lost && !node.exists(),
         };
         if gone {
-            now.take_back();
+            now.take_back().close();
             now.reason = Some(format!("device {} is gone: it is taken again when it is back", now.spec.device));
             now.lost = true;
             let reason = now.reason.clone();
@@ -482,7 +526,8 @@ impl Backing {
             now.guest_refused = false;
             self.switch(&mut now, to);
             // Others may have it open still, or it may not be ours to open yet: then it is as gone as before.
-            now.lost = matches!(now.way, Way::Down) && !now.unknown() && !now.guest_refused;
+            let for_its_sake = now.unknown() || (now.guest_refused && !now.may_relay());
+            now.lost = matches!(now.way, Way::Down) && !for_its_sake;
             if now.lost {
                 let (_, wait) = now.again;
                 now.again = (Instant::now() + wait, (wait * 2).min(AGAIN.1));
@@ -497,7 +542,7 @@ impl Backing {
     pub fn close(&self) {
         let mut now = self.lock();
         now.closed = true;
-        now.take_back();
+        now.take_back().close();
     }
 
     fn lock(&self) -> Held<'_> {
@@ -557,8 +602,8 @@ impl Now {
         }
     }
 
-    /// Takes all rings from whoever has them, notes where they stand, and closes the device.
-    fn take_back(&mut self) {
+    /// Takes all rings from whoever has them, and notes where they stand.
+    fn take_back(&mut self) -> Taken {
         match std::mem::replace(&mut self.way, Way::Down) {
             Way::Relay(relay) => {
                 let (to_guest, from_guest): (Vec<_>, Vec<_>) =
@@ -568,21 +613,99 @@ impl Now {
                         config.resume = Some(at);
                     }
                 };
-                let runs = !from_guest.is_empty();
                 from_guest.into_iter().for_each(stop);
-                if runs && matches!(self.spec.device, DeviceSpec::VhostVdpa { .. }) {
-                    // What it has not sent when it is closed is lost, and no driver of DPDK's says when it has. Frames for the guest go on meanwhile.
-                    std::thread::sleep(SENT);
-                }
+                // What a vDPA device has received by now still goes to the guest.
+                let (device, left) = relay.take().unzip();
+                let device = device.and_then(usable);
                 to_guest.into_iter().for_each(stop);
-                relay.close();
+                let left = left.unwrap_or_default();
+                if left > 0 {
+                    tracing::warn!(port = %self.spec.name, left, "frames that a relay gave the device were not sent");
+                }
+                Taken { device, relay: Some(relay), left }
             }
             Way::Vdpa(mut handover) => {
                 for (index, config) in &mut self.rings {
                     config.resume = handover.give_back(*index).or(config.resume);
                 }
+                Taken { device: usable(*handover), relay: None, left: 0 }
             }
-            Way::Down => {}
+            Way::Down => Taken { device: None, relay: None, left: 0 },
+        }
+    }
+
+    /// Lets relays have the rings that run, and a vDPA device theirs: those that are ready, or new ones.
+    ///
+    /// # Errors
+    /// Why there are none; then nothing is open.
+    fn begin_relay(
+        &mut self,
+        maker: &dyn Make,
+        ready: Option<Box<dyn Relays>>,
+        device: Option<Handover>,
+    ) -> Result<(), Failure> {
+        let mut relay = match ready {
+            Some(relay) => relay,
+            None => maker.relays(&self.spec, device.as_ref().map(Handover::facts))?,
+        };
+        if let Some(map) = &self.map {
+            relay.remap(Arc::clone(map));
+        }
+        if let Some(device) = device {
+            let mut lent = relay.lend(device, self.map.clone());
+            if let Err((Refusal::Position { .. }, device)) = lent {
+                // It begins at the beginning only, and the relay's rings have run before.
+                relay.close();
+                relay = maker.relays(&self.spec, Some(device.facts()))?;
+                if let Some(map) = &self.map {
+                    relay.remap(Arc::clone(map));
+                }
+                lent = relay.lend(device, self.map.clone());
+            }
+            if let Err((refusal, _)) = lent {
+                relay.close();
+                return Err(Failure::new(FailureKind::Unsupported, refusal.to_string()));
+            }
+        }
+        self.way = Way::Relay(relay);
+        for (index, config) in &self.rings {
+            if let Started::Broken(reason) = self.relay_start(*index, config.clone()) {
+                self.reason = Some(format!("ring {index}: {reason}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn relay_start(&self, index: usize, config: RingConfig) -> Started {
+        let Way::Relay(relay) = &self.way else { return Started::Pairs(0) };
+        let Some(map) = self.map.clone().filter(|map| !map.regions().is_empty()) else {
+            return Started::Broken("started before the front-end shared its memory".into());
+        };
+        relay.start(index, config, map)
+    }
+}
+
+/// The device, unless it may still run: that one is closed, and its memory with it.
+fn usable(device: Handover) -> Option<Handover> {
+    (!device.stuck()).then_some(device)
+}
+
+/// What had the rings.
+struct Taken {
+    /// A vDPA device, which is open and has no rings.
+    device: Option<Handover>,
+    /// Relays, which have none either.
+    relay: Option<Box<dyn Relays>>,
+    /// Frames that those gave the device, and that it did not send.
+    left: u64,
+}
+
+impl Taken {
+    fn close(self) {
+        // The kernel waits for who has a device that is gone.
+        drop(self.device);
+        if let Some(relay) = self.relay {
+            relay.close();
         }
     }
 }

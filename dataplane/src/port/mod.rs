@@ -1,6 +1,7 @@
 //! A port: a vhost-user session and a device, tied together by relays on workers.
 
 mod backing;
+mod borrower;
 mod relaying;
 mod shares;
 mod state;
@@ -69,6 +70,7 @@ impl Port {
             journal: Arc::clone(&journal),
             workers: around.workers.to_vec(),
             faults: around.faults.clone(),
+            private_dir: around.private_dir.into(),
         };
         let backing = Backing::open(Box::new(maker), &spec).map_err(|failure| named(&spec, failure))?;
         let backing = Arc::new(backing);

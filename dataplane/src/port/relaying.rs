@@ -1,25 +1,33 @@
 //! What a port's backing is made of: the relays of a device of DPDK's, and the node of a vDPA device. Behind traits, so that tests can let each step fail.
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crossbeam::channel::Sender;
 use ringspan_protocol::{DeviceStatus, Failure, FailureKind, PortSpec};
 
+use super::borrower::Borrower;
 use super::{Shares, apply, device_config};
 use crate::journal::Journal;
 use crate::memory::GuestMap;
 use crate::nic::{Device, DeviceConfig};
 use crate::relay::{Common, Fault};
 use crate::ring::{Ring, RingConfig, RingLog};
-use crate::vdpa::{Kernel, Node};
+use crate::vdpa::{Driver, Facts, Handover, Kernel, Node, Refusal};
 use crate::worker::{Worker, WorkerError};
+
+/// How long a vDPA device gets to send what it was given before it is taken from the relays: of the pause that a guest notices.
+const SENT: Duration = Duration::from_millis(20);
+/// Rounds in which relays take what is still in a device's rings: far more than there can be.
+const ROUNDS: usize = 1024;
 
 /// Opens what moves packets.
 pub(super) trait Make: Send + Sync {
-    /// Relays with the port's device; nothing is open on failure.
-    fn relays(&self, spec: &PortSpec) -> Result<Box<dyn Relays>, Failure>;
+    /// Relays with the port's device; nothing is open on failure. With a vDPA device, of which the facts are, they are made ready, and move nothing before they
+    /// are lent it.
+    fn relays(&self, spec: &PortSpec, vdpa: Option<&Facts>) -> Result<Box<dyn Relays>, Failure>;
     /// The node of a vDPA device.
     fn node(&self, path: &Path, spec: &PortSpec) -> Result<Box<dyn Kernel>, Failure>;
 }
@@ -42,6 +50,15 @@ pub(super) trait Relays: Send {
     fn log(&self, index: usize, log: Option<RingLog>);
     /// Changes what can be changed while packets flow. On failure everything is as before.
     fn set(&self, wanted: &PortSpec, before: &PortSpec) -> Result<(), Failure>;
+    /// Gives the relays the vDPA device that they were made for. What the device has of the guest's memory stays mapped.
+    ///
+    /// # Errors
+    /// Why it does not take their rings, and the device.
+    #[allow(clippy::result_large_err, reason = "not on the packet path")]
+    fn lend(&self, device: Handover, guest: Option<Arc<GuestMap>>) -> Result<(), (Refusal, Handover)>;
+    /// Takes the vDPA device from them, when it has sent what it was given: no ring of the guest's is drained any more. What it received has then gone to the guest.
+    /// How many frames it had not sent is with it.
+    fn take(&self) -> Option<(Handover, u64)>;
     /// Takes the relays from their workers and closes the device, whoever looks at it.
     fn close(self: Box<Self>);
 }
@@ -55,7 +72,11 @@ pub(super) enum Started {
 }
 
 /// A device that others may look at while it is open. Held by nobody for longer than a call of the driver's takes, and by no session.
-pub(super) struct Open(Mutex<State>);
+pub(super) struct Open {
+    state: Mutex<State>,
+    /// Where the driver's device is a vDPA device, of whose link it knows nothing.
+    vdpa: Option<Arc<Driver>>,
+}
 
 enum State {
     Open(Box<Device>),
@@ -67,13 +88,19 @@ impl Open {
     /// One that is closed.
     #[cfg(test)]
     pub fn closed(status: DeviceStatus) -> Self {
-        Self(Mutex::new(State::Closed(Box::new(status))))
+        Self { state: Mutex::new(State::Closed(Box::new(status))), vdpa: None }
     }
 
     /// What it is like.
     pub fn status(&self) -> DeviceStatus {
         match &*self.lock() {
-            State::Open(device) => device.status(),
+            State::Open(device) => match self.vdpa.as_ref().map(|driver| driver.link()) {
+                Some(link) => {
+                    let (link_up, speed_mbps) = link.unwrap_or_default();
+                    DeviceStatus { link_up, speed_mbps, ..device.status() }
+                }
+                None => device.status(),
+            },
             State::Closed(status) => (**status).clone(),
         }
     }
@@ -88,9 +115,10 @@ impl Open {
 
     /// Whether the link is up and whether the device is gone; `None` while somebody is at it.
     pub fn look(&self) -> Option<(bool, bool)> {
-        match &*self.0.try_lock().ok()? {
-            State::Open(device) => Some((device.link().up, device.removed())),
-            State::Closed(_) => None,
+        match (&*self.state.try_lock().ok()?, &self.vdpa) {
+            (State::Open(_), Some(driver)) => Some((driver.link().unwrap_or_default().0, driver.gone())),
+            (State::Open(device), None) => Some((device.link().up, device.removed())),
+            (State::Closed(_), _) => None,
         }
     }
 
@@ -104,7 +132,7 @@ impl Open {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // A panic in here ends the lane.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -114,19 +142,29 @@ pub(super) struct Maker {
     pub journal: Arc<Journal>,
     pub workers: Vec<Arc<Worker>>,
     pub faults: Sender<Fault>,
+    /// A folder that only this lane may enter.
+    pub private_dir: PathBuf,
 }
 
 impl Make for Maker {
-    fn relays(&self, spec: &PortSpec) -> Result<Box<dyn Relays>, Failure> {
-        let (device, queues) = Device::open(&spec.device, &device_config(spec))?;
+    fn relays(&self, spec: &PortSpec, vdpa: Option<&Facts>) -> Result<Box<dyn Relays>, Failure> {
+        let (borrower, (device, queues)) = match vdpa {
+            Some(facts) => {
+                let borrower = Borrower::start(self.id, &self.private_dir, spec, facts)?;
+                let opened = borrower.open(spec)?;
+                (Some(borrower), opened)
+            }
+            None => (None, Device::open(&spec.device, &device_config(spec))?),
+        };
         let common = Common::new(self.id, Arc::clone(&self.journal), self.faults.clone());
         common.limit(spec.max_rate);
         let limits = Arc::clone(&common);
         let pool = device.pool().clone();
         let (node, lending) = (device.node(), device.lending().clone());
         let shares = Shares::new(common, self.workers.clone(), queues, pool, spec.mtu, node, lending)?;
-        let device = Arc::new(Open(Mutex::new(State::Open(Box::new(device)))));
-        Ok(Box::new(Relaying { shares: Arc::new(shares), device, limits, port: spec.name.to_string() }))
+        let vdpa = borrower.as_ref().map(|borrower| Arc::clone(borrower.driver()));
+        let device = Arc::new(Open { state: Mutex::new(State::Open(Box::new(device))), vdpa });
+        Ok(Box::new(Relaying { shares: Arc::new(shares), device, limits, port: spec.name.to_string(), borrower }))
     }
 
     fn node(&self, path: &Path, spec: &PortSpec) -> Result<Box<dyn Kernel>, Failure> {
@@ -144,6 +182,8 @@ struct Relaying {
     /// Where its relays look for its rates.
     limits: Arc<Common>,
     port: String,
+    /// Of a vDPA device; ends after the device is closed, which tells it so.
+    borrower: Option<Borrower>,
 }
 
 // An error of the shares means that the lane is stopping, and its rings with it.
@@ -173,6 +213,9 @@ impl Relays for Relaying {
     }
 
     fn remap(&self, map: Arc<GuestMap>) {
+        if let Some(borrower) = &self.borrower {
+            borrower.driver().guest_memory(Arc::clone(&map));
+        }
         drop(self.shares.remap(map));
     }
 
@@ -197,6 +240,24 @@ impl Relays for Relaying {
             self.limits.limit(wanted.max_rate);
         }
         Ok(())
+    }
+
+    #[allow(clippy::result_large_err, reason = "not on the packet path")]
+    fn lend(&self, device: Handover, guest: Option<Arc<GuestMap>>) -> Result<(), (Refusal, Handover)> {
+        match &self.borrower {
+            Some(borrower) => borrower.driver().lend(device, guest),
+            None => Err((Refusal::Queues { ring: 0, pairs: 0 }, device)),
+        }
+    }
+
+    fn take(&self) -> Option<(Handover, u64)> {
+        let driver = self.borrower.as_ref()?.driver();
+        let waiting = driver.sent(SENT);
+        let device = driver.take()?;
+        // What it has sent by the time that it was stopped.
+        let left = if waiting > 0 { driver.sent(Duration::ZERO) } else { 0 };
+        drop(self.shares.run_dry(ROUNDS));
+        Some((device, left))
     }
 
     fn close(self: Box<Self>) {

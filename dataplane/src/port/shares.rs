@@ -259,6 +259,18 @@ impl Shares {
         })
     }
 
+    /// Moves what is in the device's queues, in so many rounds at most: the device gives nothing more. When this returns nothing is left there.
+    pub fn run_dry(&self, rounds: usize) -> Result<(), WorkerError> {
+        let now = self.lock();
+        let port = self.port();
+        self.on_each(&now, move |relays| {
+            let ours = relays.iter_mut().filter(|relay| relay.port() == port);
+            ours.for_each(|relay| {
+                (0..rounds).take_while(|_| relay.run() > 0).for_each(drop);
+            });
+        })
+    }
+
     /// Takes the device's queues away, so that the device can be stopped. Rings go on running and wait.
     pub fn take_queues(&self) -> Result<Vec<QueuePair>, WorkerError> {
         let now = self.lock();

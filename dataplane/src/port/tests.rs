@@ -15,7 +15,8 @@ use super::relaying::{Make, Open, Relays, Started};
 use crate::memory::{DirtyLog, GuestMap};
 use crate::ring::{RingConfig, RingFeatures, RingLog};
 use crate::vdpa::tests::fake::Fake;
-use crate::vdpa::{Handover, Kernel};
+use crate::vdpa::{Driver, Facts, Handover, Kernel, Refusal};
+use crate::vhost::RingSink;
 
 const VERSION_1: u64 = 1 << 32;
 
@@ -24,6 +25,8 @@ const VERSION_1: u64 = 1 << 32;
 struct World {
     node_fails: bool,
     relays_fail: bool,
+    /// The device does not take the relay's rings, once.
+    lending_fails: Option<Refusal>,
     /// Somebody waits at it while relays are made.
     slow: Option<Arc<Barrier>>,
     opened: Vec<&'static str>,
@@ -52,7 +55,7 @@ impl Scene {
 }
 
 impl Make for Scene {
-    fn relays(&self, _: &PortSpec) -> Result<Box<dyn Relays>, Failure> {
+    fn relays(&self, _: &PortSpec, facts: Option<&Facts>) -> Result<Box<dyn Relays>, Failure> {
         let mut world = self.world();
         world.opened.push("relays");
         let (fails, slow) = (world.relays_fail, world.slow.take());
@@ -63,7 +66,10 @@ impl Make for Scene {
         }
         match fails {
             true => Err(Failure::new(FailureKind::NoRoom, "no hugepages")),
-            false => Ok(Box::new(FakeRelays { scene: self.clone(), device: Arc::new(Open::closed(a_device())) })),
+            false => {
+                let driver = facts.map(Driver::new).inspect(|driver| driver.memory(GuestMap::new(&Arc::default())));
+                Ok(Box::new(FakeRelays { scene: self.clone(), device: Arc::new(Open::closed(a_device())), driver }))
+            }
         }
     }
 
@@ -72,7 +78,7 @@ impl Make for Scene {
         world.opened.push("node");
         match world.node_fails {
             true => Err(Failure::new(FailureKind::Busy, "the node is busy")),
-            false => Ok(Box::new(self.device.clone())),
+            false => Ok(Box::new(self.device.open())),
         }
     }
 }
@@ -80,6 +86,8 @@ impl Make for Scene {
 struct FakeRelays {
     scene: Scene,
     device: Arc<Open>,
+    /// The other guest of the vDPA device, whose rings are left out.
+    driver: Option<Arc<Driver>>,
 }
 
 impl Relays for FakeRelays {
@@ -102,7 +110,9 @@ impl Relays for FakeRelays {
         world.relayed.remove(&index).then(|| (0, world.relayed.len() as u16 / 2))
     }
 
-    fn remap(&self, _: Arc<GuestMap>) {}
+    fn remap(&self, map: Arc<GuestMap>) {
+        self.driver.iter().for_each(|driver| driver.guest_memory(Arc::clone(&map)));
+    }
 
     fn call(&self, _: usize, _: Option<Arc<OwnedFd>>) {}
 
@@ -110,6 +120,21 @@ impl Relays for FakeRelays {
 
     fn set(&self, _: &PortSpec, _: &PortSpec) -> Result<(), Failure> {
         Ok(())
+    }
+
+    fn lend(&self, device: Handover, guest: Option<Arc<GuestMap>>) -> Result<(), (Refusal, Handover)> {
+        let mut world = self.scene.world();
+        world.opened.push("lent");
+        let fails = world.lending_fails.take();
+        drop(world);
+        match (fails, &self.driver) {
+            (Some(refusal), _) => Err((refusal, device)),
+            (None, driver) => driver.as_ref().expect("a vDPA device").lend(device, guest),
+        }
+    }
+
+    fn take(&self) -> Option<(Handover, u64)> {
+        self.driver.as_ref()?.take().map(|device| (device, 0))
     }
 
     fn close(self: Box<Self>) {
@@ -205,24 +230,41 @@ fn a_mode_that_cannot_be_leaves_the_port_as_it_was_and_says_so() {
     assert!(backing.set(&limited).unwrap_err().message.contains("max_rate is 10"));
     assert_eq!((scene.opened(), has(&backing)), (vec![], (ModeStatus::Relay, 1)), "nothing was closed for that");
 
-    scene.world().node_fails = true;
-    assert!(backing.set(&vdpa).unwrap_err().message.contains("the node is busy"));
-    assert_eq!((scene.opened(), has(&backing)), (vec!["node", "relays"], (ModeStatus::Relay, 1)));
-    assert_eq!((backing.mode().1, backing.allowed()), (None, u64::MAX));
-
-    scene.world().node_fails = false;
     scene.device.lock().refuses.insert("enable", libc::EIO);
     assert!(backing.set(&vdpa).unwrap_err().message.contains("the device refused"));
-    assert_eq!(has(&backing), (ModeStatus::Relay, 1));
+    assert_eq!(
+        (scene.opened(), has(&backing)),
+        (vec!["lent"], (ModeStatus::Relay, 1)),
+        "the same relay has them again"
+    );
+    assert_eq!((backing.mode().1, backing.allowed()), (None, u64::MAX));
 
+    // It begins at the beginning only: a new relay's rings are there.
+    scene.world().lending_fails = Some(Refusal::Position { ring: 0, at: 7, error: "no".into() });
+    assert!(backing.set(&vdpa).unwrap_err().message.contains("the device refused"));
+    assert_eq!((scene.opened(), has(&backing)), (vec!["lent", "relays", "lent"], (ModeStatus::Relay, 1)));
+
+    scene.world().lending_fails = Some(Refusal::Broken(64));
     scene.world().relays_fail = true;
     let said = backing.set(&vdpa).unwrap_err().message;
     assert!(said.contains("could not be put back") && said.contains("no hugepages"), "{said}");
     assert_eq!(has(&backing), (ModeStatus::Down, 0));
 
+    // What could not be put back is tried again by itself.
+    scene.world().relays_fail = false;
+    attend_until_up(&backing);
+    assert_eq!(has(&backing), (ModeStatus::Relay, 1));
     scene.device.lock().refuses.clear();
     backing.set(&vdpa).unwrap();
     assert_eq!(has(&backing), (ModeStatus::Vdpa, 1));
+}
+
+/// Until somebody has the rings.
+fn attend_until_up(backing: &Backing) {
+    while backing.mode().0 == ModeStatus::Down {
+        backing.attend();
+        std::thread::yield_now();
+    }
 }
 
 #[test]
@@ -277,10 +319,7 @@ fn a_device_that_is_back_and_cannot_be_opened_yet_is_tried_again() {
     assert!(!backing.take_events().contains(&LaneEventKind::DeviceReturned));
     assert!(backing.look().is_some_and(|look| look.gone));
     scene.world().node_fails = false;
-    while backing.mode().0 == ModeStatus::Down {
-        backing.attend();
-        std::thread::yield_now();
-    }
+    attend_until_up(&backing);
     assert_eq!(has(&backing), (ModeStatus::Vdpa, 1));
     assert_eq!(backing.take_events()[0], LaneEventKind::DeviceReturned);
 }
@@ -367,4 +406,105 @@ fn who_only_looks_does_not_wait_for_a_switch() {
         changed.join().unwrap().unwrap();
     });
     assert_eq!(has(&backing), (ModeStatus::Relay, 1));
+}
+
+impl Scene {
+    /// No ring is with two, and memory of the guest's with nobody who has no ring of its.
+    fn assert_one_owner(&self, backing: &Backing, when: &str) {
+        let relayed = !self.world().relayed.is_empty();
+        let device = self.device.runs();
+        assert!(!(relayed && device), "{when}: the device and a relay have the guest's rings");
+        let mode = backing.mode().0;
+        assert!(!relayed || mode == ModeStatus::Relay, "{when}: relayed, and the mode is {mode:?}");
+        assert!(!device || mode == ModeStatus::Vdpa, "{when}: the device runs, and the mode is {mode:?}");
+    }
+}
+
+/// How many words a device is told while `change` is done.
+fn words(scene: &Scene, change: impl FnOnce()) -> usize {
+    let before = scene.device.lock().said.len();
+    change();
+    scene.device.lock().said.len() - before
+}
+
+#[test]
+fn a_device_that_goes_at_any_step_of_a_switch_leaves_no_ring_with_two_owners() {
+    let folder = tempfile::tempdir().unwrap();
+    let (auto, relay) = (spec(folder.path(), Mode::Auto), spec(folder.path(), Mode::Relay));
+    for (from, to) in [(&auto, &relay), (&relay, &auto)] {
+        let scene = Scene::new();
+        let backing = running(&scene, from);
+        let steps = words(&scene, || backing.set(to).unwrap());
+        assert!(steps > 5, "{steps}");
+        for step in 0..=steps {
+            let (scene, when) = (Scene::new(), format!("{:?} to {:?}, gone after {step} words", from.mode, to.mode));
+            let backing = running(&scene, from);
+            scene.device.lock().goes_after = Some(step);
+            // It may have been done by then, or refused.
+            let _ = backing.set(to);
+            scene.assert_one_owner(&backing, &when);
+            scene.device.lock().gone = true;
+            std::fs::remove_file(folder.path().join("node")).unwrap();
+            backing.attend();
+            assert_eq!(has(&backing), (ModeStatus::Down, 0), "{when}");
+            assert!(scene.world().relayed.is_empty() && !scene.device.runs(), "{when}");
+            assert_eq!(scene.device.lock().mapped.len(), 0, "{when}");
+            // It is back, and the guest goes on.
+            std::fs::write(folder.path().join("node"), "").unwrap();
+            (scene.device.lock().gone, scene.device.lock().goes_after) = (false, None);
+            attend_until_up(&backing);
+            scene.assert_one_owner(&backing, &when);
+            assert_eq!(backing.pairs(), 1, "{when}");
+        }
+    }
+}
+
+#[test]
+fn a_front_end_that_is_killed_at_any_step_of_a_switch_leaves_no_ring_with_anybody() {
+    let folder = tempfile::tempdir().unwrap();
+    let (auto, relay) = (spec(folder.path(), Mode::Auto), spec(folder.path(), Mode::Relay));
+    for (from, to) in [(&auto, &relay), (&relay, &auto)] {
+        let scene = Scene::new();
+        let backing = running(&scene, from);
+        let steps = words(&scene, || backing.set(to).unwrap());
+        for step in 0..steps {
+            let (scene, when) = (Scene::new(), format!("{:?} to {:?}, killed after {step} words", from.mode, to.mode));
+            let backing = running(&scene, from);
+            let midway = Arc::new(Barrier::new(2));
+            scene.device.lock().waits_after = Some((step, Arc::clone(&midway)));
+            std::thread::scope(|scope| {
+                let changed = scope.spawn(|| backing.set(to));
+                midway.wait();
+                // The session stops each ring, and the memory goes.
+                let ended = scope.spawn(|| {
+                    (0..2).for_each(|index| assert!(backing.stop(index).is_some(), "{when}"));
+                    backing.memory(GuestMap::new(&Arc::new(GuestMemoryMmap::new())));
+                });
+                midway.wait();
+                ended.join().unwrap();
+                changed.join().unwrap().unwrap();
+            });
+            assert!(scene.world().relayed.is_empty() && !scene.device.runs(), "{when}");
+            assert_eq!(
+                (scene.device.lock().mapped.len(), backing.pairs()),
+                (0, 0),
+                "{when}: the guest's memory is let go of"
+            );
+            connect(&backing, VERSION_1);
+            assert_eq!(start(&backing), 1, "{when}: the next guest");
+            scene.assert_one_owner(&backing, &when);
+        }
+    }
+}
+
+#[test]
+fn a_device_that_cannot_be_reset_is_closed_before_a_relay_gets_the_rings() {
+    let (scene, folder) = (Scene::new(), tempfile::tempdir().unwrap());
+    let backing = running(&scene, &spec(folder.path(), Mode::Auto));
+    scene.device.lock().refuses.insert("status", libc::EIO);
+    let relay = PortSpec { mode: Mode::Relay, ..spec(folder.path(), Mode::Relay) };
+    let said = backing.set(&relay).unwrap_err().message;
+    assert!(said.contains("cannot be reset"), "{said}");
+    scene.assert_one_owner(&backing, "a device that is not reset");
+    assert_eq!((has(&backing), scene.device.runs()), ((ModeStatus::Down, 0), false));
 }

@@ -58,6 +58,8 @@ pub struct Facts {
     pub reach: RangeInclusive<u64>,
     /// Its configuration space.
     pub net: NetConfig,
+    /// What its configuration space says that cannot be; no guest gets such a device.
+    pub lie: Option<String>,
     /// It can be stopped so that it says where its rings stand. A split ring says so itself, a packed one does not.
     pub suspends: bool,
     /// Virtqueues that it has, where the kernel knows that.
@@ -75,12 +77,15 @@ impl Facts {
         let features = kernel.features().map_err(failed("nothing of its features"))?;
         let largest_ring = kernel.largest_ring().map_err(failed("nothing of its rings"))?;
         let reach = kernel.reach().map_err(failed("nothing of its addresses"))?;
-        let net = NetConfig::read(kernel, features, kernel.rings().unwrap_or(u32::MAX))?;
+        let (net, lie) = match NetConfig::read(kernel, features, kernel.rings().unwrap_or(u32::MAX)) {
+            Ok(net) => (net, None),
+            Err(lie) => (NetConfig { pairs: 1, ..NetConfig::default() }, Some(lie)),
+        };
         if largest_ring == 0 {
             return Err("rings of 0 descriptors".into());
         }
         let (suspends, rings, late) = (kernel.suspends(), kernel.rings(), kernel.enables_late());
-        Ok(Self { features, largest_ring, reach, net, suspends, rings, late })
+        Ok(Self { features, largest_ring, reach, net, lie, suspends, rings, late })
     }
 
     /// What of these feature bits can be offered while the device may get the rings: those that it has, and those that the front-end serves by itself.
@@ -119,12 +124,16 @@ pub struct Handover {
     facts: Facts,
     features: u64,
     map: Option<Arc<GuestMap>>,
+    /// Memory that stays mapped for who has the rings next.
+    beside: Option<Arc<GuestMap>>,
     mappings: Mappings,
     rings: Vec<Option<RingConfig>>,
     /// Pairs that the device has.
     running: u16,
     /// It was reset, and was told nothing since but of memory.
     fresh: bool,
+    /// It could not be reset: it may run still, until it is closed.
+    stuck: bool,
 }
 
 impl Handover {
@@ -136,7 +145,18 @@ impl Handover {
         kernel.set_status(0).map_err(|error| format!("that it cannot be reset: {error}"))?;
         let facts = Facts::read(&*kernel)?;
         let (mappings, rings) = (Mappings::default(), vec![None; 2 * usize::from(facts.pairs())]);
-        Ok(Self { kernel, facts, features: 0, map: None, mappings, rings, running: 0, fresh: true })
+        Ok(Self {
+            kernel,
+            facts,
+            features: 0,
+            map: None,
+            beside: None,
+            mappings,
+            rings,
+            running: 0,
+            fresh: true,
+            stuck: false,
+        })
     }
 
     /// What the device said of itself.
@@ -160,6 +180,11 @@ impl Handover {
         (up, NetConfig::speed(&*self.kernel, self.facts.features))
     }
 
+    /// Whether the device could not be reset: nobody else gets its rings before it is closed, which takes its memory from it.
+    pub fn stuck(&self) -> bool {
+        self.stuck
+    }
+
     /// Whether the device was taken away.
     pub fn gone(&self) -> bool {
         self.kernel.gone()
@@ -175,7 +200,16 @@ impl Handover {
     /// # Errors
     /// [`Refusal`]: the device was stopped, and has no memory; the rings stand where [`Handover::stop`] says.
     pub fn memory(&mut self, map: Arc<GuestMap>) -> Result<(), Refusal> {
-        let changed = self.mappings.change(&*self.kernel, &map, &self.facts.reach);
+        self.memory_beside(map, None)
+    }
+
+    /// The same, and what the device has of `beside` already it keeps, for who has the rings next: whoever has them now must be trusted with that.
+    ///
+    /// # Errors
+    /// As [`Handover::memory`].
+    pub fn memory_beside(&mut self, map: Arc<GuestMap>, beside: Option<Arc<GuestMap>>) -> Result<(), Refusal> {
+        let changed = self.mappings.change(&*self.kernel, &map, beside.as_ref(), &self.facts.reach);
+        self.beside = beside;
         // The old one goes when the device has let go of it.
         let old = self.map.replace(map);
         if changed.is_err() {
@@ -292,7 +326,7 @@ impl Handover {
             self.fresh = false;
         }
         if let Some(map) = self.map.clone() {
-            self.mappings.change(&*self.kernel, &map, &self.facts.reach)?;
+            self.mappings.change(&*self.kernel, &map, self.beside.as_ref(), &self.facts.reach)?;
         }
         let kernel = &*self.kernel;
         let control = match &self.map {
@@ -405,9 +439,11 @@ impl Handover {
             let _ = self.kernel.set_kick(index, None);
             let _ = self.kernel.set_call(index, None);
         }
-        if let Err(error) = self.kernel.set_status(0) {
+        let reset = self.kernel.set_status(0);
+        if let Err(error) = &reset {
             tracing::error!(%error, "a vDPA device cannot be reset");
         }
+        self.stuck = reset.is_err();
         self.fresh = true;
         if !self.kernel.keeps_mappings() {
             self.forget_mappings();
@@ -431,8 +467,16 @@ fn step(step: &'static str) -> impl FnOnce(io::Error) -> Refusal {
 }
 
 /// The used index of a split ring in guest memory (VIRTIO 1.2 section 2.7.8).
-fn used_index(map: &GuestMap, config: &RingConfig) -> Option<u16> {
-    let at = config.used.0.checked_add(2)?;
+pub(super) fn used_index(map: &GuestMap, config: &RingConfig) -> Option<u16> {
+    index_at(map, config.used.0.checked_add(2)?)
+}
+
+/// Its available index (2.7.6).
+pub(super) fn available_index(map: &GuestMap, config: &RingConfig) -> Option<u16> {
+    index_at(map, config.avail.0.checked_add(2)?)
+}
+
+fn index_at(map: &GuestMap, at: u64) -> Option<u16> {
     let span = map.translate(&mut RegionCache::default(), at, 2).filter(|span| span.len == 2)?;
     if !span.start.addr().get().is_multiple_of(2) {
         return None;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
 use super::{Kernel, Refusal};
-use crate::memory::GuestMap;
+use crate::memory::{GuestMap, Region};
 
 /// A region that is mapped.
 #[derive(Debug, Clone)]
@@ -26,6 +26,24 @@ struct Mapping {
 unsafe impl Send for Mapping {}
 
 impl Mapping {
+    /// What is to be mapped so that the device has all of `map`.
+    fn all(map: &Arc<GuestMap>) -> Vec<Self> {
+        let regions = map.regions().iter().zip(map.origins());
+        let mapping = |(region, origin): (&Region, _)| Self {
+            start: region.start,
+            len: region.len,
+            host: region.host.as_ptr(),
+            origin,
+            _memory: Arc::clone(map),
+        };
+        regions.map(mapping).collect()
+    }
+
+    /// Whether an address is in both.
+    fn overlaps(&self, other: &Self) -> bool {
+        self.start < other.start.saturating_add(other.len) && other.start < self.start.saturating_add(self.len)
+    }
+
     /// Whether the device has the same memory at the same address. Our own address of it does not matter: what was told stays mapped.
     fn same(&self, other: &Self) -> bool {
         let same_memory = self.host == other.host || (self.origin.is_some() && self.origin == other.origin);
@@ -40,7 +58,8 @@ pub struct Mappings {
 }
 
 impl Mappings {
-    /// Makes the device's map that of `map`, by one batch in which only what differs is told.
+    /// Makes the device's map that of `map`, by one batch in which only what differs is told. What is mapped of `beside` stays, as far as it is in nobody's
+    /// way: to pin a guest's memory takes long.
     ///
     /// # Errors
     /// [`Refusal`]; then nothing may be mapped any more, or only a part: the device is to be stopped, and [`Mappings::clear`] called.
@@ -48,20 +67,10 @@ impl Mappings {
         &mut self,
         kernel: &dyn Kernel,
         map: &Arc<GuestMap>,
+        beside: Option<&Arc<GuestMap>>,
         reach: &RangeInclusive<u64>,
     ) -> Result<(), Refusal> {
-        let wanted: Vec<Mapping> = map
-            .regions()
-            .iter()
-            .zip(map.origins())
-            .map(|(region, origin)| Mapping {
-                start: region.start,
-                len: region.len,
-                host: region.host.as_ptr(),
-                origin,
-                _memory: Arc::clone(map),
-            })
-            .collect();
+        let (wanted, beside) = (Mapping::all(map), beside.map(Mapping::all).unwrap_or_default());
         let page = page_size();
         for region in &wanted {
             // vhost_vdpa_pa_map (drivers/vhost/vdpa.c) pins whole pages from `host` on, and as many as the guest's addresses touch: of a region amid
@@ -77,7 +86,9 @@ impl Mappings {
         }
         let now = self.now.iter().cloned();
         // What is gone stays mapped here until the batch has ended: only then has the device let go of it.
-        let (kept, gone): (Vec<_>, Vec<_>) = now.partition(|old| wanted.iter().any(|new| new.same(old)));
+        let stays =
+            |old: &Mapping| beside.iter().any(|one| one.same(old)) && !wanted.iter().any(|new| new.overlaps(old));
+        let (kept, gone): (Vec<_>, Vec<_>) = now.partition(|old| wanted.iter().any(|new| new.same(old)) || stays(old));
         let added: Vec<Mapping> =
             wanted.into_iter().filter(|new| !kept.iter().any(|old: &Mapping| new.same(old))).collect();
         if gone.is_empty() && added.is_empty() {

@@ -5,6 +5,7 @@
 //! [`Mappings`] is the guest's memory as the device knows it, [`Handover`] the rings.
 
 mod control;
+mod driver;
 mod error;
 mod handover;
 mod kernel;
@@ -14,6 +15,7 @@ mod net;
 pub(crate) mod tests;
 
 use control::Control;
+pub use driver::Driver;
 pub use error::{OpenError, Refusal};
 pub use handover::{Facts, Handover, served_by_front_end};
 pub use kernel::{Kernel, Node, Place, check};

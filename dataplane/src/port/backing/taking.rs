@@ -7,20 +7,19 @@ use ringspan_protocol::{DeviceStatus, Failure, FailureKind, MacAddress, PolicySt
 use super::super::relaying::Make;
 use crate::vdpa::{Handover, Refusal};
 
-/// Opens the node of a vDPA device for a port. The text is why the device cannot have the port's rings; the failure why nobody can have the device. The number is
-/// what may be offered while the device may get the rings, all ones where that is not known.
-pub(super) fn take_over(
-    maker: &dyn Make,
-    path: &Path,
-    spec: &PortSpec,
-) -> Result<(Result<Handover, String>, u64), Failure> {
-    Ok(match Handover::new(maker.node(path, spec)?) {
-        Ok(handover) => {
-            let offer = handover.facts().offer(u64::MAX);
-            (fits(handover, spec), offer)
-        }
-        Err(what) => (Err(format!("the device says {what}")), u64::MAX),
-    })
+/// Opens the node of a vDPA device for a port.
+///
+/// # Errors
+/// Why nobody can have the device.
+pub(super) fn take_over(maker: &dyn Make, path: &Path, spec: &PortSpec) -> Result<Handover, Failure> {
+    Handover::new(maker.node(path, spec)?)
+        .map_err(|what| Failure::new(FailureKind::Unsupported, format!("device {}: it says {what}", spec.device)))
+}
+
+/// What may be offered while the device may get the rings, all ones where that is not known.
+pub(super) fn offer(handover: &Handover) -> u64 {
+    let facts = handover.facts();
+    if facts.lie.is_some() { u64::MAX } else { facts.offer(u64::MAX) }
 }
 
 /// Why no device can have the port's rings, whatever it is.
@@ -29,8 +28,11 @@ pub(super) fn never(spec: &PortSpec) -> Option<String> {
     (rate > 0).then(|| format!("max_rate is {rate} Mbit/s, and nobody holds a vDPA device to it"))
 }
 
-/// Whether the device can be this port's.
-fn fits(handover: Handover, spec: &PortSpec) -> Result<Handover, String> {
+/// Whether the device can have this port's rings. The text is why not.
+pub(super) fn fits(handover: &Handover, spec: &PortSpec) -> Result<(), String> {
+    if let Some(what) = &handover.facts().lie {
+        return Err(format!("the device says {what}"));
+    }
     let net = handover.facts().net;
     let pairs = handover.facts().pairs();
     if spec.queues > pairs {
@@ -47,7 +49,7 @@ fn fits(handover: Handover, spec: &PortSpec) -> Result<Handover, String> {
     {
         return Err(format!("the device's address is {has}, the port's {wanted}: give it that one when it is made"));
     }
-    Ok(handover)
+    Ok(())
 }
 
 /// Whether the device will refuse the same features and the same size of a ring again.

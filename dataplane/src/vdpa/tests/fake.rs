@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Barrier, Mutex, MutexGuard};
 
 use crate::vdpa::{Kernel, Place};
 
@@ -60,42 +60,77 @@ pub struct Device {
     pub commands: Vec<u16>,
     /// Where its rings stand, when it is suspended.
     pub stands: BTreeMap<usize, u32>,
+    /// After so many more words it answers none any more, as one that is gone.
+    pub goes_after: Option<usize>,
+    /// After so many more words it waits there for a test, twice.
+    pub waits_after: Option<(usize, Arc<Barrier>)>,
 }
 
 /// A handle of it, for both sides.
 #[derive(Debug, Clone)]
-pub struct Fake(pub Arc<Mutex<Device>>);
+pub struct Fake(pub Arc<Mutex<Device>>, #[allow(dead_code, reason = "for its end")] Option<Arc<OpenNode>>);
+
+/// The last one who has it open closes it: the kernel resets it then, and it has no memory any more (vhost_vdpa_release in drivers/vhost/vdpa.c).
+#[derive(Debug)]
+struct OpenNode(Arc<Mutex<Device>>);
+
+impl Drop for OpenNode {
+    fn drop(&mut self) {
+        // A test that has failed is told so already.
+        let Ok(mut device) = self.0.lock() else { return };
+        (device.status, device.suspended) = (0, false);
+        device.rings.clear();
+        device.mapped.clear();
+        device.pinned.clear();
+    }
+}
 
 impl Fake {
     /// One with VERSION_1, ACCESS_PLATFORM, MRG_RXBUF, MAC and STATUS, rings of 256 at most.
     pub fn new() -> Self {
         let config = [&[0x52, 0x54, 0, 0, 0, 1][..], &[1, 0], &[1, 0], &[0xdc, 5]].concat();
-        Self(Arc::new(Mutex::new(Device {
-            features: 1 << 32 | 1 << 33 | 1 << 15 | 1 << 5 | 1 << 16,
-            config,
-            queues: 2,
-            largest: 256,
-            reach: 0..=u64::MAX,
-            suspends: true,
-            enables_late: true,
-            keeps_mappings: true,
-            moves: true,
-            refuses: BTreeMap::new(),
-            disagrees: false,
-            status: 0xff,
-            taken: 0,
-            rings: BTreeMap::new(),
-            mapped: BTreeMap::new(),
-            pinned: BTreeMap::new(),
-            host: BTreeMap::new(),
-            said: Vec::new(),
-            suspended: false,
-            gone: false,
-            in_batch: false,
-            ack: 0,
-            commands: Vec::new(),
-            stands: BTreeMap::new(),
-        })))
+        Self(
+            Arc::new(Mutex::new(Device {
+                features: 1 << 32 | 1 << 33 | 1 << 15 | 1 << 5 | 1 << 16,
+                config,
+                queues: 2,
+                largest: 256,
+                reach: 0..=u64::MAX,
+                suspends: true,
+                enables_late: true,
+                keeps_mappings: true,
+                moves: true,
+                refuses: BTreeMap::new(),
+                disagrees: false,
+                status: 0xff,
+                taken: 0,
+                rings: BTreeMap::new(),
+                mapped: BTreeMap::new(),
+                pinned: BTreeMap::new(),
+                host: BTreeMap::new(),
+                said: Vec::new(),
+                suspended: false,
+                gone: false,
+                in_batch: false,
+                ack: 0,
+                commands: Vec::new(),
+                stands: BTreeMap::new(),
+                goes_after: None,
+                waits_after: None,
+            })),
+            None,
+        )
+    }
+
+    /// Opens its node.
+    pub fn open(&self) -> Self {
+        Self(Arc::clone(&self.0), Some(Arc::new(OpenNode(Arc::clone(&self.0)))))
+    }
+
+    /// The guest's or the relay's rings may move by it.
+    pub fn runs(&self) -> bool {
+        let device = self.lock();
+        device.status & DRIVER_OK != 0 && !device.suspended && device.rings.values().any(|ring| ring.enabled)
     }
 
     pub fn with(self, change: impl FnOnce(&mut Device)) -> Self {
@@ -110,6 +145,25 @@ impl Fake {
     fn told(&self, word: &'static str, more: impl std::fmt::Display) -> io::Result<MutexGuard<'_, Device>> {
         let mut device = self.lock();
         device.said.push(format!("{word}{more}"));
+        let waits = match &mut device.waits_after {
+            Some((0, _)) => device.waits_after.take(),
+            Some((left, _)) => {
+                *left -= 1;
+                None
+            }
+            None => None,
+        };
+        if let Some((_, barrier)) = waits {
+            drop(device);
+            barrier.wait();
+            barrier.wait();
+            device = self.lock();
+        }
+        match &mut device.goes_after {
+            Some(0) => return Err(io::Error::from_raw_os_error(libc::ENODEV)),
+            Some(left) => *left -= 1,
+            None => {}
+        }
         match device.refuses.get(word) {
             Some(errno) => Err(io::Error::from_raw_os_error(*errno)),
             None => Ok(device),
@@ -300,6 +354,7 @@ impl Kernel for Fake {
     }
 
     fn gone(&self) -> bool {
-        self.lock().gone
+        let device = self.lock();
+        device.gone || device.goes_after == Some(0)
     }
 }

@@ -41,6 +41,11 @@ impl Flow {
         Self { mark, plan, sent: 0, received: 0, next: 0, base: 0, last: now, moved: now, gap: Duration::ZERO }
     }
 
+    /// The longest time without a frame is measured anew from here on.
+    pub fn rest(&mut self) {
+        (self.gap, self.last) = (Duration::ZERO, Instant::now());
+    }
+
     /// Frames that did not come.
     pub fn lost(&self) -> u64 {
         self.sent - self.received

@@ -1,0 +1,81 @@
+//! DPDK's virtio driver beside a vDPA device: it is a vhost-user front-end of ours, by a socket of its own, and has the device's rings while it is lent the device.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use ringspan_protocol::{Compat, DeviceSpec, Failure, FailureKind, MTU_RANGE, MacAddress, PortSpec, Role};
+
+use super::device_config;
+use crate::nic::{Device, DeviceConfig, QueuePair};
+use crate::vdpa::{Driver, Facts};
+use crate::vhost::{Session, SessionConfig};
+
+/// Descriptors of its rings, where the device has so many: what the driver takes unless it is told otherwise.
+const RING: u16 = 256;
+/// How long its rings may take to start once the driver says that it runs.
+const STARTED: Duration = Duration::from_secs(10);
+
+/// A driver and its session. The device that it is opened as is to be closed before.
+pub(super) struct Borrower {
+    driver: Arc<Driver>,
+    _session: Session,
+    device: DeviceSpec,
+    pairs: u16,
+    /// The address of the vDPA device, which the driver cannot ask.
+    mac: Option<MacAddress>,
+}
+
+impl Borrower {
+    /// Listens for a driver that is offered what the device has.
+    ///
+    /// # Errors
+    /// No socket, or no thread.
+    pub fn start(port: u64, folder: &Path, spec: &PortSpec, facts: &Facts) -> Result<Self, Failure> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!(".vdpa{port}-{number}");
+        let socket = folder.join(&name);
+        let driver = Driver::new(facts);
+        let config = SessionConfig {
+            name,
+            socket: socket.clone(),
+            role: Role::Server,
+            owner: None,
+            mode: None,
+            compat: Compat::LATEST,
+            offloads: spec.offloads,
+            mtu: *MTU_RANGE.end(),
+            private_dir: folder.into(),
+        };
+        let session = Session::start(config, Arc::clone(&driver) as _)?;
+        let pairs = spec.queues.min(facts.pairs());
+        let mac = facts.net.mac.or(spec.mac);
+        let size = 1 << facts.largest_ring.min(RING).ilog2();
+        let address = mac.map(|mac| format!(",mac={mac}")).unwrap_or_default();
+        let args = format!("path={},queues={pairs},queue_size={size}{address}", socket.display());
+        let device = DeviceSpec::Vdev { name: format!("net_virtio_user_vdpa{port}_{number}"), args };
+        Ok(Self { driver, _session: session, device, pairs, mac })
+    }
+
+    /// What it says, and the vDPA device while it has it.
+    pub fn driver(&self) -> &Arc<Driver> {
+        &self.driver
+    }
+
+    /// Opens the driver, and waits until its rings are there.
+    ///
+    /// # Errors
+    /// What DPDK says.
+    pub fn open(&self, spec: &PortSpec) -> Result<(Device, Vec<QueuePair>), Failure> {
+        let config = device_config(spec);
+        let mac = config.mac.filter(|mac| self.mac != Some(*mac));
+        let opened = Device::open(&self.device, &DeviceConfig { queues: self.pairs, mac, ..config })?;
+        if !self.driver.is_ready(self.pairs, STARTED) {
+            let what = "DPDK's virtio driver started no rings: the lane's log has what it said";
+            return Err(Failure::new(FailureKind::Failed, what));
+        }
+        Ok(opened)
+    }
+}

@@ -1,0 +1,229 @@
+//! DPDK's own virtio driver as one more guest of a vDPA device. It is a vhost-user front-end of ours as real guests are, and when it is to have the
+//! device, its rings and its memory are handed over as theirs are. So the device changes between a guest and a relay without being closed, and the relay is made
+//! ready while the guest's rings run.
+//!
+//! One of the two has the device at a time. While the driver does, the guest's memory may stay mapped: no descriptor of ours leads there. While the guest does,
+//! nothing of ours is mapped: its descriptors lead anywhere.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use ringspan_protocol::LaneEventKind;
+
+use super::handover::{available_index, used_index};
+use super::{Facts, Handover, Refusal};
+use crate::memory::{DirtyLog, GuestMap};
+use crate::ring::{RingConfig, RingLog};
+use crate::vhost::RingSink;
+use crate::vhost::features::{F_CTRL_MAC_ADDR, F_CTRL_RX, F_CTRL_VLAN, F_GUEST_ANNOUNCE, F_LOG_ALL, F_RING_PACKED};
+
+/// How often it is looked whether the device has sent what it was given.
+const LOOK: Duration = Duration::from_micros(50);
+
+/// What the driver has said, and the device while it has it.
+pub struct Driver {
+    allowed: u64,
+    now: Mutex<Now>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Now {
+    device: Option<Handover>,
+    /// The guest's, which stays mapped.
+    beside: Option<Arc<GuestMap>>,
+    features: u64,
+    map: Option<Arc<GuestMap>>,
+    rings: BTreeMap<usize, RingConfig>,
+}
+
+impl Driver {
+    /// One that is offered what the device has.
+    pub fn new(facts: &Facts) -> Arc<Self> {
+        // Split rings: they say themselves where they stand. What goes by the control queue would be answered by the driver's own front-end, and done by nobody.
+        let not_ours = F_RING_PACKED | F_LOG_ALL | F_CTRL_RX | F_CTRL_VLAN | F_CTRL_MAC_ADDR | F_GUEST_ANNOUNCE;
+        let allowed = facts.offer(u64::MAX) & !not_ours;
+        Arc::new(Self { allowed, now: Mutex::default(), changed: Condvar::new() })
+    }
+
+    /// Waits until the driver has started both rings of so many pairs. Whether it has.
+    pub fn is_ready(&self, pairs: u16, limit: Duration) -> bool {
+        let wanted = 2 * usize::from(pairs);
+        let outcome = self.changed.wait_timeout_while(self.lock(), limit, |now| now.rings.len() < wanted);
+        !outcome.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
+
+    /// Gives the driver the device. What the device has of the guest's memory stays mapped.
+    ///
+    /// # Errors
+    /// Why the device does not take the driver's rings, and the device.
+    #[allow(clippy::result_large_err, reason = "not on the packet path")]
+    pub fn lend(&self, mut device: Handover, guest: Option<Arc<GuestMap>>) -> Result<(), (Refusal, Handover)> {
+        let mut now = self.lock();
+        now.beside = guest;
+        device.negotiated(now.features);
+        let mut given = || {
+            if let Some(map) = &now.map {
+                device.memory_beside(Arc::clone(map), now.beside.clone())?;
+            }
+            now.rings.iter().try_for_each(|(index, config)| device.accept(*index, config.clone()))?;
+            device.settle()
+        };
+        match given() {
+            Ok(_) => {
+                now.device = Some(device);
+                Ok(())
+            }
+            Err(refusal) => {
+                now.take_rings(&mut device);
+                Err((refusal, device))
+            }
+        }
+    }
+
+    /// Takes the device from the driver: it is stopped, and has none of its rings. It has their memory until it is told of other.
+    pub fn take(&self) -> Option<Handover> {
+        let mut now = self.lock();
+        let mut device = now.device.take()?;
+        now.take_rings(&mut device);
+        now.beside = None;
+        Some(device)
+    }
+
+    /// Waits until the device has sent what the driver gave it. How many frames it has not.
+    pub fn sent(&self, limit: Duration) -> u64 {
+        let until = Instant::now() + limit;
+        loop {
+            let left = self.lock().unsent();
+            if left == 0 || Instant::now() >= until {
+                return left;
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// The guest's memory is another: what is no more of it is not kept.
+    pub fn guest_memory(&self, guest: Arc<GuestMap>) {
+        let mut now = self.lock();
+        if now.device.is_some() {
+            now.beside = Some(guest);
+            now.tell_memory();
+        }
+    }
+
+    /// Whether the link is up, and its speed in Mbit/s; `None` while the driver does not have the device.
+    pub fn link(&self) -> Option<(bool, Option<u32>)> {
+        self.lock().device.as_ref().map(Handover::link)
+    }
+
+    /// Whether the device was taken away while the driver has it.
+    pub fn gone(&self) -> bool {
+        self.lock().device.as_ref().is_some_and(Handover::gone)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Now> {
+        // A panic in here ends the lane.
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Now {
+    fn take_rings(&mut self, device: &mut Handover) {
+        for (index, config) in &mut self.rings {
+            config.resume = device.give_back(*index).or(config.resume);
+        }
+    }
+
+    /// Frames in the driver's transmit rings that were not used.
+    fn unsent(&self) -> u64 {
+        let Some(map) = self.map.as_deref() else { return 0 };
+        let sending = self.rings.iter().filter(|(index, _)| !index.is_multiple_of(2));
+        let left = |(_, config): (_, &RingConfig)| {
+            let (available, used) = (available_index(map, config)?, used_index(map, config)?);
+            Some(u64::from(available.wrapping_sub(used)))
+        };
+        sending.filter_map(left).sum()
+    }
+
+    fn tell_memory(&mut self) {
+        let (Some(device), Some(map)) = (&mut self.device, &self.map) else { return };
+        if let Err(refusal) = device.memory_beside(Arc::clone(map), self.beside.clone()) {
+            tracing::error!("a relay's vDPA device is stopped: {refusal}");
+        }
+    }
+}
+
+impl RingSink for Driver {
+    fn allowed(&self) -> u64 {
+        self.allowed
+    }
+
+    fn negotiated(&self, features: u64) {
+        let mut now = self.lock();
+        now.features = features;
+        if let Some(device) = &mut now.device {
+            device.negotiated(features);
+        }
+    }
+
+    fn memory(&self, map: Arc<GuestMap>) {
+        let mut now = self.lock();
+        let _old = now.map.replace(map);
+        now.tell_memory();
+    }
+
+    fn start(&self, index: usize, config: RingConfig) {
+        let mut now = self.lock();
+        now.rings.insert(index, config.clone());
+        if let Some(device) = &mut now.device
+            && let Err(refusal) = device.start(index, config)
+        {
+            tracing::error!("a relay's vDPA device is stopped: {refusal}");
+        }
+        self.changed.notify_all();
+    }
+
+    fn stop(&self, index: usize) -> Option<u16> {
+        let mut now = self.lock();
+        let config = now.rings.remove(&index)?;
+        let Some(device) = &mut now.device else { return Some(config.position()) };
+        let at = device.stop(index);
+        if let Err(refusal) = device.settle() {
+            tracing::error!("a relay's vDPA device is stopped: {refusal}");
+        }
+        at
+    }
+
+    fn call(&self, index: usize, call: Option<Arc<OwnedFd>>) {
+        let mut now = self.lock();
+        if let Some(config) = now.rings.get_mut(&index) {
+            config.call.clone_from(&call);
+        }
+        if let Some(device) = &mut now.device {
+            device.call(index, call);
+        }
+    }
+
+    fn can_log(&self, _: bool) {}
+
+    fn logging(&self, _: Option<&Arc<DirtyLog>>) {}
+
+    fn log(&self, _: usize, _: Option<RingLog>) {}
+
+    fn told(&self, _: usize) {}
+
+    fn announce(&self, _: [u8; 6]) -> Result<(), String> {
+        Err("it is no guest".into())
+    }
+
+    fn event(&self, event: LaneEventKind) {
+        match event {
+            LaneEventKind::HandshakeFailed { reason } => {
+                tracing::error!("DPDK's driver of a vDPA device was refused: {reason}")
+            }
+            event => tracing::debug!(?event, "DPDK's driver of a vDPA device"),
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! DPDK's driver and a guest have a device in turns.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use vm_memory::{Bytes, GuestAddress};
+
+use super::fake::{DRIVER_OK, Fake};
+use super::{VERSION_1, memory, ready, ring};
+use crate::memory::GuestMap;
+use crate::ring::RingConfig;
+use crate::vdpa::{Driver, Refusal};
+use crate::vhost::RingSink;
+
+/// Where the lane's memory begins.
+const LANE: u64 = 1 << 32;
+const LEN: usize = 0x10_0000;
+
+fn lanes_ring(base: u32) -> RingConfig {
+    let at = |offset| GuestAddress(LANE + offset);
+    RingConfig { desc: at(0x1000), avail: at(0x2000), used: at(0x3000), ..ring(base, false) }
+}
+
+/// A driver whose rings are there.
+fn driver(fake: &Fake) -> (Arc<Driver>, Arc<vm_memory::GuestMemoryMmap>) {
+    let driver = Driver::new(ready(fake, VERSION_1).facts());
+    let (lane, map) = memory(&[(LANE, LEN)]);
+    driver.negotiated(VERSION_1);
+    driver.memory(map);
+    driver.start(0, lanes_ring(0));
+    assert!(!driver.is_ready(1, Duration::ZERO));
+    driver.start(1, lanes_ring(0));
+    assert!(driver.is_ready(1, Duration::ZERO));
+    (driver, lane)
+}
+
+fn mapped(fake: &Fake) -> Vec<u64> {
+    fake.lock().mapped.keys().copied().collect()
+}
+
+fn nothing() -> Arc<GuestMap> {
+    GuestMap::new(&Arc::default())
+}
+
+#[test]
+fn the_guests_memory_stays_mapped_while_the_driver_has_the_device_and_the_lanes_never_while_the_guest_has() {
+    let fake = Fake::new();
+    let (driver, _lane) = driver(&fake);
+    let (_guest, map) = memory(&[(0, LEN)]);
+    let mut device = ready(&fake, VERSION_1);
+    device.memory(Arc::clone(&map)).unwrap();
+    for index in 0..2 {
+        device.start(index, ring(0, false)).unwrap();
+    }
+    assert_eq!((mapped(&fake), device.running()), (vec![0], 1));
+    for index in 0..2 {
+        assert!(device.give_back(index).is_some());
+    }
+    fake.lock().said.clear();
+    driver.lend(device, Some(Arc::clone(&map))).unwrap_or_else(|(refusal, _)| panic!("{refusal}"));
+    assert_eq!(mapped(&fake), [0, LANE]);
+    assert_eq!(fake.lock().rings[&1].place.unwrap().desc, LANE + 0x1000);
+    assert!(
+        !fake.lock().said.iter().any(|word| word.starts_with("unmap") || word == "map 0x0"),
+        "nothing is pinned twice"
+    );
+
+    let mut device = driver.take().unwrap();
+    assert_eq!(fake.lock().status & DRIVER_OK, 0);
+    fake.lock().said.clear();
+    device.memory(Arc::clone(&map)).unwrap();
+    assert_eq!(
+        (mapped(&fake), fake.lock().said.clone()),
+        (vec![0], vec!["batch".into(), format!("unmap {LANE:#x}"), "end".into()])
+    );
+    for index in 0..2 {
+        device.start(index, ring(0, false)).unwrap();
+    }
+    assert_eq!((device.running(), fake.lock().rings[&1].place.unwrap().desc), (1, 0x1000));
+}
+
+#[test]
+fn memory_that_the_guest_gives_up_is_not_kept_beside_the_drivers() {
+    let fake = Fake::new();
+    let (driver, _lane) = driver(&fake);
+    let (_guest, map) = memory(&[(0, LEN), (0x20_0000, LEN)]);
+    let mut device = ready(&fake, VERSION_1);
+    device.memory(Arc::clone(&map)).unwrap();
+    driver.lend(device, Some(map)).unwrap_or_else(|(refusal, _)| panic!("{refusal}"));
+    assert_eq!(mapped(&fake), [0, 0x20_0000, LANE]);
+    driver.guest_memory(nothing());
+    assert_eq!(mapped(&fake), [LANE]);
+    driver.memory(memory(&[(LANE, LEN), (LANE + 0x100_0000, LEN)]).1);
+    assert_eq!(mapped(&fake), [LANE, LANE + 0x100_0000], "more memory of the lane's, while its rings run");
+    assert_ne!(fake.lock().status & DRIVER_OK, 0);
+}
+
+#[test]
+fn memory_of_a_guest_where_the_lane_has_its_own_is_given_up_meanwhile() {
+    let fake = Fake::new();
+    let (driver, _lane) = driver(&fake);
+    let (_guest, map) = memory(&[(0, LEN), (LANE - 0x1000, LEN)]);
+    let mut device = ready(&fake, VERSION_1);
+    device.memory(Arc::clone(&map)).unwrap();
+    driver.lend(device, Some(Arc::clone(&map))).unwrap_or_else(|(refusal, _)| panic!("{refusal}"));
+    assert_eq!(mapped(&fake), [0, LANE]);
+    let mut device = driver.take().unwrap();
+    device.memory(map).unwrap();
+    assert_eq!(mapped(&fake), [0, LANE - 0x1000]);
+}
+
+#[test]
+fn what_the_driver_gave_and_the_device_has_not_sent_is_counted_and_waited_for() {
+    let fake = Fake::new();
+    let (driver, lane) = driver(&fake);
+    assert_eq!(driver.sent(Duration::ZERO), 0);
+    let available = |ring: u64, to: u16| lane.write_obj(to.to_le(), GuestAddress(LANE + ring + 2)).unwrap();
+    available(0x2000, 5);
+    assert_eq!(driver.sent(Duration::from_millis(1)), 5, "of the transmit ring alone");
+    let sent = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| driver.sent(Duration::from_secs(60)));
+        available(0x3000, 5);
+        waiting.join().unwrap()
+    });
+    assert_eq!(sent, 0);
+}
+
+#[test]
+fn a_device_that_does_not_take_the_drivers_rings_comes_back() {
+    let fake = Fake::new();
+    let (driver, lane) = driver(&fake);
+    lane.write_obj(7u16.to_le(), GuestAddress(LANE + 0x3002)).unwrap();
+    let device = ready(&fake.clone().with(|device| device.moves = false), VERSION_1);
+    let (refusal, device) = driver.lend(device, None).err().unwrap();
+    assert!(matches!(refusal, Refusal::Position { at: 7, .. }), "{refusal}");
+    assert_eq!((device.running(), driver.take().is_some(), driver.link()), (0, false, None));
+}
