@@ -64,6 +64,8 @@ pub enum Lengths {
     Each(usize),
     /// Any from the first to the last.
     Between(usize, usize),
+    /// Any of these, each as often as it is named.
+    Among(&'static [usize]),
     /// The simple Internet mix: of 12 frames 7 of 60, 4 of 590 and 1 of 1514 bytes.
     Imix,
 }
@@ -73,6 +75,7 @@ impl Lengths {
     pub fn longest(self) -> usize {
         match self {
             Self::Each(length) | Self::Between(_, length) => length,
+            Self::Among(lengths) => lengths.iter().copied().max().unwrap_or(SHORTEST),
             Self::Imix => 1514,
         }
     }
@@ -110,6 +113,7 @@ impl Plan {
         match self.lengths {
             Lengths::Each(length) => length,
             Lengths::Between(shortest, longest) => shortest + (any % (longest - shortest + 1) as u64) as usize,
+            Lengths::Among(lengths) => lengths[(any % lengths.len() as u64) as usize],
             Lengths::Imix => [60, 60, 60, 60, 60, 60, 60, 590, 590, 590, 590, 1514][(any % 12) as usize],
         }
     }
