@@ -9,7 +9,7 @@
 
 use std::fmt::Write;
 use std::net::UdpSocket;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -123,9 +123,11 @@ pub struct Found {
 /// A guest and its two places. The parts end in this order.
 struct Scene {
     case: Case,
+    qemu: Vec<String>,
     guest: Guest,
     talk: Talk,
-    lane: Option<Lane>,
+    /// Each with the places that it serves.
+    lanes: Vec<(Lane, Vec<usize>)>,
     testpmd: Option<Testpmd>,
     net: Netns,
     sockets: [PathBuf; 2],
@@ -141,7 +143,8 @@ struct Scene {
 const PLACES: [(&str, &str); 2] = [("vm0", "tap0"), ("vm1", "tap1")];
 
 impl Scene {
-    fn new(case: Case, core: usize) -> Result<Self> {
+    fn new(case: Case, plan: &Plan) -> Result<Self> {
+        let core = plan.core;
         let (net, folder) = (Netns::new("bench")?, paths::scratch()?);
         net.ip(&["link", "add", "br0", "type", "bridge", "stp_state", "0"])?;
         net.sysctl("net.ipv6.conf.br0.disable_ipv6=1")?;
@@ -154,18 +157,24 @@ impl Scene {
         }
         let sockets = PLACES.map(|(port, _)| folder.path().join(port));
         let of = |peer| (0..2).filter(move |&place| case.ends[place] == peer);
-        let lane = of(Peer::Ringspan).next().map(|_| -> Result<Lane> {
+        let ours: Vec<usize> = of(Peer::Ringspan).collect();
+        // A lane of another version has the second place for itself.
+        let served: Vec<Vec<usize>> =
+            if plan.other.is_some() { ours.into_iter().map(|place| vec![place]).collect() } else { vec![ours] };
+        let mut lanes = vec![];
+        for places in served.into_iter().filter(|places| !places.is_empty()) {
             let netns = Some(net.name().to_string());
-            let options = lane::Options { netns, cores: core.to_string(), ..lane::Options::new("migrate") };
+            let program = plan.other.clone().filter(|_| places[0] == 1);
+            let name = format!("migrate{}", places[0]);
+            let options = lane::Options { netns, cores: core.to_string(), program, ..lane::Options::new(name) };
             let mut lane = Lane::start(options, folder.path())?;
-            for place in of(Peer::Ringspan) {
+            for &place in &places {
                 let role = if case.qemu_listens { Role::Client } else { Role::Server };
                 let spec = lane.spec(PLACES[place].0, &tap_device(PLACES[place].1), case.pairs);
                 lane.add(&PortSpec { socket: sockets[place].clone(), role, ..spec })?;
             }
-            Ok(lane)
-        });
-        let lane = lane.transpose()?;
+            lanes.push((lane, places));
+        }
         let testpmd = of(Peer::Testpmd).next().map(|_| -> Result<Testpmd> {
             let mut options = testpmd::Options::new(format!("migrate-{}-{}", std::process::id(), net.name()));
             for place in of(Peer::Testpmd) {
@@ -183,7 +192,7 @@ impl Scene {
             Ok(testpmd)
         });
         let testpmd = testpmd.transpose()?;
-        let mut guest = Guest::boot(&spec(&case, &sockets[0], None)?)?;
+        let mut guest = Guest::boot(&spec(&case, &plan.qemu, &sockets[0], None)?)?;
         guest.sh(&format!("ip link set eth0 up && ip address add {GUEST}/24 dev eth0"))?;
         // One processor: guests with two were seen to panic after migrations without KVM, behind any back-end. Without this such a guest would use
         // one pair.
@@ -203,9 +212,10 @@ impl Scene {
         let talk = Talk::start(socket, format!("{GUEST}:{PORT}"))?;
         let scene = Self {
             case,
+            qemu: plan.qemu.clone(),
             guest,
             talk,
-            lane,
+            lanes,
             testpmd,
             net,
             sockets,
@@ -230,9 +240,9 @@ impl Scene {
         came.with_context(|| format!("there were {before:?}, and now {:?}", self.talk.peek()))
     }
 
-    /// The end of what the lane has logged.
+    /// The end of what the lanes have logged.
     fn story(&self) -> String {
-        let log = self.lane.as_ref().map(Lane::log).unwrap_or_default();
+        let log: String = self.lanes.iter().map(|(lane, _)| lane.log()).collect();
         let lines: Vec<_> = log.lines().collect();
         lines[lines.len().saturating_sub(30)..].join("\n")
     }
@@ -240,9 +250,9 @@ impl Scene {
     /// Stops everything where it is, or lets it go on.
     fn pause(&self, pause: bool) -> Result<()> {
         self.talk.pause(pause);
-        let lane = self.lane.as_ref().map(Lane::pid);
+        let lanes = self.lanes.iter().map(|(lane, _)| lane.pid());
         let testpmd = self.testpmd.as_ref().map(Testpmd::pid);
-        for pid in [self.guest.pid(), lane, testpmd].into_iter().flatten() {
+        for pid in self.guest.pid().into_iter().chain(lanes).chain(testpmd) {
             process::signal(pid, if pause { Signal::SIGSTOP } else { Signal::SIGCONT })?;
         }
         Ok(())
@@ -274,7 +284,7 @@ impl Scene {
         let place = 1 - self.place;
         self.started += 1;
         let incoming = self.folder.path().join(format!("incoming{}", self.started));
-        let mut target = Guest::start(&spec(&self.case, &self.sockets[place], Some(incoming.clone()))?)?;
+        let mut target = Guest::start(&spec(&self.case, &self.qemu, &self.sockets[place], Some(incoming.clone()))?)?;
         wait::until(SOON, "a QEMU that waits for a guest", || {
             ensure!(target.runs(), "QEMU ended: {}", target.log());
             Ok(incoming.exists().then_some(()))
@@ -312,8 +322,8 @@ impl Scene {
         let after = self.talk.look();
         self.guest = target;
         self.place = place;
-        if let Some(lane) = &mut self.lane {
-            for place in (0..2).filter(|&place| self.case.ends[place] == Peer::Ringspan) {
+        for (lane, places) in &mut self.lanes {
+            for &place in &*places {
                 lane.wait_port(PLACES[place].0, SOON, |status| !status.migration.logging)?;
             }
         }
@@ -342,7 +352,7 @@ fn numbers() -> Result<PathBuf> {
 }
 
 /// The guest at its first place, or a place for it to come to.
-fn spec(case: &Case, socket: &std::path::Path, incoming: Option<PathBuf>) -> Result<GuestSpec> {
+fn spec(case: &Case, qemu: &[String], socket: &Path, incoming: Option<PathBuf>) -> Result<GuestSpec> {
     let listens = if case.qemu_listens { ",server=on" } else { "" };
     let (queues, several) =
         if case.pairs > 1 { (format!(",queues={}", case.pairs), ",mq=on") } else { (String::new(), "") };
@@ -364,7 +374,8 @@ fn spec(case: &Case, socket: &std::path::Path, incoming: Option<PathBuf>) -> Res
     let limit = Duration::from_secs(3600);
     let ethtool = paths::on_path("ethtool").context("ethtool is missing: install it")?;
     let programs = vec![iperf, ethtool, numbers()?];
-    Ok(GuestSpec { nics: nics.to_vec(), alone: true, programs, incoming, limit, ..GuestSpec::default() })
+    let spec = GuestSpec { nics: nics.to_vec(), alone: true, programs, incoming, limit, ..GuestSpec::default() };
+    Ok(if qemu.is_empty() { spec } else { GuestSpec { qemu: qemu.to_vec(), ..spec } })
 }
 
 /// An iperf3 that sends both ways over one TCP connection each.
@@ -375,7 +386,7 @@ struct Connection {
 impl Connection {
     fn start(net: &Netns, load: &str) -> Result<Self> {
         // Interval lines come at once, and no end of its own within the test.
-        let words = ["-c", GUEST, "--bidir", "-b", load, "-t", "1800", "-i", "1", "--forceflush"];
+        let words = ["-c", GUEST, "--bidir", "-b", load, "-t", "1800", "-i", "0.25", "--forceflush"];
         // The server may still be busy with the connection of the turn before: then the client ends at once.
         wait::until(SOON, "a free iperf3 server", || {
             let connection = Self { client: net.spawn("iperf3", &words)? };
@@ -415,24 +426,50 @@ fn matches(name: &str, words: &str) -> bool {
     words.strip_suffix('.').map_or_else(|| name.contains(words), |whole| name == whole)
 }
 
-/// Migrates in all cases whose names contain one of `only`, or in all: `rounds` times there and back, `load` bits a second of TCP each way.
+/// What is to be done.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Cases whose names contain one of these, or all.
+    pub only: Vec<String>,
+    /// Times there and back: of the first two cases, which are compared, and of each case that was named.
+    pub rounds: usize,
+    /// The same of the others.
+    pub others: usize,
+    /// Bits a second of TCP in each direction, as iperf3 takes them.
+    pub load: String,
+    /// The back-ends' core.
+    pub core: usize,
+    /// The words that start QEMU, where it is not the machine's own.
+    pub qemu: Vec<String>,
+    /// The lane's program of another version, for each second place that ringspan serves.
+    pub other: Option<PathBuf>,
+    /// After this time no other round is begun.
+    pub limit: Duration,
+}
+
+impl Plan {
+    fn wants(&self, case: &Case) -> bool {
+        self.only.is_empty() || self.only.iter().any(|words| matches(&case.name(), words))
+    }
+
+    /// How often a guest goes there and back in the case at this place of the list.
+    fn rounds_of(&self, place: usize) -> usize {
+        if place < 2 || !self.only.is_empty() { self.rounds } else { self.others }
+    }
+}
+
+/// Migrates in all cases that the plan wants, in turns.
 ///
 /// # Errors
 /// That nothing could be started. What goes wrong in a case is in its [`Found`].
-pub fn run(
-    only: &[String],
-    rounds: usize,
-    load: &str,
-    core: usize,
-    mut progress: impl FnMut(&str),
-) -> Result<Vec<Found>> {
-    let wanted = |case: &Case| only.is_empty() || only.iter().any(|words| matches(&case.name(), words));
-    let mut scenes = vec![];
-    let mut found = vec![];
-    for case in CASES.into_iter().filter(wanted) {
+pub fn run(plan: &Plan, mut progress: impl FnMut(&str)) -> Result<Vec<Found>> {
+    let start = Instant::now();
+    let (mut scenes, mut found, mut rounds) = (vec![], vec![], vec![]);
+    for (place, case) in CASES.into_iter().enumerate().filter(|(_, case)| plan.wants(case)) {
         wait::check_stopped()?;
         progress(&format!("booting a guest: {}", case.name()));
-        let scene = Scene::new(case, core);
+        let scene = Scene::new(case, plan);
+        rounds.push(plan.rounds_of(place));
         let fault = scene.as_ref().err().map(|error| format!("at the start: {error:#}"));
         if let Some(fault) = &fault {
             progress(&format!("{}: {fault}", case.name()));
@@ -441,14 +478,19 @@ pub fn run(
         let faults = fault.into_iter().collect();
         found.push(Found { case, name: case.name(), moved: vec![], came: [0; 2], corrupted: 0, faults });
     }
-    'rounds: for round in 0..rounds {
-        for (slot, found) in scenes.iter_mut().zip(&mut found) {
+    'rounds: for round in 0..rounds.iter().copied().max().unwrap_or(0) {
+        if start.elapsed() > plan.limit {
+            progress(&format!("no time for round {}", round + 1));
+            break;
+        }
+        for ((slot, found), _) in scenes.iter_mut().zip(&mut found).zip(&rounds).filter(|(_, rounds)| round < **rounds)
+        {
             if wait::check_stopped().is_err() {
                 progress("stopped by a signal: what was found so far follows");
                 break 'rounds;
             }
             let Some(scene) = slot else { continue };
-            let outcome = scene.there_and_back(load);
+            let outcome = scene.there_and_back(&plan.load);
             let failed = outcome.is_err();
             match outcome {
                 Ok(moved) => {
@@ -474,7 +516,7 @@ pub fn run(
             scene.told = ways;
             if failed {
                 *slot = None;
-                *slot = Scene::new(found.case, core).ok();
+                *slot = Scene::new(found.case, plan).ok();
             }
         }
     }

@@ -1,5 +1,9 @@
-//! A real guest is migrated from one port to another, from QEMU to QEMU, while it is pinged and sends numbered datagrams.
+//! A real guest is migrated from one port to another, from QEMU to QEMU, while it is pinged and sends numbered datagrams; and while lanes,
+//! the daemon and QEMUs are killed.
+//!
+//! Over split rings the ports listen and the guest has one queue pair; over packed ones QEMU listens and it has two.
 
+use std::collections::BTreeSet;
 use std::net::UdpSocket;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +18,10 @@ use ringspan_testkit::scene::{GUEST, HOST, set_rings};
 use ringspan_testkit::{needs, over_both, paths, process, wait};
 use serde_json::{Value, json};
 
-over_both!(a_guest_is_migrated_there_and_back_under_traffic);
+over_both!(
+    a_guest_is_migrated_there_and_back_under_traffic,
+    a_guest_stays_or_arrives_whatever_is_killed_amid_its_migration,
+);
 
 const SOON: Duration = Duration::from_secs(60);
 /// How long a migration may take before the guest may pause for longer at its end.
@@ -23,6 +30,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const INTERVAL: Duration = Duration::from_millis(10);
 /// Where the guest's datagrams go.
 const PORT: u16 = 5140;
+
+/// Each port, and its lane.
+const LANES: [(&str, &str); 2] = [("vm1", "main"), ("vm2", "vm2")];
 
 /// Two ports on two TAPs of a bridge, as on two hosts of a network.
 struct Hosts {
@@ -40,13 +50,17 @@ impl Hosts {
         net.sysctl("net.ipv6.conf.br0.disable_ipv6=1")?;
         net.ip(&["address", "add", &format!("{HOST}/24"), "dev", "br0"])?;
         net.ip(&["link", "set", "br0", "up"])?;
-        let daemon = Daemon::start("[dataplane]\ncores = [0]\nmemory_mib = 256\n", Some(&net))?;
-        for (number, port) in ["vm1", "vm2"].into_iter().enumerate() {
+        // A lane for each, as on two hosts.
+        let lane = "cores = [0]\nmemory_mib = 128\n";
+        let lanes = format!("[dataplane]\n{lane}[[lane]]\nname = \"vm2\"\n{lane}");
+        let daemon = Daemon::start(&lanes, Some(&net))?;
+        for (number, (port, lane)) in LANES.into_iter().enumerate() {
             let tap = format!("tap{number}");
             // The address is one of a network that nobody uses: the bridge has the host's.
             net.tap(&tap, &format!("198.51.100.{}/32", number + 1), 1500)?;
             net.ip(&["link", "set", &tap, "master", "br0"])?;
-            daemon.add_port(port, &tap_device(&tap), &[])?;
+            let more: &[&str] = if rings == Kind::Packed { &["--role", "client", "--queues", "2"] } else { &[] };
+            daemon.add_port(port, &tap_device(&tap), &[&["--lane", lane], more].concat())?;
         }
         Ok(Self { daemon, net, rings, folder: paths::scratch()?, started: 0 })
     }
@@ -65,7 +79,9 @@ impl Hosts {
         nics.iter_mut().for_each(socket);
         self.started += 1;
         let socket = self.folder.path().join(format!("incoming{}", self.started));
-        let spec = GuestSpec { nics, alone: true, incoming: incoming.then(|| socket.clone()), ..GuestSpec::default() };
+        let programs = vec![paths::on_path("ethtool").context("ethtool is missing: install it")?];
+        let waits = incoming.then(|| socket.clone());
+        let spec = GuestSpec { nics, alone: true, programs, incoming: waits, ..GuestSpec::default() };
         let guest = if incoming { Guest::start(&spec) } else { Guest::boot(&spec) };
         let guest = guest.map_err(|error| error.context(self.daemon.story()))?;
         if incoming {
@@ -75,6 +91,32 @@ impl Hosts {
             ensure!(status["status"] == "inmigrate", "a QEMU that waits for a guest says {status}");
         }
         Ok((guest, format!("unix:{}", socket.display())))
+    }
+
+    /// The guest at its first place, with its address and all its queue pairs in use.
+    fn first_guest(&mut self) -> Result<Guest> {
+        let (mut guest, _) = self.guest("vm1", false)?;
+        guest.sh(&format!("ip link set eth0 up && ip address add {GUEST}/24 dev eth0"))?;
+        if self.rings == Kind::Packed {
+            // With one processor it would use one pair.
+            guest.sh("ethtool -L eth0 combined 2")?;
+        }
+        self.answers()?;
+        Ok(guest)
+    }
+
+    /// Waits until nobody is at a port.
+    fn wait_free(&self, port: &str) -> Result<()> {
+        let phase = if self.rings == Kind::Packed { "connecting" } else { "listening" };
+        self.daemon.wait_port(port, phase, SOON)
+    }
+
+    /// Kills the lane of a port, and waits until the daemon has started another one.
+    fn kill_lane_of(&self, port: &str) -> Result<()> {
+        let (_, lane) = LANES.into_iter().find(|(name, _)| *name == port).context("no such port")?;
+        let before = self.daemon.lane_pid(lane)?;
+        process::kill_hard(before)?;
+        wait::until(SOON, "another lane", || Ok(self.daemon.lane_pid(lane).ok().filter(|pid| *pid != before).map(drop)))
     }
 
     fn migration(&self, port: &str) -> Result<Value> {
@@ -127,7 +169,7 @@ struct Listener {
 }
 
 impl Listener {
-    fn start(net: &Netns) -> Result<Self> {
+    fn start(net: &Netns, rings: Kind) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let (ours, name) = (Arc::clone(&stop), net.name().to_owned());
         let socket = std::thread::scope(|scope| {
@@ -139,21 +181,21 @@ impl Listener {
         })?;
         socket.set_read_timeout(Some(Duration::from_millis(100)))?;
         let thread = std::thread::spawn(move || {
-            let (mut count, mut lost, mut last) = (0, 0, None);
+            let mut numbers = BTreeSet::new();
             let mut bytes = [0; 2048];
             while !ours.load(Ordering::Relaxed) {
                 let Ok(length) = socket.recv(&mut bytes) else { continue };
                 let text = String::from_utf8_lossy(&bytes[..length]).into_owned();
                 let number = text.rsplit("number=").next().and_then(|number| number.trim().parse::<u64>().ok());
                 let number = number.with_context(|| format!("a datagram is not what the guest sent: {text:?}"))?;
-                if let Some(last) = last {
-                    ensure!(number > last, "datagram {number} came after {last}");
-                    lost += number - last - 1;
-                }
-                last = Some(number);
-                count += 1;
+                // Two queues may overtake each other.
+                let late = rings == Kind::Split && numbers.last().is_some_and(|last| *last > number);
+                ensure!(!late, "datagram {number} came after {:?}", numbers.last());
+                ensure!(numbers.insert(number), "datagram {number} came twice");
             }
-            Ok((count, lost))
+            let count = numbers.len() as u64;
+            let span = numbers.last().zip(numbers.first()).map_or(0, |(last, first)| last - first + 1);
+            Ok((count, span - count))
         });
         Ok(Self { thread, stop })
     }
@@ -176,14 +218,12 @@ fn send_numbers(guest: &mut Guest) -> Result<()> {
 fn a_guest_is_migrated_there_and_back_under_traffic(rings: Kind) -> Result<()> {
     needs!(Root, Guest, Ringspan);
     let mut hosts = Hosts::new(rings)?;
-    let (mut guest, _) = hosts.guest("vm1", false)?;
-    guest.sh(&format!("ip link set eth0 up && ip address add {GUEST}/24 dev eth0"))?;
-    hosts.answers()?;
+    let mut guest = hosts.first_guest()?;
     ensure!(hosts.migration("vm1")?["migratable"] == true, "{}", hosts.migration("vm1")?);
     let why = hosts.migration("vm2")?;
     ensure!(why["migratable"] == false && why["reason"].is_string(), "nobody is there, but {why}");
     send_numbers(&mut guest)?;
-    let listener = Listener::start(&hosts.net)?;
+    let listener = Listener::start(&hosts.net, rings)?;
 
     // Cancelled: nothing is left of it.
     {
@@ -201,7 +241,7 @@ fn a_guest_is_migrated_there_and_back_under_traffic(rings: Kind) -> Result<()> {
 
     for (number, port) in ["vm2", "vm1"].into_iter().enumerate() {
         let from = if port == "vm2" { "vm1" } else { "vm2" };
-        hosts.daemon.wait_port(port, "listening", SOON)?;
+        hosts.wait_free(port)?;
         let (target, uri) = hosts.guest(port, true)?;
         let ping = hosts.net.ping(GUEST, INTERVAL)?;
         migrate(&guest, &uri, 64 << 20)?;
@@ -221,6 +261,11 @@ fn a_guest_is_migrated_there_and_back_under_traffic(rings: Kind) -> Result<()> {
         ensure!(report.duplicates == 0 && report.received > 0, "{report:?}");
         hosts.wait_logging(from, false)?;
         hosts.daemon.wait_port(port, "driver-ready", SOON)?;
+        let pairs = if rings == Kind::Packed { 2 } else { 1 };
+        wait::until(SOON, &format!("{pairs} queue pairs that run"), || {
+            let shown = hosts.daemon.call("port.get", json!({ "name": port }))?;
+            Ok((find(&shown, "active_pairs") == Some(&json!(pairs))).then_some(()))
+        })?;
     }
 
     // Killed in the midst of one: the port is there for the next guest, and logs nothing.
@@ -229,7 +274,7 @@ fn a_guest_is_migrated_there_and_back_under_traffic(rings: Kind) -> Result<()> {
     hosts.wait_logging("vm1", true)?;
     process::kill_hard(guest.pid().context("QEMU has no process id")?)?;
     hosts.wait_logging("vm1", false)?;
-    hosts.daemon.wait_port("vm1", "listening", SOON)?;
+    hosts.wait_free("vm1")?;
 
     let (count, lost) = listener.finish()?;
     println!("{count} datagrams came, {lost} did not");
@@ -244,5 +289,77 @@ fn a_guest_is_migrated_there_and_back_under_traffic(rings: Kind) -> Result<()> {
     all.with_context(|| format!("{ends:#?}"))?;
     let left: Vec<bool> = ends.iter().map(|line| line.contains("\"left\":true")).collect();
     ensure!(left == [false, true, true, false], "cancelled, moved twice, killed; but the events say {ends:#?}");
+    Ok(())
+}
+
+/// What is killed while a guest is on its way.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Victim {
+    TargetsLane,
+    SourcesLane,
+    Daemon,
+}
+
+fn a_guest_stays_or_arrives_whatever_is_killed_amid_its_migration(rings: Kind) -> Result<()> {
+    needs!(Root, Guest, Ringspan);
+    let mut hosts = Hosts::new(rings)?;
+    let mut guest = hosts.first_guest()?;
+
+    // Nobody is there to take it.
+    migrate(&guest, &format!("unix:{}", hosts.folder.path().join("nobody").display()), 64 << 20)?;
+    wait_status(&guest, "failed")?;
+    hosts.wait_logging("vm1", false)?;
+    hosts.answers().context("where nobody took the guest")?;
+
+    // Who was to take it is killed.
+    {
+        let (target, uri) = hosts.guest("vm2", true)?;
+        hosts.daemon.wait_port("vm2", "connected", SOON)?;
+        migrate(&guest, &uri, 1 << 16)?;
+        hosts.wait_logging("vm1", true)?;
+        process::kill_hard(target.pid().context("QEMU has no process id")?)?;
+        wait_status(&guest, "failed")?;
+        hosts.wait_logging("vm1", false)?;
+        hosts.wait_free("vm2")?;
+        hosts.answers().context("where the target was killed")?;
+    }
+
+    for victim in [Victim::TargetsLane, Victim::SourcesLane, Victim::Daemon] {
+        let [from, to] = if victim == Victim::SourcesLane { ["vm2", "vm1"] } else { ["vm1", "vm2"] };
+        hosts.wait_free(to)?;
+        let (target, uri) = hosts.guest(to, true)?;
+        hosts.daemon.wait_port(to, "connected", SOON)?;
+        migrate(&guest, &uri, 1 << 16)?;
+        hosts.wait_logging(from, true)?;
+        // QEMU aborts when a back-end dies while it is told to log (`vhost_log_global_start`), of which this is the end.
+        wait_status(&guest, "active")?;
+        match victim {
+            Victim::TargetsLane => {
+                hosts.kill_lane_of(to)?;
+                hosts.daemon.wait_port(to, "connected", SOON)?;
+            }
+            Victim::SourcesLane => {
+                hosts.kill_lane_of(from)?;
+                // QEMU comes back, and has what is written from here on logged, too.
+                let there = hosts.daemon.wait_port(from, "driver-ready", SOON);
+                there.with_context(|| format!("QEMU runs: {}, and said: {}", guest.runs(), guest.log()))?;
+                hosts.wait_logging(from, true)?;
+                hosts.answers().context("at the source, whose lane was killed")?;
+            }
+            Victim::Daemon => hosts.daemon.kill()?,
+        }
+        guest.monitor.execute_with("migrate-set-parameters", &json!({ "max-bandwidth": 64 << 20 }), SOON)?;
+        wait_status(&guest, "completed").with_context(|| format!("{victim:?}: the target said: {}", target.log()))?;
+        guest = target;
+        if victim == Victim::Daemon {
+            hosts.net.wait_ping(GUEST, SOON).context("no daemon runs, and lanes go on")?;
+            hosts.daemon.start_again()?;
+        }
+        hosts.answers().with_context(|| format!("{victim:?}: at the target"))?;
+        hosts.wait_logging(from, false)?;
+        hosts.wait_logging(to, false)?;
+        hosts.daemon.wait_port(to, "driver-ready", SOON)?;
+        hosts.wait_free(from)?;
+    }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
 use ringspan_benches::calm::Patience;
@@ -35,7 +35,7 @@ enum Command {
     Instructions(Run),
     /// iperf3 between host and a Linux guest in QEMU
     Iperf(Run),
-    /// Linux guests that are migrated there and back behind each back-end in turns: downtime and loss (about 20 minutes)
+    /// Linux guests that are migrated there and back behind each back-end in turns: downtime and loss (less than 15 minutes)
     Migration(Migration),
     /// How soon back-ends that had nothing to do are at work again
     Wake(Run),
@@ -99,9 +99,21 @@ struct Migration {
     /// Only cases whose names, as the table has them, contain one of these texts, or are it where it ends with a full stop
     #[arg(long)]
     only: Vec<String>,
-    /// Migrations there and back
-    #[arg(long, default_value_t = 10)]
+    /// Migrations there and back: of ringspan and of net_vhost, and of what --only names
+    #[arg(long, default_value_t = 20)]
     rounds: usize,
+    /// Migrations there and back of each of the other cases
+    #[arg(long, default_value_t = 2)]
+    others: usize,
+    /// The ringspan-lane of another version, for each second place that ringspan serves
+    #[arg(long)]
+    other: Option<PathBuf>,
+    /// No round begins after so many minutes
+    #[arg(long, default_value_t = 14.0)]
+    minutes: f64,
+    /// The words that start QEMU, where it is not the machine's own
+    #[arg(long, value_delimiter = ' ')]
+    qemu: Vec<String>,
     /// Bits a second of TCP in each direction, as iperf3 takes them
     #[arg(long, default_value = "20M")]
     load: String,
@@ -118,9 +130,21 @@ impl Migration {
         let machine = Machine::look();
         println!("{machine}");
         let mut line = Line::default();
-        let found = migration::run(&self.only, self.rounds, &self.load, self.core, |text| line.show(text))?;
+        let plan = migration::Plan {
+            only: self.only.clone(),
+            rounds: self.rounds,
+            others: self.others,
+            load: self.load.clone(),
+            core: self.core,
+            qemu: self.qemu.clone(),
+            other: self.other.clone(),
+            limit: Duration::try_from_secs_f64(60.0 * self.minutes)?,
+        };
+        let start = Instant::now();
+        let found = migration::run(&plan, |text| line.show(text))?;
         line.end();
         print!("{}", migration::table(&found));
+        println!("took {:.0} s", start.elapsed().as_secs_f64());
         write(&self.json, &serde_json::to_string_pretty(&serde_json::json!({ "machine": machine, "found": found }))?)?;
         let bad = found.iter().filter(|found| !found.faults.is_empty() || found.corrupted > 0).count();
         anyhow::ensure!(bad == 0, "{bad} of {} cases went wrong", found.len());
