@@ -33,7 +33,8 @@ use ringspan_protocol::LaneName;
 
 pub(crate) use events::{EventKind, EventLog};
 pub(crate) use jobs::{Job, JobState, Jobs};
-pub(crate) use methods::attach::{Attached, Entry as AttachmentEntry, GuestStats};
+pub(crate) use methods::attach::{Attached, Entry as AttachmentEntry};
+pub(crate) use methods::attach_stats::GuestStats;
 pub(crate) use methods::host::{PlanOf, plan_of};
 pub(crate) use methods::nic::NicEntry;
 pub(crate) use methods::ovs::Shown;
@@ -183,7 +184,7 @@ impl Daemon {
         let mirror = self.mirror.start(engine::Lanes::watching(self));
         locked(&self.keepers).extend(mirror);
         let weak = Arc::downgrade(self);
-        let keeping = spawn("attachments".into(), move || methods::attach::keep(&weak));
+        let keeping = spawn("attachments".into(), move || methods::attach_keep::keep(&weak));
         locked(&self.keepers).extend(keeping);
     }
 

@@ -1,12 +1,10 @@
 //! Methods about guests' NICs: attaching, detaching, and keeping the agent and the host of one mind.
 
 use std::collections::BTreeMap;
-use std::sync::Weak;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ringspan_protocol::{
-    DeviceSpec, LaneName, MacAddress, NicName, NicSpec, PciAddress, PortChange, PortName, PortSpec, QueueCounters,
-    VfSettings,
+    DeviceSpec, LaneName, MacAddress, NicName, NicSpec, PciAddress, PortChange, PortName, PortSpec, VfSettings,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -18,12 +16,11 @@ use crate::attach::Attach;
 use crate::attach::choose::{self, Around, choose};
 use crate::attach::guest::ForGuest;
 use crate::attach::plan::{Facts, plan};
-use crate::attach::record::{Counted, Key, Record, Stage, Step, Target};
+use crate::attach::record::{Key, Record, Stage, Step, Target};
 use crate::attach::request::Mode;
 use crate::attach::run::World;
 use crate::attach::sync::{self, Finding, Guest, Synced};
 use crate::attach::world::{Lanes, Real};
-use crate::control::events::Next;
 use crate::control::{Daemon, EventKind, locked};
 use crate::desired::Desired;
 use crate::error::{Error, ErrorKind};
@@ -114,31 +111,6 @@ pub(crate) struct Sync {
     /// Detaches what is orphaned, makes what drifted as it should be, and attaches what is missing where it is said how (`attach`).
     #[serde(default)]
     pub mend: bool,
-}
-
-/// Whose counters.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Stats {
-    /// Of this guest; of all when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub guest: Option<String>,
-}
-
-/// What a guest's NIC counted, as the guest sees it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub(crate) struct GuestStats {
-    /// The guest.
-    pub guest: String,
-    /// Which of its NICs.
-    pub nic: u16,
-    /// Whether they are of now; false: the last known, or none.
-    pub current: bool,
-    /// Where they are from: `port`, or the interface that was read.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub source: Option<String>,
-    /// They never go back while the NIC is attached.
-    pub counted: Counted,
 }
 
 /// The attachment that a port is of.
@@ -251,7 +223,7 @@ fn soft_owners(desired: &Desired) -> BTreeMap<String, String> {
 }
 
 /// The host, changed by one at a time.
-struct Guarded<'a>(Real<'a>);
+pub(super) struct Guarded<'a>(Real<'a>);
 
 impl World for Guarded<'_> {
     fn apply(&self, step: Step, record: &mut Record) -> Result<Vec<String>, Error> {
@@ -291,7 +263,7 @@ fn of_host(step: Step, record: &Record) -> Result<Option<std::sync::MutexGuard<'
 }
 
 /// Runs something with the world of this daemon.
-fn with_world<T>(daemon: &Daemon, run: impl FnOnce(&Guarded<'_>) -> T) -> T {
+pub(super) fn with_world<T>(daemon: &Daemon, run: impl FnOnce(&Guarded<'_>) -> T) -> T {
     let (host, lanes, memory) = (daemon.host(), Own(daemon), device::Drivers(&daemon.state_dir));
     let (ovs, run_dir) = {
         let config = locked(&daemon.config);
@@ -422,7 +394,7 @@ fn detach_told(daemon: &Daemon, world: &Guarded<'_>, key: &Key) -> Result<bool, 
 }
 
 /// Tells of a guest's NIC.
-fn tell(daemon: &Daemon, key: &Key, kind: impl FnOnce(String, u16) -> EventKind) {
+pub(super) fn tell(daemon: &Daemon, key: &Key, kind: impl FnOnce(String, u16) -> EventKind) {
     daemon.events.tell(None, key.port().ok().as_ref(), kind(key.guest.clone(), key.nic));
 }
 
@@ -493,154 +465,4 @@ pub(super) fn set_handed_over(daemon: &Daemon, key: &Key, change: &Set) -> Resul
     }
     set(daemon, key, change)?;
     Ok(daemon.attachments.get(key).map(Entry::of))
-}
-
-/// Pauses before what was left half-done is tried again, and how often it is looked whether there is any.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(500);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-const LOOK: Duration = Duration::from_secs(5);
-
-/// False: the daemon ends, which it tells as an event.
-fn wait_unless_ended(daemon: &Daemon, pause: Duration) -> bool {
-    let until = Instant::now() + pause;
-    loop {
-        let last = daemon.events.last();
-        let left = until.saturating_duration_since(Instant::now());
-        if daemon.is_ending() || left.is_zero() {
-            return !daemon.is_ending();
-        }
-        if daemon.events.next(last, 1, left) == Next::Closed {
-            return false;
-        }
-    }
-}
-
-/// Finishes or takes back what an earlier daemon, or a request that failed, left half-done, and tries again until it is. Tells of what drifts.
-pub(crate) fn keep(daemon: &Weak<Daemon>) {
-    let mut pause = SHORTEST_PAUSE;
-    let mut drifts = Drifts::default();
-    loop {
-        let Some(daemon) = daemon.upgrade().filter(|daemon| !daemon.is_ending()) else { return };
-        let left = daemon.attachments.unfinished();
-        for key in &left {
-            let device = daemon.attachments.get(key).map(|record| record.target.to_string()).unwrap_or_default();
-            match with_world(&daemon, |world| daemon.attachments.recover(world, key)) {
-                Ok(()) => {
-                    tracing::info!("{key}: what was left half-done is put right");
-                    if daemon.attachments.get(key).is_none() {
-                        tell(&daemon, key, |guest, nic| EventKind::Detached { guest, nic, device });
-                    }
-                }
-                Err(error) => tracing::warn!("{key}: what was left half-done stays: {error}"),
-            }
-        }
-        drifts.look(&daemon);
-        let again = daemon.attachments.unfinished().iter().any(|key| left.contains(key));
-        if !wait_unless_ended(&daemon, if again { pause } else { LOOK }) {
-            return;
-        }
-        pause = if again { (pause * 2).min(LONGEST_PAUSE) } else { SHORTEST_PAUSE };
-    }
-}
-
-/// Some of the attachments are looked at in each round, so that all have been within a minute.
-const ROUNDS: usize = 12;
-
-/// What is known to have drifted.
-#[derive(Default)]
-struct Drifts {
-    /// What differed when it was last looked at, and whether that was told.
-    known: BTreeMap<Key, (Vec<String>, bool)>,
-    /// Whose turn was last.
-    last: Option<Key>,
-}
-
-impl Drifts {
-    /// Looks at the next ones, and tells of each that drifts otherwise than it was known to. What is seen for the first time is looked at again in the next
-    /// round: lanes and ports that are just being made differ for a moment.
-    fn look(&mut self, daemon: &Daemon) {
-        let all = daemon.attachments.all();
-        self.known.retain(|key, _| all.iter().any(|record| record.key() == *key));
-        let at = self.last.as_ref().map_or(0, |last| all.partition_point(|record| record.key() <= *last));
-        let turn: Vec<Key> =
-            all[at..].iter().chain(&all[..at]).take(all.len().div_ceil(ROUNDS)).map(Record::key).collect();
-        self.last = turn.last().cloned().or_else(|| self.last.take());
-        let suspected = |key: &Key| self.known.get(key).is_some_and(|(what, told)| !what.is_empty() && !told);
-        let looked_at = |record: &&Record| turn.contains(&record.key()) || suspected(&record.key());
-        let looked_at: Vec<&Record> =
-            all.iter().filter(|record| record.stage == Stage::Attached).filter(looked_at).collect();
-        for record in looked_at {
-            let key = record.key();
-            let what = with_world(daemon, |world| sync::drift(world, record));
-            // What changed meanwhile was looked at half-way.
-            if daemon.attachments.get(&key).as_ref() != Some(record) {
-                continue;
-            }
-            let (before, mut told) = self.known.remove(&key).unwrap_or_default();
-            if before != what {
-                told = false;
-            } else if !what.is_empty() && !told {
-                tracing::warn!("{key} is not as it was left: {}", what.join("; "));
-                let (device, what) = (record.target.to_string(), what.clone());
-                tell(daemon, &key, |guest, nic| EventKind::Drifted { guest, nic, device, what });
-                told = true;
-            }
-            self.known.insert(key, (what, told));
-        }
-    }
-}
-
-pub(super) fn stats(call: &mut Call, Stats { guest }: Stats) -> Result<Vec<GuestStats>, Error> {
-    let daemon = call.daemon;
-    let host = daemon.host();
-    let all = daemon.attachments.count(guest.as_deref(), |record| match record.wanted.mode {
-        Mode::Vhost => (of_port(daemon, record), Some("port".to_owned())),
-        Mode::Passthrough => of_representor(&host, record),
-    });
-    let told = all.into_iter().map(|(record, current, source, counted)| {
-        let source = source.filter(|_| current);
-        GuestStats { guest: record.wanted.guest, nic: record.wanted.nic, current, source, counted }
-    });
-    Ok(told.collect())
-}
-
-/// What its port counted; none when its lane cannot be asked.
-fn of_port(daemon: &Daemon, record: &Record) -> Option<Counted> {
-    let name = record.key().port().ok()?;
-    let lane = locked(&daemon.desired).ports.get(&name)?.lane.clone();
-    let (counters, current) = daemon.lane(&lane).ok()?.counters(Some(&name), false).remove(&name)?;
-    if !current {
-        return None;
-    }
-    let sum = |queues: &[QueueCounters]| {
-        let mut all = QueueCounters::default();
-        queues.iter().for_each(|queue| all.add(queue));
-        all
-    };
-    let (from, to) = (sum(&counters.from_guest), sum(&counters.to_guest));
-    Some(Counted {
-        tx_packets: from.received,
-        tx_bytes: from.received_bytes,
-        tx_dropped: from.drops.total(),
-        rx_packets: to.sent,
-        rx_bytes: to.sent_bytes,
-        rx_dropped: to.drops.total(),
-    })
-}
-
-/// What the interface counted that stands for the VF: it receives what the guest sends.
-fn of_representor(host: &Host, record: &Record) -> (Option<Counted>, Option<String>) {
-    let Some(name) = &record.representor else { return (None, None) };
-    let read = |file: &str| host.sysfs.number::<u64>(&format!("class/net/{name}/statistics/{file}"));
-    let counted = || {
-        Some(Counted {
-            tx_packets: read("rx_packets")?,
-            tx_bytes: read("rx_bytes")?,
-            tx_dropped: read("rx_dropped")?,
-            rx_packets: read("tx_packets")?,
-            rx_bytes: read("tx_bytes")?,
-            rx_dropped: read("tx_dropped")?,
-        })
-    };
-    (counted(), Some(name.clone()))
 }

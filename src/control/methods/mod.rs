@@ -2,6 +2,8 @@
 //! the command line all come from it.
 
 pub(crate) mod attach;
+pub(crate) mod attach_keep;
+pub(crate) mod attach_stats;
 mod bond;
 mod daemon;
 pub(crate) mod device;

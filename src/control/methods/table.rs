@@ -1,8 +1,8 @@
 //! The table of methods. To add one: its types and function in a file beside this one, and a row here.
 
 use super::{
-    Method, Nothing, attach, bond, daemon, device, doctor, flow, host, job, lane, nic, ovs, port, port_change, rule,
-    typed, vdpa,
+    Method, Nothing, attach, attach_stats, bond, daemon, device, doctor, flow, host, job, lane, nic, ovs, port,
+    port_change, rule, typed, vdpa,
 };
 use crate::attach::Attach;
 use crate::attach::record::Key;
@@ -129,7 +129,7 @@ pub(crate) static METHODS: &[Method] = &[
     method!("attachment.sync", Change, attach::sync, attach::Sync => Synced,
         "Compares what is attached with the agent's guests, and with the host: for an agent that was restarted. With `mend`, what is orphaned is detached, and what drifted is made as it should be; each stands by itself.",
         r#"{"guests":[{"guest":"guest1","nics":[0,1]}],"mend":true}"# => r#"{"orphaned":[{"guest":"guest2","nic":0,"target":"soft:nic0/vf4","what":["guest guest2 is not listed"],"mended":true}],"missing":[{"guest":"guest1","nic":1,"what":["it is not attached"],"mended":false}],"drifted":[{"guest":"guest1","nic":0,"target":"soft:nic0/vf3","what":["nic0_vf3 is in no bridge, not in br0"],"mended":true}],"good":0}"#),
-    method!("attachment.stats", Read, attach::stats, attach::Stats => Vec<attach::GuestStats>,
+    method!("attachment.stats", Read, attach_stats::stats, attach_stats::Stats => Vec<attach_stats::GuestStats>,
         "What guests' NICs counted, from the guest's view: `tx` is what it sent. They never go back while a NIC is attached, whatever is restarted. Of a VF that was handed over, its representor is read; without one nothing is known.",
         r#"{"guest":"guest1"}"# => r#"[{"guest":"guest1","nic":0,"current":true,"source":"port","counted":{"tx_packets":3,"tx_bytes":180,"tx_dropped":1,"rx_packets":0,"rx_bytes":0,"rx_dropped":0}}]"#),
     method!("nic.add", Change, nic::add, NicRequest => nic::NicEntry,
