@@ -106,6 +106,9 @@ pub(crate) struct HostState {
     /// The change of the host that is under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub begun: Option<Begun>,
+    /// Functions that a change left without the driver that they had, and that it has not taken back yet.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub without_driver: BTreeMap<PciAddress, String>,
 }
 
 /// Takes a folder for this daemon alone, by a lock on a file in it; `key` is where the file names another.
@@ -144,6 +147,14 @@ impl Journal for StateDir {
         self.change_host(|host| {
             if let Some(begun) = &mut host.begun {
                 begun.left.push(member);
+            }
+        })
+    }
+
+    fn making(&self, index: u32) -> Result<(), Error> {
+        self.change_host(|host| {
+            if let Some(begun) = &mut host.begun {
+                begun.made = Some(index);
             }
         })
     }

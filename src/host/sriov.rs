@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Host;
+use super::bond::Around;
 use super::inventory::{Inventory, find};
 use super::pci::{Answer, Function, attribute};
 use super::representor::index;
@@ -72,15 +73,14 @@ pub(crate) fn pf(host: &Host, name: &str) -> Result<(Function, u16, u16), Error>
     Ok((function, total, now))
 }
 
-/// Makes a PF have so many VFs, and waits for each of them. `owner` knows the port of ringspan's that has a function; `disturb` allows to
-/// take VFs away that somebody else uses.
+/// Makes a PF have so many VFs, and waits for each of them. `disturb` allows to take VFs away that somebody else uses.
 pub(crate) fn enable(
     host: &Host,
     name: &str,
     count: Count,
     disturb: bool,
     limit: Duration,
-    owner: impl Fn(PciAddress) -> Option<String>,
+    around: &Around<'_>,
 ) -> Result<Enabled, Error> {
     let (function, total, before) = pf(host, name)?;
     let address = function.address;
@@ -97,7 +97,7 @@ pub(crate) fn enable(
     let mut steps = Steps::default();
     if wanted != before {
         if before > 0 {
-            unused(host, name, &function, disturb, owner)?;
+            unused(host, name, &function, disturb, around)?;
             let lost = settings(host, &function);
             set(host, name, address, 0)?;
             for lost in lost {
@@ -161,13 +161,8 @@ fn complete(host: &Host, pf: &Function, wanted: u16) -> bool {
 }
 
 /// Refuses when somebody would lose a VF.
-fn unused(
-    host: &Host,
-    name: &str,
-    pf: &Function,
-    disturb: bool,
-    owner: impl Fn(PciAddress) -> Option<String>,
-) -> Result<(), Error> {
+fn unused(host: &Host, name: &str, pf: &Function, disturb: bool, around: &Around<'_>) -> Result<(), Error> {
+    let owner = around.owner;
     let busy = |message: String| Err(Error::new(ErrorKind::Busy, message).about(name));
     if let Some(owner) = owner(pf.address) {
         return busy(format!(
@@ -191,7 +186,7 @@ fn unused(
         }
         let how = match vf.driver.as_deref() {
             Some(driver) if driver.contains("vfio") || driver.contains("uio") => Some(format!("bound to {driver}")),
-            _ => host.busy_interface(&vf).or_else(|| busy_representor(host, representors.get(number)?)),
+            _ => host.busy_interface(&vf).or_else(|| busy_representor(host, representors.get(number)?, around)),
         };
         if let Some(how) = how {
             used += 1;
@@ -210,9 +205,13 @@ fn unused(
 }
 
 /// How the interface that stands for a VF is used: it goes with the VF, and a guest's frames may go through it.
-fn busy_representor(host: &Host, name: &str) -> Option<String> {
-    let master = host.sysfs.link(&format!("class/net/{name}/master"))?;
-    Some(format!("its representor {name} is part of {master}"))
+fn busy_representor(host: &Host, name: &str, around: &Around<'_>) -> Option<String> {
+    if let Some(master) = host.sysfs.link(&format!("class/net/{name}/master")) {
+        return Some(format!("its representor {name} is part of {master}"));
+    }
+    // A bridge that Open vSwitch forwards in userspace (datapath_type=netdev) has no part in the kernel.
+    let port = (around.port_of)(name)?;
+    Some(format!("its representor {name} is on bridge {}", port.bridge))
 }
 
 fn set(host: &Host, name: &str, pf: PciAddress, count: u16) -> Result<(), Error> {

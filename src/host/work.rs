@@ -14,6 +14,7 @@ use super::bind::{self, Memory};
 use super::bond::{self, Around};
 use super::eswitch;
 use super::pci::{Function, attribute};
+use super::representor::index;
 use super::sriov::{self, Count};
 use crate::error::{Error, ErrorKind};
 
@@ -36,6 +37,9 @@ pub(crate) enum Change {
         disturb: bool,
         /// The functions whose VF LAG ends with it.
         pair: Option<[PciAddress; 2]>,
+        /// Its index: one of another is somebody else's.
+        #[serde(default)]
+        index: Option<u32>,
     },
     /// `eswitch.set`.
     SetEswitch {
@@ -94,6 +98,26 @@ pub(crate) struct Begun {
     /// The interfaces that were to leave a bond for a moment.
     #[serde(default)]
     pub left: Vec<Left>,
+    /// The index that a new bond was to have: one that has another is somebody else's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made: Option<u32>,
+}
+
+impl Begun {
+    /// A change that begins in this boot.
+    pub(crate) fn new(host: &Host, change: Change) -> Self {
+        Self { change, boot: host.boot(), unbound: BTreeMap::new(), left: vec![], made: None }
+    }
+}
+
+/// What came of finishing a change.
+pub(crate) struct Finished {
+    /// What was done.
+    pub done: Vec<String>,
+    /// Why it could not be finished.
+    pub error: Option<Error>,
+    /// Functions that their drivers did not take back, which is tried again ([`give_back_all`]).
+    pub without_driver: BTreeMap<PciAddress, String>,
 }
 
 /// An interface that is to come back to its bond.
@@ -113,6 +137,8 @@ pub(crate) trait Journal: Send + Sync {
     fn unbinding(&self, functions: &[(PciAddress, String)]) -> Result<(), Error>;
     /// An interface leaves its bond for a moment; returns when that is durable.
     fn leaving(&self, member: Left) -> Result<(), Error>;
+    /// A bond is made that will have this index; returns when that is durable.
+    fn making(&self, index: u32) -> Result<(), Error>;
 }
 
 /// Nothing is written down: for those who only look.
@@ -126,16 +152,15 @@ impl Journal for Nowhere {
     fn leaving(&self, _: Left) -> Result<(), Error> {
         Ok(())
     }
+
+    fn making(&self, _: u32) -> Result<(), Error> {
+        Ok(())
+    }
 }
 
-/// Finishes a change that an earlier daemon began, or takes it back. Returns what was done, and why it could not be finished. One of before the machine was
-/// started anew is not done again: only functions without a driver get theirs.
-pub(crate) fn finish(
-    host: &Host,
-    memory: &(impl Memory + ?Sized),
-    around: &Around<'_>,
-    begun: &Begun,
-) -> (Vec<String>, Option<Error>) {
+/// Finishes a change that an earlier daemon began, or takes it back. One of before the machine was started anew is not done again: only functions without a
+/// driver get theirs.
+pub(crate) fn finish(host: &Host, memory: &(impl Memory + ?Sized), around: &Around<'_>, begun: &Begun) -> Finished {
     let again = match &begun.change {
         // From its files, at each start.
         Change::Apply => Ok(vec![]),
@@ -143,15 +168,21 @@ pub(crate) fn finish(
             let message = format!("the machine was started anew amid {}, which is not done again", begun.change.told());
             Err(Error::new(ErrorKind::Failed, format!("{message}: ask for it again where it is still wanted")))
         }
-        Change::MakeBond { wish, before } => make_bond(host, wish, before, !begun.unbound.is_empty(), around),
-        Change::DeleteBond { name, disturb, pair } => bond::delete(host, name, *disturb, around).and_then(|removed| {
-            bond::has_ended(host, name, *pair)?;
-            Ok(removed.done)
-        }),
+        Change::MakeBond { wish, before } => make_bond(host, wish, before, begun, around),
+        Change::DeleteBond { name, disturb, pair, index: own } => {
+            // It may have been made again, when it could not be taken away.
+            match index(&host.sysfs, name).filter(|now| [*own, begun.made].iter().all(|ours| *ours != Some(*now))) {
+                Some(_) => Err(somebody_elses(name, "bond delete")),
+                None => bond::delete(host, name, *disturb, around).and_then(|removed| {
+                    bond::has_ended(host, name, *pair)?;
+                    Ok(removed.done)
+                }),
+            }
+        }
         Change::SetEswitch { wish } => eswitch::set(host, wish, around.owner).map(|set| set.done),
         Change::EnableVfs { pf, count, disturb, timeout_ms } => {
             let limit = std::time::Duration::from_millis((*timeout_ms).min(600_000));
-            sriov::enable(host, pf, *count, *disturb, limit, around.owner).map(|enabled| enabled.done)
+            sriov::enable(host, pf, *count, *disturb, limit, around).map(|enabled| enabled.done)
         }
         Change::Bind { device, driver, disturb } => {
             let name = device.to_string();
@@ -172,28 +203,41 @@ pub(crate) fn finish(
             }
         }
     }
-    for (function, driver) in &begun.unbound {
+    let given = give_back_all(host, &begun.unbound);
+    done.extend(given.done);
+    Finished { done, error: failed.or(given.error), without_driver: given.without_driver }
+}
+
+/// Gives functions back to the drivers that they had, where they have none.
+pub(crate) fn give_back_all(host: &Host, functions: &BTreeMap<PciAddress, String>) -> Finished {
+    let mut finished = Finished { done: vec![], error: None, without_driver: BTreeMap::new() };
+    for (function, driver) in functions {
         match give_back(host, *function, driver) {
-            Ok(true) => done.push(format!("{driver} has {function} again")),
+            Ok(true) => finished.done.push(format!("{driver} has {function} again")),
             Ok(false) => {}
             Err(error) => {
-                failed.get_or_insert(error);
+                finished.error.get_or_insert(error);
+                finished.without_driver.insert(*function, driver.clone());
             }
         }
     }
-    (done, failed)
+    finished
 }
 
-/// `allowed`: the earlier daemon had found that it may be made, and had begun.
 fn make_bond(
     host: &Host,
     wish: &bond::Wish,
     before: &bond::Before,
-    allowed: bool,
+    begun: &Begun,
     around: &Around<'_>,
 ) -> Result<Vec<String>, Error> {
-    // Members of a bond that was just made may leave it again.
-    let ours = !before.existed && bond::get(host, &wish.name).is_ok();
+    let now = index(&host.sysfs, &wish.name);
+    let ours = !before.existed && now.is_some() && now == begun.made;
+    if !before.existed && now.is_some() && !ours {
+        return Err(somebody_elses(&wish.name, "bond create"));
+    }
+    // The earlier daemon had found that it may be made, and had begun; and members of a bond that was just made may leave it again.
+    let allowed = !begun.unbound.is_empty();
     let again = bond::Wish { disturb: wish.disturb || allowed || ours, ..wish.clone() };
     bond::create(host, &again, around).map(|bond| bond.done).map_err(|error| {
         match bond::undo(host, wish, before, around) {
@@ -201,6 +245,13 @@ fn make_bond(
             Err(why) => Error { message: format!("{}; left: {}", error.message, why.message), ..error },
         }
     })
+}
+
+fn somebody_elses(name: &str, again: &str) -> Error {
+    let message = format!(
+        "{name}: somebody else has made an interface of that name meanwhile, which is left alone: ask for it again where it is still wanted (ringspan {again})"
+    );
+    Error::new(ErrorKind::Exists, message).about(name)
 }
 
 /// Gives a function without a driver back to the one that it had.

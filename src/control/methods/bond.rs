@@ -73,8 +73,10 @@ pub(super) fn create(call: &mut Call, wish: Wish) -> Result<Bond, Error> {
 }
 
 pub(super) fn delete(call: &mut Call, Delete { name, disturb }: Delete) -> Result<Removed, Error> {
-    let change =
-        |host: &Host| Ok(Change::DeleteBond { pair: bond::lag_pair(host, &name), name: name.clone(), disturb });
+    let change = |host: &Host| {
+        let (pair, index) = (bond::lag_pair(host, &name), bond::index_of(host, &name));
+        Ok(Change::DeleteBond { pair, index, name: name.clone(), disturb })
+    };
     let removed = changing(call.daemon, change, |host| {
         with_around(call.daemon, |around| bond::delete(host, &name, disturb, around))
     })?;

@@ -23,10 +23,10 @@ use crate::host::steps::wait;
 use crate::host::sysfs::Sysfs;
 use crate::host::udev::{self, Named};
 use crate::host::vf::{self, Set, Wish};
-use crate::host::work::{self, Begun, Change};
+use crate::host::work::{self, Begun, Change, Finished};
 use crate::ovs::client::{Database, Place};
 use crate::ovs::view::View;
-use crate::state::StateDir;
+use crate::state::{HostState, StateDir};
 
 /// Which one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -151,7 +151,7 @@ pub(super) fn changing<T>(
 ) -> Result<T, Error> {
     let (host, _one) = (daemon.host(), one_at_a_time(&CHANGES, PATIENCE)?);
     finish_begun(daemon, &host);
-    let begun = Begun { change: change(&host)?, boot: host.boot(), unbound: BTreeMap::new(), left: vec![] };
+    let begun = Begun::new(&host, change(&host)?);
     daemon.state_dir.change_host(|state| state.begun = Some(begun))?;
     let outcome = run(&host);
     ended(daemon);
@@ -159,9 +159,41 @@ pub(super) fn changing<T>(
 }
 
 fn ended(daemon: &Daemon) {
+    ended_without(daemon, &BTreeMap::new());
+}
+
+/// The same, where these functions are left without their drivers.
+fn ended_without(daemon: &Daemon, drivers: &BTreeMap<PciAddress, String>) {
+    let written = daemon.state_dir.change_host(|state| {
+        state.begun = None;
+        state.without_driver.extend(drivers.clone());
+    });
     // Done again by the next daemon, which changes nothing.
-    if let Err(error) = daemon.state_dir.change_host(|state| state.begun = None) {
+    if let Err(error) = written {
         tracing::warn!("that a change of the host has ended is not written down: {error}");
+    }
+}
+
+/// Tries again to give functions back to the drivers that did not take them when a change was finished: a module may have come meanwhile.
+pub(super) fn give_back_left(daemon: &Daemon) {
+    let left = |state: HostState| state.without_driver;
+    if daemon.state_dir.load_host().map_or(true, |state| left(state).is_empty()) {
+        return;
+    }
+    let Ok(_one) = one_at_a_time(&CHANGES, PATIENCE) else { return };
+    let Ok(functions) = daemon.state_dir.load_host().map(left) else { return };
+    let Finished { done, without_driver, .. } = work::give_back_all(&daemon.host(), &functions);
+    for done in &done {
+        tracing::info!("{done}");
+    }
+    if without_driver != functions
+        && let Err(error) = daemon.state_dir.change_host(|state| state.without_driver = without_driver)
+    {
+        tracing::warn!("which functions have their drivers again is not written down: {error}");
+    }
+    if !done.is_empty() {
+        let what = "giving functions back to their drivers".to_owned();
+        daemon.events.tell(None, None, EventKind::HostFinished { what, done, error: None });
     }
 }
 
@@ -170,8 +202,12 @@ fn finish_begun(daemon: &Daemon, host: &Host) {
     let Some(begun) = daemon.state_dir.load_host().ok().and_then(|state| state.begun) else { return };
     let memory = Drivers(&daemon.state_dir);
     let finished = super::bond::with_around(daemon, |around| Ok(work::finish(host, &memory, around, &begun)));
-    let (done, error) = finished.unwrap_or_else(|error| (vec![], Some(error)));
-    ended(daemon);
+    let Finished { done, error, without_driver } = finished.unwrap_or_else(|error| Finished {
+        done: vec![],
+        error: Some(error),
+        without_driver: begun.unbound.clone(),
+    });
+    ended_without(daemon, &without_driver);
     let what = begun.change.told();
     for done in &done {
         tracing::info!("{done}: {what} had been begun by an earlier daemon");
@@ -305,11 +341,12 @@ pub(super) fn owners_of(daemon: &Daemon) -> BTreeMap<String, String> {
 
 pub(super) fn enable_vfs(call: &mut Call, request: EnableVfs) -> Result<Enabled, Error> {
     let limit = Duration::from_millis(request.timeout_ms.min(600_000));
-    let owner = |address: PciAddress| owners(call.daemon).remove(&address.to_string());
     let EnableVfs { pf, count, disturb, timeout_ms } = request.clone();
     let change = |_: &Host| Ok(Change::EnableVfs { pf, count, disturb, timeout_ms });
     let enabled = changing(call.daemon, change, |host| {
-        sriov::enable(host, &request.pf, request.count, request.disturb, limit, owner)
+        super::bond::with_around(call.daemon, |around| {
+            sriov::enable(host, &request.pf, request.count, request.disturb, limit, around)
+        })
     })?;
     for done in &enabled.done {
         tracing::info!("{done}, as process {} asked", call.peer.pid);
@@ -377,6 +414,8 @@ pub(super) fn bind(call: &mut Call, request: BindDevice) -> Result<Bound, Error>
     };
     let bound =
         changing(call.daemon, change, |host| bind::bind(host, &memory, &device, driver.as_deref(), disturb, owner))?;
+    // Somebody has decided on it.
+    call.daemon.state_dir.change_host(|state| drop(state.without_driver.remove(&bound.address)))?;
     for done in &bound.done {
         tracing::info!("{done}, as process {} asked", call.peer.pid);
     }
@@ -385,12 +424,12 @@ pub(super) fn bind(call: &mut Call, request: BindDevice) -> Result<Bound, Error>
 
 pub(super) fn list(call: &mut Call, _: Nothing) -> Result<Vec<Device>, Error> {
     let (host, around) = (call.daemon.host(), Around::look(call));
-    Ok(Inventory::take(&host).devices().into_iter().map(|device| around.device(device)).collect())
+    Ok(Inventory::take(&host).with_vdpa().devices().into_iter().map(|device| around.device(device)).collect())
 }
 
 pub(super) fn get(call: &mut Call, ByDevice { device }: ByDevice) -> Result<Device, Error> {
     let host = call.daemon.host();
-    let inventory = Inventory::take(&host);
+    let inventory = Inventory::take(&host).with_vdpa();
     let mut found = inventory.device_named(&device)?;
     found.settings = inventory.settings(&found);
     Ok(Around::look(call).device(found))

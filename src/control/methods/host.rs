@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Weak;
 use std::time::{Duration, Instant};
 
-use ringspan_protocol::PciAddress;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -65,7 +64,6 @@ impl Daemon {
     /// Makes the cards what the plan says, one after the other. `who` asked for it. As soon as nobody else changes the host, these files are what it should
     /// be, after each start; also of a daemon that was killed amid it.
     fn carry_out(&self, plan: Plan, files: Option<PlanOf>, who: &str) -> Result<Applied, Error> {
-        let owner = |address: PciAddress| device::owners(self).remove(&address.to_string());
         device::changing(
             self,
             |_| {
@@ -78,7 +76,9 @@ impl Daemon {
                 Ok(conf::apply(plan, false, |item, done| {
                     let carried = match item.kind {
                         Kind::VfLag => self.begin_lag(host, item, done),
-                        Kind::Sriov | Kind::OvsOffload => conf::carry_out(host, item, &owner, done),
+                        Kind::Sriov | Kind::OvsOffload => {
+                            super::bond::with_around(self, |around| conf::carry_out(host, item, around, done))
+                        }
                     };
                     for done in done.iter() {
                         tracing::info!("{done}, as {who} asked");
@@ -132,6 +132,7 @@ pub(crate) fn keep_applied(daemon: &Weak<Daemon>) {
     let mut told = BTreeSet::new();
     while wait_unless_ended(daemon, pause) {
         let Some(daemon) = daemon.upgrade() else { return };
+        device::give_back_left(&daemon);
         let files = daemon.state_dir.load_host().ok().and_then(|state| state.applied);
         let plan = files.map(|(file, common)| daemon.plan_of(&PlanOf { file, common }));
         pause = LOOK;

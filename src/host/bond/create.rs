@@ -463,8 +463,25 @@ fn index_of(host: &Host, bond: &str) -> Result<u32, Error> {
     })
 }
 
+/// Indices that the kernel gives to the next interfaces, at most.
+const NEXT: u32 = 64;
+/// Among so many beyond those one is chosen.
+const CHOICE: u32 = 4096;
+
+/// An index that no interface has, nor one that comes soon, written down: by it a bond is told from one that somebody else makes under the same name.
+pub(super) fn own_index(host: &Host) -> Result<u32, Error> {
+    let names = host.sysfs.names("class/net");
+    let last = names.iter().filter_map(|name| index(&host.sysfs, name)).max().unwrap_or_default();
+    let random = std::fs::read_to_string(host.proc.join("sys/kernel/random/uuid")).unwrap_or_default();
+    let random = random.get(..8).and_then(|text| u32::from_str_radix(text, 16).ok()).unwrap_or_default();
+    let own = last.saturating_add(NEXT + random % CHOICE).min(i32::MAX as u32);
+    host.journal.making(own)?;
+    Ok(own)
+}
+
 fn make<'a>(host: &'a Host, bond: &'a str, plan: &'a Plan, steps: &mut Steps<'a>) -> Result<u32, Error> {
-    change(host, bond, "the kernel does not make it", &LinkChange::MakeBond(bond, plan.options))?;
+    let own = own_index(host)?;
+    change(host, bond, "the kernel does not make it", &LinkChange::MakeBond(bond, own, plan.options))?;
     steps.did(format!("{bond} is made, in mode {}", called(plan.mode)), move || {
         let Some(index) = index(&host.sysfs, bond) else { return Ok(()) };
         change(host, bond, "it does not go", &LinkChange::Remove(index))

@@ -6,7 +6,7 @@ use ringspan_protocol::PciAddress;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::create::{change, set_up};
+use super::create::{change, own_index, set_up};
 use super::state::{self, Bond};
 use super::{Around, check_name, lag};
 use crate::error::{Error, ErrorKind};
@@ -108,6 +108,11 @@ pub(crate) fn lag_pair(host: &Host, name: &str) -> Option<[PciAddress; 2]> {
     pair_of(&state::read(host, name)?)
 }
 
+/// The index of a bond.
+pub(crate) fn index_of(host: &Host, name: &str) -> Option<u32> {
+    index(&host.sysfs, name)
+}
+
 /// Waits for the end of VF LAG, of a bond that is gone.
 pub(crate) fn has_ended(host: &Host, name: &str, pair: Option<[PciAddress; 2]>) -> Result<(), Error> {
     match pair {
@@ -125,7 +130,8 @@ fn again(host: &Host, bond: &Bond) -> Result<(), Error> {
         hash_policy: bond.hash(),
         lacp_rate: bond.lacp_rate,
     };
-    change(host, name, "the kernel does not make it again", &LinkChange::MakeBond(name, options))?;
+    let own = own_index(host)?;
+    change(host, name, "the kernel does not make it again", &LinkChange::MakeBond(name, own, options))?;
     let gone = || Error::new(ErrorKind::Failed, format!("{name}: it or a member is not there any more"));
     let own = index(&host.sysfs, name).ok_or_else(gone)?;
     for member in &bond.members {

@@ -11,7 +11,7 @@ use ringspan_protocol::PciAddress;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use create::{BridgePort, Wish, create};
-pub(crate) use delete::{Removed, delete, has_ended, lag_pair};
+pub(crate) use delete::{Removed, delete, has_ended, index_of, lag_pair};
 pub(crate) use lag::VfLag;
 pub(crate) use state::{Bond, Member, all, get};
 pub(crate) use undo::{Before, come_back, undo};

@@ -18,23 +18,38 @@ pub(crate) struct Before {
     /// The bond.
     pub existed: bool,
     /// Members that were up.
-    pub up: Vec<String>,
+    #[serde(default)]
+    pub were_up: Vec<Member>,
     /// Those of the NICs' functions that were in legacy mode.
     pub legacy: Vec<PciAddress>,
+}
+
+/// An interface by its name at that time, and by its function, which keeps its address when the interface is made anew.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Member {
+    /// Its name.
+    pub interface: String,
+    /// Its function.
+    pub address: Option<PciAddress>,
 }
 
 impl Before {
     /// What is there now.
     pub(crate) fn look(host: &Host, wish: &Wish) -> Self {
         let members = wish.members.iter();
-        let up = members.clone().filter(|name| state::is_up(&host.sysfs, name)).cloned();
+        // Named by its interface, or by its address.
+        let were_up = members.clone().filter_map(|name| {
+            let address = find(host, name).ok();
+            let (interface, _) = fresh(host, name, address).ok()?;
+            state::is_up(&host.sysfs, &interface).then_some(Member { interface, address })
+        });
         let functions = members.filter_map(|name| find(host, name).ok()).filter(|_| wish.vf_lag);
         let is_legacy = |pf: &PciAddress| {
             eswitch::get(host, &pf.to_string()).is_ok_and(|switch| switch.mode == EswitchMode::Legacy)
         };
         Self {
             existed: state::is_bond(&host.sysfs, &wish.name),
-            up: up.collect(),
+            were_up: were_up.collect(),
             legacy: functions.filter(is_legacy).collect(),
         }
     }
@@ -50,9 +65,11 @@ pub(crate) fn undo(host: &Host, wish: &Wish, before: &Before, around: &Around<'_
         let legacy = eswitch::Wish { pf: pf.to_string(), mode: Some(EswitchMode::Legacy), ..eswitch::Wish::default() };
         eswitch::set(host, &legacy, around.owner)?;
     }
-    for name in &before.up {
-        if let Some(index) = index(&host.sysfs, name).filter(|_| !state::is_up(&host.sysfs, name)) {
-            set_up(host, &wish.name, name, index, true)?;
+    for member in &before.were_up {
+        if let Ok((name, index)) = fresh(host, &member.interface, member.address)
+            && !state::is_up(&host.sysfs, &name)
+        {
+            set_up(host, &wish.name, &name, index, true)?;
         }
     }
     Ok(())

@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use ringspan_protocol::PciAddress;
-
 use super::plan::{Item, Kind};
 use crate::error::{Error, ErrorKind};
+use crate::host::bond::Around;
 use crate::host::eswitch::{self, Wish};
 use crate::host::netlink::EswitchMode;
 use crate::host::sriov::{self, Count};
@@ -15,15 +14,10 @@ use crate::host::{Host, udev};
 /// Longest wait for all VFs, and for all representors.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Carries an item of the plan out. `owner` knows what of ringspan's has a function. What was done goes into `done` as it is done: what comes
-/// after a step that failed is not begun, what came before it stays, and can be gone on from.
-pub(crate) fn carry_out(
-    host: &Host,
-    item: &Item,
-    owner: &impl Fn(PciAddress) -> Option<String>,
-    done: &mut Vec<String>,
-) -> Result<(), Error> {
-    let card = Card { host, name: &item.interface, owner };
+/// Carries an item of the plan out. What was done goes into `done` as it is done: what comes after a step that failed is not begun, what came before it
+/// stays, and can be gone on from.
+pub(crate) fn carry_out(host: &Host, item: &Item, around: &Around<'_>, done: &mut Vec<String>) -> Result<(), Error> {
+    let card = Card { host, name: &item.interface, around };
     let Ok(wanted) = u16::try_from(item.vfs) else {
         let message = format!("{}: {} VFs are more than PCI has", item.interface, item.vfs);
         return Err(Error::new(ErrorKind::Invalid, message));
@@ -41,25 +35,25 @@ pub(crate) fn carry_out(
     }
 }
 
-struct Card<'a, Owner> {
+struct Card<'a> {
     host: &'a Host,
     name: &'a str,
-    owner: &'a Owner,
+    around: &'a Around<'a>,
 }
 
-impl<Owner: Fn(PciAddress) -> Option<String>> Card<'_, Owner> {
+impl Card<'_> {
     fn wish(&self) -> Wish {
         Wish { pf: self.name.to_owned(), ..Wish::default() }
     }
 
     fn switch(&self, done: &mut Vec<String>, wish: Wish) -> Result<(), Error> {
-        done.extend(eswitch::set(self.host, &wish, self.owner)?.done);
+        done.extend(eswitch::set(self.host, &wish, self.around.owner)?.done);
         Ok(())
     }
 
     /// Never takes what is in use.
     fn enable(&self, done: &mut Vec<String>, count: u16) -> Result<(), Error> {
-        let enabled = sriov::enable(self.host, self.name, Count::Number(count), false, LIMIT, self.owner)?;
+        let enabled = sriov::enable(self.host, self.name, Count::Number(count), false, LIMIT, self.around)?;
         done.extend(enabled.done);
         Ok(())
     }

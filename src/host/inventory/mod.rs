@@ -1,6 +1,7 @@
 //! The inventory: every NIC's physical and virtual functions, in every PCI domain.
 //!
-//! A list asks netlink for devlink's ports, and for each PF's switch and driver; it never asks for lists of VFs.
+//! A list asks netlink for devlink's ports, and for each PF's switch and driver; it never asks for lists of VFs. For vDPA devices it asks only where they
+//! are to be told of ([`Inventory::with_vdpa`]): who adds one holds the kernel's lock for seconds.
 
 mod entry;
 mod offload;
@@ -41,14 +42,19 @@ pub(crate) struct Inventory<'a> {
     names: Names,
     ports: Vec<DevlinkPort>,
     uppers: BTreeMap<PciAddress, Upper>,
-    /// vDPA devices by the function that they were made on.
+    /// vDPA devices by the function that they were made on, where they were asked for.
     vdpa: BTreeMap<PciAddress, Vec<String>>,
 }
 
 impl<'a> Inventory<'a> {
-    /// Looks at everything.
+    /// Looks at everything but vDPA devices.
     pub(crate) fn take(host: &'a Host) -> Self {
         Self::of(host, Function::all(&host.sysfs), |_| true)
+    }
+
+    /// With the vDPA devices on functions.
+    pub(crate) fn with_vdpa(self) -> Self {
+        Self { vdpa: on_function(self.host), ..self }
     }
 
     fn of(host: &'a Host, functions: Vec<Function>, wanted: impl Fn(&Function) -> bool) -> Self {
@@ -56,8 +62,7 @@ impl<'a> Inventory<'a> {
         let names = Names::read(&host.names, &ids);
         // Where the kernel has no devlink, sysfs says what it can.
         let ports = host.kernel.ports().unwrap_or_default();
-        let vdpa = on_function(host);
-        let mut inventory = Self { host, functions, names, ports, uppers: BTreeMap::new(), vdpa };
+        let mut inventory = Self { host, functions, names, ports, uppers: BTreeMap::new(), vdpa: BTreeMap::new() };
         let pfs = inventory.functions.iter().filter(|function| function.pf.is_none() && wanted(function));
         inventory.uppers = pfs.map(|pf| (pf.address, inventory.look_up(pf))).collect();
         inventory

@@ -88,8 +88,8 @@ pub(crate) struct BondOptions {
 /// A change of links.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum LinkChange<'a> {
-    /// A bond is made, which is down.
-    MakeBond(&'a str, BondOptions),
+    /// A bond is made with this index, which no interface has. It is down.
+    MakeBond(&'a str, u32, BondOptions),
     /// A bond's options.
     SetBond(u32, BondOptions),
     /// A link is taken away: a bond, whose members it lets go of.
@@ -124,8 +124,8 @@ fn link_info(request: &mut Request, options: BondOptions) {
 
 pub(super) fn change(change: &LinkChange<'_>) -> Result<(), NetlinkError> {
     let (kind, want, request) = match *change {
-        LinkChange::MakeBond(name, options) => {
-            let mut request = about(0);
+        LinkChange::MakeBond(name, index, options) => {
+            let mut request = about(index);
             request.put_text(IFLA_IFNAME, name);
             link_info(&mut request, options);
             (RTM_NEWLINK, Want::New, request)

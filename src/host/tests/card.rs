@@ -8,6 +8,7 @@ use crate::host::Host;
 use crate::host::conf::{Item, carry_out};
 
 use super::eswitch::nic_of;
+use super::owned_by;
 use super::tree::{CX5, Kind};
 
 fn item(kind: &str, switchdev: bool) -> Item {
@@ -18,7 +19,7 @@ fn item(kind: &str, switchdev: bool) -> Item {
 
 fn carried(host: &Host, item: &Item, owner: impl Fn(PciAddress) -> Option<String>) -> (Vec<String>, Result<(), Error>) {
     let mut done = vec![];
-    let result = carry_out(host, item, &owner, &mut done);
+    let result = carry_out(host, item, &owned_by(&owner), &mut done);
     (done, result)
 }
 

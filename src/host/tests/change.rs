@@ -9,11 +9,13 @@ use ringspan_protocol::PciAddress;
 use crate::error::{Error, ErrorKind};
 use crate::host::Host;
 use crate::host::bind::{Bound, Memory, bind};
+use crate::host::bond::{Around, BridgePort};
 use crate::host::netlink::{DevlinkName, EswitchMode, EswitchState, Guid, VfLinkState, VfSettings};
 use crate::host::sriov::{Count, Enabled, Max, enable};
 use crate::host::vf::{Wish, set};
 
 use super::kernel::FakeKernel;
+use super::owned_by;
 use super::tree::{CX5, IGB, Tree};
 
 const PF: &str = "0000:0a:00.0";
@@ -50,7 +52,7 @@ fn igb(vfs: u16) -> (Tree, Host) {
 }
 
 fn to(host: &Host, count: u16, disturb: bool) -> Result<Enabled, Error> {
-    enable(host, "eth0", Count::Number(count), disturb, LIMIT, nobody)
+    enable(host, "eth0", Count::Number(count), disturb, LIMIT, &owned_by(&nobody))
 }
 
 fn counted(tree: &Tree) -> u16 {
@@ -66,7 +68,7 @@ fn so_many_functions_are_made_changed_and_taken_and_once_more_is_no_change() {
     let writes = tree.writes().len();
     assert!(to(&host, 2, false).unwrap().done.is_empty());
     assert_eq!(tree.writes().len(), writes);
-    let all = enable(&host, "0a:00.0", Count::Max(Max::Max), false, LIMIT, nobody).unwrap();
+    let all = enable(&host, "0a:00.0", Count::Max(Max::Max), false, LIMIT, &owned_by(&nobody)).unwrap();
     assert_eq!((all.before, all.vfs.len()), (2, 7));
     assert!(to(&host, 0, false).unwrap().vfs.is_empty());
     assert_eq!(counted(&tree), 0);
@@ -84,7 +86,7 @@ fn functions_in_use_are_not_taken_unless_told_and_a_ports_or_a_guests_never() {
         "{error}"
     );
     let owned = |address: PciAddress| (address.to_string() == "0000:0a:10.4").then(|| "vm1".to_owned());
-    let error = enable(&host, "eth0", Count::Number(2), true, LIMIT, owned).unwrap_err();
+    let error = enable(&host, "eth0", Count::Number(2), true, LIMIT, &owned_by(&owned)).unwrap_err();
     assert!(error.kind == ErrorKind::Busy && error.message.contains("port vm1 has VF 2"), "{error}");
     // A guest that has it open: the kernel would wait for that guest.
     let group = tree.sysfs().link("bus/pci/devices/0000:0a:10.2/iommu_group").unwrap();
@@ -195,7 +197,11 @@ fn what_the_kernel_refuses_is_explained_and_the_old_number_restored() {
     for (name, kind) in
         [("0a:10.0", ErrorKind::Invalid), ("eth9", ErrorKind::NotFound), ("0b:00.0", ErrorKind::NotFound)]
     {
-        assert_eq!(enable(&host, name, Count::Number(1), false, LIMIT, nobody).unwrap_err().kind, kind, "{name}");
+        assert_eq!(
+            enable(&host, name, Count::Number(1), false, LIMIT, &owned_by(&nobody)).unwrap_err().kind,
+            kind,
+            "{name}"
+        );
     }
     std::fs::remove_file(tree.path("bus/pci/devices/0000:0a:00.0/sriov_totalvfs")).unwrap();
     assert_eq!(to(&host, 1, false).unwrap_err().kind, ErrorKind::Unsupported);
@@ -208,7 +214,8 @@ fn the_answer_comes_when_the_last_function_is_there_or_says_how_many_are_missing
     let link = tree.path("bus/pci/devices/0000:0a:00.0/virtfn1");
     let to_there = std::fs::read_link(&link).unwrap();
     std::fs::remove_file(&link).unwrap();
-    let short = enable(&host, "eth0", Count::Number(2), false, Duration::from_millis(30), nobody).unwrap_err();
+    let short =
+        enable(&host, "eth0", Count::Number(2), false, Duration::from_millis(30), &owned_by(&nobody)).unwrap_err();
     assert!(short.kind == ErrorKind::Timeout && short.message.contains("1 of 2"), "{short}");
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -391,10 +398,25 @@ fn what_switchdev_forbids_is_refused_with_what_ovs_does_instead() {
 }
 
 #[test]
+fn functions_whose_representor_is_on_a_bridge_in_userspace_are_in_use() {
+    let (tree, kernel) = settings(Some(EswitchMode::Switchdev));
+    tree.port(PF, "eth0", 2, "0c42a1", "p0");
+    tree.port(PF, "eth0_1", 21, "0c42a1", "pf0vf1");
+    let host = tree.host(kernel);
+    let port_of = |name: &str| (name == "eth0_1").then(|| BridgePort { bridge: "br-int".into(), tag: None });
+    let around = Around { port_of: &port_of, ..owned_by(&nobody) };
+    let before = counted(&tree);
+    let error = enable(&host, "eth0", Count::Number(4), false, LIMIT, &around).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Busy);
+    assert!(error.message.contains("its representor eth0_1 is on bridge br-int"), "{error}");
+    assert_eq!(counted(&tree), before);
+}
+
+#[test]
 fn functions_are_not_taken_while_a_port_is_on_a_representor() {
     let (tree, host) = igb(2);
     let on_representor = |address: PciAddress| (address.to_string() == PF).then(|| "vm7".to_owned());
-    let error = enable(&host, "eth0", Count::Number(4), true, LIMIT, on_representor).unwrap_err();
+    let error = enable(&host, "eth0", Count::Number(4), true, LIMIT, &owned_by(&on_representor)).unwrap_err();
     assert!(error.kind == ErrorKind::Busy && error.message.contains("ringspan port remove vm7"), "{error}");
     assert_eq!(counted(&tree), 2);
 }

@@ -12,3 +12,12 @@ mod tree;
 mod udev;
 mod vdpa;
 mod work;
+
+use ringspan_protocol::PciAddress;
+
+use crate::host::bond::Around;
+
+/// A host without an Open vSwitch, where this one knows the ports of ringspan's.
+fn owned_by<'a>(owner: &'a dyn Fn(PciAddress) -> Option<String>) -> Around<'a> {
+    Around { owner, port_of: &|_| None, attach: &|_, _| Ok(()) }
+}

@@ -48,10 +48,8 @@ impl Bus {
         tree.set("proc/sys/kernel/random/boot_id", "first");
         let kernel = FakeKernel::default();
         let host = tree.host(kernel.clone());
-        crate::host::sriov::enable(&host, PF, crate::host::sriov::Count::Number(1), false, Default::default(), |_| {
-            None
-        })
-        .unwrap();
+        let (count, around) = (crate::host::sriov::Count::Number(1), super::owned_by(&|_| None));
+        crate::host::sriov::enable(&host, PF, count, false, Default::default(), &around).unwrap();
         let root = tree.path("");
         {
             let mut state = kernel.0.lock().unwrap();

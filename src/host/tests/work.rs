@@ -7,13 +7,13 @@ use std::time::Duration;
 use ringspan_protocol::PciAddress;
 
 use super::kernel::FakeKernel;
+use super::owned_by;
 use super::tree::{CX5, IGB, Tree};
 use crate::error::Error;
 use crate::host::bind::{Memory, bind};
-use crate::host::bond::Around;
 use crate::host::netlink::{DevlinkName, EswitchMode, EswitchState};
 use crate::host::sriov::{Count, enable};
-use crate::host::work::{Begun, Change, Journal, Left, finish};
+use crate::host::work::{Begun, Change, Finished, Journal, Left, finish, give_back_all};
 use crate::host::{Host, eswitch};
 
 const PF: &str = "0000:0a:00.0";
@@ -36,6 +36,10 @@ impl Journal for Paper {
         self.left.lock().unwrap().push(member);
         Ok(())
     }
+
+    fn making(&self, _: u32) -> Result<(), Error> {
+        unreachable!("no bond is made here")
+    }
 }
 
 impl Memory for Paper {
@@ -53,6 +57,10 @@ impl Memory for Paper {
     }
 }
 
+fn nobody(_: PciAddress) -> Option<String> {
+    None
+}
+
 struct Rig {
     tree: Arc<Tree>,
     kernel: FakeKernel,
@@ -64,7 +72,7 @@ impl Rig {
     /// What the killed daemon has left written down.
     fn begun(&self, change: &Change) -> Begun {
         let (unbound, left) = (self.paper.unbound.lock().unwrap().clone(), self.paper.left.lock().unwrap().clone());
-        Begun { change: change.clone(), boot: self.host.boot(), unbound, left }
+        Begun { unbound, left, ..Begun::new(&self.host, change.clone()) }
     }
 }
 
@@ -74,8 +82,7 @@ fn killed_everywhere(
     act: impl Fn(&Rig),
     look: impl Fn(&Rig, &str),
 ) {
-    let nobody = |_| None;
-    let around = Around { owner: &nobody, port_of: &|_| None, attach: &|_, _| Ok(()) };
+    let around = owned_by(&nobody);
     for point in 0.. {
         let (tree, kernel) = rig();
         let paper = Arc::new(Paper::default());
@@ -91,7 +98,7 @@ fn killed_everywhere(
             return;
         }
         let begun = rig.begun(change);
-        let (_, error) = finish(&rig.host, &*rig.paper, &around, &begun);
+        let error = finish(&rig.host, &*rig.paper, &around, &begun).error;
         assert_eq!(error, None, "killed at {point}");
         look(&rig, &format!("killed at {point}"));
     }
@@ -147,7 +154,7 @@ fn a_daemon_killed_while_the_number_of_vfs_changes_makes_them_all() {
     killed_everywhere(
         || with_vfs(IGB, 2),
         &change,
-        |rig| drop(enable(&rig.host, PF, Count::Number(4), true, Duration::from_secs(5), |_| None)),
+        |rig| drop(enable(&rig.host, PF, Count::Number(4), true, Duration::from_secs(5), &owned_by(&nobody))),
         |rig, at| {
             let now = rig.tree.sysfs().text(&format!("bus/pci/devices/{PF}/sriov_numvfs"));
             assert_eq!(now.as_deref(), Some("4"), "{at}");
@@ -185,11 +192,32 @@ fn what_was_begun_before_the_machine_was_started_anew_is_not_done_again() {
     // Its VFs are those that the boot has made.
     let change = Change::EnableVfs { pf: PF.into(), count: Count::Number(4), disturb: true, timeout_ms: 5000 };
     let begun = Begun { boot: "another".into(), ..rig.begun(&change) };
-    let nobody = |_| None;
-    let around = Around { owner: &nobody, port_of: &|_| None, attach: &|_, _| Ok(()) };
-    let (done, error) = finish(&rig.host, &*rig.paper, &around, &begun);
+    let around = owned_by(&nobody);
+    let Finished { done, error, .. } = finish(&rig.host, &*rig.paper, &around, &begun);
     assert_eq!(done, Vec::<String>::new());
     assert!(error.is_some_and(|error| error.message.contains("started anew amid changing the number of VFs")));
     let now = rig.tree.sysfs().text(&format!("bus/pci/devices/{PF}/sriov_numvfs"));
     assert_eq!(now.as_deref(), Some("2"));
+}
+
+#[test]
+fn a_function_that_its_driver_does_not_take_back_at_first_is_tried_again() {
+    let (tree, kernel) = with_vfs(IGB, 1);
+    let paper = Arc::new(Paper::default());
+    let rig = Rig { host: tree.host(kernel.clone()), tree, kernel, paper };
+    let vf: PciAddress = "0000:0a:10.0".parse().unwrap();
+    rig.tree.sysfs().write("bus/pci/drivers/igbvf/unbind", &vf.to_string()).unwrap();
+    rig.paper.unbinding(&[(vf, "igbvf".to_owned())]).unwrap();
+    // Its module is being loaded.
+    rig.tree.refuse_text("bus/pci/drivers/igbvf/bind", &vf.to_string(), libc::EIO);
+    let Finished { done, error, without_driver } =
+        finish(&rig.host, &*rig.paper, &owned_by(&nobody), &rig.begun(&Change::Apply));
+    assert_eq!(done, Vec::<String>::new());
+    assert!(error.is_some_and(|error| error.message.contains("igbvf does not take 0000:0a:10.0")));
+    assert_eq!(without_driver.iter().collect::<Vec<_>>(), [(&vf, &"igbvf".to_owned())]);
+    assert_eq!(give_back_all(&rig.host, &without_driver).without_driver, without_driver);
+    rig.tree.allow(&format!("bus/pci/drivers/igbvf/bind={vf}"));
+    let again = give_back_all(&rig.host, &without_driver);
+    assert_eq!((again.done, again.without_driver.len()), (vec!["igbvf has 0000:0a:10.0 again".to_owned()], 0));
+    assert_eq!(rig.tree.driver_of(&vf.to_string()).as_deref(), Some("igbvf"));
 }
