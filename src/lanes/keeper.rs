@@ -16,8 +16,9 @@ use crate::config::{HugePages, LaneSettings};
 use crate::control::{Daemon, EventKind, spawn};
 use crate::error::{Error, ErrorKind};
 
-/// How long a new lane may take until it listens: zeroing hugepages takes its time.
-const START_LIMIT: Duration = Duration::from_secs(60);
+/// How long a new lane may take until it listens: zeroing hugepages takes its time, a minute for some hundred GiB, and more where the machine is busy. One that is
+/// killed too early begins with the first page again.
+const START_LIMIT: Duration = Duration::from_secs(300);
 /// How long a lane may take to shut down before it is killed.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// A life shorter than this counts as one more failure in a row.
