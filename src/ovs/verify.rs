@@ -321,14 +321,17 @@ fn missing(view: &View, representors: &[Representor], own: &Own) -> Check {
 
 fn interfaces(view: &View) -> Check {
     let broken = view.interfaces().filter_map(|(bridge, _, interface)| {
-        interface.error.as_ref().map(|error| format!("{} on {}: {error}", interface.name, bridge.name))
+        let error = interface.error.as_ref()?;
+        Some((format!("{} on {}: {error}", interface.name, bridge.name), interface.name.as_str()))
     });
-    let broken: Vec<String> = broken.collect();
+    let (broken, names): (Vec<String>, Vec<&str>) = broken.unzip();
     let check = |state, message: String| Check::new(Checked::Interfaces, state, message);
     match broken.is_empty() {
         true => check(State::Ok, format!("ovs-vswitchd can use all {} interfaces", view.interfaces().count())),
-        false => check(State::Warning, broken.join("; "))
-            .remedy("make the interface, or remove the port: ringspan ovs configure --remove-port NAME"),
+        false => check(State::Warning, broken.join("; ")).remedy(format!(
+            "make the interface, or remove the port: ringspan ovs configure --remove-port {}",
+            names.first().unwrap_or(&"NAME")
+        )),
     }
 }
 
