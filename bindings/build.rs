@@ -24,7 +24,7 @@ const FUNCTIONS: &[&str] = &[
     "rte_eth_dev_(rx_intr_(enable|disable|ctl_q_get_fd)|rss_hash_conf_get)",
     "rte_(extmem_register|extmem_unregister|dev_dma_map|dev_dma_unmap|eal_iova_mode)",
     "rte_(ring_create|ring_free|eth_from_rings)",
-    "rte_eth_bond_(create|free|primary_get|xmit_policy_set|link_monitoring_set)",
+    "rte_eth_bond_(create|free|mac_address_set|primary_get|xmit_policy_set|link_monitoring_set)",
     "shim_.*",
 ];
 

@@ -140,6 +140,11 @@ impl Members {
         if self.mode == BondMode::Lacp { LACP_BYTES * (self.ports.len() as u64 + 1) } else { 0 }
     }
 
+    /// The ports of the devices.
+    pub fn ports(&self) -> impl Iterator<Item = &Port> {
+        self.ports.iter().map(|(_, port)| port.as_ref())
+    }
+
     /// The devices of the bond with this port as they are now.
     pub fn status(&self, bond: u16) -> Vec<Member> {
         let mut active = [0; sys::SHIM_MAX_ETHPORTS as usize];

@@ -137,12 +137,20 @@ impl Setup<'_> {
     }
 
     pub fn set_mac(&self, mac: MacAddress) -> Result<(), DeviceError> {
-        if self.mac() == mac {
+        let is_bond = self.port.members().is_some();
+        if self.mac() == mac && !is_bond {
             return Ok(());
         }
         let mut address = sys::rte_ether_addr { addr_bytes: mac.0 };
-        // SAFETY: the port is ours; the address is read during the call.
-        let status = unsafe { sys::rte_eth_dev_default_mac_addr_set(self.port.id(), &mut address) };
+        // SAFETY: the port is ours, and a bond where it is said to be one; the address is read during the call.
+        let status = unsafe {
+            if is_bond {
+                // Set as any other device's it would be its first member's again when it starts.
+                sys::rte_eth_bond_mac_address_set(self.port.id(), &mut address)
+            } else {
+                sys::rte_eth_dev_default_mac_addr_set(self.port.id(), &mut address)
+            }
+        };
         if status == 0 {
             return Ok(());
         }

@@ -1,6 +1,7 @@
 //! A DPDK port that is ours, from the moment it was found until it is closed.
 
 use std::fmt;
+use std::mem::MaybeUninit;
 use std::os::raw::{c_char, c_int, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,6 +12,7 @@ use super::bond::Members;
 use super::device::Link;
 use super::dma::{Range, Ranges};
 use super::loans;
+use super::log;
 use super::pool::{self, Pool};
 use super::registry;
 use super::ring_end::RingEnd;
@@ -201,6 +203,27 @@ impl Port {
         });
     }
 
+    /// Has the driver let go of its transmit queues while its receive queues are there. A bond that is closed resets its devices, receive queues first
+    /// (rte_ethdev.c, `rte_eth_dev_internal_reset`), and net_tap of DPDK 24.11 looks for a receive queue when a transmit queue goes (rte_eth_tap.c,
+    /// `tap_tx_queue_release`): in a list that is gone, which ends the process.
+    ///
+    /// ethdev releases a queue before it is set up anew, and refuses the set-up only then (`rte_eth_tx_queue_setup`): here for what no driver can do.
+    fn release_transmit_queues(&self) {
+        let mut info = MaybeUninit::<sys::rte_eth_dev_info>::zeroed();
+        // SAFETY: the port is ours; the function fills the structure, for which all zeroes are a valid value too.
+        let info = unsafe {
+            sys::rte_eth_dev_info_get(self.id, info.as_mut_ptr());
+            info.assume_init()
+        };
+        // SAFETY: a plain C structure, for which all zeroes mean defaults.
+        let mut conf: sys::rte_eth_txconf = unsafe { std::mem::zeroed() };
+        conf.offloads = u64::MAX;
+        for queue in 0..info.nb_tx_queues {
+            // SAFETY: the port is ours and stopped; the structure is read during the call.
+            log::listen(|| unsafe { sys::rte_eth_tx_queue_setup(self.id, queue, 0, 0, &conf) });
+        }
+    }
+
     /// Software rings keep what was sent until it is received, and forget it when they are freed.
     fn drain(&self, queues: u16) {
         let mut frames = [std::ptr::null_mut(); crate::BURST];
@@ -235,6 +258,9 @@ impl Drop for Port {
             tracing::warn!("port {}: stop failed ({stopped})", self.id);
         }
         self.unregister();
+        for member in self.members.iter().flat_map(|members| members.ports()).filter(|one| one.driver == "net_tap") {
+            member.release_transmit_queues();
+        }
         // SAFETY: the port is ours and stopped, no handle is left.
         let closed = unsafe { sys::rte_eth_dev_close(self.id) };
         if closed != 0 {

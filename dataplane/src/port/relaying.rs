@@ -113,11 +113,15 @@ impl Open {
         }
     }
 
-    /// Whether the link is up and whether the device is gone; `None` while somebody is at it.
+    /// Whether the link is up and whether the device, or one of a bond's, is gone; `None` while somebody is at it.
     pub fn look(&self) -> Option<(bool, bool)> {
         match (&*self.state.try_lock().ok()?, &self.vdpa) {
             (State::Open(_), Some(driver)) => Some((driver.link().unwrap_or_default().0, driver.gone())),
-            (State::Open(device), None) => Some((device.link().up, device.removed())),
+            (State::Open(device), None) => {
+                // Of a bond the others go on, but the kernel waits until this one is let go of, too.
+                let gone = device.removed() || device.members().iter().any(|member| member.removed);
+                Some((device.link().up, gone))
+            }
             (State::Closed(_), _) => None,
         }
     }

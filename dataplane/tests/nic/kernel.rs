@@ -37,6 +37,14 @@ pub fn mtu(interface: &str) -> u32 {
     mtu.unwrap_or_else(|| panic!("no MTU of {interface}: {text}")).unwrap()
 }
 
+/// The MAC address of an interface in this namespace.
+pub fn address(interface: &str) -> ringspan_protocol::MacAddress {
+    let output = Command::new("ip").args(["-o", "link", "show", "dev", interface]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let mac = text.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).map(str::parse);
+    mac.unwrap_or_else(|| panic!("no address of {interface}: {text}")).unwrap()
+}
+
 /// Whether an interface exists in this namespace.
 pub fn exists(interface: &str) -> bool {
     let text = fs::read_to_string("/proc/thread-self/net/dev").unwrap();

@@ -3,6 +3,7 @@
 //! EAL starts once per process, so every test runs in a process of its own: see [`alone`].
 
 mod alone;
+mod bond;
 mod devices;
 mod kernel;
 mod limits;
