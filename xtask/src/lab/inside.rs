@@ -19,8 +19,8 @@ use ringspan_testkit::{paths, wait};
 use super::kernel_log::KernelLog;
 use super::registers::Registers;
 use super::{
-    FIRST, SECOND, answers, bonds, checks, control, doctor, failover, handover, kernel_ovs, netdevsim, story_port,
-    vdpa, vdpa_netlink,
+    FIRST, SECOND, answers, bonds, checks, control, doctor, failover, handover, kernel_ovs, killed, netdevsim,
+    story_port, vdpa, vdpa_netlink,
 };
 
 /// Longest frame without its Ethernet header.
@@ -60,6 +60,7 @@ pub fn run(only: &str) -> Result<()> {
     let mut done = control::run(&mut story, only)?;
     done += bonds::run(&mut story, only)?;
     done += answers::run(&mut story, only)?;
+    done += killed::run(&mut story, only)?;
     done += handover::run(&mut story, only)?;
     done += kernel_ovs::run(&mut story, only)?;
     done += netdevsim::run(&mut story, only)?;

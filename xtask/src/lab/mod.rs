@@ -14,6 +14,7 @@ mod handover;
 mod inside;
 mod kernel_log;
 mod kernel_ovs;
+mod killed;
 mod modules;
 mod netdevsim;
 mod numa;

@@ -11,7 +11,7 @@ use ringspan_testkit::wait;
 use serde_json::Value;
 
 use super::control::{CONFIGURATION, Control, tool};
-use super::doctor;
+use super::{doctor, killed};
 
 type Check = (&'static str, fn(&mut Control) -> Result<()>);
 
@@ -21,6 +21,7 @@ const CHECKS: &[Check] = &[
     ("netdevsim: 250 virtual functions have 250 representors, and nobody's buffer is too small", many),
     ("netdevsim: a mode that fails amid its representors leaves everything as it was, and says why", fails_amid),
     ("netdevsim: a setting that the switch does not have takes the mode back", rolls_back),
+    ("netdevsim: a daemon is killed amid a change of mode, and the next one finishes it", daemon_is_killed),
     ("netdevsim: the doctor finds and mends what the agent left on representors (agent-qdiscs)", broken),
     ("netdevsim: a device that goes meanwhile, and one that devlink does not know, are refused", refused),
 ];
@@ -170,6 +171,22 @@ fn rolls_back(control: &mut Control) -> Result<()> {
     control.refused(&words, &["inline mode", "undone", "switchdev mode"])?;
     let after = show(control)?;
     ensure!(after["mode"] == "legacy" && ports()? == 0, "{after}");
+    Ok(())
+}
+
+fn daemon_is_killed(control: &mut Control) -> Result<()> {
+    vfs(64)?;
+    let mut amid = 0;
+    for after in [0, 30, 100, 300, 700, 1500] {
+        let told = killed::killed(control, &["eswitch", "set", DEVICE, "--mode", "switchdev"], after)?;
+        let now = show(control)?;
+        let (mode, count) = (now["mode"].as_str().unwrap_or_default(), represented(&now));
+        writeln!(control.story, "    killed after {after} ms, amid: {}: {mode}, {count} representors", told.is_some())?;
+        amid += u32::from(told.is_some());
+        ensure!((mode, count) == ("switchdev", 64) || (mode, count) == ("legacy", 0) && told.is_none(), "{now}");
+        set(control, "legacy")?;
+    }
+    ensure!(amid > 1, "it was killed amid a change {amid} times only");
     Ok(())
 }
 
