@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use ringspan_protocol::{PortSpec, ReceiveWake};
 use ringspan_testkit::guest::{Guest, Kind, Options};
 use ringspan_testkit::lane::{self, Lane};
-use ringspan_testkit::{needs, over_both, paths};
+use ringspan_testkit::{needs, over_both, paths, wait};
 
 over_both!(
     sixteen_idle_guests_cost_a_lane_next_to_nothing_and_the_first_frame_is_not_late,
@@ -102,5 +102,32 @@ fn a_guest_that_is_held_to_its_rate_costs_a_lane_next_to_nothing(kind: Kind) -> 
     ensure!(part < 0.10, "a guest that is held back costs {:.1} % of a core", 100.0 * part);
     let (sent, _) = lane.totals("vm0")?;
     ensure!(sent.received > 0 && sent.drops.total() == 0, "what waits is not lost: {sent:?}");
+    Ok(())
+}
+
+/// A lane whose guest sends nothing.
+fn silent(name: &str, folder: &std::path::Path, more: &[&str]) -> Result<(Lane, Guest)> {
+    let more = more.iter().map(ToString::to_string).collect();
+    let mut lane = Lane::start(lane::Options { more, ..lane::Options::new(name) }, folder)?;
+    let socket = lane.add_port("vm0", "patch:cable/a", 1)?;
+    let guest = Guest::start(Options::new(socket))?;
+    Ok((lane, guest))
+}
+
+#[test]
+fn a_lane_that_is_to_spin_does_not_sleep() -> Result<()> {
+    needs!(Root, Lane);
+    let folders = (paths::scratch()?, paths::scratch()?);
+    let (spins, _its_guest) = silent("spins", folders.0.path(), &["--busy-poll"])?;
+    let (sleeps, _its_guest) = silent("sleeps", folders.1.path(), &[])?;
+    std::thread::sleep(Duration::from_millis(500));
+    let before = (processor_seconds(spins.pid())?, processor_seconds(sleeps.pid())?);
+    // However little of the processor it gets.
+    wait::until(Duration::from_secs(60), "processor time of a lane that spins", || {
+        Ok((processor_seconds(spins.pid())? - before.0 > 0.5).then_some(()))
+    })?;
+    // It has the same core, and nothing to do.
+    let slept = processor_seconds(sleeps.pid())? - before.1;
+    ensure!(slept < 0.25, "a lane that may sleep used {slept} s meanwhile");
     Ok(())
 }
