@@ -470,6 +470,12 @@ pub fn run(plan: &Plan, mut progress: impl FnMut(&str)) -> Result<Vec<Found>> {
         progress(&format!("booting a guest: {}", case.name()));
         let scene = Scene::new(case, plan);
         rounds.push(plan.rounds_of(place));
+        if let Err(error) = &scene
+            && error.is::<wait::Stopped>()
+        {
+            progress("stopped by a signal");
+            return Ok(found);
+        }
         let fault = scene.as_ref().err().map(|error| format!("at the start: {error:#}"));
         if let Some(fault) = &fault {
             progress(&format!("{}: {fault}", case.name()));

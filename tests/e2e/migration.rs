@@ -354,6 +354,16 @@ fn a_guest_stays_or_arrives_whatever_is_killed_amid_its_migration(rings: Kind) -
         if victim == Victim::Daemon {
             hosts.net.wait_ping(GUEST, SOON).context("no daemon runs, and lanes go on")?;
             hosts.daemon.start_again()?;
+            // The lane has kept what nobody heard.
+            let mut last = None;
+            let told = wait::until(SOON, "the end of a migration that no daemon saw", || {
+                let events = hosts.daemon.ok(&["events", "--json"])?;
+                let of_it = |line: &&str| line.contains("migration-") && line.contains(&format!("\"{from}\""));
+                last = events.lines().filter(of_it).next_back().map(str::to_owned);
+                let ended = |line: &String| line.contains("migration-ended") && line.contains("\"left\":true");
+                Ok(last.as_ref().filter(|line| ended(line)).map(drop))
+            });
+            told.with_context(|| format!("the last event of it is {last:?}"))?;
         }
         hosts.answers().with_context(|| format!("{victim:?}: at the target"))?;
         hosts.wait_logging(from, false)?;
