@@ -7,6 +7,7 @@
 //! (control, the balancer, the monitor) gets what was so last, and never waits for that.
 
 mod seen;
+mod switch;
 mod taking;
 
 use std::collections::BTreeMap;
@@ -181,7 +182,10 @@ impl Backing {
         now.rings.insert(index, config.clone());
         let outcome = match &mut now.way {
             Way::Relay(_) => return now.relay_start(index, config),
-            Way::Vdpa(handover) => handover.start(index, config),
+            Way::Vdpa(handover) => {
+                self.maker.forget(index);
+                handover.start(index, config)
+            }
             Way::Down => return Started::Pairs(0),
         };
         match outcome {
@@ -368,121 +372,6 @@ impl Backing {
         now.pairs()
     }
 
-    /// Makes relays ready for what the device has, which goes on meanwhile. `None` where there is nothing to go on.
-    fn prepare(&self, now: &Now, to: Mode) -> Option<Result<Box<dyn Relays>, Failure>> {
-        let Way::Vdpa(handover) = &now.way else { return None };
-        (to == Mode::Relay && now.may_relay() && !now.unknown())
-            .then(|| self.maker.relays(&now.spec, Some(handover.facts())))
-    }
-
-    /// Rings change hands. The device's own words become the reason when it does not take them.
-    fn switch(&self, now: &mut Now, to: Mode) {
-        let since = Instant::now();
-        let ready = self.prepare(now, to);
-        // Who refused has stopped.
-        let since = if now.pairs() > 0 { Instant::now() } else { since };
-        self.switch_to(now, to, ready, since, false);
-    }
-
-    /// The same with relays that are ready, or could not be made so. `back`: a relay that has the rings gets them again, whatever the mode, when the device does not
-    /// take them.
-    fn switch_to(
-        &self,
-        now: &mut Now,
-        to: Mode,
-        ready: Option<Result<Box<dyn Relays>, Failure>>,
-        since: Instant,
-        back: bool,
-    ) {
-        let may_relay = |now: &Now| now.may_relay() || back;
-        let start = Instant::now();
-        let (ran, before) = (!now.rings.is_empty(), (now.mode(), now.reason.clone()));
-        let Taken { mut device, relay, left } = now.take_back();
-        let taken = start.elapsed();
-        let mut ready = relay.map(Ok).or(ready);
-        let unknown = now.unknown();
-        if unknown {
-            now.reason = Some(format!("{LOST}: it goes on when the guest's driver starts anew"));
-        } else if to == Mode::Vdpa {
-            match self.hand_over(now, &mut device) {
-                Ok(()) => now.reason = None,
-                Err(reason) if !may_relay(now) => now.reason = Some(reason),
-                Err(reason) => now.fall_back_to_relay(reason),
-            }
-        } else if now.spec.mode == Mode::Relay {
-            now.reason = None;
-        }
-        if !now.unknown() && matches!(now.way, Way::Down) && may_relay(now) {
-            let relay = match (&now.spec.device, &device) {
-                // Nobody has it: it is opened for the relay.
-                (DeviceSpec::VhostVdpa { path }, None) => take_over(&*self.maker, path, &now.spec).and_then(|opened| {
-                    device = Some(opened);
-                    ready.take().transpose()
-                }),
-                _ => ready.take().transpose(),
-            };
-            let begun = relay.and_then(|relay| now.begin_relay(&*self.maker, relay, device.take()));
-            if let Err(failure) = begun {
-                let why = format!("{}; and no relay: {failure}", now.reason.as_deref().unwrap_or("as asked for"));
-                now.reason = Some(why);
-            }
-        }
-        let for_its_sake = now.unknown() || (now.guest_refused && !may_relay(now));
-        if matches!(now.way, Way::Down) && self.node.is_some() && !for_its_sake && !now.lost {
-            // Not for this guest's sake, so that it is looked for again.
-            (now.lost, now.again) = (true, (Instant::now() + AGAIN.0, AGAIN.0));
-        }
-        let (mode, reason) = (now.mode(), now.reason.clone());
-        let pause = if ran { since.elapsed() } else { Duration::ZERO };
-        tracing::info!(port = %now.spec.name, ?mode, reason, pause_us = pause.as_micros(), taken_us = taken.as_micros(), left, "who moves the packets");
-        // A port that stays down for the reason that was told has nothing to tell.
-        if mode != before.0 || (reason.is_some() && (mode != ModeStatus::Down || reason != before.1)) {
-            now.events.push(LaneEventKind::ModeChanged { mode, reason, pause_us: pause.as_micros() as u64 });
-        }
-        // Closing takes long, and nobody waits for it any more.
-        if let Some(Ok(relay)) = ready {
-            relay.close();
-        }
-    }
-
-    /// Gives the device to the rings that run, opening it when nobody has it. On failure it is as it came, or closed when it could not be opened.
-    fn hand_over(&self, now: &mut Now, device: &mut Option<Handover>) -> Result<(), String> {
-        let DeviceSpec::VhostVdpa { path } = &now.spec.device else { return Err("it is no vDPA device".into()) };
-        let mut handover = match device.take() {
-            Some(handover) => handover,
-            None => take_over(&*self.maker, path, &now.spec).map_err(|failure| failure.message)?,
-        };
-        (now.allowed, now.offer) = (offer(&handover), offer(&handover));
-        if let Err(reason) = fits(&handover, &now.spec) {
-            *device = Some(handover);
-            return Err(reason);
-        }
-        handover.negotiated(now.features);
-        let mut given = || {
-            // Nothing of a relay's stays mapped where a guest's descriptors lead anywhere.
-            let map = now.map.clone().unwrap_or_else(|| GuestMap::new(&Arc::default()));
-            handover.memory(map)?;
-            now.rings.iter().try_for_each(|(index, config)| handover.accept(*index, config.clone()))?;
-            handover.settle()
-        };
-        match given() {
-            Ok(_) => {
-                now.way = Way::Vdpa(Box::new(handover));
-                Ok(())
-            }
-            Err(refusal) => {
-                // It may have had them for a moment.
-                for (index, config) in &mut now.rings {
-                    config.resume = handover.give_back(*index).or(config.resume);
-                }
-                now.retry = refusal.passes();
-                now.guest_refused = !handover.gone();
-                *device = usable(handover);
-                Err(refusal.to_string())
-            }
-        }
-    }
-
     /// Looks at the device; `None` while somebody is at it.
     pub fn look(&self) -> Option<Look> {
         let Some(node) = &self.node else {
@@ -599,113 +488,6 @@ impl Now {
             }
             Way::Vdpa(handover) => handover.running(),
             Way::Down => 0,
-        }
-    }
-
-    /// Takes all rings from whoever has them, and notes where they stand.
-    fn take_back(&mut self) -> Taken {
-        match std::mem::replace(&mut self.way, Way::Down) {
-            Way::Relay(relay) => {
-                let (to_guest, from_guest): (Vec<_>, Vec<_>) =
-                    self.rings.iter_mut().partition(|(index, _)| index.is_multiple_of(2));
-                let stop = |(index, config): (&usize, &mut RingConfig)| {
-                    if let Some((at, _)) = relay.stop(*index) {
-                        config.resume = Some(at);
-                    }
-                };
-                from_guest.into_iter().for_each(stop);
-                // What a vDPA device has received by now still goes to the guest.
-                let (device, left) = relay.take().unzip();
-                let device = device.and_then(usable);
-                to_guest.into_iter().for_each(stop);
-                let left = left.unwrap_or_default();
-                if left > 0 {
-                    tracing::warn!(port = %self.spec.name, left, "frames that a relay gave the device were not sent");
-                }
-                Taken { device, relay: Some(relay), left }
-            }
-            Way::Vdpa(mut handover) => {
-                for (index, config) in &mut self.rings {
-                    config.resume = handover.give_back(*index).or(config.resume);
-                }
-                Taken { device: usable(*handover), relay: None, left: 0 }
-            }
-            Way::Down => Taken { device: None, relay: None, left: 0 },
-        }
-    }
-
-    /// Lets relays have the rings that run, and a vDPA device theirs: those that are ready, or new ones.
-    ///
-    /// # Errors
-    /// Why there are none; then nothing is open.
-    fn begin_relay(
-        &mut self,
-        maker: &dyn Make,
-        ready: Option<Box<dyn Relays>>,
-        device: Option<Handover>,
-    ) -> Result<(), Failure> {
-        let mut relay = match ready {
-            Some(relay) => relay,
-            None => maker.relays(&self.spec, device.as_ref().map(Handover::facts))?,
-        };
-        if let Some(map) = &self.map {
-            relay.remap(Arc::clone(map));
-        }
-        if let Some(device) = device {
-            let mut lent = relay.lend(device, self.map.clone());
-            if let Err((Refusal::Position { .. }, device)) = lent {
-                // It begins at the beginning only, and the relay's rings have run before.
-                relay.close();
-                relay = maker.relays(&self.spec, Some(device.facts()))?;
-                if let Some(map) = &self.map {
-                    relay.remap(Arc::clone(map));
-                }
-                lent = relay.lend(device, self.map.clone());
-            }
-            if let Err((refusal, _)) = lent {
-                relay.close();
-                return Err(Failure::new(FailureKind::Unsupported, refusal.to_string()));
-            }
-        }
-        self.way = Way::Relay(relay);
-        for (index, config) in &self.rings {
-            if let Started::Broken(reason) = self.relay_start(*index, config.clone()) {
-                self.reason = Some(format!("ring {index}: {reason}"));
-            }
-        }
-        Ok(())
-    }
-
-    fn relay_start(&self, index: usize, config: RingConfig) -> Started {
-        let Way::Relay(relay) = &self.way else { return Started::Pairs(0) };
-        let Some(map) = self.map.clone().filter(|map| !map.regions().is_empty()) else {
-            return Started::Broken("started before the front-end shared its memory".into());
-        };
-        relay.start(index, config, map)
-    }
-}
-
-/// The device, unless it may still run: that one is closed, and its memory with it.
-fn usable(device: Handover) -> Option<Handover> {
-    (!device.stuck()).then_some(device)
-}
-
-/// What had the rings.
-struct Taken {
-    /// A vDPA device, which is open and has no rings.
-    device: Option<Handover>,
-    /// Relays, which have none either.
-    relay: Option<Box<dyn Relays>>,
-    /// Frames that those gave the device, and that it did not send.
-    left: u64,
-}
-
-impl Taken {
-    fn close(self) {
-        // The kernel waits for who has a device that is gone.
-        drop(self.device);
-        if let Some(relay) = self.relay {
-            relay.close();
         }
     }
 }

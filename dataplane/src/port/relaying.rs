@@ -14,7 +14,7 @@ use crate::journal::Journal;
 use crate::memory::GuestMap;
 use crate::nic::{Device, DeviceConfig};
 use crate::relay::{Common, Fault};
-use crate::ring::{Ring, RingConfig, RingLog};
+use crate::ring::{RecordHandle, Ring, RingConfig, RingLog};
 use crate::vdpa::{Driver, Facts, Handover, Kernel, Node, Refusal};
 use crate::worker::{Worker, WorkerError};
 
@@ -30,6 +30,8 @@ pub(super) trait Make: Send + Sync {
     fn relays(&self, spec: &PortSpec, vdpa: Option<&Facts>) -> Result<Box<dyn Relays>, Failure>;
     /// The node of a vDPA device.
     fn node(&self, path: &Path, spec: &PortSpec) -> Result<Box<dyn Kernel>, Failure>;
+    /// What outlives the lane of where a relay was in a ring is no longer so.
+    fn forget(&self, ring: usize);
 }
 
 /// Relays that are open, and their device.
@@ -177,6 +179,10 @@ impl Make for Maker {
             ..Failure::new(error.kind(), format!("device {}: {error}", spec.device))
         })?;
         Ok(Box::new(node))
+    }
+
+    fn forget(&self, ring: usize) {
+        RecordHandle::new(Arc::clone(&self.journal) as _, ring).forget();
     }
 }
 

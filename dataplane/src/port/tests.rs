@@ -32,6 +32,8 @@ struct World {
     opened: Vec<&'static str>,
     /// The rings that relays have.
     relayed: BTreeSet<usize>,
+    /// Those of which a relay's place is no longer so.
+    forgotten: BTreeSet<usize>,
 }
 
 #[derive(Clone)]
@@ -80,6 +82,18 @@ impl Make for Scene {
             true => Err(Failure::new(FailureKind::Busy, "the node is busy")),
             false => Ok(Box::new(self.device.open())),
         }
+    }
+
+    fn forget(&self, ring: usize) {
+        assert!(!self.device.runs(), "the device has moved on by then");
+        self.world().forgotten.insert(ring);
+    }
+}
+
+impl Scene {
+    /// Rings of which a relay's place was forgotten since this was last asked.
+    fn forgotten(&self) -> BTreeSet<usize> {
+        std::mem::take(&mut self.world().forgotten)
     }
 }
 
@@ -507,4 +521,16 @@ fn a_device_that_cannot_be_reset_is_closed_before_a_relay_gets_the_rings() {
     assert!(said.contains("cannot be reset"), "{said}");
     scene.assert_one_owner(&backing, "a device that is not reset");
     assert_eq!((has(&backing), scene.device.runs()), ((ModeStatus::Down, 0), false));
+}
+
+#[test]
+fn where_a_relay_was_is_forgotten_before_the_device_has_the_ring() {
+    let (scene, folder) = (Scene::new(), tempfile::tempdir().unwrap());
+    let backing = running(&scene, &spec(folder.path(), Mode::Relay));
+    assert_eq!(scene.forgotten(), BTreeSet::new());
+    backing.set(&spec(folder.path(), Mode::Auto)).unwrap();
+    assert_eq!((has(&backing), scene.forgotten()), ((ModeStatus::Vdpa, 1), BTreeSet::from([0, 1])));
+    backing.stop(0);
+    backing.start(0, ring());
+    assert_eq!(scene.forgotten(), BTreeSet::from([0]));
 }
