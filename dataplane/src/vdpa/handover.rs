@@ -367,6 +367,9 @@ impl Handover {
                 at,
                 error: error.to_string(),
             })?;
+            if let Some(map) = self.map.as_deref() {
+                ask_for_kicks(map, config);
+            }
             kernel.set_call(index, config.call.as_deref()).map_err(step("a call descriptor"))?;
             kernel.set_kick(index, config.kick.as_deref()).map_err(step("a kick descriptor"))?;
             if control.is_none() {
@@ -477,14 +480,24 @@ pub(super) fn available_index(map: &GuestMap, config: &RingConfig) -> Option<u16
 }
 
 fn index_at(map: &GuestMap, at: u64) -> Option<u16> {
+    with_word(map, at, |word| u16::from_le(word.load(Ordering::Acquire)))
+}
+
+/// The guest's driver signals what it makes available: a relay that had the ring before may have told it not to, and not every device says otherwise (the kernel's vringh
+/// does not). VIRTIO 1.2 sections 2.7.8 (flags of the used ring) and 2.8.10 (flags of the device event suppression structure).
+fn ask_for_kicks(map: &GuestMap, config: &RingConfig) {
+    let flags = if config.features.packed { config.used.0.checked_add(2) } else { Some(config.used.0) };
+    flags.and_then(|at| with_word(map, at, |word| word.store(0, Ordering::Release)));
+}
+
+fn with_word<T>(map: &GuestMap, at: u64, with: impl FnOnce(&AtomicU16) -> T) -> Option<T> {
     let span = map.translate(&mut RegionCache::default(), at, 2).filter(|span| span.len == 2)?;
     if !span.start.addr().get().is_multiple_of(2) {
         return None;
     }
-    // SAFETY: two mapped bytes that are aligned (just looked at: a hostile front-end's regions begin anywhere); the guest may write them at any time,
-    // so that they are read as an atomic.
-    let index = unsafe { AtomicU16::from_ptr(span.start.as_ptr().cast()) };
-    Some(u16::from_le(index.load(Ordering::Acquire)))
+    // SAFETY: two mapped bytes that are aligned (just looked at: a hostile front-end's regions begin anywhere); the guest may read and write them at any
+    // time, so that they are an atomic.
+    Some(with(unsafe { AtomicU16::from_ptr(span.start.as_ptr().cast()) }))
 }
 
 /// Signals an eventfd that the front-end made; one that is full is as good as signalled, and none is waited for: it is made non-blocking right before, because

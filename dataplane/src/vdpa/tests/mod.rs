@@ -243,6 +243,23 @@ fn where_a_split_ring_stands_is_in_guest_memory_when_the_device_does_not_say() {
 }
 
 #[test]
+fn a_guest_that_a_relay_told_not_to_signal_is_told_to_before_the_device_runs() {
+    for packed in [false, true] {
+        let fake = Fake::new().with(|device| device.features |= PACKED);
+        let mut handover = ready(&fake, VERSION_1 | if packed { PACKED } else { 0 });
+        let (guest, map) = memory(&[(0, 0x10_0000)]);
+        handover.memory(map).unwrap();
+        // VRING_USED_F_NO_NOTIFY, and VRING_PACKED_EVENT_FLAG_DISABLE.
+        let flags = GuestAddress(USED + if packed { 2 } else { 0 });
+        guest.write_obj(1_u16.to_le(), flags).unwrap();
+        for index in 0..2 {
+            handover.start(index, ring(if packed { 0x8000_8000 } else { 0 }, packed)).unwrap();
+        }
+        assert_eq!((handover.running(), guest.read_obj::<u16>(flags).unwrap()), (1, 0), "packed: {packed}");
+    }
+}
+
+#[test]
 fn a_device_that_cannot_suspend_gets_no_packed_rings() {
     let fake = Fake::new().with(|device| {
         device.features |= PACKED;
