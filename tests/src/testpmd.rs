@@ -28,6 +28,8 @@ pub struct Options {
     pub huge_pages: bool,
     /// A program that runs it, such as valgrind, with that one's arguments; it may then take much longer to be ready.
     pub runner: Vec<String>,
+    /// Longest time until its prompt; where a program runs it, six times that.
+    pub ready: Duration,
 }
 
 impl Options {
@@ -41,6 +43,7 @@ impl Options {
             memory_mib: 256,
             huge_pages: true,
             runner: vec![],
+            ready: Duration::from_secs(30),
         }
     }
 
@@ -132,7 +135,7 @@ impl Testpmd {
         collect(child.stderr.take().context("no standard error")?, &errors);
         let stdin = child.stdin.take().context("no standard input")?;
         let mut testpmd = Self { child, stdin, output, errors, read: 0 };
-        testpmd.wait_for("testpmd>", Duration::from_secs(if options.runner.is_empty() { 30 } else { 180 }))?;
+        testpmd.wait_for("testpmd>", options.ready * if options.runner.is_empty() { 1 } else { 6 })?;
         Ok(testpmd)
     }
 

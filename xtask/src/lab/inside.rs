@@ -20,7 +20,7 @@ use super::kernel_log::KernelLog;
 use super::registers::Registers;
 use super::{
     FIRST, SECOND, answers, bonds, checks, control, doctor, failover, handover, kernel_ovs, killed, netdevsim,
-    story_port, vdpa, vdpa_netlink,
+    story_port, two_vfs, vdpa, vdpa_netlink,
 };
 
 /// Longest frame without its Ethernet header.
@@ -68,6 +68,7 @@ pub fn run(only: &str) -> Result<()> {
     done += vdpa_netlink::run(&mut story, only)?;
     done += vdpa::run(&mut story, only)?;
     done += failover::run(&mut story, only)?;
+    done += two_vfs::run(&mut story, only)?;
     if done > 0 && !checks::is_wanted(only) {
         println!("{done}");
         return Ok(());

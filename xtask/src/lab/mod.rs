@@ -20,6 +20,7 @@ mod netdevsim;
 mod numa;
 mod registers;
 mod spread;
+mod two_vfs;
 mod vdpa;
 mod vdpa_netlink;
 
