@@ -262,11 +262,12 @@ impl Nic {
             return Err(Failure::new(FailureKind::Unsupported, what));
         }
         let (mut results, mut ready) = (Vec::with_capacity(rules.len()), Vec::with_capacity(CHUNK));
-        for rule in rules {
+        for mut rule in rules {
             let compiled = compile(&rule, self.spec.vfs + 1, &self.meters);
             results.push(RuleResult { id: rule.id, error: compiled.as_ref().err().cloned() });
             if let Ok(compiled) = compiled {
                 ready.push(compiled);
+                rule.shrink();
                 self.rules.insert(rule.id, rule);
             }
             if ready.len() == CHUNK {
