@@ -3,8 +3,6 @@
 //! OVS prints JSON without white space, and the members of an object in any order. `"result":"` cannot stand inside a string, where each quote
 //! has a backslash before it.
 
-use std::borrow::Cow;
-
 /// What stands before the text.
 const BEGIN: &[u8] = br#""result":""#;
 /// What may stand around it: an id, and that there is no error.
@@ -12,8 +10,8 @@ const MOST_AROUND: usize = 64 << 10;
 
 /// Who takes the lines.
 pub(crate) trait Lines {
-    /// The next line, without its end.
-    fn line(&mut self, line: &str);
+    /// The next line, without its end. It should be UTF-8, and is what came.
+    fn line(&mut self, line: &[u8]);
 
     /// There may be a while until more come.
     fn pause(&mut self);
@@ -145,10 +143,10 @@ impl Stream {
 
     fn end_of_line(&mut self, rest: &[u8], lines: &mut impl Lines) {
         if self.carried.is_empty() {
-            return lines.line(&text(rest));
+            return lines.line(rest);
         }
         self.carried.extend_from_slice(rest);
-        lines.line(&text(&self.carried));
+        lines.line(&self.carried);
         self.carried.clear();
     }
 
@@ -162,10 +160,6 @@ fn is_whole(escape: &[u8]) -> bool {
     escape.len() == if escape.get(1) == Some(&b'u') { 6 } else { 2 }
 }
 
-fn text(bytes: &[u8]) -> Cow<'_, str> {
-    String::from_utf8_lossy(bytes)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -173,8 +167,8 @@ mod tests {
     struct Taken(Vec<String>);
 
     impl Lines for Taken {
-        fn line(&mut self, line: &str) {
-            self.0.push(line.into());
+        fn line(&mut self, line: &[u8]) {
+            self.0.push(str::from_utf8(line).unwrap().into());
         }
         fn pause(&mut self) {}
     }

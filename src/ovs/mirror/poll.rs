@@ -143,15 +143,16 @@ struct Taken<'a> {
 }
 
 impl Lines for Taken<'_> {
-    fn line(&mut self, line: &str) {
+    fn line(&mut self, line: &[u8]) {
         let shared = self.held.get_or_insert_with(|| lock(&self.common.shared));
         if shared.work.table.is_as_before(line) {
             return;
         }
-        match Told::from_line(line) {
+        let line = String::from_utf8_lossy(line);
+        match Told::from_line(&line) {
             Some(told) => self.told.push(told),
             None if line.is_empty() || line.starts_with("flow-dump from ") => {}
-            None => self.misses.unreadable(line),
+            None => self.misses.unreadable(&line),
         }
     }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use ringspan_protocol::NicName;
 
 use super::counted::Counted;
-use super::line::{EXTRA, Line, counters, read_ufid, take_apart};
+use super::line::{EXTRA, Line, UFID, counters, read_ufid, take_apart};
 use crate::ovs::compile::Cause;
 use crate::ovs::flow::Stats;
 
@@ -66,15 +66,16 @@ impl State {
 
 /// A flow as it is told.
 #[derive(Debug, Clone, PartialEq)]
+#[repr(C)]
 pub(super) struct Told {
-    /// OVS's name of it.
-    pub ufid: u128,
     /// Keys and actions, one behind the other.
     text: Box<str>,
-    /// Where the actions begin.
-    split: u32,
     /// What OVS counted.
     stats: Stats,
+    /// Where the actions begin.
+    split: u32,
+    /// OVS's name of it.
+    pub ufid: u128,
 }
 
 impl Told {
@@ -82,7 +83,7 @@ impl Told {
         let mut text = String::with_capacity(keys.len() + actions.len());
         text.push_str(keys);
         text.push_str(actions);
-        Self { ufid, text: text.into_boxed_str(), split: keys.len() as u32, stats }
+        Self { text: text.into_boxed_str(), stats, split: keys.len() as u32, ufid }
     }
 
     /// From a line of a dump; nothing when it is none of a flow.
@@ -114,15 +115,16 @@ pub(super) fn seconds() -> u32 {
     FIRST.elapsed().as_secs() as u32
 }
 
-/// A flow.
+/// A flow. What each dump looks at comes first: what is told of all flows comes from all over the memory.
 #[derive(Debug)]
+#[repr(C)]
 pub(super) struct Entry {
     /// As it was last told, with what OVS counted.
     told: Told,
+    /// The dump of its source that it was last seen in.
+    seen: u32,
     /// Who told.
     source: Source,
-    /// The dump of that source that it was last seen in.
-    seen: u32,
     /// Whether it was told twice in one dump, and not alike.
     pub torn: bool,
     /// What became of it.
@@ -219,8 +221,8 @@ impl Table {
 
     /// Whether the line is a flow of the dump before with nothing but its counters changed, which are taken then. Nothing is searched
     /// for: what should be there is compared with what is.
-    pub(super) fn is_as_before(&mut self, line: &str) -> bool {
-        let Some((ufid, rest)) = line.strip_prefix("ufid:").and_then(|rest| rest.split_at_checked(36)) else {
+    pub(super) fn is_as_before(&mut self, line: &[u8]) -> bool {
+        let Some((ufid, rest)) = line.strip_prefix(b"ufid:").and_then(|rest| rest.split_at_checked(UFID)) else {
             return false;
         };
         let Some(entry) = read_ufid(ufid).and_then(|ufid| self.flows.get_mut(&ufid)) else { return false };
@@ -228,10 +230,12 @@ impl Table {
         if entry.torn || entry.source != Source::Text {
             return false;
         }
-        let Some(rest) = rest.strip_prefix(", ").and_then(|rest| rest.strip_prefix(entry.keys())) else { return false };
-        let Some((stats, actions)) = rest.strip_prefix(", packets:").and_then(counters) else { return false };
-        let rest = actions.strip_prefix(entry.actions());
-        if !rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(EXTRA)) {
+        let (keys, actions) = entry.told.text.as_bytes().split_at(entry.told.split as usize);
+        let Some(rest) = rest.strip_prefix(b", ").and_then(|rest| rest.strip_prefix(keys)) else { return false };
+        let Some(rest) = rest.strip_prefix(b", packets:") else { return false };
+        let Some((stats, at)) = counters(rest) else { return false };
+        let rest = rest[at..].strip_prefix(actions);
+        if !rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(EXTRA.as_bytes())) {
             return false;
         }
         if std::mem::replace(&mut entry.seen, dump) == dump {
@@ -411,7 +415,7 @@ mod tests {
     fn dump(table: &mut Table, text: &str, limit: usize) -> Changes {
         table.begin(Source::Text);
         let (mut told, mut misses) = (Vec::new(), Misses::default());
-        for line in text.lines().filter(|line| !table.is_as_before(line)) {
+        for line in text.lines().filter(|line| !table.is_as_before(line.as_bytes())) {
             match Told::from_line(line) {
                 Some(flow) => told.push(flow),
                 None => misses.unreadable(line),
@@ -450,7 +454,7 @@ mod tests {
         assert_eq!(update(&mut table, &twice), (vec![], vec![3]));
         // The kernel takes one over and lets go of it while the dump comes.
         table.begin(Source::Text);
-        assert!(lines[..2].iter().all(|line| table.is_as_before(line.trim_end())));
+        assert!(lines[..2].iter().all(|line| table.is_as_before(line.trim_end().as_bytes())));
         table.begin(Source::Kernel);
         assert_eq!(table.put(Told::from_line(&lines[0]).unwrap(), 3), None);
         assert!(table.delete(1).is_some());

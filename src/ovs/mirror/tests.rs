@@ -144,7 +144,7 @@ fn whole(work: &mut Work, fake: &Fake, text: &str) {
     work.look(&fake.nics());
     work.table.begin(Source::Text);
     let (mut told, mut misses) = (Vec::new(), Misses::default());
-    for line in text.lines().filter(|line| !work.table.is_as_before(line)) {
+    for line in text.lines().filter(|line| !work.table.is_as_before(line.as_bytes())) {
         match ToldFlow::from_line(line) {
             Some(flow) => told.push(flow),
             None => misses.unreadable(line),
@@ -384,7 +384,7 @@ struct AsBefore<'a> {
 }
 
 impl crate::ovs::client::Lines for AsBefore<'_> {
-    fn line(&mut self, line: &str) {
+    fn line(&mut self, line: &[u8]) {
         self.others += usize::from(!self.work.table.is_as_before(line));
     }
 
