@@ -208,7 +208,8 @@ fn what_is_inside_a_tunnel_becomes_a_rule_of_the_uplink_that_it_comes_in_by() {
         "{class=0x102,type=0x80,len=8,0x5000700000000}",
         "{class=0x102,type=0x80,len=4,0x1}{class=0x103,type=0x80,len=4,0x1}",
     ] {
-        assert!(rule(&ports, &with(option), "nic0_vf1").is_err(), "{option}");
+        let cause = rule(&ports, &with(option), "nic0_vf1").unwrap_err();
+        assert_eq!(cause.code(), "match-tunnel-options", "{option}");
     }
 }
 
