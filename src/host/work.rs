@@ -172,7 +172,7 @@ pub(crate) fn finish(host: &Host, memory: &(impl Memory + ?Sized), around: &Arou
         Change::DeleteBond { name, disturb, pair, index: own } => {
             // It may have been made again, when it could not be taken away.
             match index(&host.sysfs, name).filter(|now| [*own, begun.made].iter().all(|ours| *ours != Some(*now))) {
-                Some(_) => Err(somebody_elses(name, "bond delete")),
+                Some(_) => Err(somebody_elses(name, "ringspan bond delete")),
                 None => bond::delete(host, name, *disturb, around).and_then(|removed| {
                     bond::has_ended(host, name, *pair)?;
                     Ok(removed.done)
@@ -234,7 +234,7 @@ fn make_bond(
     let now = index(&host.sysfs, &wish.name);
     let ours = !before.existed && now.is_some() && now == begun.made;
     if !before.existed && now.is_some() && !ours {
-        return Err(somebody_elses(&wish.name, "bond create"));
+        return Err(somebody_elses(&wish.name, "ringspan bond create"));
     }
     // The earlier daemon had found that it may be made, and had begun; and members of a bond that was just made may leave it again.
     let allowed = !begun.unbound.is_empty();
@@ -249,7 +249,7 @@ fn make_bond(
 
 fn somebody_elses(name: &str, again: &str) -> Error {
     let message = format!(
-        "{name}: somebody else has made an interface of that name meanwhile, which is left alone: ask for it again where it is still wanted (ringspan {again})"
+        "{name}: somebody else has made an interface of that name meanwhile, which is left alone: ask for it again where it is still wanted ({again})"
     );
     Error::new(ErrorKind::Exists, message).about(name)
 }
