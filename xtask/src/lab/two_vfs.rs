@@ -1,4 +1,4 @@
-//! A guest on two VFs, one of each NIC, that are one to it: pinged over the wire by a third NIC while cables and the daemon go.
+//! A guest on two VFs, one of each NIC, that are one to it: pinged over the wire by a third NIC while cables, the daemon and a VF go.
 
 use std::fs;
 use std::io::Write;
@@ -21,6 +21,10 @@ type Check = (&'static str, fn(&mut Scene) -> Result<()>);
 const CHECKS: &[Check] = &[
     ("two VFs are one: the second NIC takes over when the first has no link, and the other way round", fails_over),
     ("two VFs are one: the daemon is killed, and no ping is lost", daemon_is_killed),
+    (
+        "two VFs are one: the VF that sends is unbound under traffic: no ping is lost, and the port is made anew with it",
+        vf_is_unbound,
+    ),
 ];
 
 /// Of the guest, and therefore of both VFs.
@@ -220,4 +224,31 @@ fn daemon_is_killed(scene: &mut Scene) -> Result<()> {
     ping.finish()?.nothing_lost()?;
     ensure!(scene.active()? == sends, "the bond changed");
     Ok(())
+}
+
+fn vf_is_unbound(scene: &mut Scene) -> Result<()> {
+    let sends = scene.active()?.context("neither VF sends")?;
+    let address = scene.vfs[sends].address().to_owned();
+    // ringspan itself refuses that: somebody has it open.
+    scene.control.refused(&["device", "bind", &address, "--restore"], &[&address, "ringspan port remove vm"])?;
+    let ping = scene.ping()?;
+    let unbind = {
+        let address = address.clone();
+        std::thread::spawn(move || fs::write("/sys/bus/pci/drivers/vfio-pci/unbind", address))
+    };
+    wait::until(LIMIT, "an event about the VF", || {
+        Ok(scene.control.daemon.ok(&["events"])?.contains("device-removed").then_some(()))
+    })?;
+    // The kernel waits until nobody has the VF open, and meanwhile the guest is reached.
+    ping.finish()?.nothing_lost()?;
+    ensure!(!unbind.is_finished(), "the lane let go of {address} by itself");
+    scene.control.daemon.ok(&["port", "remove", "vm"])?;
+    wait::until(LIMIT, "the kernel to have the VF", || Ok(unbind.is_finished().then_some(())))?;
+    unbind.join().map_err(|_| anyhow::anyhow!("the thread that unbinds panicked"))??;
+    fs::write("/sys/bus/pci/drivers_probe", &address)?;
+    wait::until(LIMIT, "vfio-pci to have it again", || {
+        Ok((scene.vfs[sends].driver().as_deref() == Some("vfio-pci")).then_some(()))
+    })?;
+    add_port(&mut scene.control, &scene.vfs)?;
+    scene.answers()
 }
