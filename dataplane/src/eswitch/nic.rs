@@ -22,7 +22,7 @@ use super::switch::{Installed, Side, Switch, SwitchPort, is_tunnel};
 use super::tap::Tap;
 use crate::nic::{Bell, Device, DeviceConfig, Member, SoftNic, soft_pool, way};
 use crate::relay::Load;
-use crate::worker::{Worker, ticks, ticks_in};
+use crate::worker::{Begun, Worker, ticks, ticks_in};
 
 /// Rules that the switch takes or gives up between two bursts.
 const CHUNK: usize = 64;
@@ -262,6 +262,8 @@ impl Nic {
             return Err(Failure::new(FailureKind::Unsupported, what));
         }
         let (mut results, mut ready) = (Vec::with_capacity(rules.len()), Vec::with_capacity(CHUNK));
+        // The next ones are compiled while the worker has these.
+        let mut taking = None;
         for mut rule in rules {
             let compiled = compile(&rule, self.spec.vfs + 1, &self.meters);
             results.push(RuleResult { id: rule.id, error: compiled.as_ref().err().cloned() });
@@ -271,19 +273,22 @@ impl Nic {
                 self.rules.insert(rule.id, rule);
             }
             if ready.len() == CHUNK {
-                self.hand_over(std::mem::take(&mut ready))?;
+                let begun = self.hand_over(std::mem::take(&mut ready))?;
+                if let Some(before) = taking.replace(begun) {
+                    drop(self.answer(before)?);
+                }
             }
         }
-        self.hand_over(ready)?;
+        let rest = (!ready.is_empty()).then(|| self.hand_over(ready)).transpose()?;
+        for begun in taking.into_iter().chain(rest) {
+            drop(self.answer(begun)?);
+        }
         Ok(results)
     }
 
-    fn hand_over(&self, ready: Vec<Compiled>) -> Result<(), Failure> {
-        if ready.is_empty() {
-            return Ok(());
-        }
-        // What the switch gives up is freed here, and not by its worker.
-        let old = self.ask(|switch| {
+    /// Begins to give rules to the switch. What it gives up is freed by who waits for the answer, and not by its worker.
+    fn hand_over(&self, ready: Vec<Compiled>) -> Result<Begun<Option<Vec<Installed>>>, Failure> {
+        self.begin(|switch| {
             let install = |compiled: Compiled| {
                 let Compiled { id, priority, value, mask, mut installed } = compiled;
                 let old = switch.rules.remove(id);
@@ -296,9 +301,7 @@ impl Nic {
                 old
             };
             ready.into_iter().filter_map(install).collect::<Vec<_>>()
-        })?;
-        drop(old);
-        Ok(())
+        })
     }
 
     /// Removes rules.
@@ -372,8 +375,19 @@ impl Nic {
 
     /// Asks the switch, between two bursts.
     fn ask<T: Send + 'static>(&self, question: impl FnOnce(&mut Switch) -> T + Send + 'static) -> Result<T, Failure> {
+        self.answer(self.begin(question)?)
+    }
+
+    fn begin<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut Switch) -> T + Send + 'static,
+    ) -> Result<Begun<Option<T>>, Failure> {
         let id = self.id;
-        let answer = self.worker.call(move |running| running.switch(id).map(question))?;
+        Ok(self.worker.begin(move |running| running.switch(id).map(question))?)
+    }
+
+    fn answer<T>(&self, begun: Begun<Option<T>>) -> Result<T, Failure> {
+        let answer = begun.wait()?;
         answer.ok_or_else(|| Failure::new(FailureKind::Failed, format!("NIC {} is being removed", self.spec.name)))
     }
 }

@@ -198,16 +198,42 @@ impl Worker {
         &self,
         change: impl FnOnce(&mut Running) -> T + Send + 'static,
     ) -> Result<T, WorkerError> {
+        self.begin(change)?.wait()
+    }
+
+    /// As [`Worker::call`], and the caller may do something else before it waits. What was begun first is done first.
+    pub fn begin<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&mut Running) -> T + Send + 'static,
+    ) -> Result<Begun<T>, WorkerError> {
         let gone = || WorkerError::Gone(self.core);
         let (answer, result) = channel::bounded(1);
         let call: Call = Box::new(move |running| {
-            // The caller waits below, so there is always somebody to take it.
+            // Who does not wait for it does not want it.
             let _ = answer.send(change(running));
         });
         self.calls.as_ref().ok_or_else(gone)?.send(call).map_err(|_| gone())?;
         self.waiting.store(true, Ordering::Release);
         self.wake.wake();
-        result.recv().map_err(|_| gone())
+        Ok(Begun { result, core: self.core })
+    }
+}
+
+/// What a worker was asked to do.
+#[derive(Debug)]
+#[must_use = "what it returns is dropped by the worker otherwise"]
+pub struct Begun<T> {
+    result: Receiver<T>,
+    core: u16,
+}
+
+impl<T> Begun<T> {
+    /// Waits until it is done; what it returned.
+    ///
+    /// # Errors
+    /// The worker is gone.
+    pub fn wait(self) -> Result<T, WorkerError> {
+        self.result.recv().map_err(|_| WorkerError::Gone(self.core))
     }
 }
 
@@ -359,16 +385,37 @@ impl Signalled for Relay {
 
 #[derive(PartialEq, Eq)]
 enum Inbox {
-    Empty,
+    Open,
     Closed,
 }
 
 fn answer(inbox: &Receiver<Call>, running: &mut Running) -> Inbox {
-    loop {
+    // Calls that come meanwhile wait for the next round: who begins one while another is done would keep packets waiting.
+    for _ in 0..inbox.len().max(1) {
         match inbox.try_recv() {
             Ok(call) => call(running),
-            Err(channel::TryRecvError::Empty) => return Inbox::Empty,
+            Err(channel::TryRecvError::Empty) => return Inbox::Open,
             Err(channel::TryRecvError::Disconnected) => return Inbox::Closed,
         }
+    }
+    Inbox::Open
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_that_comes_while_another_is_answered_waits_for_a_round_of_packets() {
+        let (idle, _wake) = Idle::new(false).unwrap();
+        let mut running = Running { relays: Vec::new(), switches: Vec::new(), watch: idle.watch() };
+        let (calls, inbox) = channel::unbounded::<Call>();
+        let again = calls.clone();
+        calls.send(Box::new(move |_| again.send(Box::new(|_| ())).unwrap())).unwrap();
+        assert!(answer(&inbox, &mut running) == Inbox::Open);
+        assert_eq!(inbox.len(), 1, "it is still there");
+        assert!(answer(&inbox, &mut running) == Inbox::Open);
+        drop(calls);
+        assert!(answer(&inbox, &mut running) == Inbox::Closed);
     }
 }
