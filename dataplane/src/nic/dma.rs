@@ -9,6 +9,7 @@ use std::ptr;
 use dpdk_sys as sys;
 
 use super::error::{describe, rte_errno};
+use super::external;
 use crate::memory::GuestMap;
 
 /// A region as it is mapped: first byte and length.
@@ -108,8 +109,10 @@ impl Range {
     unsafe fn map(self, device: *mut sys::rte_device, page: usize) -> Result<(), String> {
         let Self { start, len } = self;
         let at = ptr::with_exposed_provenance_mut(start);
+        external::register()?;
         // SAFETY: the caller's.
         if unsafe { sys::rte_extmem_register(at, len, ptr::null_mut(), 0, page) } != 0 {
+            external::unregister();
             return Err(match rte_errno() {
                 // Of DPDK's own lists; RTE_MAX_MEMSEG_LISTS is 128 in any build that was looked at.
                 libc::ENOSPC => "DPDK knows 128 pieces of memory in a lane, and guests here have more regions: \
@@ -122,7 +125,9 @@ impl Range {
         if unsafe { sys::rte_dev_dma_map(device, at, start as u64, len) } != 0 {
             let error = describe(rte_errno());
             // SAFETY: just registered, and not mapped.
-            unsafe { sys::rte_extmem_unregister(at, len) };
+            if unsafe { sys::rte_extmem_unregister(at, len) } == 0 {
+                external::unregister();
+            }
             return Err(format!("{} KiB of guest memory cannot be mapped for DMA: {error}", len >> 10));
         }
         Ok(())
@@ -136,6 +141,9 @@ impl Range {
         // SAFETY: the caller's; a range that is not mapped or not registered is refused.
         let (unmapped, forgotten) =
             unsafe { (sys::rte_dev_dma_unmap(device, at, start as u64, len), sys::rte_extmem_unregister(at, len)) };
+        if forgotten == 0 {
+            external::unregister();
+        }
         if unmapped != 0 || forgotten != 0 {
             tracing::warn!("{} KiB of guest memory are still mapped for DMA ({unmapped}, {forgotten})", len >> 10);
         }

@@ -21,6 +21,7 @@ mod device;
 mod dma;
 mod eal;
 mod error;
+mod external;
 mod filter;
 mod flow;
 #[cfg(test)]
@@ -48,6 +49,7 @@ pub use configure::DeviceConfig;
 pub use device::{Device, Link};
 pub use eal::{Eal, EalConfig, HugePages, RegisteredThread};
 pub use error::{DeviceError, EalError};
+pub use external::OwnMemory;
 pub use flow::{Counted, Domain, FlowError, FlowPort, FlowRule, FlowStep, Installed as InstalledFlow};
 #[cfg(test)]
 pub(crate) use handmade::Handmade;

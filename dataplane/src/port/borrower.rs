@@ -8,7 +8,7 @@ use std::time::Duration;
 use ringspan_protocol::{Compat, DeviceSpec, Failure, FailureKind, MTU_RANGE, MacAddress, PortSpec, Role};
 
 use super::device_config;
-use crate::nic::{Device, DeviceConfig, QueuePair};
+use crate::nic::{Device, DeviceConfig, OwnMemory, QueuePair};
 use crate::vdpa::{Driver, Facts};
 use crate::vhost::{Session, SessionConfig};
 
@@ -25,14 +25,21 @@ pub(super) struct Borrower {
     pairs: u16,
     /// The address of the vDPA device, which the driver cannot ask.
     mac: Option<MacAddress>,
+    /// The port's device, of which the driver knows nothing.
+    named: String,
+    /// The driver fails beside other memory.
+    _own: OwnMemory,
 }
 
 impl Borrower {
     /// Listens for a driver that is offered what the device has.
     ///
     /// # Errors
-    /// No socket, or no thread.
+    /// No socket, or no thread; [`FailureKind::Busy`] while the lane has guest memory that the driver fails beside.
     pub fn start(port: u64, folder: &Path, spec: &PortSpec, facts: &Facts) -> Result<Self, Failure> {
+        let named = spec.device.to_string();
+        let own = OwnMemory::only()
+            .map_err(|why| Failure::new(FailureKind::Busy, format!("device {named} cannot be relayed: {why}")))?;
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!(".vdpa{port}-{number}");
@@ -56,7 +63,7 @@ impl Borrower {
         let address = mac.map(|mac| format!(",mac={mac}")).unwrap_or_default();
         let args = format!("path={},queues={pairs},queue_size={size}{address}", socket.display());
         let device = DeviceSpec::Vdev { name: format!("net_virtio_user_vdpa{port}_{number}"), args };
-        Ok(Self { driver, _session: session, device, pairs, mac })
+        Ok(Self { driver, _session: session, device, pairs, mac, named, _own: own })
     }
 
     /// What it says, and the vDPA device while it has it.
@@ -72,10 +79,10 @@ impl Borrower {
         let config = device_config(spec);
         let mac = config.mac.filter(|mac| self.mac != Some(*mac));
         let opened = Device::open(&self.device, &DeviceConfig { queues: self.pairs, mac, ..config })?;
-        if !self.driver.is_ready(self.pairs, STARTED) {
-            let what = "DPDK's virtio driver started no rings: the lane's log has what it said";
-            return Err(Failure::new(FailureKind::Failed, what));
-        }
+        self.driver.ready(self.pairs, STARTED).map_err(|why| {
+            let what = format!("device {} cannot be relayed: {why} (the lane's log has what DPDK said)", self.named);
+            Failure::new(FailureKind::Failed, what)
+        })?;
         Ok(opened)
     }
 }

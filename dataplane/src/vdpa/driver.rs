@@ -37,6 +37,8 @@ struct Now {
     features: u64,
     map: Option<Arc<GuestMap>>,
     rings: BTreeMap<usize, RingConfig>,
+    /// Why the driver's connection has ended, since when it has not made another.
+    ended: Option<String>,
 }
 
 impl Driver {
@@ -48,11 +50,22 @@ impl Driver {
         Arc::new(Self { allowed, now: Mutex::default(), changed: Condvar::new() })
     }
 
-    /// Waits until the driver has started both rings of so many pairs. Whether it has.
-    pub fn is_ready(&self, pairs: u16, limit: Duration) -> bool {
+    /// Waits until the driver has started both rings of so many pairs.
+    ///
+    /// # Errors
+    /// It has not, and the time is over or its connection.
+    pub fn ready(&self, pairs: u16, limit: Duration) -> Result<(), String> {
         let wanted = 2 * usize::from(pairs);
-        let outcome = self.changed.wait_timeout_while(self.lock(), limit, |now| now.rings.len() < wanted);
-        !outcome.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+        let waits = |now: &mut Now| now.rings.len() < wanted && now.ended.is_none();
+        let outcome = self.changed.wait_timeout_while(self.lock(), limit, waits);
+        let now = outcome.unwrap_or_else(PoisonError::into_inner).0;
+        match (now.rings.len(), &now.ended) {
+            (started, _) if started >= wanted => Ok(()),
+            (_, Some(reason)) => Err(format!("DPDK's virtio driver was refused: {reason}")),
+            (started, None) => {
+                Err(format!("DPDK's virtio driver started {started} of {wanted} rings in {} s", limit.as_secs()))
+            }
+        }
     }
 
     /// Gives the driver the device. What the device has of the guest's memory stays mapped.
@@ -220,10 +233,12 @@ impl RingSink for Driver {
 
     fn event(&self, event: LaneEventKind) {
         match event {
-            LaneEventKind::HandshakeFailed { reason } => {
-                tracing::error!("DPDK's driver of a vDPA device was refused: {reason}")
+            LaneEventKind::FrontendConnected { .. } => self.lock().ended = None,
+            LaneEventKind::HandshakeFailed { reason } | LaneEventKind::FrontendDisconnected { reason } => {
+                self.lock().ended = Some(reason);
+                self.changed.notify_all();
             }
-            event => tracing::debug!(?event, "DPDK's driver of a vDPA device"),
+            _ => {}
         }
     }
 }

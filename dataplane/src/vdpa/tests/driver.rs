@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use ringspan_protocol::LaneEventKind;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::fake::{DRIVER_OK, Fake};
@@ -28,9 +29,9 @@ fn driver(fake: &Fake) -> (Arc<Driver>, Arc<vm_memory::GuestMemoryMmap>) {
     driver.negotiated(VERSION_1);
     driver.memory(map);
     driver.start(0, lanes_ring(0));
-    assert!(!driver.is_ready(1, Duration::ZERO));
+    assert!(driver.ready(1, Duration::ZERO).unwrap_err().contains("1 of 2 rings"));
     driver.start(1, lanes_ring(0));
-    assert!(driver.is_ready(1, Duration::ZERO));
+    driver.ready(1, Duration::ZERO).unwrap();
     (driver, lane)
 }
 
@@ -77,6 +78,22 @@ fn the_guests_memory_stays_mapped_while_the_driver_has_the_device_and_the_lanes_
         device.start(index, ring(0, false)).unwrap();
     }
     assert_eq!((device.running(), fake.lock().rings[&1].place.unwrap().desc), (1, 0x1000));
+}
+
+#[test]
+fn a_driver_that_is_refused_is_not_waited_for() {
+    let driver = Driver::new(ready(&Fake::new(), VERSION_1).facts());
+    let (hour, failed) =
+        (Duration::from_secs(3600), LaneEventKind::HandshakeFailed { reason: "no memory table".into() });
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| driver.ready(1, hour));
+        driver.event(failed);
+        assert!(waiting.join().unwrap().unwrap_err().contains("no memory table"));
+    });
+    driver.event(LaneEventKind::FrontendConnected { pid: 1 });
+    assert!(driver.ready(1, Duration::ZERO).unwrap_err().contains("0 of 2 rings"));
+    driver.event(LaneEventKind::FrontendDisconnected { reason: "it has gone".into() });
+    assert!(driver.ready(1, hour).unwrap_err().contains("it has gone"));
 }
 
 #[test]
