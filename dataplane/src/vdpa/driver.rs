@@ -79,7 +79,7 @@ impl Driver {
         device.negotiated(now.features);
         let mut given = || {
             if let Some(map) = &now.map {
-                device.memory_beside(Arc::clone(map), now.beside.clone())?;
+                device.memory_anew(Arc::clone(map), now.beside.clone())?;
             }
             now.rings.iter().try_for_each(|(index, config)| device.accept(*index, config.clone()))?;
             device.settle()
@@ -122,7 +122,7 @@ impl Driver {
         let mut now = self.lock();
         if now.device.is_some() {
             now.beside = Some(guest);
-            now.tell_memory();
+            now.tell_memory(Handover::memory_beside);
         }
     }
 
@@ -142,6 +142,9 @@ impl Driver {
     }
 }
 
+/// How a device is told of memory, and of what stays beside it.
+type Tell = fn(&mut Handover, Arc<GuestMap>, Option<Arc<GuestMap>>) -> Result<(), Refusal>;
+
 impl Now {
     fn take_rings(&mut self, device: &mut Handover) {
         for (index, config) in &mut self.rings {
@@ -160,9 +163,9 @@ impl Now {
         sending.filter_map(left).sum()
     }
 
-    fn tell_memory(&mut self) {
+    fn tell_memory(&mut self, how: Tell) {
         let (Some(device), Some(map)) = (&mut self.device, &self.map) else { return };
-        if let Err(refusal) = device.memory_beside(Arc::clone(map), self.beside.clone()) {
+        if let Err(refusal) = how(device, Arc::clone(map), self.beside.clone()) {
             tracing::error!("a relay's vDPA device is stopped: {refusal}");
         }
     }
@@ -184,7 +187,8 @@ impl RingSink for Driver {
     fn memory(&self, map: Arc<GuestMap>) {
         let mut now = self.lock();
         let _old = now.map.replace(map);
-        now.tell_memory();
+        // What EAL gave back and took again has the same address, and other pages (--in-memory: a hole in one file).
+        now.tell_memory(Handover::memory_anew);
     }
 
     fn start(&self, index: usize, config: RingConfig) {

@@ -208,7 +208,22 @@ impl Handover {
     /// # Errors
     /// As [`Handover::memory`].
     pub fn memory_beside(&mut self, map: Arc<GuestMap>, beside: Option<Arc<GuestMap>>) -> Result<(), Refusal> {
-        let changed = self.mappings.change(&*self.kernel, &map, beside.as_ref(), &self.facts.reach);
+        self.change_memory(map, beside, false)
+    }
+
+    /// The same for memory whose pages may be others at the same place: none of it is kept, and rings that run stop meanwhile.
+    ///
+    /// # Errors
+    /// As [`Handover::memory`].
+    pub fn memory_anew(&mut self, map: Arc<GuestMap>, beside: Option<Arc<GuestMap>>) -> Result<(), Refusal> {
+        // For a moment nothing of it is mapped.
+        self.halt();
+        self.change_memory(map, beside, true)?;
+        self.settle().map(drop)
+    }
+
+    fn change_memory(&mut self, map: Arc<GuestMap>, beside: Option<Arc<GuestMap>>, anew: bool) -> Result<(), Refusal> {
+        let changed = self.mappings.change(&*self.kernel, &map, beside.as_ref(), anew, &self.facts.reach);
         self.beside = beside;
         // The old one goes when the device has let go of it.
         let old = self.map.replace(map);
@@ -326,7 +341,7 @@ impl Handover {
             self.fresh = false;
         }
         if let Some(map) = self.map.clone() {
-            self.mappings.change(&*self.kernel, &map, self.beside.as_ref(), &self.facts.reach)?;
+            self.mappings.change(&*self.kernel, &map, self.beside.as_ref(), false, &self.facts.reach)?;
         }
         let kernel = &*self.kernel;
         let control = match &self.map {

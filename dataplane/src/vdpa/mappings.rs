@@ -58,8 +58,8 @@ pub struct Mappings {
 }
 
 impl Mappings {
-    /// Makes the device's map that of `map`, by one batch in which only what differs is told. What is mapped of `beside` stays, as far as it is in nobody's
-    /// way: to pin a guest's memory takes long.
+    /// Makes the device's map that of `map`, by one batch in which only what differs is told; with `anew` all of it is: its pages may be others at the same
+    /// place. What is mapped of `beside` stays, as far as it is in nobody's way: to pin a guest's memory takes long.
     ///
     /// # Errors
     /// [`Refusal`]; then nothing may be mapped any more, or only a part: the device is to be stopped, and [`Mappings::clear`] called.
@@ -68,6 +68,7 @@ impl Mappings {
         kernel: &dyn Kernel,
         map: &Arc<GuestMap>,
         beside: Option<&Arc<GuestMap>>,
+        anew: bool,
         reach: &RangeInclusive<u64>,
     ) -> Result<(), Refusal> {
         let (wanted, beside) = (Mapping::all(map), beside.map(Mapping::all).unwrap_or_default());
@@ -88,7 +89,8 @@ impl Mappings {
         // What is gone stays mapped here until the batch has ended: only then has the device let go of it.
         let stays =
             |old: &Mapping| beside.iter().any(|one| one.same(old)) && !wanted.iter().any(|new| new.overlaps(old));
-        let (kept, gone): (Vec<_>, Vec<_>) = now.partition(|old| wanted.iter().any(|new| new.same(old)) || stays(old));
+        let keeps = |old: &Mapping| !anew && wanted.iter().any(|new| new.same(old));
+        let (kept, gone): (Vec<_>, Vec<_>) = now.partition(|old| keeps(old) || stays(old));
         let added: Vec<Mapping> =
             wanted.into_iter().filter(|new| !kept.iter().any(|old: &Mapping| new.same(old))).collect();
         if gone.is_empty() && added.is_empty() {

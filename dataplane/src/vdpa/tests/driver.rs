@@ -113,6 +113,32 @@ fn memory_that_the_guest_gives_up_is_not_kept_beside_the_drivers() {
 }
 
 #[test]
+fn memory_of_the_lanes_is_mapped_anew_whenever_the_driver_names_it_and_the_device_stands_meanwhile() {
+    let fake = Fake::new();
+    let driver = Driver::new(ready(&fake, VERSION_1).facts());
+    let (_lane, lanes) = memory(&[(LANE, LEN)]);
+    driver.negotiated(VERSION_1);
+    driver.memory(Arc::clone(&lanes));
+    for index in 0..2 {
+        driver.start(index, lanes_ring(0));
+    }
+    let (_guest, map) = memory(&[(0, LEN)]);
+    let mut device = ready(&fake, VERSION_1);
+    device.memory(Arc::clone(&map)).unwrap();
+    driver.lend(device, Some(map)).unwrap_or_else(|(refusal, _)| panic!("{refusal}"));
+    fake.lock().said.clear();
+    // The same place: its pages were given back and taken again.
+    driver.memory(lanes);
+    let said = fake.lock().said.clone();
+    let at = |word: &str| said.iter().position(|one| one == word).unwrap_or_else(|| panic!("no {word}: {said:?}"));
+    let (unmapped, mapped_again) = (format!("unmap {LANE:#x}"), format!("map {LANE:#x}"));
+    assert!(at("status 0") < at(&unmapped) && at(&unmapped) < at(&mapped_again), "{said:?}");
+    assert!(!said.iter().any(|word| word.ends_with("map 0x0")), "the guest's stays: {said:?}");
+    assert_eq!(said.iter().filter(|word| **word == mapped_again).count(), 1, "{said:?}");
+    assert!(fake.runs());
+}
+
+#[test]
 fn memory_of_a_guest_where_the_lane_has_its_own_is_given_up_meanwhile() {
     let fake = Fake::new();
     let (driver, _lane) = driver(&fake);
