@@ -359,7 +359,7 @@ fn a_guest_stays_or_arrives_whatever_is_killed_amid_its_migration(rings: Kind) -
             let told = wait::until(SOON, "the end of a migration that no daemon saw", || {
                 let events = hosts.daemon.ok(&["events", "--json"])?;
                 let of_it = |line: &&str| line.contains("migration-") && line.contains(&format!("\"{from}\""));
-                last = events.lines().filter(of_it).next_back().map(str::to_owned);
+                last = events.lines().rfind(of_it).map(str::to_owned);
                 let ended = |line: &String| line.contains("migration-ended") && line.contains("\"left\":true");
                 Ok(last.as_ref().filter(|line| ended(line)).map(drop))
             });

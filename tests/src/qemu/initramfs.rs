@@ -65,8 +65,8 @@ while :; do
 done
 "#;
 
-/// Writes the archive for this kernel to `path`, with these programs in it.
-pub fn write(kernel: &Kernel, programs: &[PathBuf], path: &Path) -> Result<()> {
+/// Writes the archive for this kernel to `path`, with these programs in it, and these modules besides its own.
+pub fn write(kernel: &Kernel, modules: &[&str], programs: &[PathBuf], path: &Path) -> Result<()> {
     let busybox = paths::on_path("busybox").context("busybox is missing: install busybox-static")?;
     let mut archive = Archive { out: io::BufWriter::new(fs::File::create(path)?), inode: 0 };
     for folder in ["bin", "m"] {
@@ -75,9 +75,9 @@ pub fn write(kernel: &Kernel, programs: &[PathBuf], path: &Path) -> Result<()> {
     archive.entry("bin/busybox", 0o100755, &fs::read(&busybox)?)?;
     archive.entry("init", 0o100755, INIT.as_bytes())?;
     archive.entry("agent", 0o100644, AGENT.as_bytes())?;
-    let modules = kernel.root.join("lib/modules");
-    archive.entry("modules", 0o100644, modules.as_os_str().as_encoded_bytes())?;
-    for (number, file) in kernel.modules(&MODULES)?.iter().enumerate() {
+    let folder = kernel.root.join("lib/modules");
+    archive.entry("modules", 0o100644, folder.as_os_str().as_encoded_bytes())?;
+    for (number, file) in kernel.modules(&[&MODULES[..], modules].concat())?.iter().enumerate() {
         let name = file.file_name().context("a module without a name")?.to_string_lossy();
         let stem = name.split('.').next().unwrap_or(&name);
         archive.entry(&format!("m/{number:02}-{stem}.ko"), 0o100644, &compression::plain(file)?)?;

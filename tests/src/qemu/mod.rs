@@ -48,6 +48,10 @@ pub struct GuestSpec {
     pub alone: bool,
     /// Programs of the host that a guest has which is alone, each with the libraries that it needs, at the same paths.
     pub programs: Vec<PathBuf>,
+    /// Modules of the guest's kernel that are loaded besides those that every guest has.
+    pub modules: Vec<&'static str>,
+    /// Longest time until the guest takes commands.
+    pub ready: Duration,
     /// QEMU waits on this socket for a guest that is migrated to it. What its agent says is for the one before it.
     pub incoming: Option<PathBuf>,
 }
@@ -57,7 +61,8 @@ impl Default for GuestSpec {
         let qemu = vec!["qemu-system-x86_64".to_string()];
         let limit = Duration::from_secs(600);
         let (nics, kernel, programs, incoming) = (Vec::new(), String::new(), Vec::new(), None);
-        Self { nics, cpus: 1, memory_mib: 384, qemu, kernel, limit, alone: false, programs, incoming }
+        let (modules, ready) = (Vec::new(), BOOT_LIMIT);
+        Self { nics, cpus: 1, memory_mib: 384, qemu, kernel, limit, alone: false, programs, modules, ready, incoming }
     }
 }
 
@@ -66,6 +71,7 @@ pub struct Guest {
     qemu: Child,
     agent: Agent,
     folder: TempDir,
+    ready: Duration,
     /// QEMU's monitor.
     pub monitor: Monitor,
 }
@@ -83,7 +89,7 @@ impl Guest {
         let kernel = Kernel::prepare()?;
         let folder = paths::scratch()?;
         let initrd = folder.path().join("initrd");
-        initramfs::write(&kernel, &spec.programs, &initrd)?;
+        initramfs::write(&kernel, &spec.modules, &spec.programs, &initrd)?;
         let log = fs::File::create(folder.path().join("qemu.log"))?;
         let mut qemu = Command::new("timeout");
         qemu.args(["-k", "5", &spec.limit.as_secs().to_string()]).args(&spec.qemu);
@@ -98,7 +104,10 @@ impl Guest {
             Ok(Agent::connect(&port).ok())
         });
         match connected {
-            Ok(agent) => Ok(Self { qemu, agent, monitor: Monitor::new(&folder.path().join("qmp")), folder }),
+            Ok(agent) => {
+                let monitor = Monitor::new(&folder.path().join("qmp"));
+                Ok(Self { qemu, agent, ready: spec.ready, monitor, folder })
+            }
             Err(error) => {
                 let _ = qemu.kill();
                 let _ = qemu.wait();
@@ -111,7 +120,7 @@ impl Guest {
     /// Waits until the guest's agent says that it is there: after the start, and after each reboot.
     pub fn wait_ready(&mut self) -> Result<()> {
         let start = Instant::now();
-        while start.elapsed() < BOOT_LIMIT {
+        while start.elapsed() < self.ready {
             wait::check_stopped()?;
             match self.agent.line() {
                 Ok(Some(line)) if line == "ready" => return Ok(()),

@@ -19,7 +19,7 @@ use ringspan_testkit::{paths, wait};
 use super::kernel_log::KernelLog;
 use super::registers::Registers;
 use super::{
-    FIRST, SECOND, answers, bonds, checks, control, doctor, failover, handover, kernel_ovs, killed, netdevsim,
+    FIRST, SECOND, answers, bonds, booted, checks, control, doctor, failover, handover, kernel_ovs, killed, netdevsim,
     story_port, two_vfs, vdpa, vdpa_netlink,
 };
 
@@ -62,6 +62,7 @@ pub fn run(only: &str) -> Result<()> {
     done += answers::run(&mut story, only)?;
     done += killed::run(&mut story, only)?;
     done += handover::run(&mut story, only)?;
+    done += booted::run(&mut story, only)?;
     done += kernel_ovs::run(&mut story, only)?;
     done += netdevsim::run(&mut story, only)?;
     done += doctor::run(&mut story, only)?;

@@ -5,6 +5,7 @@
 
 mod answers;
 mod bonds;
+mod booted;
 mod checks;
 mod control;
 mod doctor;
