@@ -383,6 +383,9 @@ impl Backing {
             Err(TryLockError::Poisoned(_) | TryLockError::WouldBlock) => return None,
         };
         let (up, gone) = match &now.way {
+            Way::Relay(_) if node.exists() && now.failed().is_some() => {
+                return Some(Look { up: false, gone: false, due: true });
+            }
             Way::Relay(relay) if node.exists() => match relay.device().look()? {
                 (_, true) => return Some(Look { up: false, gone: true, due: true }),
                 there => there,
@@ -395,7 +398,7 @@ impl Backing {
         Some(Look { up, gone, due: now.may_return(node) })
     }
 
-    /// Lets go of a vDPA device that is gone, because the kernel waits for that, and takes one again that is back. As long as a device takes.
+    /// Lets go of a vDPA device that is gone, because the kernel waits for that, and takes one again that is back; makes a relay anew that it refuses. As long as a device takes.
     pub fn attend(&self) {
         let Some(node) = &self.node else { return };
         let mut now = self.lock();
@@ -410,6 +413,8 @@ impl Backing {
             now.lost = true;
             let reason = now.reason.clone();
             now.events.push(LaneEventKind::ModeChanged { mode: ModeStatus::Down, reason, pause_us: 0 });
+        } else if let Some(refusal) = now.failed() {
+            self.renew(&mut now, &refusal);
         } else if now.may_return(node) {
             let (to, told) = (now.target(), now.events.len());
             now.guest_refused = false;
@@ -446,6 +451,14 @@ impl Now {
             Way::Relay(_) => ModeStatus::Relay,
             Way::Vdpa(_) => ModeStatus::Vdpa,
             Way::Down => ModeStatus::Down,
+        }
+    }
+
+    /// Why the device moves nothing although relays have it.
+    fn failed(&self) -> Option<String> {
+        match &self.way {
+            Way::Relay(relay) => relay.device().failed(),
+            Way::Vdpa(_) | Way::Down => None,
         }
     }
 

@@ -89,8 +89,8 @@ enum State {
 impl Open {
     /// One that is closed.
     #[cfg(test)]
-    pub fn closed(status: DeviceStatus) -> Self {
-        Self { state: Mutex::new(State::Closed(Box::new(status))), vdpa: None }
+    pub fn closed(status: DeviceStatus, vdpa: Option<Arc<Driver>>) -> Self {
+        Self { state: Mutex::new(State::Closed(Box::new(status))), vdpa }
     }
 
     /// What it is like.
@@ -126,6 +126,11 @@ impl Open {
             }
             (State::Closed(_), _) => None,
         }
+    }
+
+    /// Why a vDPA device moves nothing although these relays have it; asks nobody.
+    pub fn failed(&self) -> Option<String> {
+        self.vdpa.as_ref().and_then(|driver| driver.failed())
     }
 
     fn close(&self) {

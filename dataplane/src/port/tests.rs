@@ -32,6 +32,8 @@ struct World {
     opened: Vec<&'static str>,
     /// The rings that relays have.
     relayed: BTreeSet<usize>,
+    /// Of the relays that were made last.
+    driver: Option<Arc<Driver>>,
     /// Those of which a relay's place is no longer so.
     forgotten: BTreeSet<usize>,
 }
@@ -70,7 +72,9 @@ impl Make for Scene {
             true => Err(Failure::new(FailureKind::NoRoom, "no hugepages")),
             false => {
                 let driver = facts.map(Driver::new).inspect(|driver| driver.memory(GuestMap::new(&Arc::default())));
-                Ok(Box::new(FakeRelays { scene: self.clone(), device: Arc::new(Open::closed(a_device())), driver }))
+                self.world().driver.clone_from(&driver);
+                let device = Arc::new(Open::closed(a_device(), driver.clone()));
+                Ok(Box::new(FakeRelays { scene: self.clone(), device, driver }))
             }
         }
     }
@@ -278,6 +282,48 @@ fn attend_until_up(backing: &Backing) {
     while backing.mode().0 == ModeStatus::Down {
         backing.attend();
         std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_relay_is_made_anew_when_the_device_refuses_what_it_says_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let says = |driver: &Driver, what| match what {
+        "map" => driver.memory(GuestMap::new(&Arc::new(
+            GuestMemoryMmap::from_ranges(&[(GuestAddress(1 << 33), 0x10_0000)]).unwrap(),
+        ))),
+        "enable" => (0..2).for_each(|index| driver.start(index, ring())),
+        _ => driver.event(LaneEventKind::HandshakeFailed { reason: "no memory table".into() }),
+    };
+    let words = ["map", "enable", "none"];
+    for (mode, word) in words.iter().flat_map(|word| [(Mode::Relay, *word), (Mode::Auto, *word)]) {
+        let (scene, when) = (Scene::new(), format!("{mode:?}, {word}"));
+        scene.device.lock().moves = mode == Mode::Relay;
+        let limited = PortSpec { max_rate: 10, ..spec(folder.path(), mode) };
+        let backing = running(&scene, &limited);
+        let reason = backing.mode().1;
+        let driver = scene.world().driver.clone().unwrap();
+        assert_eq!((has(&backing), driver.link().unwrap().0), ((ModeStatus::Relay, 1), true), "{when}");
+        scene.device.lock().refuses.insert(word, libc::EIO);
+        says(&driver, word);
+        assert!(!driver.link().unwrap().0, "{when}");
+        assert!(backing.look().is_some_and(|look| look.due && !look.up && !look.gone), "{when}");
+        scene.device.lock().refuses.clear();
+        scene.opened();
+        backing.take_events();
+        backing.attend();
+        assert_eq!((scene.opened(), has(&backing)), (vec!["node", "relays", "lent"], (ModeStatus::Relay, 1)), "{when}");
+        let events = backing.take_events();
+        assert!(
+            matches!(&events[..], [
+                LaneEventKind::ModeChanged { mode: ModeStatus::Down, reason: Some(why), .. },
+                LaneEventKind::ModeChanged { mode: ModeStatus::Relay, .. },
+            ] if why.contains("made anew")),
+            "{when}: {events:?}"
+        );
+        assert_eq!(backing.mode().1, reason, "{when}");
+        assert!(scene.world().driver.as_ref().unwrap().link().unwrap().0, "{when}");
+        assert!(backing.look().is_none_or(|look| !look.due), "{when}");
     }
 }
 

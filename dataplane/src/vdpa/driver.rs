@@ -39,6 +39,8 @@ struct Now {
     rings: BTreeMap<usize, RingConfig>,
     /// Why the driver's connection has ended, since when it has not made another.
     ended: Option<String>,
+    /// Why the device, which the driver has, does not have all that the driver has said.
+    failed: Option<Refusal>,
 }
 
 impl Driver {
@@ -75,7 +77,11 @@ impl Driver {
     #[allow(clippy::result_large_err, reason = "not on the packet path")]
     pub fn lend(&self, mut device: Handover, guest: Option<Arc<GuestMap>>) -> Result<(), (Refusal, Handover)> {
         let mut now = self.lock();
+        if let Some(reason) = &now.ended {
+            return Err((Refusal::Driver(reason.clone()), device));
+        }
         now.beside = guest;
+        now.failed = None;
         device.negotiated(now.features);
         let mut given = || {
             if let Some(map) = &now.map {
@@ -128,7 +134,15 @@ impl Driver {
 
     /// Whether the link is up, and its speed in Mbit/s; `None` while the driver does not have the device.
     pub fn link(&self) -> Option<(bool, Option<u32>)> {
-        self.lock().device.as_ref().map(Handover::link)
+        let now = self.lock();
+        let (up, speed) = now.device.as_ref()?.link();
+        Some((up && now.failed.is_none(), speed))
+    }
+
+    /// Why the device moves nothing although the driver has it: it refused what the driver said since it was lent. The driver does not hear of that.
+    pub fn failed(&self) -> Option<String> {
+        let now = self.lock();
+        now.device.as_ref().and(now.failed.as_ref()).map(Refusal::to_string)
     }
 
     /// Whether the device was taken away while the driver has it.
@@ -165,8 +179,14 @@ impl Now {
 
     fn tell_memory(&mut self, how: Tell) {
         let (Some(device), Some(map)) = (&mut self.device, &self.map) else { return };
-        if let Err(refusal) = how(device, Arc::clone(map), self.beside.clone()) {
-            tracing::error!("a relay's vDPA device is stopped: {refusal}");
+        let told = how(device, Arc::clone(map), self.beside.clone());
+        self.note(told);
+    }
+
+    /// What was refused first is why.
+    fn note<T>(&mut self, outcome: Result<T, Refusal>) {
+        if let Err(refusal) = outcome {
+            self.failed.get_or_insert(refusal);
         }
     }
 }
@@ -194,10 +214,9 @@ impl RingSink for Driver {
     fn start(&self, index: usize, config: RingConfig) {
         let mut now = self.lock();
         now.rings.insert(index, config.clone());
-        if let Some(device) = &mut now.device
-            && let Err(refusal) = device.start(index, config)
-        {
-            tracing::error!("a relay's vDPA device is stopped: {refusal}");
+        if let Some(device) = &mut now.device {
+            let started = device.start(index, config);
+            now.note(started);
         }
         self.changed.notify_all();
     }
@@ -207,9 +226,8 @@ impl RingSink for Driver {
         let config = now.rings.remove(&index)?;
         let Some(device) = &mut now.device else { return Some(config.position()) };
         let at = device.stop(index);
-        if let Err(refusal) = device.settle() {
-            tracing::error!("a relay's vDPA device is stopped: {refusal}");
-        }
+        let settled = device.settle();
+        now.note(settled);
         at
     }
 
@@ -239,7 +257,11 @@ impl RingSink for Driver {
         match event {
             LaneEventKind::FrontendConnected { .. } => self.lock().ended = None,
             LaneEventKind::HandshakeFailed { reason } | LaneEventKind::FrontendDisconnected { reason } => {
-                self.lock().ended = Some(reason);
+                let mut now = self.lock();
+                if now.device.is_some() {
+                    now.note::<()>(Err(Refusal::Driver(reason.clone())));
+                }
+                now.ended = Some(reason);
                 self.changed.notify_all();
             }
             _ => {}

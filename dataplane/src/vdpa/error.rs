@@ -185,6 +185,9 @@ pub enum Refusal {
         /// What the kernel said.
         error: String,
     },
+    /// The rings are those of DPDK's virtio driver, whose connection to us is over.
+    #[error("DPDK's virtio driver has no connection to its rings any more: {0}")]
+    Driver(String),
     /// The device reported that it is broken.
     #[error("the device needs a reset (status {0:#x})")]
     Broken(u8),

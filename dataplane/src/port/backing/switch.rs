@@ -90,6 +90,16 @@ impl Backing {
         }
     }
 
+    /// The device, which relays have, refused what they told it since: other relays get it, and it is opened anew.
+    pub(super) fn renew(&self, now: &mut Now, refusal: &str) {
+        let reason = format!("the relay is made anew: {refusal}");
+        tracing::warn!(port = %now.spec.name, device = %now.spec.device, "{reason}");
+        now.take_back().close();
+        now.events.push(LaneEventKind::ModeChanged { mode: ModeStatus::Down, reason: Some(reason), pause_us: 0 });
+        let to = if now.may_relay() { Mode::Relay } else { now.target() };
+        self.switch(now, to);
+    }
+
     /// Gives the device to the rings that run, opening it when nobody has it. On failure it is as it came, or closed when it could not be opened.
     fn hand_over(&self, now: &mut Now, device: &mut Option<Handover>) -> Result<(), String> {
         let DeviceSpec::VhostVdpa { path } = &now.spec.device else { return Err("it is no vDPA device".into()) };
@@ -183,8 +193,8 @@ impl Now {
         }
         if let Some(device) = device {
             let mut lent = relay.lend(device, self.map.clone());
-            if let Err((Refusal::Position { .. }, device)) = lent {
-                // It begins at the beginning only, and the relay's rings have run before.
+            if let Err((Refusal::Position { .. } | Refusal::Driver(_), device)) = lent {
+                // It begins at the beginning only, and the relay's rings have run before; or they are gone.
                 relay.close();
                 relay = maker.relays(&self.spec, Some(device.facts()))?;
                 if let Some(map) = &self.map {
