@@ -76,13 +76,61 @@ impl Borrower {
     /// # Errors
     /// What DPDK says.
     pub fn open(&self, spec: &PortSpec) -> Result<(Device, Vec<QueuePair>), Failure> {
-        let config = device_config(spec);
+        let config = self.config(spec);
         let mac = config.mac.filter(|mac| self.mac != Some(*mac));
-        let opened = Device::open(&self.device, &DeviceConfig { queues: self.pairs, mac, ..config })?;
+        let opened = Device::open(&self.device, &DeviceConfig { mac, ..config })
+            .map_err(|error| self.of_device(error.into()))?;
         self.driver.ready(self.pairs, STARTED).map_err(|why| {
             let what = format!("device {} cannot be relayed: {why} (the lane's log has what DPDK said)", self.named);
             Failure::new(FailureKind::Failed, what)
         })?;
         Ok(opened)
+    }
+    /// How the driver is configured for the port: with as many pairs as the device can be given.
+    pub fn config(&self, spec: &PortSpec) -> DeviceConfig {
+        DeviceConfig { queues: self.pairs, ..device_config(spec) }
+    }
+
+    /// What DPDK says of the driver, whose name nobody knows, said of the port's device.
+    pub fn of_device(&self, failure: Failure) -> Failure {
+        let message = failure.message.replace(&self.device.to_string(), &self.named);
+        Failure { message, ..failure }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vdpa::Handover;
+    use crate::vdpa::tests::fake::Fake;
+
+    fn spec(folder: &Path) -> PortSpec {
+        let text = r#"{"name":"p","socket":"/s","device":"vhost-vdpa:/dev/vhost-vdpa-7","compat":"1","queues":4}"#;
+        let spec: PortSpec = serde_json::from_str(text).unwrap();
+        PortSpec { socket: folder.join("s"), ..spec }
+    }
+
+    fn borrower(folder: &Path, spec: &PortSpec) -> Result<Borrower, Failure> {
+        let device = Handover::new(Box::new(Fake::new())).unwrap();
+        Borrower::start(7, folder, spec, device.facts())
+    }
+
+    #[test]
+    fn the_driver_of_a_device_with_one_pair_keeps_to_it_however_many_the_port_may_have() {
+        let folder = tempfile::tempdir().unwrap();
+        let spec = spec(folder.path());
+        let borrower = borrower(folder.path(), &spec).unwrap();
+        let changed = PortSpec { mtu: 1400, ..spec };
+        assert_eq!((borrower.config(&changed).queues, borrower.config(&changed).mtu), (1, 1400));
+    }
+
+    #[test]
+    fn what_dpdk_says_of_the_driver_is_said_of_the_device() {
+        let folder = tempfile::tempdir().unwrap();
+        let borrower = borrower(folder.path(), &spec(folder.path())).unwrap();
+        let said = Failure::new(FailureKind::Unsupported, format!("device {}: no such MTU", borrower.device));
+        let failure = borrower.of_device(said);
+        assert_eq!(failure.message, "device vhost-vdpa:/dev/vhost-vdpa-7: no such MTU");
+        assert_eq!(failure.kind, FailureKind::Unsupported);
     }
 }

@@ -245,11 +245,16 @@ impl Relays for Relaying {
     fn set(&self, wanted: &PortSpec, before: &PortSpec) -> Result<(), Failure> {
         let mut state = self.device.lock();
         let State::Open(device) = &mut *state else { return Ok(()) };
-        if wanted.mtu != device.config().mtu {
-            self.reconfigure(device, wanted)?
+        let config = self.borrower.as_ref().map_or_else(|| device_config(wanted), |borrower| borrower.config(wanted));
+        let changed = if wanted.mtu != device.config().mtu {
+            self.reconfigure(device, &config)
         } else {
-            adjust(device, wanted)?
-        }
+            adjust(device, &config, &self.port)
+        };
+        changed.map_err(|failure| match &self.borrower {
+            Some(borrower) => borrower.of_device(failure),
+            None => failure,
+        })?;
         drop(state);
         if wanted.max_rate != before.max_rate {
             self.limits.limit(wanted.max_rate);
@@ -285,10 +290,10 @@ impl Relays for Relaying {
 
 impl Relaying {
     /// The device is stopped for it, so its queues come back from the workers first, and go there again whatever happens.
-    fn reconfigure(&self, device: &mut Device, wanted: &PortSpec) -> Result<(), Failure> {
+    fn reconfigure(&self, device: &mut Device, wanted: &DeviceConfig) -> Result<(), Failure> {
         let before = device.config().mtu;
         let queues = self.shares.take_queues()?;
-        let (queues, mtu, outcome) = match device.reconfigure(queues, &device_config(wanted)) {
+        let (queues, mtu, outcome) = match device.reconfigure(queues, wanted) {
             Ok(queues) => (queues, wanted.mtu, Ok(())),
             Err((error, queues)) => (queues, before, Err(error.into())),
         };
@@ -298,13 +303,13 @@ impl Relaying {
 }
 
 /// Changes the address and the filters while packets flow.
-fn adjust(device: &mut Device, wanted: &PortSpec) -> Result<(), Failure> {
+fn adjust(device: &mut Device, wanted: &DeviceConfig, port: &str) -> Result<(), Failure> {
     let before = *device.config();
     let address = device.status().mac;
-    apply(device, &device_config(wanted)).inspect_err(|_| {
+    apply(device, wanted).inspect_err(|_| {
         let before = DeviceConfig { mac: Some(address), ..before };
         if let Err(error) = apply(device, &before) {
-            tracing::warn!(port = %wanted.name, %error, "a refused change could not be taken back");
+            tracing::warn!(port, %error, "a refused change could not be taken back");
         }
     })?;
     Ok(())
