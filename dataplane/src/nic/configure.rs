@@ -1,5 +1,6 @@
 //! Setting a port up: limits of the driver, queues, rings, buffers, MTU (DPDK: *Poll Mode Driver*, section "Configuration").
 
+use std::cmp::Reverse;
 use std::mem::MaybeUninit;
 
 use dpdk_sys as sys;
@@ -31,8 +32,8 @@ const IDLE_EACH: u32 = 192;
 const AROUND: u32 = 14 + 2 * 4 + 4;
 /// Least room of a buffer. Some NICs (e1000, igb, ixgbe) take the room in whole KiB.
 const LEAST_ROOM: u32 = 2048;
-/// NUMA nodes that are looked at.
-const MOST_NODES: i32 = 32;
+/// NUMA nodes that are looked at: as many as DPDK knows.
+pub(super) const MOST_NODES: i32 = 32;
 /// With less memory than this in one piece, in bytes, a driver that says it has too little is believed.
 const LEAST_FREE: u64 = 1 << 20;
 
@@ -273,16 +274,17 @@ impl Setup<'_> {
 
     fn queues(&self, config: &DeviceConfig, (rx, tx): (u16, u16), pool: &Pool) -> Result<(), DeviceError> {
         let port = self.port.id();
-        let socket = self.node() as u32;
+        let node = self.node();
         for queue in 0..config.queues {
             // SAFETY: the port is ours, configured and stopped; no queue settings of our own; the pool is kept by the port.
-            self.step("setting up a receive queue", || unsafe {
-                sys::rte_eth_rx_queue_setup(port, queue, rx, socket, std::ptr::null(), pool.raw())
-            })?;
+            let receive = |node| unsafe {
+                sys::rte_eth_rx_queue_setup(port, queue, rx, node as u32, std::ptr::null(), pool.raw())
+            };
+            self.step("setting up a receive queue", || there_or_anywhere(node, receive))?;
             // SAFETY: as above.
-            self.step("setting up a transmit queue", || unsafe {
-                sys::rte_eth_tx_queue_setup(port, queue, tx, socket, std::ptr::null())
-            })?;
+            let transmit =
+                |node| unsafe { sys::rte_eth_tx_queue_setup(port, queue, tx, node as u32, std::ptr::null()) };
+            self.step("setting up a transmit queue", || there_or_anywhere(node, transmit))?;
         }
         self.port.set_queues(config.queues);
         Ok(())
@@ -297,8 +299,8 @@ impl Setup<'_> {
             return node;
         }
         let has_nodes = Eal::started().is_some_and(|eal| eal.huge_pages() && eal.has_nodes());
-        let free = |node: &i32| memory(*node).map_or(0, |stats| stats.greatest_free_size);
-        (0..MOST_NODES).filter(|_| has_nodes).max_by_key(free).unwrap_or(sys::SHIM_SOCKET_ID_ANY)
+        let free = |node| memory(node).filter(|_| has_nodes).map_or(0, |stats| stats.greatest_free_size);
+        roomiest(free).unwrap_or(sys::SHIM_SOCKET_ID_ANY)
     }
 
     /// A driver without an MTU of its own (ENOTSUP: software rings) carries whatever fits its buffers. A bond has that of its
@@ -354,6 +356,20 @@ impl Setup<'_> {
     }
 }
 
+/// The node with the largest free piece of memory, of which `free` tells the bytes; the first of several. None when all is taken.
+fn roomiest(free: impl Fn(i32) -> usize) -> Option<i32> {
+    let nodes = (0..MOST_NODES).map(|node| (node, free(node))).filter(|(_, free)| *free > 0);
+    nodes.min_by_key(|(_, free)| Reverse(*free)).map(|(node, _)| node)
+}
+
+/// Sets something up by memory of a NUMA node or, where it has not enough, of any: a single free hugepage is a promise that may not hold.
+fn there_or_anywhere(node: i32, mut set_up: impl FnMut(i32) -> i32) -> i32 {
+    match set_up(node) {
+        status if status == -libc::ENOMEM && node >= 0 => set_up(sys::SHIM_SOCKET_ID_ANY),
+        status => status,
+    }
+}
+
 /// The largest free piece of DPDK's memory, in bytes.
 pub(super) fn largest_free() -> u64 {
     (0..MOST_NODES).filter_map(memory).map(|stats| stats.greatest_free_size as u64).max().unwrap_or(0)
@@ -370,4 +386,41 @@ fn memory(node: i32) -> Option<sys::rte_malloc_socket_stats> {
     let mut stats = sys::rte_malloc_socket_stats::default();
     // SAFETY: the function fills the structure, or says that there is no such node.
     (unsafe { sys::rte_malloc_get_socket_stats(node, &mut stats) } == 0).then_some(stats)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queues_that_their_node_has_no_memory_for_are_set_up_elsewhere() {
+        let asked = |node: i32, full: &[i32]| {
+            let mut asked = Vec::new();
+            let status = there_or_anywhere(node, |node| {
+                asked.push(node);
+                if full.contains(&node) { -libc::ENOMEM } else { 0 }
+            });
+            (status, asked)
+        };
+        let any = sys::SHIM_SOCKET_ID_ANY;
+        assert_eq!(asked(1, &[]), (0, vec![1]));
+        assert_eq!(asked(1, &[1]), (0, vec![1, any]));
+        assert_eq!(asked(1, &[1, any]), (-libc::ENOMEM, vec![1, any]));
+        assert_eq!(asked(any, &[any]), (-libc::ENOMEM, vec![any]), "once is enough");
+        let mut calls = 0;
+        let refuse = |_| {
+            calls += 1;
+            -libc::EINVAL
+        };
+        assert_eq!(there_or_anywhere(1, refuse), -libc::EINVAL);
+        assert_eq!(calls, 1, "what it does not like there it does not like elsewhere");
+    }
+
+    #[test]
+    fn a_device_without_a_node_is_where_most_is_free_and_anywhere_when_nothing_is() {
+        let of = |free: &[usize]| roomiest(|node| free.get(node as usize).copied().unwrap_or(0));
+        assert_eq!(of(&[1, 3, 2]), Some(1));
+        assert_eq!(of(&[2, 2]), Some(0));
+        assert_eq!(of(&[]), None);
+    }
 }
