@@ -16,6 +16,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
+use super::configure::MOST_NODES;
 use super::error::{EalError, describe, rte_errno};
 use super::log;
 
@@ -275,7 +276,14 @@ fn arguments(config: &EalConfig, huge_pages: bool, affinity: &CpuSet) -> Vec<Str
     // EAL's main lcore does nothing in ringspan: workers are threads of our own. It must name a CPU we may use.
     let first = (0..CpuSet::count()).find(|cpu| affinity.is_set(*cpu).unwrap_or(false)).unwrap_or(0);
     // EAL takes its memory from the node of the CPU whose number the main lcore has (eal_common_lcore.c, rte_eal_cpu_init), wherever that runs.
-    let near = config.near.filter(|core| u32::from(*core) < dpdk_sys::SHIM_MAX_LCORE as u32);
+    let most = dpdk_sys::SHIM_MAX_LCORE as u32;
+    let near = config.near.filter(|core| u32::from(*core) < most);
+    if let (None, Some(core)) = (near, config.near) {
+        tracing::warn!(
+            "packet memory is taken from the NUMA node of core 0: DPDK knows {most} cores, and the lane's first is {core}; \
+             a first core below {most} on the wanted node mends this"
+        );
+    }
     let lcore = near.map_or_else(|| format!("0@{first}"), |core| format!("{core}@{core}"));
     let memory = config.memory_mib.to_string();
     let mut arguments = vec![
@@ -290,7 +298,8 @@ fn arguments(config: &EalConfig, huge_pages: bool, affinity: &CpuSet) -> Vec<Str
     ];
     if huge_pages {
         // The limit keeps the heap from growing past what was asked for; one file per list of pages keeps descriptors few.
-        let limits = vec![memory; numa_nodes()].join(",");
+        // The n-th limit is that of node n, and a node without one grows without end.
+        let limits = vec![memory; most_node(Path::new(NODES)) + 1].join(",");
         arguments.extend(["--in-memory".into(), "--single-file-segments".into(), format!("--socket-limit={limits}")]);
     } else {
         // --in-memory is refused together with --no-huge (DPDK 22.11).
@@ -362,10 +371,11 @@ fn meminfo(key: &str) -> u64 {
     line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0) * 1024
 }
 
-fn numa_nodes() -> usize {
-    let Ok(nodes) = fs::read_dir(NODES) else { return 1 };
-    let is_node = |name: &str| name.strip_prefix("node").is_some_and(|n| n.parse::<u16>().is_ok());
-    nodes.flatten().filter(|entry| entry.file_name().to_str().is_some_and(is_node)).count().max(1)
+/// The highest number of a NUMA node, of those that DPDK knows: there may be others missing before it.
+fn most_node(folder: &Path) -> usize {
+    let Ok(nodes) = fs::read_dir(folder) else { return 0 };
+    let number = |entry: fs::DirEntry| entry.file_name().to_str()?.strip_prefix("node")?.parse::<usize>().ok();
+    nodes.flatten().filter_map(number).filter(|node| *node < MOST_NODES as usize).max().unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -381,6 +391,16 @@ mod tests {
         }
         assert_eq!(free_huge_page_bytes(folder.path()), 3 * (2 << 20) + (1 << 30));
         assert_eq!(free_huge_page_bytes(&folder.path().join("none")), 0);
+    }
+
+    #[test]
+    fn the_highest_node_counts_where_numbers_are_missing() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["node0", "node8", "node252", "online", "nodes"] {
+            fs::create_dir(folder.path().join(name)).unwrap();
+        }
+        assert_eq!(most_node(folder.path()), 8, "DPDK knows none from 32 on, and refuses so many limits");
+        assert_eq!(most_node(&folder.path().join("none")), 0);
     }
 
     #[test]
