@@ -7,10 +7,31 @@
 #include <string.h>
 
 #include <rte_cycles.h>
+#include <rte_memory.h>
 
 const char *shim_version(void)
 {
 	return rte_version();
+}
+
+/* Runs with EAL's lock of its memory map held. */
+static void keep(enum rte_mem_event event, const void *start, size_t length, void *nothing)
+{
+	const char *at = start, *end = at + length;
+	struct rte_memseg *piece;
+
+	(void)nothing;
+	if (event != RTE_MEM_EVENT_ALLOC)
+		return;
+	while (at < end && (piece = rte_mem_virt2memseg(at, NULL)) != NULL && piece->len != 0) {
+		piece->flags |= RTE_MEMSEG_FLAG_DO_NOT_FREE;
+		at = (const char *)piece->addr + piece->len;
+	}
+}
+
+int shim_keep_memory(void)
+{
+	return rte_mem_event_callback_register("ringspan", keep, NULL) == 0 ? 0 : rte_errno;
 }
 
 int shim_errno(void)

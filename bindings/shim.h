@@ -109,6 +109,13 @@ static const uint32_t SHIM_DEV_INTR_RMV = RTE_ETH_DEV_INTR_RMV;
 
 /* Version of the DPDK that is linked, such as "DPDK 22.11.1". */
 const char *shim_version(void);
+
+/*
+ * From here on EAL never gives back what its heap takes from the system, as it never does with what it started with. Once, after
+ * rte_eal_init. Returns 0 or an errno.
+ */
+int shim_keep_memory(void);
+
 /* The calling thread's rte_errno. */
 int shim_errno(void);
 

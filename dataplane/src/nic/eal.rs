@@ -134,6 +134,9 @@ impl Eal {
         // EAL pins the calling thread to its main lcore, and threads made later would inherit that.
         sched_setaffinity(this_thread, &affinity).map_err(EalError::Affinity)?;
         result?;
+        if huge_pages {
+            keep_memory();
+        }
         leave_no_folder();
         divert_signals();
         let started = STARTED.get_or_init(|| Started {
@@ -226,6 +229,17 @@ fn lock_huge_pages(config: &EalConfig) -> Option<Flock<File>> {
     // The folder is as good as any file that every lane of a machine can open. Without the lock things go well, too, most times.
     let folder = File::open(HUGE_PAGES).ok()?;
     Flock::lock(folder, FlockArg::LockExclusive).ok()
+}
+
+/// What EAL takes from here on it keeps. Each time that its heap grows or shrinks, all of DPDK's virtio drivers send their back-ends anew what memory there
+/// is, under its lock; so that is to happen rarely, and not as often as a guest likes. And memory that went and came again at the same address
+/// would be other memory to us than to a device that has the old one in its IOMMU.
+fn keep_memory() {
+    // SAFETY: EAL is started.
+    let status = unsafe { dpdk_sys::shim_keep_memory() };
+    if status != 0 {
+        tracing::warn!("DPDK may give hugepages back while the lane runs: {}", describe(status));
+    }
 }
 
 /// Blocks real-time signals in the calling thread, and has the process ignore SIGIO, which the kernel sends when too many of

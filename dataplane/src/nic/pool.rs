@@ -36,24 +36,6 @@ struct PoolMemory {
     node: Option<u16>,
 }
 
-/// A pool for frames that are copied out of a guest's memory: which one, of those that there are and that can be made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Near {
-    /// The device's, whose buffers are there, or nowhere in particular on a machine where all memory is alike.
-    TheDevices,
-    /// One of its own on that node.
-    OnNode(u16),
-}
-
-/// Chooses it for a guest on the node `guest`, where the device's buffers are on `device`; `may_have_memory` knows on which nodes the lane
-/// has some or may take some.
-fn near(guest: Option<u16>, device: Option<u16>, may_have_memory: impl Fn(u16) -> bool) -> Near {
-    match guest {
-        Some(guest) if Some(guest) != device && may_have_memory(guest) => Near::OnNode(guest),
-        _ => Near::TheDevices,
-    }
-}
-
 // SAFETY: a mempool may be used by any number of threads at once; its functions are thread-safe (DPDK programmer's guide,
 // "Mempool Library"), and it is freed only by the last owner.
 unsafe impl Send for PoolMemory {}
@@ -86,24 +68,17 @@ impl Pool {
         Ok(Self { memory: Arc::new(PoolMemory { raw, size, data_room: frame, node }) })
     }
 
-    /// The same for frames from a guest whose memory is on the NUMA node `guest`: this pool, or one like it there, where the lane has
-    /// memory for it, or finds free hugepages. None of these is worth an error: a pool elsewhere is slower, and no more. Takes long: not for workers.
-    pub fn near(&self, guest: Option<u16>) -> Self {
-        match near(guest, self.memory.node, may_have_memory) {
-            Near::TheDevices => self.clone(),
-            Near::OnNode(node) => match Self::new(self.size(), self.room(), node.into()) {
-                Ok(pool) => pool,
-                Err(PoolError { errno, need_bytes }) => {
-                    tracing::info!(
-                        node,
-                        need_bytes,
-                        errno,
-                        "no packet buffers on the node of the guest's memory: those of the device serve"
-                    );
-                    self.clone()
-                }
-            },
+    /// One like it on a NUMA node, where the lane has memory for it or finds free hugepages; none elsewhere, which is not worth an
+    /// error: a pool elsewhere is slower, and no more. Takes long: not for workers, nor under a lock.
+    pub fn near(&self, node: u16) -> Option<Self> {
+        if !may_have_memory(node) {
+            return None;
         }
+        let made = Self::new(self.size(), self.room(), node.into());
+        made.inspect_err(|PoolError { errno, need_bytes }| {
+            tracing::info!(node, need_bytes, errno, "no packet buffers on this node, where a guest has its memory");
+        })
+        .ok()
     }
 
     /// The NUMA node that its buffers were asked to be on; none: any.
@@ -223,19 +198,6 @@ impl Drop for PoolMemory {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn frames_are_copied_to_buffers_on_the_guests_node_where_the_lane_has_memory_there() {
-        // A machine of three nodes, of which the lane has memory on the first two.
-        let near = |guest, device| near(guest, device, |node| node < 2);
-        assert_eq!(near(Some(1), Some(0)), Near::OnNode(1));
-        assert_eq!(near(Some(0), Some(1)), Near::OnNode(0));
-        // A device of software has buffers anywhere.
-        assert_eq!(near(Some(1), None), Near::OnNode(1));
-        assert_eq!(near(Some(1), Some(1)), Near::TheDevices);
-        assert_eq!(near(Some(2), Some(0)), Near::TheDevices, "no memory there");
-        assert_eq!(near(None, Some(0)), Near::TheDevices, "nobody knows where the guest is");
-    }
 
     #[test]
     fn a_pool_is_freed_when_it_was_full_for_a_while_and_not_at_the_first_look() {

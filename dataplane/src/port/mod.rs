@@ -2,6 +2,7 @@
 
 mod backing;
 mod borrower;
+mod nearby;
 mod relaying;
 mod shares;
 mod state;

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use ringspan_protocol::{NodeStatus, ShareStatus, ZeroCopyStatus};
 
+use super::nearby::Nearby;
 use crate::memory::{GuestMap, of_memory};
 use crate::nic::{Lending, Pool, QueuePair, sweep_loans};
 use crate::relay::{Basis, Common, FRAME_OVERHEAD, Load, Parts, Plan, Relay, Terms};
@@ -52,9 +53,8 @@ struct Now {
     guest_node: Option<u16>,
     /// ... and the one where the shares should be.
     node: Option<u16>,
-    /// A node without room for buffers like the device's. It is not asked again before another node was or the device's queues came
-    /// anew: to find out takes long, and a driver may begin as often as it likes.
-    no_room: Option<u16>,
+    /// Buffers like the device's, on other nodes.
+    nearby: Nearby<Pool>,
 }
 
 /// Where a share is.
@@ -104,7 +104,7 @@ impl Shares {
             device_node,
             guest_node: None,
             node: device_node,
-            no_room: None,
+            nearby: Nearby::default(),
         };
         let shares = Self { common, workers, now: Mutex::new(now) };
         shares.rearrange(&mut shares.lock(), Change { queues, ..Change::default() })?;
@@ -131,11 +131,9 @@ impl Shares {
     /// # Errors
     /// [`WorkerError`]: the lane is stopping. So it is for all the others.
     pub fn start(&self, index: usize, ring: Ring, parts: [u64; 3]) -> Result<u16, WorkerError> {
+        self.find_node(&parts);
         let mut now = self.lock();
         self.quiesce(&now, Some(index))?;
-        if !now.plan.running() {
-            self.find_node(&mut now, &parts);
-        }
         now.side(index).insert(index / 2);
         let change = Change { stopping: Some(index), starting: Some((index, ring)), ..Change::default() };
         self.rearrange(&mut now, change)?;
@@ -294,16 +292,26 @@ impl Shares {
         mtu: u16,
         lending: Result<Lending, String>,
     ) -> Result<(), WorkerError> {
+        let (fresh, wanted) = {
+            let now = self.lock();
+            let fresh = !pool.same(&now.device_pool);
+            let none = Nearby::default();
+            let nearby = if fresh { &none } else { &now.nearby };
+            (fresh, nearby.wants(self.wanted_node(&now), pool.node(), Instant::now()))
+        };
+        let made = wanted.map(|node| (node, pool.near(node)));
         let mut now = self.lock();
         // Kept until the workers have let go of it: freeing a pool takes long, and must not hold up the worker's other ports.
-        let node = now.node.filter(|_| self.has_nodes());
-        let near = pool.near(node);
-        now.no_room = node.filter(|_| near.node() != node);
         let _old = (
-            std::mem::replace(&mut now.basis.pool, near),
+            now.basis.pool.clone(),
+            fresh.then(|| std::mem::take(&mut now.nearby)),
             std::mem::replace(&mut now.device_pool, pool),
             std::mem::replace(&mut now.lending, lending),
         );
+        if let Some((node, made)) = made {
+            now.nearby.note(node, made, Instant::now());
+        }
+        self.choose_pool(&mut now);
         now.basis.mtu = mtu;
         // Frames may be long enough from here on.
         if now.basis.terms.is_none()
@@ -433,18 +441,49 @@ impl Shares {
         }
     }
 
-    /// The guest's driver begins, so by now it has touched its memory: the shares should be on the node that has it, else on the
-    /// device's, and so should the buffers that its frames are copied to. Without several nodes all workers and all memory are alike.
-    fn find_node(&self, now: &mut Now, touched: &[u64]) {
+    /// When the guest's driver begins it has touched its memory: the shares should be on the node that has it, else on the device's, and so
+    /// should the buffers that its frames are copied to. Without several nodes all workers and all memory are alike. Buffers are made
+    /// without the lock, which takes long.
+    fn find_node(&self, touched: &[u64]) {
         if !self.has_nodes() {
             return;
         }
-        now.guest_node = now.basis.map.as_deref().and_then(|map| of_memory(map, touched));
-        now.node = now.guest_node.or(now.device_node);
-        if now.node.is_some() && now.basis.pool.node() != now.node && now.no_room != now.node {
-            now.basis.pool = now.device_pool.near(now.node);
-            now.no_room = now.node.filter(|_| now.basis.pool.node() != now.node);
+        let map = {
+            let now = self.lock();
+            if now.plan.running() {
+                return;
+            }
+            now.basis.map.clone()
+        };
+        let guest = map.as_deref().and_then(|map| of_memory(map, touched));
+        let (pool, wanted) = {
+            let mut now = self.lock();
+            now.guest_node = guest;
+            now.node = guest.or(now.device_node);
+            let wanted = now.nearby.wants(now.node, now.device_pool.node(), Instant::now());
+            (now.device_pool.clone(), wanted)
+        };
+        let made = wanted.map(|node| (node, pool.near(node)));
+        let mut now = self.lock();
+        // The device may have come anew meanwhile.
+        if let Some((node, made)) = made
+            && now.device_pool.same(&pool)
+        {
+            now.nearby.note(node, made, Instant::now());
         }
+        self.choose_pool(&mut now);
+    }
+
+    /// The guest's frames are copied to buffers on its node, else to the device's.
+    fn choose_pool(&self, now: &mut Now) {
+        let near = self.wanted_node(now).filter(|node| now.device_pool.node() != Some(*node));
+        let pool = near.and_then(|node| now.nearby.on(node)).unwrap_or(&now.device_pool).clone();
+        now.basis.pool = pool;
+    }
+
+    /// The node where the shares should be, if there are several.
+    fn wanted_node(&self, now: &Now) -> Option<u16> {
+        now.node.filter(|_| self.has_nodes())
     }
 
     /// Whether the workers are on several NUMA nodes, or could be.

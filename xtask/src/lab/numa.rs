@@ -29,6 +29,7 @@ type Check = (&'static str, fn(&mut Host) -> Result<()>);
 
 const CHECKS: &[Check] = &[
     ("NUMA: a guest's frames are copied to buffers on its memory's node, by a worker of that node", near),
+    ("NUMA: what a lane took of a node it keeps, wherever its guests come from, and however often", kept),
     (
         "NUMA: where that node has no hugepages the device's buffers serve, and the worker is still of that node",
         no_room,
@@ -122,6 +123,30 @@ fn near(host: &mut Host) -> Result<()> {
             ensure!(pages[usize::from(node)] > 0, "the lane's hugepages by node: {pages:?}");
             host.say(&format!("    hugepages of the lane: {pages:?}"));
         }
+    }
+    Ok(())
+}
+
+fn kept(host: &mut Host) -> Result<()> {
+    reserve([HUGE_PAGES; 2])?;
+    let mut lane = host.lane("0,1")?;
+    let mut before = [0; 2];
+    for turn in 0..2 {
+        lane.add_port("vm", "vdev:net_ring0", 1)?;
+        // A pool that was left is freed when the next is made.
+        for node in [1, 0, 1] {
+            let status = host.pass(&mut lane, "vm", node, true, Kind::Split)?;
+            ensure!(status.nodes.buffers == Some(node), "{:?}", status.nodes);
+            ensure!(lane.port("vm")?.nodes.guest.is_none(), "a guest that is gone is on no node");
+            let pages = packet_memory(&lane)?;
+            host.say(&format!("    turn {turn}: hugepages of the lane: {pages:?}"));
+            let shrank = pages.iter().zip(before).any(|(now, before)| *now < before);
+            ensure!(!shrank && pages[1] > 0, "{pages:?} after {before:?}");
+            let grew = before[1] > 0 && pages != before;
+            ensure!(!grew, "the same pools need no more: {pages:?} after {before:?}");
+            before = pages;
+        }
+        lane.remove("vm")?;
     }
     Ok(())
 }
