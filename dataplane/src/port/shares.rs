@@ -151,6 +151,8 @@ impl Shares {
         let stopped = self.rearrange(&mut now, Change { stopping: Some(index), ..Change::default() })?;
         if !now.plan.running() {
             self.common.broken.store(false, Ordering::Relaxed);
+            // The next guest's memory may be elsewhere. The shares stay until its driver begins.
+            now.guest_node = None;
         }
         Ok(stopped.map(|next| (next, now.plan.active_pairs())))
     }
