@@ -125,7 +125,7 @@ impl Eal {
             let reason = format!("too little, a lane needs {LEAST_MIB} at least");
             return Err(EalError::Memory { wanted_mib: config.memory_mib, reason });
         }
-        let _others_wait = lock_huge_pages(config);
+        let _others_wait = (config.huge_pages != HugePages::Off).then(lock_huge_pages);
         let huge_pages = choose_memory(config)?;
         log::install()?;
         let this_thread = Pid::from_raw(0);
@@ -222,13 +222,15 @@ impl Drop for RegisteredThread {
 }
 
 /// Keeps other lanes that start at the same time from counting the same free hugepages, until this one has taken its own.
-fn lock_huge_pages(config: &EalConfig) -> Option<Flock<File>> {
-    if config.huge_pages == HugePages::Off {
-        return None;
-    }
+fn lock_huge_pages() -> Option<Flock<File>> {
     // The folder is as good as any file that every lane of a machine can open. Without the lock things go well, too, most times.
     let folder = File::open(HUGE_PAGES).ok()?;
     Flock::lock(folder, FlockArg::LockExclusive).ok()
+}
+
+/// The same while this lane may take some more: on a machine of several nodes, on another one than it started with.
+pub(super) fn lock_growth() -> Option<Flock<File>> {
+    Eal::started().filter(|eal| eal.huge_pages() && eal.has_nodes()).and_then(|_| lock_huge_pages())
 }
 
 /// What EAL takes from here on it keeps. Each time that its heap grows or shrinks, all of DPDK's virtio drivers send their back-ends anew what memory there

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use dpdk_sys as sys;
 
 use super::configure::may_have_memory;
+use super::eal::lock_growth;
 use super::error::rte_errno;
 
 /// Buffers that a thread known to DPDK keeps for itself.
@@ -50,6 +51,8 @@ impl Pool {
         // A mempool's name is 25 characters at most and unique in the process.
         let name = CString::new(format!("ringspan{}", NEXT.fetch_add(1, Ordering::Relaxed))).unwrap_or_default();
         let data_room = frame + sys::SHIM_PKTMBUF_HEADROOM as u16;
+        // No lane that starts meanwhile counts hugepages that this one takes.
+        let _others_wait = lock_growth();
         // SAFETY: EAL is started (a device is being configured); the name is terminated.
         let create = || unsafe { sys::rte_pktmbuf_pool_create(name.as_ptr(), size, CACHE, 0, data_room, socket) };
         let mut raw = create();
