@@ -25,6 +25,8 @@ pub(super) struct Borrower {
     pairs: u16,
     /// The address of the vDPA device, which the driver cannot ask.
     mac: Option<MacAddress>,
+    /// The same where the device says so, and has no other.
+    has: Option<MacAddress>,
     /// The port's device, of which the driver knows nothing.
     named: String,
     /// The driver fails beside other memory.
@@ -37,6 +39,8 @@ impl Borrower {
     /// # Errors
     /// No socket, or no thread; [`FailureKind::Busy`] while the lane has guest memory that the driver fails beside.
     pub fn start(port: u64, folder: &Path, spec: &PortSpec, facts: &Facts) -> Result<Self, Failure> {
+        let has = facts.net.mac;
+        has_address(spec, has)?;
         let named = spec.device.to_string();
         let own = OwnMemory::only()
             .map_err(|why| Failure::new(FailureKind::Busy, format!("device {named} cannot be relayed: {why}")))?;
@@ -58,12 +62,12 @@ impl Borrower {
         };
         let session = Session::start(config, Arc::clone(&driver) as _)?;
         let pairs = spec.queues.min(facts.pairs());
-        let mac = facts.net.mac.or(spec.mac);
+        let mac = has.or(spec.mac);
         let size = 1 << facts.largest_ring.min(RING).ilog2();
         let address = mac.map(|mac| format!(",mac={mac}")).unwrap_or_default();
         let args = format!("path={},queues={pairs},queue_size={size}{address}", socket.display());
         let device = DeviceSpec::Vdev { name: format!("net_virtio_user_vdpa{port}_{number}"), args };
-        Ok(Self { driver, _session: session, device, pairs, mac, named, _own: own })
+        Ok(Self { driver, _session: session, device, pairs, mac, has, named, _own: own })
     }
 
     /// What it says, and the vDPA device while it has it.
@@ -76,7 +80,7 @@ impl Borrower {
     /// # Errors
     /// What DPDK says.
     pub fn open(&self, spec: &PortSpec) -> Result<(Device, Vec<QueuePair>), Failure> {
-        let config = self.config(spec);
+        let config = self.config(spec)?;
         let mac = config.mac.filter(|mac| self.mac != Some(*mac));
         let opened = Device::open(&self.device, &DeviceConfig { mac, ..config })
             .map_err(|error| self.of_device(error.into()))?;
@@ -87,14 +91,32 @@ impl Borrower {
         Ok(opened)
     }
     /// How the driver is configured for the port: with as many pairs as the device can be given.
-    pub fn config(&self, spec: &PortSpec) -> DeviceConfig {
-        DeviceConfig { queues: self.pairs, ..device_config(spec) }
+    ///
+    /// # Errors
+    /// The port's address is another than the device's: the driver would take it, and tell nobody.
+    pub fn config(&self, spec: &PortSpec) -> Result<DeviceConfig, Failure> {
+        has_address(spec, self.has)?;
+        Ok(DeviceConfig { queues: self.pairs, ..device_config(spec) })
     }
 
     /// What DPDK says of the driver, whose name nobody knows, said of the port's device.
     pub fn of_device(&self, failure: Failure) -> Failure {
         let message = failure.message.replace(&self.device.to_string(), &self.named);
         Failure { message, ..failure }
+    }
+}
+
+/// Whether the port's address is that of a device that has one.
+fn has_address(spec: &PortSpec, has: Option<MacAddress>) -> Result<(), Failure> {
+    match (spec.mac, has) {
+        (Some(wanted), Some(has)) if wanted != has => {
+            let what = format!(
+                "device {}: its address is {has}, the port's {wanted}: give it that one when it is made, or leave the port's out",
+                spec.device
+            );
+            Err(Failure::new(FailureKind::Unsupported, what))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -121,7 +143,24 @@ mod tests {
         let spec = spec(folder.path());
         let borrower = borrower(folder.path(), &spec).unwrap();
         let changed = PortSpec { mtu: 1400, ..spec };
-        assert_eq!((borrower.config(&changed).queues, borrower.config(&changed).mtu), (1, 1400));
+        let config = borrower.config(&changed).unwrap();
+        assert_eq!((config.queues, config.mtu), (1, 1400));
+    }
+
+    #[test]
+    fn an_address_that_is_not_the_devices_is_refused_where_the_driver_would_keep_it_to_itself() {
+        let folder = tempfile::tempdir().unwrap();
+        let (own, other) = (MacAddress([0x52, 0x54, 0, 0, 0, 1]), MacAddress([0x52, 0x54, 0, 0, 0, 2]));
+        let spec = |mac| PortSpec { mac, ..spec(folder.path()) };
+        let open = borrower(folder.path(), &spec(Some(own))).unwrap();
+        assert_eq!(open.config(&spec(Some(own))).unwrap().mac, Some(own));
+        assert_eq!(open.config(&spec(None)).unwrap().mac, None);
+        let wanted = spec(Some(other));
+        for failure in [open.config(&wanted).unwrap_err(), borrower(folder.path(), &wanted).err().unwrap()] {
+            assert_eq!(failure.kind, FailureKind::Unsupported);
+            assert!(failure.message.contains("address is 52:54:00:00:00:01"), "{failure}");
+            assert!(failure.message.contains("give it that one when it is made"), "{failure}");
+        }
     }
 
     #[test]

@@ -245,7 +245,10 @@ impl Relays for Relaying {
     fn set(&self, wanted: &PortSpec, before: &PortSpec) -> Result<(), Failure> {
         let mut state = self.device.lock();
         let State::Open(device) = &mut *state else { return Ok(()) };
-        let config = self.borrower.as_ref().map_or_else(|| device_config(wanted), |borrower| borrower.config(wanted));
+        let config = match &self.borrower {
+            Some(borrower) => borrower.config(wanted)?,
+            None => device_config(wanted),
+        };
         let changed = if wanted.mtu != device.config().mtu {
             self.reconfigure(device, &config)
         } else {
