@@ -202,7 +202,11 @@ impl Backing {
     /// A ring stops. Where it stands, and how many pairs run.
     pub fn stop(&self, index: usize) -> Option<(u16, u16)> {
         let mut now = self.lock();
+        let logged = now.logged();
         let config = now.rings.remove(&index)?;
+        if logged {
+            now.drop_beside();
+        }
         match &mut now.way {
             Way::Relay(relay) => relay.stop(index),
             Way::Vdpa(handover) => {
@@ -243,8 +247,12 @@ impl Backing {
             Way::Vdpa(_) if wanted => drop(self.refused(&mut now, &Refusal::Logging)),
             Way::Vdpa(_) | Way::Down => {}
         }
-        if logged && !now.logged() && std::mem::take(&mut now.retry) {
-            self.switch(&mut now, Mode::Vdpa);
+        if logged && !now.logged() {
+            if std::mem::take(&mut now.retry) {
+                self.switch(&mut now, Mode::Vdpa);
+            } else {
+                now.drop_beside();
+            }
         }
     }
 
@@ -323,6 +331,10 @@ impl Backing {
                 return unsupported(now, &failure.message);
             }
         };
+        if let (Mode::Vdpa, Way::Relay(relay), Some(map)) = (to, &now.way, &now.map) {
+            // To pin it takes long: the relay goes on meanwhile.
+            relay.beside(Some(Arc::clone(map)));
+        }
         (now.retry, now.guest_refused, now.refused) = (false, false, None);
         self.switch_to(now, to, ready.map(Ok), Instant::now(), was == ModeStatus::Relay);
         let done = match mode {

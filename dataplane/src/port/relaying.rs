@@ -58,6 +58,8 @@ pub(super) trait Relays: Send {
     /// Why it does not take their rings, and the device.
     #[allow(clippy::result_large_err, reason = "not on the packet path")]
     fn lend(&self, device: Handover, guest: Option<Arc<GuestMap>>) -> Result<(), (Refusal, Handover)>;
+    /// The vDPA device that they were lent is given the guest's memory, whose rings it is to have next, or keeps nothing of it.
+    fn beside(&self, guest: Option<Arc<GuestMap>>);
     /// Takes the vDPA device from them, when it has sent what it was given: no ring of the guest's is drained any more. What it received has then gone to the guest.
     /// How many frames it had not sent is with it.
     fn take(&self) -> Option<(Handover, u64)>;
@@ -270,6 +272,14 @@ impl Relays for Relaying {
         match &self.borrower {
             Some(borrower) => borrower.driver().lend(device, guest),
             None => Err((Refusal::Queues { ring: 0, pairs: 0 }, device)),
+        }
+    }
+
+    fn beside(&self, guest: Option<Arc<GuestMap>>) {
+        let Some(borrower) = &self.borrower else { return };
+        match guest {
+            Some(guest) => borrower.driver().keep_guest(guest),
+            None => borrower.driver().drop_guest(),
         }
     }
 

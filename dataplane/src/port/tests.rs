@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::{Arc, Barrier, Mutex, MutexGuard};
+use std::sync::{Arc, Barrier, Mutex, MutexGuard, Weak};
 
 use ringspan_protocol::{
     DeviceStatus, Failure, FailureKind, LaneEventKind, MacAddress, Mode, ModeStatus, PolicyStatus, PortSpec,
@@ -19,6 +19,8 @@ use crate::vdpa::{Driver, Facts, Handover, Kernel, Refusal};
 use crate::vhost::RingSink;
 
 const VERSION_1: u64 = 1 << 32;
+/// Where the relays have their memory.
+const LANE: u64 = 1 << 38;
 
 /// What a test decides, and what it is told.
 #[derive(Default)]
@@ -32,10 +34,10 @@ struct World {
     opened: Vec<&'static str>,
     /// The rings that relays have.
     relayed: BTreeSet<usize>,
-    /// Of the relays that were made last.
-    driver: Option<Arc<Driver>>,
     /// Those of which a relay's place is no longer so.
     forgotten: BTreeSet<usize>,
+    /// The relays' driver that was made last.
+    driver: Weak<Driver>,
 }
 
 #[derive(Clone)]
@@ -71,8 +73,12 @@ impl Make for Scene {
         match fails {
             true => Err(Failure::new(FailureKind::NoRoom, "no hugepages")),
             false => {
-                let driver = facts.map(Driver::new).inspect(|driver| driver.memory(GuestMap::new(&Arc::default())));
-                self.world().driver.clone_from(&driver);
+                let driver = facts.map(Driver::new).inspect(|driver| {
+                    driver.negotiated(VERSION_1);
+                    driver.memory(memory_at(LANE));
+                    (0..2).for_each(|index| driver.start(index, ring_at(LANE)));
+                });
+                self.world().driver = driver.as_ref().map(Arc::downgrade).unwrap_or_default();
                 let device = Arc::new(Open::closed(a_device(), driver.clone()));
                 Ok(Box::new(FakeRelays { scene: self.clone(), device, driver }))
             }
@@ -89,7 +95,7 @@ impl Make for Scene {
     }
 
     fn forget(&self, ring: usize) {
-        assert!(!self.device.runs(), "the device has moved on by then");
+        assert!(!self.device.runs(), "it has moved on by then");
         self.world().forgotten.insert(ring);
     }
 }
@@ -104,7 +110,7 @@ impl Scene {
 struct FakeRelays {
     scene: Scene,
     device: Arc<Open>,
-    /// The other guest of the vDPA device, whose rings are left out.
+    /// The other guest of the vDPA device.
     driver: Option<Arc<Driver>>,
 }
 
@@ -151,6 +157,13 @@ impl Relays for FakeRelays {
         }
     }
 
+    fn beside(&self, guest: Option<Arc<GuestMap>>) {
+        self.driver.iter().for_each(|driver| match &guest {
+            Some(guest) => driver.keep_guest(Arc::clone(guest)),
+            None => driver.drop_guest(),
+        });
+    }
+
     fn take(&self) -> Option<(Handover, u64)> {
         self.driver.as_ref()?.take().map(|device| (device, 0))
     }
@@ -187,11 +200,15 @@ fn spec(folder: &Path, mode: Mode) -> PortSpec {
 }
 
 fn ring() -> RingConfig {
+    ring_at(0)
+}
+
+fn ring_at(at: u64) -> RingConfig {
     RingConfig {
         size: 256,
-        desc: GuestAddress(0x1000),
-        avail: GuestAddress(0x2000),
-        used: GuestAddress(0x3000),
+        desc: GuestAddress(at + 0x1000),
+        avail: GuestAddress(at + 0x2000),
+        used: GuestAddress(at + 0x3000),
         base: 0,
         resume: None,
         record: None,
@@ -204,7 +221,11 @@ fn ring() -> RingConfig {
 }
 
 fn memory() -> Arc<GuestMap> {
-    GuestMap::new(&Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10_0000)]).unwrap()))
+    memory_at(0)
+}
+
+fn memory_at(at: u64) -> Arc<GuestMap> {
+    GuestMap::new(&Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(at), 0x10_0000)]).unwrap()))
 }
 
 /// A port whose guest's driver runs.
@@ -248,8 +269,8 @@ fn a_mode_that_cannot_be_leaves_the_port_as_it_was_and_says_so() {
     assert!(backing.set(&limited).unwrap_err().message.contains("max_rate is 10"));
     assert_eq!((scene.opened(), has(&backing)), (vec![], (ModeStatus::Relay, 1)), "nothing was closed for that");
 
-    scene.device.lock().refuses.insert("enable", libc::EIO);
-    assert!(backing.set(&vdpa).unwrap_err().message.contains("the device refused"));
+    scene.device.lock().refuses_below = LANE;
+    assert!(backing.set(&vdpa).unwrap_err().message.contains("cannot be pinned"));
     assert_eq!(
         (scene.opened(), has(&backing)),
         (vec!["lent"], (ModeStatus::Relay, 1)),
@@ -259,7 +280,7 @@ fn a_mode_that_cannot_be_leaves_the_port_as_it_was_and_says_so() {
 
     // It begins at the beginning only: a new relay's rings are there.
     scene.world().lending_fails = Some(Refusal::Position { ring: 0, at: 7, error: "no".into() });
-    assert!(backing.set(&vdpa).unwrap_err().message.contains("the device refused"));
+    assert!(backing.set(&vdpa).unwrap_err().message.contains("cannot be pinned"));
     assert_eq!((scene.opened(), has(&backing)), (vec!["lent", "relays", "lent"], (ModeStatus::Relay, 1)));
 
     scene.world().lending_fails = Some(Refusal::Broken(64));
@@ -272,7 +293,7 @@ fn a_mode_that_cannot_be_leaves_the_port_as_it_was_and_says_so() {
     scene.world().relays_fail = false;
     attend_until_up(&backing);
     assert_eq!(has(&backing), (ModeStatus::Relay, 1));
-    scene.device.lock().refuses.clear();
+    scene.device.lock().refuses_below = 0;
     backing.set(&vdpa).unwrap();
     assert_eq!(has(&backing), (ModeStatus::Vdpa, 1));
 }
@@ -292,7 +313,7 @@ fn a_relay_is_made_anew_when_the_device_refuses_what_it_says_later() {
         "map" => driver.memory(GuestMap::new(&Arc::new(
             GuestMemoryMmap::from_ranges(&[(GuestAddress(1 << 33), 0x10_0000)]).unwrap(),
         ))),
-        "enable" => (0..2).for_each(|index| driver.start(index, ring())),
+        "enable" => (0..2).for_each(|index| driver.start(index, ring_at(LANE))),
         _ => driver.event(LaneEventKind::HandshakeFailed { reason: "no memory table".into() }),
     };
     let words = ["map", "enable", "none"];
@@ -302,7 +323,7 @@ fn a_relay_is_made_anew_when_the_device_refuses_what_it_says_later() {
         let limited = PortSpec { max_rate: 10, ..spec(folder.path(), mode) };
         let backing = running(&scene, &limited);
         let reason = backing.mode().1;
-        let driver = scene.world().driver.clone().unwrap();
+        let driver = scene.world().driver.upgrade().unwrap();
         assert_eq!((has(&backing), driver.link().unwrap().0), ((ModeStatus::Relay, 1), true), "{when}");
         scene.device.lock().refuses.insert(word, libc::EIO);
         says(&driver, word);
@@ -322,7 +343,7 @@ fn a_relay_is_made_anew_when_the_device_refuses_what_it_says_later() {
             "{when}: {events:?}"
         );
         assert_eq!(backing.mode().1, reason, "{when}");
-        assert!(scene.world().driver.as_ref().unwrap().link().unwrap().0, "{when}");
+        assert!(scene.world().driver.upgrade().unwrap().link().unwrap().0, "{when}");
         assert!(backing.look().is_none_or(|look| !look.due), "{when}");
     }
 }
@@ -355,6 +376,7 @@ fn a_port_that_is_down_is_relayed_when_that_is_asked_for() {
     assert_eq!(has(&backing), (ModeStatus::Relay, 1));
 
     // And by the next start, when it is down while its mode is relay.
+    drop(backing);
     let relay = spec(folder.path(), Mode::Relay);
     let backing = running(&scene, &relay);
     std::fs::remove_file(folder.path().join("node")).unwrap();
@@ -469,10 +491,24 @@ fn who_only_looks_does_not_wait_for_a_switch() {
 }
 
 impl Scene {
+    /// Whether the device moves what is in the guest's rings, and in the relays' own.
+    fn device_has(&self) -> (bool, bool) {
+        let runs = self.device.runs();
+        let device = self.device.lock();
+        let place = |ring: usize| device.rings.get(&ring).and_then(|ring| ring.place).filter(|_| runs);
+        let lanes = (0..2).filter_map(place).map(|place| place.desc >= LANE).collect::<BTreeSet<_>>();
+        assert!(lanes.len() < 2, "the device has one ring of the guest's and one of a relay's");
+        (lanes.contains(&false), lanes.contains(&true))
+    }
+
     /// No ring is with two, and memory of the guest's with nobody who has no ring of its.
     fn assert_one_owner(&self, backing: &Backing, when: &str) {
         let relayed = !self.world().relayed.is_empty();
-        let device = self.device.runs();
+        let (device, lanes) = self.device_has();
+        let lent = self.device.lock().mapped.contains_key(&LANE);
+        assert!(!(device && lent), "{when}: the guest's descriptors lead to the lane's memory");
+        assert!(lent || !lanes, "{when}: a relay's rings without its memory");
+        assert!(!lanes || backing.mode().0 == ModeStatus::Relay, "{when}: no relay, and the device has its rings");
         assert!(!(relayed && device), "{when}: the device and a relay have the guest's rings");
         let mode = backing.mode().0;
         assert!(!relayed || mode == ModeStatus::Relay, "{when}: relayed, and the mode is {mode:?}");
@@ -544,12 +580,8 @@ fn a_front_end_that_is_killed_at_any_step_of_a_switch_leaves_no_ring_with_anybod
                 ended.join().unwrap();
                 changed.join().unwrap().unwrap();
             });
-            assert!(scene.world().relayed.is_empty() && !scene.device.runs(), "{when}");
-            assert_eq!(
-                (scene.device.lock().mapped.len(), backing.pairs()),
-                (0, 0),
-                "{when}: the guest's memory is let go of"
-            );
+            assert!(scene.world().relayed.is_empty() && !scene.device_has().0, "{when}");
+            assert_eq!((scene.guests(), backing.pairs()), (vec![], 0), "{when}: the guest's memory is let go of");
             connect(&backing, VERSION_1);
             assert_eq!(start(&backing), 1, "{when}: the next guest");
             scene.assert_one_owner(&backing, &when);
@@ -579,4 +611,108 @@ fn where_a_relay_was_is_forgotten_before_the_device_has_the_ring() {
     backing.stop(0);
     backing.start(0, ring());
     assert_eq!(scene.forgotten(), BTreeSet::from([0]));
+}
+
+impl Scene {
+    /// Regions of the guest's that the device has.
+    fn guests(&self) -> Vec<u64> {
+        self.device.lock().mapped.keys().copied().filter(|at| *at < LANE).collect()
+    }
+}
+
+#[test]
+fn the_device_has_the_lanes_rings_or_the_guests() {
+    let (scene, folder) = (Scene::new(), tempfile::tempdir().unwrap());
+    let auto = spec(folder.path(), Mode::Auto);
+    let relay = PortSpec { mode: Mode::Relay, ..auto.clone() };
+    let backing = running(&scene, &auto);
+    for _ in 0..3 {
+        assert_eq!(scene.device_has(), (true, false));
+        backing.set(&relay).unwrap();
+        assert_eq!(scene.device_has(), (false, true));
+        scene.assert_one_owner(&backing, "relayed");
+        backing.set(&auto).unwrap();
+        scene.assert_one_owner(&backing, "back");
+    }
+}
+
+#[test]
+fn what_the_device_refuses_a_relay_that_has_it_leaves_no_ring_with_two_and_the_guest_gets_it_back() {
+    type Asked = fn(&Driver);
+    let memory: Asked = |driver| driver.memory(memory_at(LANE));
+    let begin: Asked = |driver| {
+        driver.stop(1);
+        driver.start(1, ring_at(LANE));
+    };
+    for (word, asked) in [("map", memory), ("place", begin)] {
+        let (scene, folder) = (Scene::new(), tempfile::tempdir().unwrap());
+        let auto = spec(folder.path(), Mode::Auto);
+        let backing = running(&scene, &PortSpec { mode: Mode::Relay, ..auto.clone() });
+        let driver = scene.world().driver.upgrade().unwrap();
+        scene.device.lock().refuses.insert(word, libc::ENOMEM);
+        asked(&driver);
+        assert_eq!(scene.device_has(), (false, false), "{word}");
+        scene.assert_one_owner(&backing, word);
+        scene.device.lock().refuses.clear();
+        backing.set(&auto).unwrap();
+        assert_eq!((has(&backing), scene.device_has()), ((ModeStatus::Vdpa, 1), (true, false)), "{word}");
+        scene.assert_one_owner(&backing, word);
+    }
+}
+
+#[test]
+fn a_relays_device_keeps_the_guests_memory_during_a_migration_only_and_is_given_it_before_the_rings_stop() {
+    let (scene, folder) = (Scene::new(), tempfile::tempdir().unwrap());
+    let auto = spec(folder.path(), Mode::Auto);
+    let backing = running(&scene, &auto);
+    assert_eq!(scene.guests(), [0]);
+    // Its pages may be others by the time that the device is to have them again: a balloon, free page reporting.
+    backing.set(&PortSpec { mode: Mode::Relay, ..auto.clone() }).unwrap();
+    assert_eq!((has(&backing), scene.guests()), ((ModeStatus::Relay, 1), vec![]));
+    backing.memory(memory());
+    assert_eq!(scene.guests(), [] as [u64; 0]);
+    scene.device.lock().said.clear();
+    backing.set(&auto).unwrap();
+    assert_eq!((has(&backing), scene.guests()), ((ModeStatus::Vdpa, 1), vec![0]));
+    let said = scene.device.lock().said.clone();
+    let at = |word: &str| said.iter().position(|one| one == word).unwrap_or_else(|| panic!("no {word}: {said:?}"));
+    assert!(at("map 0x0") < at("status 0"), "pinned within the pause: {said:?}");
+    assert_eq!(said.iter().filter(|word| word.ends_with("map 0x0")).count(), 1, "{said:?}");
+
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(4096).unwrap();
+    let log = RingLog { log: DirtyLog::map(file, 0, 4096).unwrap(), used: 0x3000 };
+    let migrate = || (0..2).for_each(|index| backing.log(index, Some(log.clone())));
+    let stay = || (0..2).for_each(|index| backing.log(index, None));
+    scene.device.lock().said.clear();
+    migrate();
+    assert_eq!((has(&backing), scene.guests()), ((ModeStatus::Relay, 1), vec![0]));
+    stay();
+    assert_eq!((has(&backing), scene.guests()), ((ModeStatus::Vdpa, 1), vec![0]));
+    assert!(!scene.device.lock().said.iter().any(|word| word.ends_with("map 0x0")), "nothing is pinned twice");
+    migrate();
+    backing.set(&PortSpec { mode: Mode::Relay, ..auto.clone() }).unwrap();
+    assert_eq!(scene.guests(), [0]);
+    stay();
+    assert_eq!((has(&backing), scene.guests()), ((ModeStatus::Relay, 1), vec![]), "it was the operator's by then");
+    backing.set(&auto).unwrap();
+    migrate();
+    (0..2).for_each(|index| assert!(backing.stop(index).is_some()));
+    assert_eq!((has(&backing), scene.guests()), ((ModeStatus::Relay, 0), vec![]), "the guest has gone");
+}
+
+#[test]
+fn guest_memory_that_cannot_be_pinned_again_leaves_the_relay_with_the_device() {
+    let (scene, folder) = (Scene::new(), tempfile::tempdir().unwrap());
+    let auto = spec(folder.path(), Mode::Auto);
+    let backing = running(&scene, &auto);
+    backing.set(&PortSpec { mode: Mode::Relay, ..auto.clone() }).unwrap();
+    scene.device.lock().refuses_below = LANE;
+    let refused = backing.set(&PortSpec { mode: Mode::Vdpa, ..auto.clone() }).unwrap_err();
+    assert!(refused.message.contains("memory"), "{refused}");
+    assert_eq!((has(&backing), scene.guests()), ((ModeStatus::Relay, 1), vec![]));
+    assert_eq!(scene.device_has(), (false, true));
+    scene.device.lock().refuses_below = 0;
+    backing.set(&auto).unwrap();
+    assert_eq!((has(&backing), scene.guests()), ((ModeStatus::Vdpa, 1), vec![0]));
 }

@@ -2,8 +2,8 @@
 //! device, its rings and its memory are handed over as theirs are. So the device changes between a guest and a relay without being closed, and the relay is made
 //! ready while the guest's rings run.
 //!
-//! One of the two has the device at a time. While the driver does, the guest's memory may stay mapped: no descriptor of ours leads there. While the guest does,
-//! nothing of ours is mapped: its descriptors lead anywhere.
+//! One of the two has the device at a time. While the driver does, the guest's memory may be mapped (during a migration, and before the guest is given the device):
+//! no descriptor of ours leads there. While the guest does, nothing of ours is mapped: its descriptors lead anywhere.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -32,7 +32,7 @@ pub struct Driver {
 #[derive(Default)]
 struct Now {
     device: Option<Handover>,
-    /// The guest's, which stays mapped.
+    /// The guest's, as far as it is mapped.
     beside: Option<Arc<GuestMap>>,
     features: u64,
     map: Option<Arc<GuestMap>>,
@@ -126,8 +126,26 @@ impl Driver {
     /// The guest's memory is another: what is no more of it is not kept.
     pub fn guest_memory(&self, guest: Arc<GuestMap>) {
         let mut now = self.lock();
-        if now.device.is_some() {
+        if now.beside.is_some() {
             now.beside = Some(guest);
+            now.tell_memory(Handover::memory_beside);
+        }
+    }
+
+    /// The guest's memory is mapped beside the driver's, because the guest is to have the device next. Where that cannot be it is found out then.
+    pub fn keep_guest(&self, guest: Arc<GuestMap>) {
+        let mut now = self.lock();
+        let Some(device) = &mut now.device else { return };
+        match device.keep_beside(Arc::clone(&guest)) {
+            Ok(()) => now.beside = Some(guest),
+            Err(refusal) => tracing::debug!("guest memory is not mapped beforehand: {refusal}"),
+        }
+    }
+
+    /// The device has nothing of the guest's memory any more: its pages may be others by the time that the guest has the device again.
+    pub fn drop_guest(&self) {
+        let mut now = self.lock();
+        if now.beside.take().is_some() {
             now.tell_memory(Handover::memory_beside);
         }
     }

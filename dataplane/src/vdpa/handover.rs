@@ -222,6 +222,16 @@ impl Handover {
         self.settle().map(drop)
     }
 
+    /// Maps memory that the device is to have soon besides its own: whoever has the rings now must be trusted with that.
+    ///
+    /// # Errors
+    /// [`Refusal`]; all is as before.
+    pub fn keep_beside(&mut self, beside: Arc<GuestMap>) -> Result<(), Refusal> {
+        self.mappings.add(&*self.kernel, &beside, &self.facts.reach)?;
+        self.beside = Some(beside);
+        Ok(())
+    }
+
     fn change_memory(&mut self, map: Arc<GuestMap>, beside: Option<Arc<GuestMap>>, anew: bool) -> Result<(), Refusal> {
         let changed = self.mappings.change(&*self.kernel, &map, beside.as_ref(), anew, &self.facts.reach);
         self.beside = beside;

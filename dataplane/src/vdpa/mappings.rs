@@ -39,6 +39,33 @@ impl Mapping {
         regions.map(mapping).collect()
     }
 
+    /// Whether a device can be given it.
+    fn check(&self, reach: &RangeInclusive<u64>) -> Result<(), Refusal> {
+        // vhost_vdpa_pa_map (drivers/vhost/vdpa.c) pins whole pages from `host` on, and as many as the guest's addresses touch: of a region amid pages that
+        // would be memory behind it, which is somebody else's.
+        let (page, ours) = (page_size(), self.host.addr() as u64);
+        if [self.start, self.len, ours].into_iter().any(|number| !number.is_multiple_of(page)) {
+            return Err(Refusal::Pages { at: self.start, len: self.len, page });
+        }
+        let end = self.start.saturating_add(self.len - 1);
+        if !reach.contains(&self.start) || !reach.contains(&end) {
+            return Err(Refusal::Iova { range: reach.clone(), at: self.start, end });
+        }
+        Ok(())
+    }
+
+    /// Gives it to a device, as one of those that have so many bytes.
+    fn pin(&self, kernel: &dyn Kernel, wanted_bytes: u64) -> Result<(), Refusal> {
+        kernel.map(self.start, self.len, self.host).map_err(|error| {
+            // The kernel says EFAULT whatever it was (vhost_chr_write_iter in drivers/vhost/vhost.c).
+            beyond_the_limit(wanted_bytes).unwrap_or_else(|| Refusal::Memory {
+                at: self.start,
+                len: self.len,
+                error: error.to_string(),
+            })
+        })
+    }
+
     /// Whether an address is in both.
     fn overlaps(&self, other: &Self) -> bool {
         self.start < other.start.saturating_add(other.len) && other.start < self.start.saturating_add(self.len)
@@ -72,19 +99,7 @@ impl Mappings {
         reach: &RangeInclusive<u64>,
     ) -> Result<(), Refusal> {
         let (wanted, beside) = (Mapping::all(map), beside.map(Mapping::all).unwrap_or_default());
-        let page = page_size();
-        for region in &wanted {
-            // vhost_vdpa_pa_map (drivers/vhost/vdpa.c) pins whole pages from `host` on, and as many as the guest's addresses touch: of a region amid
-            // pages that would be memory behind it, which is somebody else's.
-            let ours = region.host.addr() as u64;
-            if [region.start, region.len, ours].into_iter().any(|number| !number.is_multiple_of(page)) {
-                return Err(Refusal::Pages { at: region.start, len: region.len, page });
-            }
-            let end = region.start.saturating_add(region.len - 1);
-            if !reach.contains(&region.start) || !reach.contains(&end) {
-                return Err(Refusal::Iova { range: reach.clone(), at: region.start, end });
-            }
-        }
+        wanted.iter().try_for_each(|region| region.check(reach))?;
         let now = self.now.iter().cloned();
         // What is gone stays mapped here until the batch has ended: only then has the device let go of it.
         let stays =
@@ -96,7 +111,6 @@ impl Mappings {
         if gone.is_empty() && added.is_empty() {
             return Ok(());
         }
-        let step = |step| move |error: std::io::Error| Refusal::Step { step, error: error.to_string() };
         kernel.batch(true).map_err(step("beginning a change of memory"))?;
         for region in &gone {
             kernel.unmap(region.start, region.len).map_err(step("giving up guest memory"))?;
@@ -104,17 +118,45 @@ impl Mappings {
         self.now = kept;
         let wanted_bytes: u64 = added.iter().map(|region| region.len).sum();
         for region in added {
-            kernel.map(region.start, region.len, region.host).map_err(|error| {
-                // The kernel says EFAULT whatever it was (vhost_chr_write_iter in drivers/vhost/vhost.c).
-                beyond_the_limit(wanted_bytes).unwrap_or_else(|| Refusal::Memory {
-                    at: region.start,
-                    len: region.len,
-                    error: error.to_string(),
-                })
-            })?;
+            region.pin(kernel, wanted_bytes)?;
             self.now.push(region);
         }
         kernel.batch(false).map_err(step("a change of memory"))
+    }
+
+    /// Maps `beside` besides what is mapped, as far as it is in nobody's way.
+    ///
+    /// # Errors
+    /// [`Refusal`]; then all is as before.
+    pub fn add(
+        &mut self,
+        kernel: &dyn Kernel,
+        beside: &Arc<GuestMap>,
+        reach: &RangeInclusive<u64>,
+    ) -> Result<(), Refusal> {
+        let free = |new: &Mapping| !self.now.iter().any(|old| old.overlaps(new));
+        let added: Vec<Mapping> = Mapping::all(beside).into_iter().filter(free).collect();
+        added.iter().try_for_each(|region| region.check(reach))?;
+        if added.is_empty() {
+            return Ok(());
+        }
+        let wanted_bytes: u64 = added.iter().map(|region| region.len).sum();
+        kernel.batch(true).map_err(step("beginning to be given more memory"))?;
+        let refused =
+            added.iter().enumerate().find_map(|(at, region)| Some((at, region.pin(kernel, wanted_bytes).err()?)));
+        if let Some((mapped, _)) = &refused {
+            for region in &added[..*mapped] {
+                let _ = kernel.unmap(region.start, region.len);
+            }
+        }
+        let ended = kernel.batch(false).map_err(step("more memory"));
+        match refused {
+            Some((_, refusal)) => Err(refusal),
+            None => {
+                self.now.extend(added);
+                ended
+            }
+        }
     }
 
     /// Takes everything away, as far as the device lets itself be told.
@@ -132,6 +174,10 @@ impl Mappings {
     pub fn count(&self) -> usize {
         self.now.len()
     }
+}
+
+fn step(step: &'static str) -> impl FnOnce(std::io::Error) -> Refusal {
+    move |error| Refusal::Step { step, error: error.to_string() }
 }
 
 /// Bytes of a page of the kernel's, which is what a device is given.

@@ -88,6 +88,8 @@ impl Backing {
         if let Some(Ok(relay)) = ready {
             relay.close();
         }
+        // Nor for this.
+        now.drop_beside();
     }
 
     /// The device, which relays have, refused what they told it since: other relays get it, and it is opened anew.
@@ -214,6 +216,16 @@ impl Now {
             }
         }
         Ok(())
+    }
+
+    /// A relay's vDPA device gives up the guest's memory, unless the guest is being migrated: it may be given other pages at the same place (a balloon, free page
+    /// reporting), of which the device would not know.
+    pub(super) fn drop_beside(&self) {
+        if let Way::Relay(relay) = &self.way
+            && !self.logged()
+        {
+            relay.beside(None);
+        }
     }
 
     pub(super) fn relay_start(&self, index: usize, config: RingConfig) -> Started {

@@ -40,6 +40,8 @@ pub struct Device {
     pub moves: bool,
     /// Words that it refuses, with an errno.
     pub refuses: BTreeMap<&'static str, i32>,
+    /// It refuses rings whose descriptors are below this address, and memory.
+    pub refuses_below: u64,
     /// It clears FEATURES_OK.
     pub disagrees: bool,
     pub status: u8,
@@ -101,6 +103,7 @@ impl Fake {
                 keeps_mappings: true,
                 moves: true,
                 refuses: BTreeMap::new(),
+                refuses_below: 0,
                 disagrees: false,
                 status: 0xff,
                 taken: 0,
@@ -260,6 +263,9 @@ impl Kernel for Fake {
         let mut device = self.told("place", format_args!(" {ring}"))?;
         assert_ne!(device.status & FEATURES_OK, 0, "a ring before FEATURES_OK");
         assert_eq!(device.status & DRIVER_OK, 0, "a ring after DRIVER_OK");
+        if place.desc < device.refuses_below {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
         device.rings.entry(ring).or_default().place = Some(*place);
         Ok(())
     }
@@ -324,6 +330,9 @@ impl Kernel for Fake {
     fn map(&self, iova: u64, len: u64, host: *const u8) -> io::Result<()> {
         let mut device = self.told("map", format_args!(" {iova:#x}"))?;
         assert!(device.in_batch, "a mapping outside of a batch");
+        if iova < device.refuses_below {
+            return Err(io::Error::from_raw_os_error(libc::ENOMEM));
+        }
         let overlaps = device.mapped.iter().any(|(at, size)| iova < at + size && *at < iova + len);
         if overlaps {
             return Err(io::Error::from_raw_os_error(libc::EEXIST));
