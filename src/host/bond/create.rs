@@ -562,9 +562,13 @@ fn release<'a>(
     Ok(())
 }
 
-/// The interface of a member now: a change of the NIC's mode may have made it anew.
+/// The interface of a member now: a change of the NIC's mode may have made it anew. By its name while that leads to its function, which may have several (one
+/// for each port: mlx4, cxgb4); by the function where it does not, or where the name is a representor's by now.
 pub(super) fn fresh(host: &Host, interface: &str, address: Option<PciAddress>) -> Result<(String, u32), Error> {
-    let named = address.filter(|address| Function::read(&host.sysfs, *address).is_some());
+    let port = host.sysfs.text(&format!("class/net/{interface}/phys_port_name"));
+    let is_representor = port.is_some_and(|port| port.contains("vf"));
+    let is_it = !is_representor && address.is_some() && state::function(&host.sysfs, interface) == address;
+    let named = address.filter(|address| !is_it && Function::read(&host.sysfs, *address).is_some());
     let now = named.and_then(|address| Inventory::take(host).device_named(&address.to_string()).ok()?.interface);
     let interface = now.unwrap_or_else(|| interface.to_owned());
     match index(&host.sysfs, &interface) {

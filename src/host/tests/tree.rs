@@ -155,6 +155,11 @@ impl Tree {
         self.acts.interface(address, interface, index);
     }
 
+    /// One more interface of a function: NICs with several ports on one have several.
+    pub(super) fn second_interface(&self, address: &str, interface: &str, index: u32) {
+        self.acts.interface(address, interface, index);
+    }
+
     /// A representor of a PF's, or its uplink, whose interface is there already.
     pub(super) fn port(&self, pf: &str, interface: &str, index: u32, switch: &str, port: &str) {
         if !self.path(&format!("class/net/{interface}")).exists() {

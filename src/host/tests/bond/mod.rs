@@ -7,11 +7,11 @@ use std::fs;
 use std::sync::atomic::Ordering;
 
 use crate::error::ErrorKind;
-use crate::host::bond::{Wish, delete, get};
+use crate::host::bond::{Before, Wish, delete, get};
 use crate::host::netlink::EswitchMode;
 
 use super::tree::IGB;
-use rig::{Rig, VF0, VF1, connectx, rig, wish, with_lag};
+use rig::{PF0, Rig, VF0, VF1, connectx, rig, wish, with_lag};
 
 #[test]
 fn modes_one_two_and_four_are_made_adopted_and_taken_away() {
@@ -27,6 +27,20 @@ fn modes_one_two_and_four_are_made_adopted_and_taken_away() {
         assert_eq!(rig.picture(), before);
         assert!(rig.delete().unwrap().is_empty());
     }
+}
+
+#[test]
+fn two_interfaces_of_one_function_are_two_members() {
+    let rig = rig(IGB);
+    rig.tree.second_interface(PF0, "eth2", 4);
+    for name in ["eth0", "eth2"] {
+        rig.tree.set(&format!("class/net/{name}/flags"), "0x1003");
+    }
+    let wish = Wish { members: vec!["eth0".into(), "eth2".into()], disturb: true, ..wish("1") };
+    let were_up: Vec<_> = Before::look(&rig.host, &wish).were_up.into_iter().map(|one| one.interface).collect();
+    assert_eq!(were_up, ["eth0", "eth2"]);
+    let made = rig.create(&wish).unwrap();
+    assert_eq!(made.members.iter().map(|one| one.interface.as_str()).collect::<Vec<_>>(), ["eth0", "eth2"]);
 }
 
 #[test]
