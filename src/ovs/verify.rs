@@ -320,9 +320,10 @@ fn missing(view: &View, representors: &[Representor], own: &Own) -> Check {
 }
 
 fn interfaces(view: &View) -> Check {
-    let broken = view.interfaces().filter_map(|(bridge, _, interface)| {
+    let broken = view.interfaces().filter_map(|(bridge, port, interface)| {
         let error = interface.error.as_ref()?;
-        Some((format!("{} on {}: {error}", interface.name, bridge.name), interface.name.as_str()))
+        // A bond of Open vSwitch's is a port with several interfaces, and ports are what is removed.
+        Some((format!("{} on {}: {error}", interface.name, bridge.name), port.name.as_str()))
     });
     let (broken, names): (Vec<String>, Vec<&str>) = broken.unzip();
     let check = |state, message: String| Check::new(Checked::Interfaces, state, message);
@@ -450,6 +451,21 @@ mod tests {
         assert_eq!(judge(&View::default(), &busy, &own, false).0, Verdict::Off);
         let ours = Own { rules: Some(3), ..Own::default() };
         assert_eq!(judge(&View::default(), &busy, &ours, false).0, Verdict::Working);
+    }
+
+    #[test]
+    fn a_broken_interface_of_a_bond_is_removed_by_the_ports_name() {
+        let interface = |name: &str, error: Option<&str>| crate::ovs::view::Interface {
+            name: name.into(),
+            error: error.map(Into::into),
+            ..Default::default()
+        };
+        let interfaces_of = vec![interface("eth0", None), interface("eth1", Some("No such device"))];
+        let port = crate::ovs::view::Port { name: "uplinks".into(), interfaces: interfaces_of, ..Default::default() };
+        let bridge = crate::ovs::view::Bridge { name: "br0".into(), ports: vec![port], ..Default::default() };
+        let told = interfaces(&View { bridges: vec![bridge], ..View::default() });
+        assert!(told.message.contains("eth1 on br0: No such device"), "{told:?}");
+        assert!(told.remedy.as_deref().is_some_and(|remedy| remedy.ends_with("--remove-port uplinks")), "{told:?}");
     }
 
     #[test]
