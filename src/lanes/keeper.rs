@@ -21,6 +21,8 @@ use crate::error::{Error, ErrorKind};
 const START_LIMIT: Duration = Duration::from_secs(300);
 /// How long a lane may take to shut down before it is killed.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
+/// How long a lane may take until it is up again: asked to shut down, killed where it does not, and started.
+pub(crate) const RESTART_LIMIT: Duration = STOP_LIMIT.saturating_mul(2).saturating_add(START_LIMIT);
 /// A life shorter than this counts as one more failure in a row.
 const SHORT_LIFE: Duration = Duration::from_secs(5);
 /// The first and the longest pause before a lane that failed is started again.
@@ -42,6 +44,8 @@ enum Found {
     Unneeded,
     /// It does not run, and is not to.
     Stopped,
+    /// It was ordered about while it started: begin anew.
+    Ordered,
 }
 
 /// How a life ended.
@@ -62,6 +66,7 @@ pub(crate) fn keep(lane: Arc<Lane>, daemon: Arc<Daemon>) {
         let born = Instant::now();
         let running = match find_or_start(&lane, &daemon) {
             Ok(Found::Running(running)) => *running,
+            Ok(Found::Ordered) => continue,
             Ok(Found::Stopped) => return set_phase(&lane, LanePhase::Stopped, None),
             Ok(Found::Unneeded) => {
                 wait_until_needed(&lane);
@@ -186,7 +191,7 @@ fn find_or_start(lane: &Lane, daemon: &Daemon) -> Result<Found, Error> {
     match lane.settings().or_else(|| as_it_ran(lane)).filter(|_| restart) {
         // Cores and hugepages are taken when there is somebody to have them.
         Some(_) if !asked && !daemon.needs(&lane.name) => Ok(Found::Unneeded),
-        Some(settings) => start(lane, daemon, &settings).map(|running| Found::Running(Box::new(running))),
+        Some(settings) => start(lane, daemon, &settings),
         None => Ok(Found::Stopped),
     }
 }
@@ -204,7 +209,7 @@ fn as_it_ran(lane: &Lane) -> Option<LaneSettings> {
     })
 }
 
-fn start(lane: &Lane, daemon: &Daemon, settings: &LaneSettings) -> Result<Running, Error> {
+fn start(lane: &Lane, daemon: &Daemon, settings: &LaneSettings) -> Result<Found, Error> {
     let (program, log) = daemon.lane_program();
     let program = lane_program(program.as_deref())?;
     let mut process = Process::start(&program, &lane.run_dir, settings, log)?;
@@ -214,7 +219,7 @@ fn start(lane: &Lane, daemon: &Daemon, settings: &LaneSettings) -> Result<Runnin
     loop {
         match LaneClient::connect(&lane.socket()) {
             Ok(connected) if connected.pid == process.pid => {
-                return Ok(Running { connected, process, adopted: false });
+                return Ok(Found::Running(Box::new(Running { connected, process, adopted: false })));
             }
             // Another process has the socket: ours will find the lane's lock taken, and end.
             Ok(_) | Err(_) => {}
@@ -225,12 +230,16 @@ fn start(lane: &Lane, daemon: &Daemon, settings: &LaneSettings) -> Result<Runnin
             let message = format!("lane {}: the program ended at once ({how}): {words}", lane.name);
             return Err(Error::new(ErrorKind::LaneDown, message));
         }
-        if order(lane) == Order::Leave {
+        let ordered = order(lane);
+        if ordered == Order::Leave {
             return Err(Error::new(ErrorKind::Cancelled, "the daemon ends; the next one finds the lane"));
         }
-        if Instant::now() > until || matches!(order(lane), Order::Stop) {
+        if Instant::now() > until || ordered != Order::Keep {
             process.kill();
             process.wait(STOP_LIMIT);
+            if ordered != Order::Keep {
+                return Ok(Found::Ordered);
+            }
             let seconds = START_LIMIT.as_secs();
             let message = format!("lane {}: it did not listen within {seconds} s: {}", lane.name, process.last_words());
             return Err(Error::new(ErrorKind::LaneDown, message));

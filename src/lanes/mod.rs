@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use ringspan_protocol::{LaneName, PortName};
 
 pub(crate) use keeper::apply;
-pub(crate) use keeper::keep;
+pub(crate) use keeper::{RESTART_LIMIT, keep};
 pub(crate) use lane::{Lane, LanePhase, LaneView, Order};
 pub(crate) use reconcile::Wanted;
 

@@ -1,7 +1,6 @@
 //! Methods about lanes.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use ringspan_protocol::LaneName;
 use schemars::JsonSchema;
@@ -10,10 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{Call, Nothing};
 use crate::control::{Daemon, Job, locked};
 use crate::error::{Error, ErrorKind};
-use crate::lanes::{LanePhase, LaneView, Order};
-
-/// How long a lane may take to be up again: shutting down, starting, and its ports.
-const RESTART_LIMIT: Duration = Duration::from_secs(120);
+use crate::lanes::{LanePhase, LaneView, Order, RESTART_LIMIT};
 
 pub(super) fn list(call: &mut Call, _: Nothing) -> Result<Vec<LaneView>, Error> {
     let daemon = call.daemon;

@@ -44,6 +44,26 @@ fn a_lane_goes_on_without_the_daemon_and_is_adopted_with_its_ports() {
 }
 
 #[test]
+fn a_lane_that_hangs_in_its_start_is_restarted_when_somebody_asks_for_it() {
+    let bench = Bench::start("");
+    bench.add("vm1", "vdev:net_null0").unwrap();
+    let pid = bench.lane_pid("main");
+    let (program, good) = (bench.path("fake-lane"), bench.path("good-lane"));
+    std::fs::rename(&program, &good).unwrap();
+    let begun = bench.path("begun");
+    let hangs = format!("#!/bin/sh\necho x > '{}'\nexec sleep 300\n", begun.display());
+    // Renamed into place, so that it is never executed while it is open for writing.
+    std::fs::write(bench.path("fake-lane.new"), hangs).unwrap();
+    std::fs::set_permissions(bench.path("fake-lane.new"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::rename(bench.path("fake-lane.new"), &program).unwrap();
+    kill_now(pid);
+    bench.until("the one that hangs is started", || begun.exists().then_some(()));
+    std::fs::rename(&good, &program).unwrap();
+    bench.call("lane.restart", json!({ "name": "main", "wait": true })).unwrap();
+    bench.until("the port is back", || (bench.phase("vm1") == "listening").then_some(()));
+}
+
+#[test]
 fn a_dead_lane_is_started_again_at_once_and_has_its_ports_back() {
     let bench = Bench::start("");
     bench.add("vm1", "vdev:net_null0").unwrap();
