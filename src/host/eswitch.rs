@@ -218,6 +218,18 @@ pub(crate) fn get(host: &Host, name: &str) -> Result<Eswitch, Error> {
     Target::find(host, name)?.state()
 }
 
+/// How many VFs a change of the mode would take away and make again.
+pub(crate) fn vfs_that_go(host: &Host, wish: &Wish) -> u16 {
+    let function = Target::find(host, &wish.pf).ok().and_then(|target| target.function());
+    let count = function.filter(|function| goes_without_vfs(function.driver.as_deref())).map(|one| one.vfs.len());
+    count.and_then(|count| count.try_into().ok()).unwrap_or_default()
+}
+
+/// Whether a driver changes its mode only without VFs (drivers/net/ethernet/intel/ice/ice_eswitch.c, `ice_eswitch_mode_set`).
+fn goes_without_vfs(driver: Option<&str>) -> bool {
+    driver == Some("ice")
+}
+
 /// Makes a PF's switch as it is wanted: all of it or nothing. `owner` knows the port of ringspan's that has a function.
 pub(crate) fn set(host: &Host, wish: &Wish, owner: impl Fn(PciAddress) -> Option<String>) -> Result<Eswitch, Error> {
     let target = Target::find(host, &wish.pf)?;
@@ -352,7 +364,7 @@ fn change_mode<'a>(
         let written = host.sysfs.write(&attribute(pf, "sriov_numvfs"), &count.to_string());
         written.map_err(|error| Error::io(format!("{name}: sriov_numvfs does not take {count}"), &error).about(name))
     };
-    let removed = driver == "ice" && count > 0;
+    let removed = goes_without_vfs(Some(&driver)) && count > 0;
     if removed {
         numvfs(0)?;
         steps.did(format!("{name} had {count} virtual functions, and has none"), move || numvfs(count));

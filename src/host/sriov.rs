@@ -129,6 +129,19 @@ pub(crate) fn enable(
     Ok(Enabled { pf: address, before, enabled: wanted, total, vfs, done: steps.finish() })
 }
 
+/// Makes so many VFs again that a change had taken away. None: the PF has some, or is to have none.
+pub(crate) fn restore(host: &Host, name: &str, count: u16) -> Result<Option<String>, Error> {
+    if count == 0 {
+        return Ok(None);
+    }
+    let (function, _, now) = pf(host, name)?;
+    if now > 0 {
+        return Ok(None);
+    }
+    set(host, name, function.address, count)?;
+    Ok(Some(format!("{name} has {count} virtual functions again")))
+}
+
 /// What VFs lose when they are taken away: what was said of them, and the drivers that they were given to.
 fn settings(host: &Host, pf: &Function) -> Vec<String> {
     let index = pf.interfaces(&host.sysfs).into_iter().find_map(|interface| {

@@ -45,6 +45,9 @@ pub(crate) enum Change {
     SetEswitch {
         /// How it should be.
         wish: eswitch::Wish,
+        /// How many VFs there were, where they go while it changes.
+        #[serde(default)]
+        vfs: u16,
     },
     /// `vf.enable`.
     EnableVfs {
@@ -76,7 +79,7 @@ impl Change {
         match self {
             Self::MakeBond { wish, .. } => format!("making the bond {}", wish.name),
             Self::DeleteBond { name, .. } => format!("taking the bond {name} away"),
-            Self::SetEswitch { wish } => format!("changing the switch of {}", wish.pf),
+            Self::SetEswitch { wish, .. } => format!("changing the switch of {}", wish.pf),
             Self::EnableVfs { pf, .. } => format!("changing the number of VFs of {pf}"),
             Self::Bind { device, .. } => format!("giving {device} to another driver"),
             Self::Apply => "applying the agent's configuration".into(),
@@ -179,7 +182,10 @@ pub(crate) fn finish(host: &Host, memory: &(impl Memory + ?Sized), around: &Arou
                 }),
             }
         }
-        Change::SetEswitch { wish } => eswitch::set(host, wish, around.owner).map(|set| set.done),
+        Change::SetEswitch { wish, vfs } => {
+            let set = eswitch::set(host, wish, around.owner).map(|set| set.done);
+            with_vfs(host, &wish.pf, *vfs, set)
+        }
         Change::EnableVfs { pf, count, disturb, timeout_ms } => {
             let limit = std::time::Duration::from_millis((*timeout_ms).min(600_000));
             sriov::enable(host, pf, *count, *disturb, limit, around).map(|enabled| enabled.done)
@@ -206,6 +212,17 @@ pub(crate) fn finish(host: &Host, memory: &(impl Memory + ?Sized), around: &Arou
     let given = give_back_all(host, &begun.unbound);
     done.extend(given.done);
     Finished { done, error: failed.or(given.error), without_driver: given.without_driver }
+}
+
+/// Gives a PF its VFs back that a change took away, whatever came of the rest.
+fn with_vfs(host: &Host, pf: &str, count: u16, outcome: Result<Vec<String>, Error>) -> Result<Vec<String>, Error> {
+    match (sriov::restore(host, pf, count), outcome) {
+        (Ok(restored), Ok(done)) => Ok(done.into_iter().chain(restored).collect()),
+        (Ok(None), Err(error)) => Err(error),
+        (Ok(Some(restored)), Err(error)) => Err(Error { message: format!("{}; {restored}", error.message), ..error }),
+        (Err(why), Ok(_)) => Err(why),
+        (Err(why), Err(error)) => Err(Error { message: format!("{}; left: {}", error.message, why.message), ..error }),
+    }
 }
 
 /// Gives functions back to the drivers that they had, where they have none.

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use ringspan_protocol::PciAddress;
 
+use super::eswitch::nic_of;
 use super::kernel::FakeKernel;
 use super::owned_by;
-use super::tree::{CX5, IGB, Tree};
+use super::tree::{CX5, IGB, Kind, Tree};
 use crate::error::Error;
 use crate::host::bind::{Memory, bind};
 use crate::host::netlink::{DevlinkName, EswitchMode, EswitchState};
@@ -74,6 +75,11 @@ impl Rig {
         let (unbound, left) = (self.paper.unbound.lock().unwrap().clone(), self.paper.left.lock().unwrap().clone());
         Begun { unbound, left, ..Begun::new(&self.host, change.clone()) }
     }
+
+    /// How many VFs the PF has.
+    fn vfs(&self) -> Option<String> {
+        self.tree.sysfs().text(&format!("bus/pci/devices/{PF}/sriov_numvfs"))
+    }
 }
 
 fn killed_everywhere(
@@ -104,7 +110,7 @@ fn killed_everywhere(
     }
 }
 
-fn with_vfs(kind: super::tree::Kind, count: u16) -> (Arc<Tree>, FakeKernel) {
+fn with_vfs(kind: Kind, count: u16) -> (Arc<Tree>, FakeKernel) {
     let tree = Arc::new(Tree::new());
     tree.pf(PF, kind, "eth0", 2);
     tree.sysfs().write(&format!("bus/pci/devices/{PF}/sriov_numvfs"), &count.to_string()).unwrap();
@@ -137,7 +143,7 @@ fn a_daemon_killed_while_a_switch_changes_its_mode_changes_it_and_vfs_have_their
     };
     killed_everywhere(
         rig,
-        &Change::SetEswitch { wish: wish.clone() },
+        &Change::SetEswitch { wish: wish.clone(), vfs: 0 },
         |rig| drop(eswitch::set(&rig.host, &wish, |_| None)),
         |rig, at| {
             assert_eq!(eswitch::get(&rig.host, PF).unwrap().mode, EswitchMode::Switchdev, "{at}");
@@ -149,6 +155,31 @@ fn a_daemon_killed_while_a_switch_changes_its_mode_changes_it_and_vfs_have_their
 }
 
 #[test]
+fn a_daemon_killed_while_an_ice_changes_its_mode_changes_it_and_the_vfs_are_there_again() {
+    let rig = || {
+        let (tree, kernel, _) = nic_of(Kind { pf_driver: "ice", ..CX5 }, "2");
+        (tree, kernel)
+    };
+    let wish = eswitch::Wish { pf: PF.into(), mode: Some(EswitchMode::Switchdev), ..eswitch::Wish::default() };
+    let (tree, kernel) = rig();
+    assert_eq!(eswitch::vfs_that_go(&tree.host(kernel), &wish), 2);
+    let change = Change::SetEswitch { wish: wish.clone(), vfs: 2 };
+    killed_everywhere(
+        rig,
+        &change,
+        |rig| drop(eswitch::set(&rig.host, &wish, |_| None)),
+        |rig, at| {
+            assert_eq!(eswitch::get(&rig.host, PF).unwrap().mode, EswitchMode::Switchdev, "{at}");
+            assert_eq!(rig.vfs().as_deref(), Some("2"), "{at}");
+        },
+    );
+    // One that an older daemon has written down.
+    let mut old = serde_json::to_value(&change).unwrap();
+    old.as_object_mut().unwrap().remove("vfs");
+    assert_eq!(serde_json::from_value::<Change>(old).unwrap(), Change::SetEswitch { wish, vfs: 0 });
+}
+
+#[test]
 fn a_daemon_killed_while_the_number_of_vfs_changes_makes_them_all() {
     let change = Change::EnableVfs { pf: PF.into(), count: Count::Number(4), disturb: true, timeout_ms: 5000 };
     killed_everywhere(
@@ -156,8 +187,7 @@ fn a_daemon_killed_while_the_number_of_vfs_changes_makes_them_all() {
         &change,
         |rig| drop(enable(&rig.host, PF, Count::Number(4), true, Duration::from_secs(5), &owned_by(&nobody))),
         |rig, at| {
-            let now = rig.tree.sysfs().text(&format!("bus/pci/devices/{PF}/sriov_numvfs"));
-            assert_eq!(now.as_deref(), Some("4"), "{at}");
+            assert_eq!(rig.vfs().as_deref(), Some("4"), "{at}");
         },
     );
 }
@@ -196,8 +226,7 @@ fn what_was_begun_before_the_machine_was_started_anew_is_not_done_again() {
     let Finished { done, error, .. } = finish(&rig.host, &*rig.paper, &around, &begun);
     assert_eq!(done, Vec::<String>::new());
     assert!(error.is_some_and(|error| error.message.contains("started anew amid changing the number of VFs")));
-    let now = rig.tree.sysfs().text(&format!("bus/pci/devices/{PF}/sriov_numvfs"));
-    assert_eq!(now.as_deref(), Some("2"));
+    assert_eq!(rig.vfs().as_deref(), Some("2"));
 }
 
 #[test]
