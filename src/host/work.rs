@@ -59,6 +59,9 @@ pub(crate) enum Change {
         disturb: bool,
         /// Longest wait for all of them, in milliseconds.
         timeout_ms: u64,
+        /// How many there were.
+        #[serde(default)]
+        before: u16,
     },
     /// `device.bind`.
     Bind {
@@ -186,9 +189,12 @@ pub(crate) fn finish(host: &Host, memory: &(impl Memory + ?Sized), around: &Arou
             let set = eswitch::set(host, wish, around.owner).map(|set| set.done);
             with_vfs(host, &wish.pf, *vfs, set)
         }
-        Change::EnableVfs { pf, count, disturb, timeout_ms } => {
+        Change::EnableVfs { pf, count, disturb, timeout_ms, before } => {
             let limit = std::time::Duration::from_millis((*timeout_ms).min(600_000));
-            sriov::enable(host, pf, *count, *disturb, limit, around).map(|enabled| enabled.done)
+            match sriov::enable(host, pf, *count, *disturb, limit, around) {
+                Ok(enabled) => Ok(enabled.done),
+                Err(error) => with_vfs(host, pf, *before, Err(error)),
+            }
         }
         Change::Bind { device, driver, disturb } => {
             let name = device.to_string();

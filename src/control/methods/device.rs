@@ -342,7 +342,10 @@ pub(super) fn owners_of(daemon: &Daemon) -> BTreeMap<String, String> {
 pub(super) fn enable_vfs(call: &mut Call, request: EnableVfs) -> Result<Enabled, Error> {
     let limit = Duration::from_millis(request.timeout_ms.min(600_000));
     let EnableVfs { pf, count, disturb, timeout_ms } = request.clone();
-    let change = |_: &Host| Ok(Change::EnableVfs { pf, count, disturb, timeout_ms });
+    let change = |host: &Host| {
+        let before = sriov::pf(host, &pf).map_or(0, |(_, _, now)| now);
+        Ok(Change::EnableVfs { pf, count, disturb, timeout_ms, before })
+    };
     let enabled = changing(call.daemon, change, |host| {
         super::bond::with_around(call.daemon, |around| {
             sriov::enable(host, &request.pf, request.count, request.disturb, limit, around)

@@ -82,7 +82,18 @@ impl Rig {
     }
 }
 
+/// Kills the daemon at each step of `act`, and has the next one finish, which it is able to.
 fn killed_everywhere(
+    rig: impl Fn() -> (Arc<Tree>, FakeKernel),
+    change: &Change,
+    act: impl Fn(&Rig),
+    look: impl Fn(&Rig, &str),
+) {
+    killed(true, rig, change, act, look);
+}
+
+fn killed(
+    able: bool,
     rig: impl Fn() -> (Arc<Tree>, FakeKernel),
     change: &Change,
     act: impl Fn(&Rig),
@@ -105,7 +116,7 @@ fn killed_everywhere(
         }
         let begun = rig.begun(change);
         let error = finish(&rig.host, &*rig.paper, &around, &begun).error;
-        assert_eq!(error, None, "killed at {point}");
+        assert_eq!(error.is_none(), able, "killed at {point}: {error:?}");
         look(&rig, &format!("killed at {point}"));
     }
 }
@@ -181,7 +192,7 @@ fn a_daemon_killed_while_an_ice_changes_its_mode_changes_it_and_the_vfs_are_ther
 
 #[test]
 fn a_daemon_killed_while_the_number_of_vfs_changes_makes_them_all() {
-    let change = Change::EnableVfs { pf: PF.into(), count: Count::Number(4), disturb: true, timeout_ms: 5000 };
+    let change = Change::EnableVfs { pf: PF.into(), count: Count::Number(4), disturb: true, timeout_ms: 5000, before: 2 };
     killed_everywhere(
         || with_vfs(IGB, 2),
         &change,
@@ -189,6 +200,23 @@ fn a_daemon_killed_while_the_number_of_vfs_changes_makes_them_all() {
         |rig, at| {
             assert_eq!(rig.vfs().as_deref(), Some("4"), "{at}");
         },
+    );
+}
+
+#[test]
+fn vfs_that_cannot_be_made_leave_those_that_there_were() {
+    let change = Change::EnableVfs { pf: PF.into(), count: Count::Number(7), disturb: true, timeout_ms: 5000, before: 2 };
+    killed(
+        false,
+        || {
+            let (tree, kernel) = with_vfs(IGB, 2);
+            tree.refuse_text(&format!("bus/pci/devices/{PF}/sriov_numvfs"), "7", libc::ENOSPC);
+            (tree, kernel)
+        },
+        &change,
+        // Also while it takes everything back.
+        |rig| drop(enable(&rig.host, PF, Count::Number(7), true, Duration::from_secs(5), &owned_by(&nobody))),
+        |rig, at| assert_eq!(rig.vfs().as_deref(), Some("2"), "{at}"),
     );
 }
 
@@ -220,7 +248,7 @@ fn what_was_begun_before_the_machine_was_started_anew_is_not_done_again() {
     let paper = Arc::new(Paper::default());
     let rig = Rig { host: tree.host(kernel.clone()), tree, kernel, paper };
     // Its VFs are those that the boot has made.
-    let change = Change::EnableVfs { pf: PF.into(), count: Count::Number(4), disturb: true, timeout_ms: 5000 };
+    let change = Change::EnableVfs { pf: PF.into(), count: Count::Number(4), disturb: true, timeout_ms: 5000, before: 2 };
     let begun = Begun { boot: "another".into(), ..rig.begun(&change) };
     let around = owned_by(&nobody);
     let Finished { done, error, .. } = finish(&rig.host, &*rig.paper, &around, &begun);
