@@ -38,6 +38,26 @@ pub(crate) struct Bound {
     pub done: Vec<String>,
 }
 
+/// What a function had before a change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Had {
+    /// Its driver.
+    pub driver: Option<String>,
+    /// Its `driver_override`.
+    pub overridden: Option<String>,
+}
+
+impl Had {
+    /// What it has now.
+    pub(crate) fn look(host: &Host, address: PciAddress) -> Self {
+        Self { driver: host.sysfs.link(&attribute(address, "driver")), overridden: overridden(host, address) }
+    }
+}
+
+fn overridden(host: &Host, address: PciAddress) -> Option<String> {
+    host.sysfs.text(&attribute(address, "driver_override")).filter(|text| text != NONE)
+}
+
 /// What is remembered of functions: the driver that each had at first, or that it had none.
 pub(crate) trait Memory {
     /// Of one; nothing where nothing is remembered.
@@ -89,7 +109,7 @@ pub(crate) fn bind(
         return Err(Error::new(ErrorKind::NotFound, message).about(name));
     };
     let before = function.driver.clone();
-    let overridden = host.sysfs.text(&attribute(address, "driver_override")).filter(|text| text != NONE);
+    let overridden = overridden(host, address);
     let remembered = memory.original(address)?;
     let same = match driver {
         Some(driver) => before.as_deref() == Some(driver) && overridden.as_deref().is_none_or(|now| now == driver),
@@ -154,6 +174,28 @@ pub(crate) fn bind(
         original = None;
     }
     Ok(Bound { address, before, driver: now, original, done: steps.finish() })
+}
+
+/// Gives a function back to what it `had` before a change that an earlier daemon was killed amid, and that cannot be finished. One that another driver has
+/// by now is left to that.
+pub(crate) fn put_back(
+    host: &Host,
+    memory: &(impl Memory + ?Sized),
+    address: PciAddress,
+    had: &Had,
+) -> Result<(), Error> {
+    let now = Had::look(host, address);
+    if Function::read(&host.sysfs, address).is_none() || now.driver.is_some() && now.driver != had.driver {
+        return Ok(());
+    }
+    let name = address.to_string();
+    if now != *had {
+        Place { host, name: &name, address }.give_back(had.overridden.as_deref(), had.driver.as_deref())?;
+    }
+    if memory.original(address)? == Some(had.driver.clone()) {
+        memory.remember(address, None)?;
+    }
+    Ok(())
 }
 
 /// Whether the kernel has a driver, and whether it would have the function.

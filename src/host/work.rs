@@ -71,6 +71,9 @@ pub(crate) enum Change {
         driver: Option<String>,
         /// Also a PF with VFs, or with an interface that is up.
         disturb: bool,
+        /// What it had.
+        #[serde(default)]
+        before: Option<bind::Had>,
     },
     /// `host.apply`, which is done again from its files.
     Apply,
@@ -196,9 +199,15 @@ pub(crate) fn finish(host: &Host, memory: &(impl Memory + ?Sized), around: &Arou
                 Err(error) => with_vfs(host, pf, *before, Err(error)),
             }
         }
-        Change::Bind { device, driver, disturb } => {
+        Change::Bind { device, driver, disturb, before } => {
             let name = device.to_string();
-            bind::bind(host, memory, &name, driver.as_deref(), *disturb, around.owner).map(|bound| bound.done)
+            let bound = bind::bind(host, memory, &name, driver.as_deref(), *disturb, around.owner);
+            bound.map(|bound| bound.done).map_err(|error| {
+                match before.as_ref().map_or(Ok(()), |had| bind::put_back(host, memory, *device, had)) {
+                    Ok(()) => error,
+                    Err(why) => Error { message: format!("{}; left: {}", error.message, why.message), ..error },
+                }
+            })
         }
     };
     let (mut done, mut failed) = match again {

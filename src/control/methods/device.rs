@@ -413,7 +413,7 @@ pub(super) fn bind(call: &mut Call, request: BindDevice) -> Result<Bound, Error>
     // By its address: its interface is gone when it has no driver.
     let change = |host: &Host| {
         let device = inventory::find(host, &device)?;
-        Ok(Change::Bind { device, driver: driver.clone(), disturb })
+        Ok(Change::Bind { device, driver: driver.clone(), disturb, before: Some(bind::Had::look(host, device)) })
     };
     let bound =
         changing(call.daemon, change, |host| bind::bind(host, &memory, &device, driver.as_deref(), disturb, owner))?;

@@ -11,7 +11,7 @@ use super::kernel::FakeKernel;
 use super::owned_by;
 use super::tree::{CX5, IGB, Kind, Tree};
 use crate::error::Error;
-use crate::host::bind::{Memory, bind};
+use crate::host::bind::{self, Memory, bind};
 use crate::host::netlink::{DevlinkName, EswitchMode, EswitchState};
 use crate::host::sriov::{Count, enable};
 use crate::host::work::{Begun, Change, Finished, Journal, Left, finish, give_back_all};
@@ -227,6 +227,7 @@ fn a_daemon_killed_while_a_function_changes_its_driver_gives_it_to_the_one_that_
         device: vf.parse().unwrap(),
         driver: driver.map(str::to_owned),
         disturb: true,
+        before: None,
     };
     let give = |rig: &Rig, driver: Option<&str>| drop(bind(&rig.host, &*rig.paper, vf, driver, true, |_| None));
     killed_everywhere(
@@ -238,6 +239,36 @@ fn a_daemon_killed_while_a_function_changes_its_driver_gives_it_to_the_one_that_
             // What it had at first is not forgotten.
             give(rig, None);
             assert_eq!(rig.tree.driver_of(vf).as_deref(), Some("igbvf"), "{at}");
+        },
+    );
+}
+
+#[test]
+fn a_function_that_no_driver_takes_is_back_at_its_own_after_the_daemon_was_killed() {
+    let vf = "0000:0a:10.0";
+    let before = bind::Had { driver: Some("igbvf".into()), overridden: None };
+    let change = Change::Bind {
+        device: vf.parse().unwrap(),
+        driver: Some("vfio-pci".into()),
+        disturb: true,
+        before: Some(before.clone()),
+    };
+    killed(
+        false,
+        || {
+            let (tree, kernel) = with_vfs(IGB, 1);
+            tree.refuse("bus/pci/drivers_probe", libc::EIO);
+            (tree, kernel)
+        },
+        &change,
+        |rig| {
+            let vf = vf.parse().unwrap();
+            assert_eq!(bind::Had::look(&rig.host, vf), before);
+            drop(bind(&rig.host, &*rig.paper, &vf.to_string(), Some("vfio-pci"), true, |_| None));
+        },
+        |rig, at| {
+            assert_eq!(bind::Had::look(&rig.host, vf.parse().unwrap()), before, "{at}");
+            assert!(rig.paper.drivers.lock().unwrap().is_empty(), "{at}");
         },
     );
 }
