@@ -240,6 +240,14 @@ fn with_vfs(host: &Host, pf: &str, count: u16, outcome: Result<Vec<String>, Erro
     }
 }
 
+/// Those of the functions that were taken from their drivers which have none now.
+pub(crate) fn without_driver(host: &Host, unbound: BTreeMap<PciAddress, String>) -> BTreeMap<PciAddress, String> {
+    let has_none = |function: &PciAddress| {
+        Function::read(&host.sysfs, *function).is_some() && host.sysfs.link(&attribute(*function, "driver")).is_none()
+    };
+    unbound.into_iter().filter(|(function, _)| has_none(function)).collect()
+}
+
 /// Gives functions back to the drivers that they had, where they have none.
 pub(crate) fn give_back_all(host: &Host, functions: &BTreeMap<PciAddress, String>) -> Finished {
     let mut finished = Finished { done: vec![], error: None, without_driver: BTreeMap::new() };

@@ -154,15 +154,13 @@ pub(super) fn changing<T>(
     let begun = Begun::new(&host, change(&host)?);
     daemon.state_dir.change_host(|state| state.begun = Some(begun))?;
     let outcome = run(&host);
-    ended(daemon);
+    // Where one could not be given back it is tried again, as after a daemon that was killed.
+    let unbound = daemon.state_dir.load_host().ok().and_then(|state| state.begun).map(|begun| begun.unbound);
+    ended_without(daemon, &work::without_driver(&host, unbound.unwrap_or_default()));
     outcome
 }
 
-fn ended(daemon: &Daemon) {
-    ended_without(daemon, &BTreeMap::new());
-}
-
-/// The same, where these functions are left without their drivers.
+/// A change has ended, and these functions are left without their drivers.
 fn ended_without(daemon: &Daemon, drivers: &BTreeMap<PciAddress, String>) {
     let written = daemon.state_dir.change_host(|state| {
         state.begun = None;

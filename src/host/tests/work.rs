@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::host::bind::{self, Memory, bind};
 use crate::host::netlink::{DevlinkName, EswitchMode, EswitchState};
 use crate::host::sriov::{Count, enable};
-use crate::host::work::{Begun, Change, Finished, Journal, Left, finish, give_back_all};
+use crate::host::work::{Begun, Change, Finished, Journal, Left, finish, give_back_all, without_driver as left_without};
 use crate::host::{Host, eswitch};
 
 const PF: &str = "0000:0a:00.0";
@@ -296,6 +296,8 @@ fn a_function_that_its_driver_does_not_take_back_at_first_is_tried_again() {
     let vf: PciAddress = "0000:0a:10.0".parse().unwrap();
     rig.tree.sysfs().write("bus/pci/drivers/igbvf/unbind", &vf.to_string()).unwrap();
     rig.paper.unbinding(&[(vf, "igbvf".to_owned())]).unwrap();
+    let unbound = rig.begun(&Change::Apply).unbound;
+    assert_eq!(left_without(&rig.host, unbound.clone()), unbound);
     // Its module is being loaded.
     rig.tree.refuse_text("bus/pci/drivers/igbvf/bind", &vf.to_string(), libc::EIO);
     let Finished { done, error, without_driver } =
@@ -308,4 +310,5 @@ fn a_function_that_its_driver_does_not_take_back_at_first_is_tried_again() {
     let again = give_back_all(&rig.host, &without_driver);
     assert_eq!((again.done, again.without_driver.len()), (vec!["igbvf has 0000:0a:10.0 again".to_owned()], 0));
     assert_eq!(rig.tree.driver_of(&vf.to_string()).as_deref(), Some("igbvf"));
+    assert!(left_without(&rig.host, unbound).is_empty());
 }
