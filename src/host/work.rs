@@ -274,7 +274,11 @@ fn make_bond(
     let now = index(&host.sysfs, &wish.name);
     let ours = !before.existed && now.is_some() && now == begun.made;
     if !before.existed && now.is_some() && !ours {
-        return Err(somebody_elses(&wish.name, "ringspan bond create"));
+        let error = somebody_elses(&wish.name, "ringspan bond create");
+        return Err(match bond::put_back(host, &wish.name, before, around) {
+            Ok(()) => error,
+            Err(why) => Error { message: format!("{}; left: {}", error.message, why.message), ..error },
+        });
     }
     // The earlier daemon had found that it may be made, and had begun; and members of a bond that was just made may leave it again.
     let allowed = !begun.unbound.is_empty();

@@ -14,7 +14,7 @@ pub(crate) use create::{BridgePort, Wish, create};
 pub(crate) use delete::{Removed, delete, has_ended, index_of, lag_pair};
 pub(crate) use lag::VfLag;
 pub(crate) use state::{Bond, Member, all, get};
-pub(crate) use undo::{Before, come_back, undo};
+pub(crate) use undo::{Before, come_back, put_back, undo};
 pub(crate) use watch::{Seen, Watched};
 
 use crate::error::{Error, ErrorKind};

@@ -8,7 +8,8 @@ use super::{Around, Wish, state};
 use crate::error::Error;
 use crate::host::inventory::find;
 use crate::host::netlink::{EswitchMode, LinkChange};
-use crate::host::representor::index;
+use crate::host::pci::Function;
+use crate::host::representor::{Representors, index};
 use crate::host::work::Left;
 use crate::host::{Host, eswitch};
 
@@ -61,15 +62,27 @@ pub(crate) fn undo(host: &Host, wish: &Wish, before: &Before, around: &Around<'_
         return Ok(());
     }
     super::delete(host, &wish.name, true, around)?;
+    put_back(host, &wish.name, before, around)
+}
+
+/// Has members as they were before a bond was begun, which is none. What is part of something by now is left to who made that.
+pub(crate) fn put_back(host: &Host, bond: &str, before: &Before, around: &Around<'_>) -> Result<(), Error> {
+    let taken = |interface: &str| host.sysfs.link(&format!("class/net/{interface}/master")).is_some();
     for pf in &before.legacy {
+        let function = Function::read(&host.sysfs, *pf);
+        let uplink = function.and_then(|function| Representors::new(&host.sysfs, &[]).own(&function));
+        if uplink.is_some_and(|uplink| taken(&uplink)) {
+            continue;
+        }
         let legacy = eswitch::Wish { pf: pf.to_string(), mode: Some(EswitchMode::Legacy), ..eswitch::Wish::default() };
         eswitch::set(host, &legacy, around.owner)?;
     }
     for member in &before.were_up {
         if let Ok((name, index)) = fresh(host, &member.interface, member.address)
             && !state::is_up(&host.sysfs, &name)
+            && !taken(&name)
         {
-            set_up(host, &wish.name, &name, index, true)?;
+            set_up(host, bond, &name, index, true)?;
         }
     }
     Ok(())

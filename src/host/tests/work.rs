@@ -14,7 +14,9 @@ use crate::error::Error;
 use crate::host::bind::{self, Memory, bind};
 use crate::host::netlink::{DevlinkName, EswitchMode, EswitchState};
 use crate::host::sriov::{Count, enable};
-use crate::host::work::{Begun, Change, Finished, Journal, Left, finish, give_back_all, without_driver as left_without};
+use crate::host::work::{
+    Begun, Change, Finished, Journal, Left, finish, give_back_all, without_driver as left_without,
+};
 use crate::host::{Host, eswitch};
 
 const PF: &str = "0000:0a:00.0";
@@ -192,7 +194,8 @@ fn a_daemon_killed_while_an_ice_changes_its_mode_changes_it_and_the_vfs_are_ther
 
 #[test]
 fn a_daemon_killed_while_the_number_of_vfs_changes_makes_them_all() {
-    let change = Change::EnableVfs { pf: PF.into(), count: Count::Number(4), disturb: true, timeout_ms: 5000, before: 2 };
+    let change =
+        Change::EnableVfs { pf: PF.into(), count: Count::Number(4), disturb: true, timeout_ms: 5000, before: 2 };
     killed_everywhere(
         || with_vfs(IGB, 2),
         &change,
@@ -205,7 +208,8 @@ fn a_daemon_killed_while_the_number_of_vfs_changes_makes_them_all() {
 
 #[test]
 fn vfs_that_cannot_be_made_leave_those_that_there_were() {
-    let change = Change::EnableVfs { pf: PF.into(), count: Count::Number(7), disturb: true, timeout_ms: 5000, before: 2 };
+    let change =
+        Change::EnableVfs { pf: PF.into(), count: Count::Number(7), disturb: true, timeout_ms: 5000, before: 2 };
     killed(
         false,
         || {
@@ -279,7 +283,8 @@ fn what_was_begun_before_the_machine_was_started_anew_is_not_done_again() {
     let paper = Arc::new(Paper::default());
     let rig = Rig { host: tree.host(kernel.clone()), tree, kernel, paper };
     // Its VFs are those that the boot has made.
-    let change = Change::EnableVfs { pf: PF.into(), count: Count::Number(4), disturb: true, timeout_ms: 5000, before: 2 };
+    let change =
+        Change::EnableVfs { pf: PF.into(), count: Count::Number(4), disturb: true, timeout_ms: 5000, before: 2 };
     let begun = Begun { boot: "another".into(), ..rig.begun(&change) };
     let around = owned_by(&nobody);
     let Finished { done, error, .. } = finish(&rig.host, &*rig.paper, &around, &begun);

@@ -213,6 +213,46 @@ fn a_bond_that_somebody_else_has_made_meanwhile_is_left_alone() {
 }
 
 #[test]
+fn members_are_as_they_were_where_somebody_else_has_made_a_bond_of_that_name_meanwhile() {
+    let wish = || Wish { timeout_ms: 200, disturb: true, ..with_lag() };
+    for point in 0.. {
+        let mut rig = connectx(EswitchMode::Legacy);
+        let paper = Arc::new(Paper::default());
+        rig.host.journal = Arc::clone(&paper) as Arc<dyn Journal>;
+        rig.tree.set("class/net/eth0/flags", "0x1003");
+        let (up, drivers) = (rig.picture()[0].clone(), rig.picture()[1].clone());
+        let change = Change::MakeBond { wish: wish(), before: Before::look(&rig.host, &wish()) };
+        let fuse = rig.tree.fuse();
+        rig.kernel.0.lock().unwrap().fuse = fuse.clone();
+        rig.fuse = fuse.clone();
+        fuse.set(Some(point));
+        drop(rig.create(&wish()));
+        fuse.set(None);
+        if !fuse.was_burnt() {
+            assert!(point > 5, "only {point} points");
+            return;
+        }
+        {
+            let mut state = rig.kernel.0.lock().unwrap();
+            let act = state.on_link.as_mut().unwrap();
+            if let Some(ours) = index_of(&rig.host, "bond0") {
+                act(&LinkChange::Remove(ours)).unwrap();
+            }
+            act(&LinkChange::MakeBond("bond0", 7, BondOptions::default())).unwrap();
+        }
+        *rig.bridge.borrow_mut() = None;
+        let begun = paper.begun(&rig, change);
+        let error = rig.around(|around| finish(&rig.host, &Forgetful, around, &begun)).error.unwrap();
+        assert!(error.kind == ErrorKind::Exists && !error.message.contains("left:"), "killed at {point}: {error}");
+        assert_eq!(rig.picture()[0], up, "killed at {point}");
+        assert_eq!(rig.picture()[1], drivers, "killed at {point}");
+        let modes: Vec<_> = rig.kernel.0.lock().unwrap().eswitches.values().map(|one| one.mode).collect();
+        assert_eq!(modes, [EswitchMode::Legacy, EswitchMode::Switchdev], "killed at {point}");
+        assert_eq!(index_of(&rig.host, "bond0"), Some(7), "killed at {point}");
+    }
+}
+
+#[test]
 fn a_bond_that_somebody_else_has_made_meanwhile_is_not_taken_away() {
     let rig = rig(IGB);
     rig.create(&wish("4")).unwrap();
