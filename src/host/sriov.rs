@@ -199,7 +199,10 @@ fn unused(host: &Host, name: &str, pf: &Function, disturb: bool, around: &Around
         }
         let how = match vf.driver.as_deref() {
             Some(driver) if driver.contains("vfio") || driver.contains("uio") => Some(format!("bound to {driver}")),
-            _ => host.busy_interface(&vf).or_else(|| busy_representor(host, representors.get(number)?, around)),
+            _ => match (host.busy_interface(&vf), representors.get(number)) {
+                (None, Some(representor)) if !disturb => busy_representor(host, name, representor, around)?,
+                (how, _) => how,
+            },
         };
         if let Some(how) = how {
             used += 1;
@@ -218,13 +221,18 @@ fn unused(host: &Host, name: &str, pf: &Function, disturb: bool, around: &Around
 }
 
 /// How the interface that stands for a VF is used: it goes with the VF, and a guest's frames may go through it.
-fn busy_representor(host: &Host, name: &str, around: &Around<'_>) -> Option<String> {
+fn busy_representor(host: &Host, pf: &str, name: &str, around: &Around<'_>) -> Result<Option<String>, Error> {
     if let Some(master) = host.sysfs.link(&format!("class/net/{name}/master")) {
-        return Some(format!("its representor {name} is part of {master}"));
+        return Ok(Some(format!("its representor {name} is part of {master}")));
     }
     // A bridge that Open vSwitch forwards in userspace (datapath_type=netdev) has no part in the kernel.
-    let port = (around.port_of)(name)?;
-    Some(format!("its representor {name} is on bridge {}", port.bridge))
+    match (around.port_of)(name) {
+        Ok(port) => Ok(port.map(|port| format!("its representor {name} is on bridge {}", port.bridge))),
+        Err(error) => {
+            let message = format!("{pf}: representor {name}: {}; or say --disturb", error.message);
+            Err(Error { message, ..error }.about(pf))
+        }
+    }
 }
 
 fn set(host: &Host, name: &str, pf: PciAddress, count: u16) -> Result<(), Error> {

@@ -1,5 +1,7 @@
 //! Methods about the host's bonds.
 
+use std::cell::RefCell;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -21,11 +23,41 @@ fn place(daemon: &Daemon) -> Place {
     Place::new(locked(&daemon.config).ovs.run_dir.as_deref())
 }
 
-/// Where an interface is in Open vSwitch.
-fn port_of(daemon: &Daemon, interface: &str) -> Option<BridgePort> {
-    let mut database = Database::connect(&place(daemon)).ok()?;
-    let view = View::read(&mut database).ok()?;
-    let (bridge, port) = view.port(interface)?;
+/// Open vSwitch's bridges while one change is made: read once, when they are first asked for, and anew when the change has put something there.
+struct Bridges {
+    place: Place,
+    read: RefCell<Option<Result<View, Error>>>,
+}
+
+impl Bridges {
+    fn new(daemon: &Daemon) -> Self {
+        Self { place: place(daemon), read: RefCell::default() }
+    }
+
+    /// Where an interface is. None also where there is no Open vSwitch.
+    fn port_of(&self, interface: &str) -> Result<Option<BridgePort>, Error> {
+        match self.read.borrow_mut().get_or_insert_with(|| look(&self.place)) {
+            Ok(view) => Ok(on(view, interface)),
+            Err(error) => Err(error.clone()),
+        }
+    }
+}
+
+/// The bridges; none where there is no Open vSwitch.
+fn look(place: &Place) -> Result<View, Error> {
+    match Database::connect(place).and_then(|mut database| View::read(&mut database)) {
+        Ok(view) => Ok(view),
+        Err(_) if !place.is_there() => Ok(View::default()),
+        Err(error) => {
+            let error = Error::from(error);
+            Err(Error { message: format!("whether a bridge has it is not known: {}", error.message), ..error })
+        }
+    }
+}
+
+/// Where an interface is, by itself or in a bond of Open vSwitch's.
+fn on(view: &View, interface: &str) -> Option<BridgePort> {
+    let (bridge, port, _) = view.interfaces().find(|(.., one)| one.name == interface)?;
     Some(BridgePort { bridge: bridge.name.clone(), tag: port.tag })
 }
 
@@ -53,8 +85,13 @@ pub(super) fn with_around<T>(
     change: impl FnOnce(&Around<'_>) -> Result<T, Error>,
 ) -> Result<T, Error> {
     let owner = |address: ringspan_protocol::PciAddress| owners(daemon).remove(&address.to_string());
-    let (port_of, attach) =
-        (|name: &str| port_of(daemon, name), |name: &str, to: Option<&BridgePort>| attach(daemon, name, to));
+    let bridges = Bridges::new(daemon);
+    let port_of = |name: &str| bridges.port_of(name);
+    let attach = |name: &str, to: Option<&BridgePort>| {
+        let attached = attach(daemon, name, to);
+        bridges.read.take();
+        attached
+    };
     change(&Around { owner: &owner, port_of: &port_of, attach: &attach })
 }
 
@@ -69,7 +106,7 @@ pub(super) fn create(call: &mut Call, wish: Wish) -> Result<Bond, Error> {
     let bond =
         changing(call.daemon, change, |host| with_around(call.daemon, |around| bond::create(host, &wish, around)))?;
     log(call, &bond.done);
-    Ok(on_bridge(call, bond))
+    Ok(on_bridge(&Bridges::new(call.daemon), bond))
 }
 
 pub(super) fn delete(call: &mut Call, Delete { name, disturb }: Delete) -> Result<Removed, Error> {
@@ -84,8 +121,8 @@ pub(super) fn delete(call: &mut Call, Delete { name, disturb }: Delete) -> Resul
     Ok(removed)
 }
 
-fn on_bridge(call: &Call, bond: Bond) -> Bond {
-    Bond { bridge: port_of(call.daemon, &bond.name).map(|port| port.bridge), ..bond }
+fn on_bridge(bridges: &Bridges, bond: Bond) -> Bond {
+    Bond { bridge: bridges.port_of(&bond.name).ok().flatten().map(|port| port.bridge), ..bond }
 }
 
 /// Which bond.
@@ -103,5 +140,41 @@ pub(super) fn status(call: &mut Call, Which { name }: Which) -> Result<Vec<Bond>
         Some(name) => vec![bond::get(&host, &name)?],
         None => bond::all(&host),
     };
-    Ok(found.into_iter().map(|bond| on_bridge(call, bond)).collect())
+    let bridges = Bridges::new(call.daemon);
+    Ok(found.into_iter().map(|bond| on_bridge(&bridges, bond)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ovs::view::{Bridge, Interface, Port};
+
+    #[test]
+    fn no_open_vswitch_is_told_from_one_that_does_not_answer() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = Place::new(Some(folder.path()));
+        assert_eq!(look(&place).unwrap(), View::default());
+        // Its switch runs while its database is started anew.
+        std::fs::write(folder.path().join("ovs-vswitchd.pid"), std::process::id().to_string()).unwrap();
+        assert_eq!(look(&place).unwrap_err().kind, ErrorKind::OvsDown);
+        std::fs::write(folder.path().join("ovs-vswitchd.pid"), "4194999").unwrap();
+        assert_eq!(look(&place).unwrap(), View::default());
+        drop(std::os::unix::net::UnixListener::bind(place.database()).unwrap());
+        let bridges = Bridges { place, read: RefCell::default() };
+        let error = bridges.port_of("eth0").unwrap_err();
+        assert!(error.message.contains("whether a bridge has it is not known"), "{error}");
+        // It is asked once, whatever it has answered.
+        drop(folder);
+        assert_eq!(bridges.port_of("eth1").unwrap_err(), error);
+    }
+
+    #[test]
+    fn an_interface_in_a_bond_of_open_vswitch_is_on_its_bridge() {
+        let interfaces = ["eth0_0", "eth0_1"].map(|name| Interface { name: name.into(), ..Interface::default() });
+        let port = Port { name: "pair".into(), tag: Some(7), interfaces: interfaces.into(), ..Port::default() };
+        let bridge = Bridge { name: "br0".into(), ports: vec![port], ..Bridge::default() };
+        let view = View { bridges: vec![bridge], ..View::default() };
+        assert_eq!(on(&view, "eth0_1"), Some(BridgePort { bridge: "br0".into(), tag: Some(7) }));
+        assert_eq!(on(&view, "pair"), None);
+    }
 }

@@ -375,7 +375,8 @@ impl Plan {
         if let Some(pair) = lag {
             lag::check_unused(host, bond, pair, around)?;
         }
-        let bridge = match (&wish.bridge, (around.port_of)(bond)) {
+        let on = if wish.bridge.is_some() { (around.port_of)(bond)? } else { None };
+        let bridge = match (&wish.bridge, on) {
             (Some(wanted), Some(has)) if has.bridge != *wanted => {
                 return refuse(
                     bond,

@@ -44,7 +44,7 @@ pub(crate) fn delete(host: &Host, name: &str, disturb: bool, around: &Around<'_>
         return Err(Error::new(ErrorKind::Busy, message).about(name));
     }
     let mut steps = Steps::default();
-    match carry_out(host, &bond, around, &mut steps) {
+    match carry_out(host, &bond, disturb, around, &mut steps) {
         Ok(()) => Ok(Removed { name: name.into(), done: steps.finish() }),
         Err(error) => Err(steps.fail(error)),
     }
@@ -61,9 +61,22 @@ fn check_free(host: &Host, name: &str, on_bridge: bool) -> Result<(), Error> {
     Err(Error::new(ErrorKind::Busy, message).about(name))
 }
 
-fn carry_out<'a>(host: &'a Host, bond: &'a Bond, around: &'a Around<'a>, steps: &mut Steps<'a>) -> Result<(), Error> {
+fn carry_out<'a>(
+    host: &'a Host,
+    bond: &'a Bond,
+    disturb: bool,
+    around: &'a Around<'a>,
+    steps: &mut Steps<'a>,
+) -> Result<(), Error> {
     let name = bond.name.as_str();
-    let port = (around.port_of)(name);
+    let port = match (around.port_of)(name) {
+        Ok(port) => port,
+        Err(_) if disturb => None,
+        Err(error) => {
+            let message = format!("{name}: {}; or say --disturb", error.message);
+            return Err(Error { message, ..error }.about(name));
+        }
+    };
     check_free(host, name, port.is_some())?;
     let pair = pair_of(bond);
     if let Some(pair) = pair {

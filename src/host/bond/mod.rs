@@ -22,12 +22,15 @@ use crate::error::{Error, ErrorKind};
 /// Puts an interface into a bridge, or takes it out of any.
 type Attach<'a> = dyn Fn(&str, Option<&BridgePort>) -> Result<(), Error> + 'a;
 
+/// Where an interface is in Open vSwitch.
+type PortOf<'a> = dyn Fn(&str) -> Result<Option<BridgePort>, Error> + 'a;
+
 /// What the rest of the daemon has to do with bonds and VFs.
 pub(crate) struct Around<'a> {
     /// The port of ringspan's that has a function.
     pub owner: &'a dyn Fn(PciAddress) -> Option<String>,
-    /// Where an interface is in Open vSwitch. None also where there is no Open vSwitch.
-    pub port_of: &'a dyn Fn(&str) -> Option<BridgePort>,
+    /// Where an interface is in Open vSwitch. None also where there is no Open vSwitch; an error where there is one that does not answer.
+    pub port_of: &'a PortOf<'a>,
     /// Puts an interface into a bridge, or takes it out of any.
     pub attach: &'a Attach<'a>,
 }

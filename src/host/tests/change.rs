@@ -403,13 +403,20 @@ fn functions_whose_representor_is_on_a_bridge_in_userspace_are_in_use() {
     tree.port(PF, "eth0", 2, "0c42a1", "p0");
     tree.port(PF, "eth0_1", 21, "0c42a1", "pf0vf1");
     let host = tree.host(kernel);
-    let port_of = |name: &str| (name == "eth0_1").then(|| BridgePort { bridge: "br-int".into(), tag: None });
+    let port_of = |name: &str| Ok((name == "eth0_1").then(|| BridgePort { bridge: "br-int".into(), tag: None }));
     let around = Around { port_of: &port_of, ..owned_by(&nobody) };
     let before = counted(&tree);
     let error = enable(&host, "eth0", Count::Number(4), false, LIMIT, &around).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Busy);
     assert!(error.message.contains("its representor eth0_1 is on bridge br-int"), "{error}");
     assert_eq!(counted(&tree), before);
+    // Nor while nobody knows.
+    let port_of = |_: &str| Err(Error::new(ErrorKind::OvsDown, "it does not answer"));
+    let around = Around { port_of: &port_of, ..owned_by(&nobody) };
+    let error = enable(&host, "eth0", Count::Number(4), false, LIMIT, &around).unwrap_err();
+    assert!(error.kind == ErrorKind::OvsDown && error.message.contains("or say --disturb"), "{error}");
+    assert_eq!(counted(&tree), before);
+    enable(&host, "eth0", Count::Number(4), true, LIMIT, &around).unwrap();
 }
 
 #[test]

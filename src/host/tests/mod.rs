@@ -19,5 +19,5 @@ use crate::host::bond::Around;
 
 /// A host without an Open vSwitch, where this one knows the ports of ringspan's.
 fn owned_by<'a>(owner: &'a dyn Fn(PciAddress) -> Option<String>) -> Around<'a> {
-    Around { owner, port_of: &|_| None, attach: &|_, _| Ok(()) }
+    Around { owner, port_of: &|_| Ok(None), attach: &|_, _| Ok(()) }
 }

@@ -47,6 +47,12 @@ impl Place {
             .map_err(|_| unreachable(format!("{:?} is no process id", text.chars().take(40).collect::<String>())))
     }
 
+    /// Whether an Open vSwitch is or was there: a socket of the database's, or a switch that runs, also while its database is started anew.
+    pub(crate) fn is_there(&self) -> bool {
+        let runs = |pid: u32| Path::new("/proc").join(pid.to_string()).exists();
+        self.database().exists() || self.switch_pid().is_ok_and(runs)
+    }
+
     /// The control socket of the switch with this number in its pid file.
     pub(crate) fn switch(&self, pid: u32) -> PathBuf {
         self.folder.join(format!("ovs-vswitchd.{pid}.ctl"))

@@ -253,7 +253,7 @@ pub(super) fn connectx(first: EswitchMode) -> Rig {
 impl Rig {
     pub(super) fn around<T>(&self, run: impl FnOnce(&Around<'_>) -> T) -> T {
         let owner = |address| self.port_has.filter(|has| *has == address).map(|_| "vm1".to_owned());
-        let port_of = |_: &str| self.bridge.borrow().clone();
+        let port_of = |_: &str| Ok(self.bridge.borrow().clone());
         let attach = |name: &str, to: Option<&BridgePort>| {
             if self.fuse.is_burnt() {
                 return Err(Error::new(ErrorKind::Failed, "killed"));
