@@ -156,7 +156,13 @@ impl Setup<'_> {
             return Ok(());
         }
         let (device, driver) = self.names();
-        Err(DeviceError::Mac { device, driver, mac, error: describe(status), errno: status.abs() })
+        let (error, errno) = if is_bond && status == -1 {
+            // Whatever a member's driver said, a bond's answers -1, which is no errno.
+            ("a member does not take it; a VF does where it is trusted: ringspan vf set PF VF --trust true".into(), 0)
+        } else {
+            (describe(status), status.abs())
+        };
+        Err(DeviceError::Mac { device, driver, mac, error, errno })
     }
 
     /// The port's MAC address, all zero when the driver has none.
