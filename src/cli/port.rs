@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ringspan_protocol::nic::UplinkStatus;
-use ringspan_protocol::{MigrationStatus, NodeStatus, PolicyStatus, PortName, ShareStatus, ZeroCopyStatus};
+use ringspan_protocol::{MigrationStatus, ModeStatus, NodeStatus, PolicyStatus, PortName, ShareStatus, ZeroCopyStatus};
 use serde_json::{Value, json};
 
 use super::client::Client;
@@ -185,6 +185,9 @@ fn show(port: &PortEntry) -> Result<(), Failure> {
         rows.push(("mode", word(&status.mode)));
         rows.extend(status.mode_reason.clone().map(|reason| ("not vdpa", reason)));
         rows.extend(status.shares.iter().map(|share| ("core", placement(share))));
+        if status.mode == ModeStatus::Vdpa {
+            rows.push(("CPU", "0: the device reads the rings, and no worker".into()));
+        }
         rows.extend([
             ("features", format!("{:#x}", status.features)),
             ("active pairs", status.active_pairs.to_string()),
