@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use ringspan_protocol::LaneEventKind;
@@ -27,6 +27,17 @@ pub struct Driver {
     allowed: u64,
     now: Mutex<Now>,
     changed: Condvar,
+    /// What was so when somebody last looked. Never held while the device is told anything.
+    seen: Mutex<Seen>,
+}
+
+/// What is said to those who only look.
+#[derive(Default)]
+struct Seen {
+    /// Whether the link is up, and its speed; `None` while the driver does not have the device.
+    link: Option<(bool, Option<u32>)>,
+    gone: bool,
+    failed: Option<String>,
 }
 
 #[derive(Default)]
@@ -49,7 +60,7 @@ impl Driver {
         // Split rings: they say themselves where they stand. What goes by the control queue would be answered by the driver's own front-end, and done by nobody.
         let not_ours = F_RING_PACKED | F_LOG_ALL | F_CTRL_RX | F_CTRL_VLAN | F_CTRL_MAC_ADDR | F_GUEST_ANNOUNCE;
         let allowed = facts.offer(u64::MAX) & !not_ours;
-        Arc::new(Self { allowed, now: Mutex::default(), changed: Condvar::new() })
+        Arc::new(Self { allowed, now: Mutex::default(), changed: Condvar::new(), seen: Mutex::default() })
     }
 
     /// Waits until the driver has started both rings of so many pairs.
@@ -93,6 +104,7 @@ impl Driver {
         match given() {
             Ok(_) => {
                 now.device = Some(device);
+                *self.seen() = Seen { link: now.link(), gone: now.gone(), failed: now.failed() };
                 Ok(())
             }
             Err(refusal) => {
@@ -108,6 +120,7 @@ impl Driver {
         let mut device = now.device.take()?;
         now.take_rings(&mut device);
         now.beside = None;
+        *self.seen() = Seen::default();
         Some(device)
     }
 
@@ -152,20 +165,33 @@ impl Driver {
 
     /// Whether the link is up, and its speed in Mbit/s; `None` while the driver does not have the device.
     pub fn link(&self) -> Option<(bool, Option<u32>)> {
-        let now = self.lock();
-        let (up, speed) = now.device.as_ref()?.link();
-        Some((up && now.failed.is_none(), speed))
+        self.look(Now::link, |seen| &mut seen.link)
     }
 
     /// Why the device moves nothing although the driver has it: it refused what the driver said since it was lent. The driver does not hear of that.
     pub fn failed(&self) -> Option<String> {
-        let now = self.lock();
-        now.device.as_ref().and(now.failed.as_ref()).map(Refusal::to_string)
+        self.look(Now::failed, |seen| &mut seen.failed)
     }
 
     /// Whether the device was taken away while the driver has it.
     pub fn gone(&self) -> bool {
-        self.lock().device.as_ref().is_some_and(Handover::gone)
+        self.look(Now::gone, |seen| &mut seen.gone)
+    }
+
+    /// Memory is pinned and given up while `now` is locked, for seconds with a large guest: who looks meanwhile is told what was so before.
+    fn look<T: Clone>(&self, ask: impl FnOnce(&Now) -> T, of: impl FnOnce(&mut Seen) -> &mut T) -> T {
+        let now = match self.now.try_lock() {
+            Ok(now) => now,
+            Err(TryLockError::Poisoned(now)) => now.into_inner(),
+            Err(TryLockError::WouldBlock) => return of(&mut self.seen()).clone(),
+        };
+        let said = ask(&now);
+        of(&mut self.seen()).clone_from(&said);
+        said
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, Now> {
@@ -182,6 +208,19 @@ impl Now {
         for (index, config) in &mut self.rings {
             config.resume = device.give_back(*index).or(config.resume);
         }
+    }
+
+    fn link(&self) -> Option<(bool, Option<u32>)> {
+        let (up, speed) = self.device.as_ref()?.link();
+        Some((up && self.failed.is_none(), speed))
+    }
+
+    fn gone(&self) -> bool {
+        self.device.as_ref().is_some_and(Handover::gone)
+    }
+
+    fn failed(&self) -> Option<String> {
+        self.device.as_ref().and(self.failed.as_ref()).map(Refusal::to_string)
     }
 
     /// Frames in the driver's transmit rings that were not used.

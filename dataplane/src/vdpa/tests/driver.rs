@@ -1,6 +1,6 @@
 //! DPDK's driver and a guest have a device in turns.
 
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use ringspan_protocol::LaneEventKind;
@@ -135,6 +135,23 @@ fn memory_of_the_lanes_is_mapped_anew_whenever_the_driver_names_it_and_the_devic
     assert!(at("status 0") < at(&unmapped) && at(&unmapped) < at(&mapped_again), "{said:?}");
     assert!(!said.iter().any(|word| word.ends_with("map 0x0")), "the guest's stays: {said:?}");
     assert_eq!(said.iter().filter(|word| **word == mapped_again).count(), 1, "{said:?}");
+    assert!(fake.runs());
+}
+
+#[test]
+fn who_only_looks_does_not_wait_for_memory() {
+    let fake = Fake::new();
+    let (driver, _lane) = driver(&fake);
+    driver.lend(ready(&fake, VERSION_1), None).unwrap_or_else(|(refusal, _)| panic!("{refusal}"));
+    let midway = Arc::new(Barrier::new(2));
+    fake.lock().waits_after = Some((0, Arc::clone(&midway)));
+    std::thread::scope(|scope| {
+        let told = scope.spawn(|| driver.memory(memory(&[(LANE, 2 * LEN)]).1));
+        midway.wait();
+        assert_eq!((driver.link(), driver.gone(), driver.failed()), (Some((true, None)), false, None));
+        midway.wait();
+        told.join().unwrap();
+    });
     assert!(fake.runs());
 }
 
