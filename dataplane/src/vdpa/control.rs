@@ -51,12 +51,13 @@ pub struct Control {
 }
 
 impl Control {
-    /// A page where neither the guest has memory nor the device's addresses end.
+    /// A page where none of these has memory, and the device's addresses do not end.
     ///
     /// # Errors
     /// No memory, or no such place.
-    pub fn new(map: &GuestMap, reach: &RangeInclusive<u64>) -> io::Result<Self> {
-        let at = free_page(map, reach).ok_or_else(|| io::Error::other("no address is left that the device reaches"))?;
+    pub fn new(maps: &[&GuestMap], reach: &RangeInclusive<u64>) -> io::Result<Self> {
+        let at =
+            free_page(maps, reach).ok_or_else(|| io::Error::other("no address is left that the device reaches"))?;
         let file = File::from(memfd_create(c"ringspan-control-queue", MFdFlags::MFD_CLOEXEC)?);
         file.set_len(LEN)?;
         let range = (GuestAddress(at), LEN as usize, Some(FileOffset::new(file, 0)));
@@ -180,18 +181,19 @@ impl Drop for Lent<'_> {
     }
 }
 
-fn is_free(map: &GuestMap, at: u64) -> bool {
-    !map.regions().iter().any(|region| at < region.start + region.len && region.start < at + LEN)
+fn is_free(maps: &[&GuestMap], at: u64) -> bool {
+    let mut regions = maps.iter().flat_map(|map| map.regions());
+    !regions.any(|region| at < region.start + region.len && region.start < at + LEN)
 }
 
 /// The highest page that is free.
-fn free_page(map: &GuestMap, reach: &RangeInclusive<u64>) -> Option<u64> {
+fn free_page(maps: &[&GuestMap], reach: &RangeInclusive<u64>) -> Option<u64> {
     let top = reach.end().saturating_add(1).min(HIGHEST) & !(LEN - 1);
     let below = |end: u64| end.checked_sub(LEN).map(|at| at & !(LEN - 1));
-    let starts = map.regions().iter().map(|region| region.start);
+    let starts = maps.iter().flat_map(|map| map.regions()).map(|region| region.start);
     std::iter::once(top)
         .chain(starts.filter(|start| *start <= top))
         .filter_map(below)
-        .filter(|at| reach.contains(at) && is_free(map, *at))
+        .filter(|at| reach.contains(at) && is_free(maps, *at))
         .max()
 }

@@ -356,7 +356,8 @@ impl Handover {
         let kernel = &*self.kernel;
         let control = match &self.map {
             Some(map) if pairs > 1 => {
-                let control = Control::new(map, &self.facts.reach).map_err(step("room for a control queue"))?;
+                let mapped: Vec<&GuestMap> = std::iter::once(map).chain(&self.beside).map(|map| &**map).collect();
+                let control = Control::new(&mapped, &self.facts.reach).map_err(step("room for a control queue"))?;
                 Some(control.lend(kernel).map_err(step("memory for a control queue"))?)
             }
             _ => None,

@@ -462,6 +462,20 @@ fn the_control_queue_is_below_what_processors_address() {
 }
 
 #[test]
+fn the_control_queue_is_not_where_memory_stays_mapped_for_the_next() {
+    let fake = with_pairs(0, false);
+    let mut handover = ready(&fake, VERSION_1 | 1 << 22);
+    let (_, guests) = memory(&[(0, 0x10_0000), ((1 << 47) - 0x2000, 0x2000)]);
+    handover.memory(Arc::clone(&guests)).unwrap();
+    handover.memory_beside(memory(&[(1 << 38, 0x10_0000)]).1, Some(guests)).unwrap();
+    for index in 0..4 {
+        handover.accept(index, ring(0, false)).unwrap();
+    }
+    assert_eq!(handover.settle(), Ok(2));
+    assert_eq!(fake.lock().rings[&4].place.unwrap().desc, (1 << 47) - 0x3000);
+}
+
+#[test]
 fn an_eventfd_that_was_made_blocking_and_filled_holds_nobody_up() {
     // SAFETY: no preconditions; a blocking one.
     let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
