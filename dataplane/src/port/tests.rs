@@ -525,34 +525,36 @@ fn words(scene: &Scene, change: impl FnOnce()) -> usize {
 
 #[test]
 fn a_device_that_goes_at_any_step_of_a_switch_leaves_no_ring_with_two_owners() {
-    let folder = tempfile::tempdir().unwrap();
-    let (auto, relay) = (spec(folder.path(), Mode::Auto), spec(folder.path(), Mode::Relay));
-    for (from, to) in [(&auto, &relay), (&relay, &auto)] {
-        let scene = Scene::new();
-        let backing = running(&scene, from);
-        let steps = words(&scene, || backing.set(to).unwrap());
+    for (from, to) in [(Mode::Auto, Mode::Relay), (Mode::Relay, Mode::Auto)] {
+        let (scene, folder) = (Scene::new(), tempfile::tempdir().unwrap());
+        let backing = running(&scene, &spec(folder.path(), from));
+        let steps = words(&scene, || backing.set(&spec(folder.path(), to)).unwrap());
         assert!(steps > 5, "{steps}");
-        for step in 0..=steps {
-            let (scene, when) = (Scene::new(), format!("{:?} to {:?}, gone after {step} words", from.mode, to.mode));
-            let backing = running(&scene, from);
-            scene.device.lock().goes_after = Some(step);
-            // It may have been done by then, or refused.
-            let _ = backing.set(to);
-            scene.assert_one_owner(&backing, &when);
-            scene.device.lock().gone = true;
-            std::fs::remove_file(folder.path().join("node")).unwrap();
-            backing.attend();
-            assert_eq!(has(&backing), (ModeStatus::Down, 0), "{when}");
-            assert!(scene.world().relayed.is_empty() && !scene.device.runs(), "{when}");
-            assert_eq!(scene.device.lock().mapped.len(), 0, "{when}");
-            // It is back, and the guest goes on.
-            std::fs::write(folder.path().join("node"), "").unwrap();
-            (scene.device.lock().gone, scene.device.lock().goes_after) = (false, None);
-            attend_until_up(&backing);
-            scene.assert_one_owner(&backing, &when);
-            assert_eq!(backing.pairs(), 1, "{when}");
-        }
+        // Each waits until a device is looked for again.
+        std::thread::scope(|scope| (0..=steps).for_each(|step| drop(scope.spawn(move || goes_after(step, from, to)))));
     }
+}
+
+fn goes_after(step: usize, from: Mode, to: Mode) {
+    let (scene, when) = (Scene::new(), format!("{from:?} to {to:?}, gone after {step} words"));
+    let folder = tempfile::tempdir().unwrap();
+    let backing = running(&scene, &spec(folder.path(), from));
+    scene.device.lock().goes_after = Some(step);
+    // It may have been done by then, or refused.
+    let _ = backing.set(&spec(folder.path(), to));
+    scene.assert_one_owner(&backing, &when);
+    scene.device.lock().gone = true;
+    std::fs::remove_file(folder.path().join("node")).unwrap();
+    backing.attend();
+    assert_eq!(has(&backing), (ModeStatus::Down, 0), "{when}");
+    assert!(scene.world().relayed.is_empty() && !scene.device.runs(), "{when}");
+    assert_eq!(scene.device.lock().mapped.len(), 0, "{when}");
+    // It is back, and the guest goes on.
+    std::fs::write(folder.path().join("node"), "").unwrap();
+    (scene.device.lock().gone, scene.device.lock().goes_after) = (false, None);
+    attend_until_up(&backing);
+    scene.assert_one_owner(&backing, &when);
+    assert_eq!(backing.pairs(), 1, "{when}");
 }
 
 #[test]
