@@ -376,6 +376,7 @@ impl Backing {
             tracing::warn!(port = %now.spec.name, "{reason}");
             now.take_back().close();
             now.reason = Some(reason.clone());
+            now.look_again();
             now.events.push(LaneEventKind::ModeChanged { mode: ModeStatus::Down, reason: Some(reason), pause_us: 0 });
             return 0;
         }
@@ -463,6 +464,14 @@ impl Now {
             Way::Relay(_) => ModeStatus::Relay,
             Way::Vdpa(_) => ModeStatus::Vdpa,
             Way::Down => ModeStatus::Down,
+        }
+    }
+
+    /// Nobody has the device: it is looked for again, unless it is for this guest's sake.
+    fn look_again(&mut self) {
+        let for_its_sake = self.unknown() || (self.guest_refused && !self.may_relay());
+        if !for_its_sake && !self.lost {
+            (self.lost, self.again) = (true, (Instant::now() + AGAIN.0, AGAIN.0));
         }
     }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Barrier, Mutex, MutexGuard, Weak};
+use std::time::{Duration, Instant};
 
 use ringspan_protocol::{
     DeviceStatus, Failure, FailureKind, LaneEventKind, MacAddress, Mode, ModeStatus, PolicyStatus, PortSpec,
@@ -300,9 +301,11 @@ fn a_mode_that_cannot_be_leaves_the_port_as_it_was_and_says_so() {
 
 /// Until somebody has the rings.
 fn attend_until_up(backing: &Backing) {
+    let until = Instant::now() + Duration::from_secs(120);
     while backing.mode().0 == ModeStatus::Down {
+        assert!(Instant::now() < until, "nobody has the rings: {:?}", backing.mode().1);
         backing.attend();
-        std::thread::yield_now();
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -346,6 +349,22 @@ fn a_relay_is_made_anew_when_the_device_refuses_what_it_says_later() {
         assert!(scene.world().driver.upgrade().unwrap().link().unwrap().0, "{when}");
         assert!(backing.look().is_none_or(|look| !look.due), "{when}");
     }
+}
+
+#[test]
+fn a_device_that_goes_amid_a_change_is_taken_again_by_a_port_that_is_not_relayed() {
+    let (scene, folder) = (Scene::new(), tempfile::tempdir().unwrap());
+    let backing = running(&scene, &spec(folder.path(), Mode::Vdpa));
+    // It is noticed first by who tells it of memory.
+    scene.device.lock().goes_after = Some(0);
+    backing.memory(GuestMap::new(&Arc::new(
+        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10_0000), (GuestAddress(1 << 33), 0x1000)]).unwrap(),
+    )));
+    assert_eq!(has(&backing), (ModeStatus::Down, 0));
+    assert!(backing.look().is_some_and(|look| look.gone && !look.up));
+    scene.device.lock().goes_after = None;
+    attend_until_up(&backing);
+    assert_eq!(has(&backing), (ModeStatus::Vdpa, 1));
 }
 
 #[test]

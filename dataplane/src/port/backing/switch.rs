@@ -7,7 +7,7 @@ use ringspan_protocol::{DeviceSpec, Failure, FailureKind, LaneEventKind, Mode, M
 
 use super::super::relaying::{Make, Relays, Started};
 use super::taking::{fits, offer, take_over};
-use super::{AGAIN, Backing, LOST, Now, Way};
+use super::{Backing, LOST, Now, Way};
 use crate::memory::GuestMap;
 use crate::ring::RingConfig;
 use crate::vdpa::{Handover, Refusal};
@@ -72,10 +72,8 @@ impl Backing {
                 now.reason = Some(why);
             }
         }
-        let for_its_sake = now.unknown() || (now.guest_refused && !may_relay(now));
-        if matches!(now.way, Way::Down) && self.node.is_some() && !for_its_sake && !now.lost {
-            // Not for this guest's sake, so that it is looked for again.
-            (now.lost, now.again) = (true, (Instant::now() + AGAIN.0, AGAIN.0));
+        if matches!(now.way, Way::Down) && self.node.is_some() {
+            now.look_again();
         }
         let (mode, reason) = (now.mode(), now.reason.clone());
         let pause = if ran { since.elapsed() } else { Duration::ZERO };
