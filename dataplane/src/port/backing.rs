@@ -288,10 +288,6 @@ impl Backing {
     /// Does what the mode in the spec says. On failure the port is as before, its spec with it; where that cannot be, the error says so.
     fn set_mode(&self, now: &mut Now, before: &PortSpec) -> Result<(), Failure> {
         let (mode, to, was) = (now.spec.mode, now.target(), now.mode());
-        let unsupported = |now: &mut Now, why: &str| {
-            now.spec = before.clone();
-            Err(refused(why))
-        };
         let moves = match (&now.way, mode) {
             // Nobody has the device: whoever is to have it gets it when it is back, or when the guest's driver starts.
             (Way::Down, _) => !now.lost && !now.unknown(),
@@ -300,7 +296,8 @@ impl Backing {
             (Way::Relay(_), Mode::Auto | Mode::Vdpa) => {
                 if let Some(why) = never(&now.spec) {
                     if mode == Mode::Vdpa {
-                        return unsupported(now, &why);
+                        now.spec = before.clone();
+                        return Err(refused(&why));
                     }
                     now.reason = Some(why);
                     false
@@ -328,7 +325,8 @@ impl Backing {
             Ok(ready) => ready,
             Err(failure) => {
                 (now.reason, now.retry, now.guest_refused, now.refused, now.allowed) = kept;
-                return unsupported(now, &failure.message);
+                now.spec = before.clone();
+                return Err(failure);
             }
         };
         if let (Mode::Vdpa, Way::Relay(relay), Some(map)) = (to, &now.way, &now.map) {
@@ -336,6 +334,7 @@ impl Backing {
             relay.beside(Some(Arc::clone(map)));
         }
         (now.retry, now.guest_refused, now.refused) = (false, false, None);
+        let told = now.events.len();
         self.switch_to(now, to, ready.map(Ok), Instant::now(), was == ModeStatus::Relay);
         let done = match mode {
             Mode::Auto => now.mode() != ModeStatus::Down,
@@ -356,12 +355,14 @@ impl Backing {
             ModeStatus::Down => {}
         }
         if now.mode() == was {
+            // Who asked is told why, and for all others it is as before.
+            now.events.truncate(told);
             (now.reason, now.retry, now.guest_refused, now.refused, now.allowed) = kept;
         } else {
             let (mode, then) = (now.mode(), now.reason.as_deref().unwrap_or("no more is known"));
             why = format!("{why}; and it could not be put back, the port's mode is {mode:?} now: {then}");
         }
-        unsupported(now, &why)
+        Err(if mode == Mode::Vdpa { refused(&why) } else { Failure::new(FailureKind::Unsupported, why) })
     }
 
     /// The device refuses the rings: somebody else gets them, if there may be somebody. How many pairs run then.

@@ -271,7 +271,9 @@ fn a_mode_that_cannot_be_leaves_the_port_as_it_was_and_says_so() {
     assert_eq!((scene.opened(), has(&backing)), (vec![], (ModeStatus::Relay, 1)), "nothing was closed for that");
 
     scene.device.lock().refuses_below = LANE;
+    backing.take_events();
     assert!(backing.set(&vdpa).unwrap_err().message.contains("cannot be pinned"));
+    assert_eq!(backing.take_events(), [], "it is as it was");
     assert_eq!(
         (scene.opened(), has(&backing)),
         (vec!["lent"], (ModeStatus::Relay, 1)),
@@ -376,7 +378,8 @@ fn a_relay_that_cannot_be_leaves_the_rings_with_the_device() {
     let offered = backing.allowed();
     scene.world().relays_fail = true;
     let relay = PortSpec { mode: Mode::Relay, ..auto.clone() };
-    assert!(backing.set(&relay).unwrap_err().message.contains("no hugepages"));
+    let failure = backing.set(&relay).unwrap_err();
+    assert_eq!((failure.kind, failure.message.as_str()), (FailureKind::NoRoom, "no hugepages"));
     assert_eq!((has(&backing), backing.allowed()), ((ModeStatus::Vdpa, 1), offered));
     scene.world().relays_fail = false;
     backing.set(&relay).unwrap();
