@@ -29,6 +29,11 @@ const NO_AUXILIARY_DEVICE: &str = "auxiliary:";
 const HUGE_PAGES: &str = "/sys/kernel/mm/hugepages";
 /// ... and what each NUMA node has of them, and of processors.
 const NODES: &str = "/sys/devices/system/node";
+/// Where EAL's memory begins, where nobody else is; by itself it would begin at 4 GiB, amid what a guest calls its memory. A vDPA device that changes between a
+/// guest and a relay is told both by their own addresses (`crate::vdpa`), and what overlaps has to be unmapped and pinned again within the pause. This is above the
+/// memory of guests of less than 256 GiB, and leaves as much below the 39 bits that the IOMMUs of smaller machines have. EAL takes it for a hint
+/// (eal_common_memory.c, eal_get_virtual_area).
+const BASE_ADDRESS: u64 = 1 << 38;
 /// Least memory that EAL and one small device start with.
 const LEAST_MIB: u32 = 16;
 
@@ -307,6 +312,7 @@ fn arguments(config: &EalConfig, huge_pages: bool, affinity: &CpuSet) -> Vec<Str
         format!("--lcores={lcore}"),
         format!("--file-prefix=ringspan-{}", config.name),
         "--iova-mode=va".into(),
+        format!("--base-virtaddr={BASE_ADDRESS:#x}"),
         "--no-telemetry".into(),
         format!("--allow={NO_PCI_FUNCTION}"),
         format!("--allow={NO_AUXILIARY_DEVICE}"),

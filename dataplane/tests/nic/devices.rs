@@ -41,6 +41,37 @@ fn eal_starts_once_and_leaves_affinity_alone() {
     });
 }
 
+/// Whether so many bytes in one piece are mapped between EAL's base address and what 39 bits reach.
+fn memory_above_guests(bytes: u64) -> bool {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let span = |line: &str| {
+        let (from, to) = line.split_whitespace().next()?.split_once('-')?;
+        Some((u64::from_str_radix(from, 16).ok()?, u64::from_str_radix(to, 16).ok()?))
+    };
+    // What is reserved only has no rights.
+    let used = maps.lines().filter(|line| line.contains(" rw")).filter_map(span);
+    used.into_iter().any(|(from, to)| from >= 1 << 38 && to <= 1 << 39 && to - from >= bytes)
+}
+
+#[test]
+fn packet_memory_is_above_what_guests_call_theirs() {
+    alone("devices::packet_memory_is_above_what_guests_call_theirs", |_| assert!(memory_above_guests(64 << 20)));
+}
+
+#[test]
+fn packet_memory_is_elsewhere_when_that_place_is_taken() {
+    in_own_process("devices::packet_memory_is_elsewhere_when_that_place_is_taken", || {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
+        let (at, len) = (std::ptr::without_provenance_mut(1 << 38), 1 << 38);
+        // SAFETY: nothing is replaced, and nobody uses it.
+        let taken = unsafe { libc::mmap(at, len, libc::PROT_NONE, flags, -1, 0) };
+        assert_eq!(taken, at);
+        let name = format!("test-{}", std::process::id());
+        Eal::start(&EalConfig { name, memory_mib: 64, near: None, huge_pages: HugePages::Off }).unwrap();
+        assert!(!memory_above_guests(64 << 20));
+    });
+}
+
 #[test]
 fn hugepages_are_used_where_enough_are_free() {
     let name = "devices::hugepages_are_used_where_enough_are_free";
