@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -101,12 +101,13 @@ impl Daemon {
 
     /// Runs the command line to its end.
     pub fn cli(&self, arguments: &[&str]) -> Result<Finished> {
-        wait::run(&mut self.command(arguments), Duration::from_secs(60))
+        wait::run(&mut self.command(arguments), Duration::from_secs(180))
     }
 
     /// Runs the command line; anything but exit code 0 is an error. Returns its output.
     pub fn ok(&self, arguments: &[&str]) -> Result<String> {
-        let finished = self.cli(arguments)?.success(&format!("ringspan {}", arguments.join(" ")));
+        let finished =
+            self.cli(arguments).and_then(|finished| finished.success(&format!("ringspan {}", arguments.join(" "))));
         finished.map_err(|error| error.context(self.story()))
     }
 
@@ -121,6 +122,30 @@ impl Daemon {
     /// The arguments that QEMU needs for a guest with this port, as `ringspan port qemu-args` prints them.
     pub fn qemu_args(&self, name: &str, more: &[&str]) -> Result<Vec<String>> {
         Ok(crate::qemu::split_arguments(&self.ok(&[&["port", "qemu-args", name][..], more].concat())?))
+    }
+
+    /// Waits until a software NIC is there, with its representors: its lane takes long where the processor is emulated.
+    pub fn wait_nic(&self, nic: &str) -> Result<()> {
+        let limit = Duration::from_secs(180);
+        let there = wait::until(limit, &format!("NIC {nic}"), || {
+            let shown = self.call("nic.show", json!({ "name": nic }));
+            Ok(shown.is_ok_and(|shown| find(&shown, "ports").is_some()).then_some(()))
+        });
+        there.map_err(|error| error.context(self.story()))
+    }
+
+    /// Checks that all that came into a software NIC went out of it.
+    pub fn adds_up(&self, nic: &str) -> Result<()> {
+        let shown = self.call("nic.show", json!({ "name": nic }))?;
+        let ports = find(&shown, "ports").and_then(Value::as_array).context("ports")?;
+        let sum = |keys: &[&str]| -> u64 {
+            let of = |port: &Value| keys.iter().filter_map(|key| port["counters"][key].as_u64()).sum::<u64>();
+            ports.iter().map(of).sum()
+        };
+        let came = sum(&["received", "representor_received", "copies", "segments"]);
+        let went = sum(&["sent", "representor_sent"]);
+        ensure!(came > 0 && came == went, "{came} frames came and {went} went: {shown:#}");
+        Ok(())
     }
 
     /// Waits until the port has come this far: `listening`, `connected`, `driver-ready`.
@@ -210,7 +235,7 @@ impl Drop for Daemon {
 /// One call on a connection of its own.
 fn call(socket: &Path, method: &str, params: &Value) -> Result<Value> {
     let stream = UnixStream::connect(socket).with_context(|| format!("cannot connect to {}", socket.display()))?;
-    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    stream.set_read_timeout(Some(Duration::from_secs(180)))?;
     writeln!(&stream, "{}", json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params }))?;
     let mut line = String::new();
     BufReader::new(&stream).read_line(&mut line).with_context(|| format!("waiting for the answer to {method}"))?;

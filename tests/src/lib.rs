@@ -1,6 +1,7 @@
 //! Shared parts of the end-to-end tests, the demo and the benchmarks.
 
 pub mod capture;
+pub mod churn;
 pub mod daemon;
 pub mod far_end;
 pub mod guest;
@@ -17,4 +18,5 @@ pub mod qemu;
 pub mod scene;
 pub mod skip;
 pub mod testpmd;
+pub mod tunnel;
 pub mod wait;

@@ -29,6 +29,8 @@ pub struct Ovs {
     folder: tempfile::TempDir,
     /// The network namespace that the switch sees.
     namespace: Option<String>,
+    /// It has the kernel's datapath, too.
+    kernel: bool,
     database: Option<Child>,
     switch: Option<Child>,
 }
@@ -49,8 +51,17 @@ impl Ovs {
 
     /// The same in a network namespace, where bridges with `datapath_type=netdev` find the interfaces of their ports.
     pub fn start_in(namespace: Option<&Netns>) -> Result<Self> {
+        Self::begin(namespace, false)
+    }
+
+    /// The same with the kernel's datapath, which has to be loaded: bridges with `datapath_type=system` are on it.
+    pub fn start_with_kernel_in(namespace: &Netns) -> Result<Self> {
+        Self::begin(Some(namespace), true)
+    }
+
+    fn begin(namespace: Option<&Netns>, kernel: bool) -> Result<Self> {
         let namespace = namespace.map(|namespace| namespace.name().to_owned());
-        let mut ovs = Self { folder: paths::scratch()?, namespace, database: None, switch: None };
+        let mut ovs = Self { folder: paths::scratch()?, namespace, kernel, database: None, switch: None };
         let file = ovs.path("conf.db");
         let mut tool = ovs.command("ovsdb-tool")?;
         let schema = schema().context("Open vSwitch's schema is missing: install openvswitch-switch")?;
@@ -69,6 +80,11 @@ impl Ovs {
     /// A path in the run directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
+    }
+
+    /// The type of its bridges' datapaths that have real ports.
+    pub fn datapath_type(&self) -> &'static str {
+        if self.kernel { "system" } else { "netdev" }
     }
 
     /// The switch's control socket.
@@ -109,7 +125,10 @@ impl Ovs {
             let inside = self.command("ovs-vswitchd")?;
             command = self.with_folder(command_in(name, inside.get_program()));
         }
-        command.arg("--enable-dummy").arg("--disable-system").arg("--no-chdir");
+        command.arg("--enable-dummy").arg("--no-chdir");
+        if !self.kernel {
+            command.arg("--disable-system");
+        }
         command.arg(format!("--pidfile={}", self.path("ovs-vswitchd.pid").display()));
         command.arg(format!("unix:{}", self.path("db.sock").display()));
         self.switch = Some(self.spawn(&mut command, "ovs-vswitchd")?);
