@@ -19,8 +19,8 @@ use ringspan_testkit::{paths, wait};
 use super::kernel_log::KernelLog;
 use super::registers::Registers;
 use super::{
-    FIRST, SECOND, answers, bonds, booted, checks, control, doctor, failover, handover, kernel_ovs, killed, netdevsim,
-    story_port, two_vfs, vdpa, vdpa_netlink,
+    FIRST, SECOND, answers, bonds, booted, checks, control, doctor, failover, handover, kernel_ovs, kernel_soft,
+    killed, netdevsim, story_port, two_vfs, vdpa, vdpa_netlink,
 };
 
 /// Longest frame without its Ethernet header.
@@ -64,6 +64,7 @@ pub fn run(only: &str) -> Result<()> {
     done += handover::run(&mut story, only)?;
     done += booted::run(&mut story, only)?;
     done += kernel_ovs::run(&mut story, only)?;
+    done += kernel_soft::run(&mut story, only)?;
     done += netdevsim::run(&mut story, only)?;
     done += doctor::run(&mut story, only)?;
     done += vdpa_netlink::run(&mut story, only)?;

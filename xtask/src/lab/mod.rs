@@ -15,6 +15,7 @@ mod handover;
 mod inside;
 mod kernel_log;
 mod kernel_ovs;
+mod kernel_soft;
 mod killed;
 mod modules;
 mod netdevsim;
