@@ -18,6 +18,8 @@ use crate::error::{Error, ErrorKind};
 /// How often and how long a busy switch is asked again: what is being taken down (qdiscs, offloaded flows) may hold it for a moment.
 const TRIES: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(200);
+/// Steering modes that drivers know: by firmware, by software, by hardware (mlx5's devlink.rst).
+const STEERING: [&str; 3] = ["dmfs", "smfs", "hmfs"];
 /// Longest wait for representors, and for VFs' drivers.
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -281,6 +283,15 @@ fn carry_out<'a>(
             }
             (Err(error), None) if error.is_unsupported() || error.errno() == Some(libc::EINVAL) => {
                 steps.did(format!("{name} has no choice of steering modes"), || Ok(()));
+            }
+            // mlx5 tells its mode on devices that have no other, too, and refuses then (mlx5_fs_mode_validate). In switchdev mode it refuses every
+            // device so, and EINVAL is also for words that it does not know: there somebody has to mend what is asked for.
+            (Err(error), Some(old))
+                if before.mode == EswitchMode::Legacy
+                    && (error.is_unsupported()
+                        || error.errno() == Some(libc::EINVAL) && STEERING.contains(&mode.as_str())) =>
+            {
+                steps.did(format!("steering mode of {name} stays {old}: it does not take {mode} ({error})"), || Ok(()));
             }
             (Err(error), _) => return Err(target.explain("its steering mode", &error)),
         }

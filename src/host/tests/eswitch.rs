@@ -121,6 +121,26 @@ fn an_ice_has_no_functions_while_its_mode_changes() {
 }
 
 #[test]
+fn a_device_that_steers_by_firmware_alone_goes_to_switchdev_all_the_same() {
+    for errno in [libc::EOPNOTSUPP, libc::ENODEV, libc::EINVAL] {
+        let (_, kernel, host) = nic("mlx5_core");
+        let said = "Software managed steering is not supported by current device";
+        kernel.0.lock().unwrap().refusals.push(("steering", 99, errno, said));
+        let set_to = set(&host, &to_switchdev(), nobody).unwrap();
+        assert_eq!((set_to.mode, set_to.steering_mode.as_deref()), (EswitchMode::Switchdev, Some("dmfs")));
+        assert!(set_to.done.iter().any(|done| done.contains("stays dmfs") && done.contains(said)), "{:?}", set_to.done);
+        // In switchdev mode no device changes it: who asks for it there is told.
+        let wish = Wish { pf: "eth0".into(), steering_mode: Some("smfs".into()), ..Wish::default() };
+        assert_eq!(set(&host, &wish, nobody).unwrap_err().errno, Some(errno));
+    }
+    // A word that no driver knows is a mistake.
+    let (_, kernel, host) = nic("mlx5_core");
+    kernel.0.lock().unwrap().refusals.push(("steering", 1, libc::EINVAL, "Bad parameter"));
+    let wish = Wish { steering_mode: Some("sfms".into()), ..to_switchdev() };
+    assert_eq!(set(&host, &wish, nobody).unwrap_err().kind, ErrorKind::Invalid);
+}
+
+#[test]
 fn each_step_that_fails_takes_those_before_it_back() {
     for (step, errno, word) in [
         ("tc", libc::EOPNOTSUPP, "hw-tc-offload"),
