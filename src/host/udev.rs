@@ -207,7 +207,7 @@ fn clashes(path: &Path, text: &str, ours: &Ours) -> Vec<Clash> {
 impl Ours {
     /// Why a rule would name an interface of this PF's. `NAME==` asks, `NAME=` and `NAME:=` set.
     fn clash(&self, rule: &str) -> Option<String> {
-        let parts: Vec<&str> = rule.split(',').map(str::trim).collect();
+        let parts = parts(rule);
         let set = parts.iter().find_map(|part| {
             let value = part.strip_prefix("NAME")?.trim_start().trim_start_matches(':').strip_prefix('=')?;
             (!value.starts_with('=')).then(|| value.trim().trim_matches('"'))
@@ -240,6 +240,37 @@ impl Ours {
             elsewhere("ATTR{phys_switch_id}", self.switch.as_deref().unwrap_or("\"\"")) || elsewhere("KERNELS", &pf);
         (by_port && !other).then(|| "it is about the ports of every switch".into())
     }
+}
+
+/// What a rule is made of: `KEY{attribute}OPERATOR"value"`, whose commas udev does not need. Those in values, and quotes behind a backslash, are the
+/// value's own.
+fn parts(rule: &str) -> Vec<&str> {
+    let (mut parts, mut start, mut quoted, mut escaped) = (vec![], 0, false, false);
+    for (at, sign) in rule.char_indices() {
+        let end = match sign {
+            _ if escaped => {
+                escaped = false;
+                continue;
+            }
+            '\\' if quoted => {
+                escaped = true;
+                continue;
+            }
+            '"' => {
+                quoted = !quoted;
+                if quoted {
+                    continue;
+                }
+                at + 1
+            }
+            ',' if !quoted => at,
+            _ => continue,
+        };
+        parts.extend(rule.get(start..end));
+        start = at + 1;
+    }
+    parts.extend(rule.get(start..));
+    parts.into_iter().map(str::trim).filter(|part| !part.is_empty()).collect()
 }
 
 /// The file with this PF's block in place of the old one, at the end where there was none; without rules the block goes.
@@ -296,6 +327,14 @@ mod tests {
         assert!(changed.find("A2") < changed.find("B1"), "{changed}");
         assert_eq!(merged(&changed, a, &rule("A2")), changed);
         assert_eq!(merged(&merged(&changed, a, &[]), b, &[]), format!("{others}\n"));
+    }
+
+    #[test]
+    fn a_rule_is_read_with_and_without_commas() {
+        let rule = r#"A=="1,2",B{c}!="x\"y" IMPORT{program}="/bin/p $attr{a} b", NAME="$env{NAME}""#;
+        let read = ["A==\"1,2\"", r#"B{c}!="x\"y""#, "IMPORT{program}=\"/bin/p $attr{a} b\"", "NAME=\"$env{NAME}\""];
+        assert_eq!(parts(rule), read);
+        assert_eq!(parts("A==\"not ended, B"), ["A==\"not ended, B"]);
     }
 
     #[test]

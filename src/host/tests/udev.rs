@@ -57,6 +57,8 @@ fn rules_of_others_stay_and_those_about_the_same_interfaces_are_conflicts() {
     for rule in [
         "SUBSYSTEM==\"net\", ATTR{phys_port_name}!=\"\", NAME=\"$attr{phys_port_name}\"",
         "KERNEL==\"eth9\", NAME:=\"eth0_1\"",
+        // As MLNX_OFED's, without a comma before the name (written from its documentation; not seen on hardware).
+        "SUBSYSTEM==\"net\", ACTION==\"add\", ATTR{phys_switch_id}!=\"\", IMPORT{program}=\"/etc/infiniband/vf-net-link-name.sh $attr{phys_switch_id} $attr{phys_port_name}\" NAME=\"$env{NAME}\"",
     ] {
         tree.set("udev/70-other.rules", rule);
         let named = name(&host, "eth0", false).unwrap();
