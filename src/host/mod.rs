@@ -54,7 +54,7 @@ pub(crate) struct Host {
     pub id: Option<String>,
     /// The folders of programs, as in PATH.
     pub programs: String,
-    /// The folders of udev's rules: the first is written to, all are looked at.
+    /// The folders of udev's rules: the first is written to, all are looked at. A file is read in the first of them that has it.
     pub udev: Vec<PathBuf>,
     /// Where it is written down what is being changed.
     pub journal: Arc<dyn work::Journal>,
@@ -87,7 +87,7 @@ impl Host {
 /// Where udev's rules of this machine are; a made-up host has its own beside its sysfs.
 fn udev_folders(sysfs: &Path) -> Vec<PathBuf> {
     if sysfs == Path::new("/sys") {
-        ["/etc/udev/rules.d", "/run/udev/rules.d"].map(PathBuf::from).into()
+        ["/etc", "/run", "/usr/local/lib", "/usr/lib", "/lib"].map(|root| Path::new(root).join("udev/rules.d")).into()
     } else {
         vec![sysfs.with_file_name("udev-rules")]
     }

@@ -4,6 +4,7 @@
 //! rule of somebody else's that would name the same interfaces is a conflict: then nothing is written for that PF, and theirs counts.
 
 use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -75,15 +76,24 @@ pub(crate) fn name(host: &Host, pf: &str, dry_run: bool) -> Result<Named, Error>
     let ours = Ours::of(host, &function, &interface, total);
     let file = folder.join(FILE);
     let mut conflicts = vec![];
-    for folder in &host.udev {
-        for path in rule_files(folder) {
-            let text = read(&path).map_err(|error| Error::io(path.display(), &error).about(pf))?;
-            conflicts.extend(clashes(&path, &text, &ours));
-        }
+    let all = rule_files(&host.udev);
+    let unread = |path: &Path, error| Error::io(path.display(), &error).about(pf);
+    for path in all.values() {
+        // What is no text is in comments and values that are not about us.
+        let bytes = read(path).map_err(|error| unread(path, error))?;
+        conflicts.extend(clashes(path, &String::from_utf8_lossy(&bytes), &ours));
     }
     let rules = if conflicts.is_empty() { ours.rules() } else { vec![] };
     let mut named = Named { pf: address, rules, conflicts, done: vec![], file: file.clone() };
-    let old = read(&file).map_err(|error| Error::io(file.display(), &error).about(pf))?;
+    // One of the same name in a folder behind it would count no longer: ours goes on from its text (udev(7), "Rules Files").
+    let old = match all.get(OsStr::new(FILE)) {
+        Some(path) => read(path)
+            .and_then(|bytes| {
+                String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+            })
+            .map_err(|error| unread(path, error))?,
+        None => String::new(),
+    };
     let new = merged(&old, address, &named.rules);
     if new != old {
         let what = format!("{} has {} rules for the interfaces of {pf}", file.display(), named.rules.len());
@@ -159,17 +169,23 @@ fn base(interface: &str, pf: PciAddress, total: u16) -> String {
     format!("n{domain}p{:02x}{:02x}f{}", pf.bus, pf.device, pf.function)
 }
 
-fn rule_files(folder: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-    let mut files: Vec<PathBuf> = entries.filter(|path| path.extension().is_some_and(|end| end == "rules")).collect();
-    files.sort();
+/// The files that udev reads, by name: of several with one name that in the first folder counts.
+fn rule_files(folders: &[PathBuf]) -> BTreeMap<OsString, PathBuf> {
+    let mut files = BTreeMap::new();
+    for folder in folders {
+        let entries =
+            fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| (entry.file_name(), entry.path()));
+        for (name, path) in entries.filter(|(_, path)| path.extension().is_some_and(|end| end == "rules")) {
+            files.entry(name).or_insert(path);
+        }
+    }
     files
 }
 
-/// A file's text; nothing where there is none.
-fn read(path: &Path) -> io::Result<String> {
-    match fs::read_to_string(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+/// What is in a file; nothing where there is none.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    match fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(vec![]),
         other => other,
     }
 }

@@ -68,3 +68,29 @@ fn rules_of_others_stay_and_those_about_the_same_interfaces_are_conflicts() {
         assert_eq!(name(&host, "eth0", false).unwrap().done.len(), 1);
     }
 }
+
+#[test]
+fn a_file_of_the_systems_is_gone_on_from_and_not_masked() {
+    const SYSTEMS: &str = "lib/82-net-setup-link.rules";
+    let tree = Tree::new();
+    tree.pf("0000:0a:00.0", CX5, "eth0", 2);
+    tree.port("0000:0a:00.0", "eth0", 2, "0c42a1", "p0");
+    let mut host = tree.host(FakeKernel::default());
+    host.udev.push(tree.path("lib"));
+    // One that names the same interfaces: nothing is written.
+    tree.set(SYSTEMS, "SUBSYSTEM==\"net\", ATTR{phys_port_name}!=\"\", NAME=\"sw_$attr{phys_port_name}\"\n");
+    let named = name(&host, "eth0", false).unwrap();
+    assert!(named.conflicts.len() == 1 && named.done.is_empty() && !tree.path(FILE).exists(), "{named:?}");
+    assert!(named.conflicts[0].file.ends_with(SYSTEMS), "{named:?}");
+    // Others' rules in it count as before.
+    let theirs = "KERNEL==\"eth7\", NAME=\"wan\"\n";
+    tree.set(SYSTEMS, theirs.trim_end());
+    assert_eq!(name(&host, "eth0", false).unwrap().done.len(), 1);
+    let text = fs::read_to_string(tree.path(FILE)).unwrap();
+    assert!(text.starts_with(theirs) && text.contains("begin 0000:0a:00.0"), "{text}");
+    assert_eq!(fs::read_to_string(tree.path(SYSTEMS)).unwrap(), theirs);
+    // From now on it is udev that does not read it.
+    tree.set(SYSTEMS, "KERNEL==\"eth9\", NAME=\"eth0_1\"\n");
+    let named = name(&host, "eth0", false).unwrap();
+    assert!(named.conflicts.is_empty() && named.done.is_empty(), "{named:?}");
+}
