@@ -122,12 +122,28 @@ impl<'a> Target<'a> {
             Some(libc::ENODEV) => "devlink does not know it: its driver has no switch",
             Some(libc::ENOENT) => "the kernel was built without devlink",
             Some(libc::EPERM | libc::EACCES) => "run the daemon as root",
-            Some(libc::EBUSY) => {
-                "something holds the switch: qdiscs or offloaded flows on its interfaces (tc qdisc show), VFs with drivers, a bond"
-            }
+            Some(libc::EBUSY) => &self.holders(),
             _ => return told,
         };
         Error { message: format!("{}: {remedy}", told.message), ..told }
+    }
+
+    /// What may hold the switch, with the qdiscs that are on its interfaces by their names.
+    fn holders(&self) -> String {
+        let own = self.function().and_then(|function| Representors::new(&self.host.sysfs, &[]).own(&function));
+        let own = own.or_else(|| self.uplink());
+        let ports = self.representors().into_iter().filter_map(|one| one.interface);
+        let interfaces: Vec<String> = own.into_iter().chain(ports).collect();
+        let left = self.host.kernel.qdiscs().unwrap_or_default().into_iter();
+        let left: Vec<String> = left
+            .filter(|(interface, _)| interfaces.contains(interface))
+            .map(|(interface, kind)| match kind.as_str() {
+                "ingress" | "clsact" => format!("{kind} on {interface} (tc qdisc del dev {interface} {kind})"),
+                _ => format!("{kind} on {interface} (tc qdisc del dev {interface} root)"),
+            })
+            .collect();
+        let rest = "something holds the switch: qdiscs or offloaded flows on its interfaces (tc qdisc show), VFs with drivers, a bond";
+        if left.is_empty() { rest.into() } else { format!("{rest}; qdiscs are left: {}", left.join(", ")) }
     }
 
     /// As it is.

@@ -16,13 +16,13 @@ pub(crate) struct Qdisc {
 
 impl Qdisc {
     /// Whether somebody put it there to shape or to police: the kernel's own choices do not.
-    pub(super) fn shapes(&self) -> bool {
+    pub(crate) fn shapes(&self) -> bool {
         let plain = ["noqueue", "noop", "mq", "multiq", "fq_codel", "fq", "pfifo", "bfifo", "pfifo_fast", "sfq"];
         !plain.contains(&self.kind.as_str()) && !self.is_ingress()
     }
 
     /// Whether it is the place for filters: OVS has its own there when it offloads by TC.
-    pub(super) fn is_ingress(&self) -> bool {
+    pub(crate) fn is_ingress(&self) -> bool {
         matches!(self.kind.as_str(), "ingress" | "clsact")
     }
 }

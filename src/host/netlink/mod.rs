@@ -27,10 +27,14 @@ pub(crate) use link::{VfChange, VfLinkState, VfSettings};
 pub(crate) use vdpa::{VdpaConfig, VdpaDevice, VdpaManagement, VdpaNew, VdpaParent};
 pub(crate) use watch::LinkWatch;
 
+use crate::ovs::qdisc;
+
 /// What the kernel can be asked and told. An interface is given by its name and its index, which belong together.
 pub(crate) trait Kernel: Send + Sync {
     /// The settings of a PF's VFs, by their numbers, for this PF alone.
     fn vfs(&self, index: u32) -> Result<Vec<VfSettings>, NetlinkError>;
+    /// Queueing disciplines of this network namespace that somebody put there: interface and kind.
+    fn qdiscs(&self) -> Result<Vec<(String, String)>, NetlinkError>;
     /// Changes one setting of one VF.
     fn set_vf(&self, index: u32, vf: u32, change: VfChange) -> Result<(), NetlinkError>;
     /// The eswitch of a device.
@@ -73,6 +77,12 @@ pub(crate) struct Real;
 impl Kernel for Real {
     fn vfs(&self, index: u32) -> Result<Vec<VfSettings>, NetlinkError> {
         link::vfs(index)
+    }
+
+    fn qdiscs(&self) -> Result<Vec<(String, String)>, NetlinkError> {
+        let all = qdisc::list().map_err(|source| NetlinkError::Socket { doing: "listing qdiscs", source })?;
+        let set = all.into_iter().filter(|one| one.shapes() || one.is_ingress());
+        Ok(set.map(|one| (one.interface, one.kind)).collect())
     }
 
     fn set_vf(&self, index: u32, vf: u32, change: VfChange) -> Result<(), NetlinkError> {

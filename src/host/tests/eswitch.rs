@@ -178,9 +178,15 @@ fn a_switch_that_is_busy_for_a_moment_is_asked_again_and_one_that_stays_so_is_sa
     let back = Wish { mode: Some(EswitchMode::Legacy), ..wish };
     let error = set(&host, &back, owned).unwrap_err();
     assert!(error.kind == ErrorKind::Busy && error.message.contains("port vm1 has VF 0"), "{error}");
-    kernel.0.lock().unwrap().refusals.push(("eswitch Mode", 99, libc::EBUSY, ""));
+    {
+        let mut state = kernel.0.lock().unwrap();
+        state.refusals.push(("eswitch Mode", 99, libc::EBUSY, ""));
+        state.qdiscs = vec![("eth0_1", "ingress"), ("eth0", "htb"), ("eth9", "clsact")];
+    }
     let error = set(&host, &back, nobody).unwrap_err();
     assert!(error.kind == ErrorKind::Busy && error.message.contains("tc qdisc show"), "{error}");
+    let left = "qdiscs are left: ingress on eth0_1 (tc qdisc del dev eth0_1 ingress), htb on eth0 (tc qdisc del dev eth0 root)";
+    assert!(error.message.contains(left) && !error.message.contains("eth9"), "{error}");
 }
 
 #[test]

@@ -55,6 +55,8 @@ type OnVdpa = Box<dyn FnMut(&str, Option<&VdpaNew>) + Send>;
 pub(super) struct State {
     /// Settings of VFs by their PF's index.
     pub vfs: BTreeMap<u32, Vec<VfSettings>>,
+    /// Queueing disciplines that somebody put there.
+    pub qdiscs: Vec<(&'static str, &'static str)>,
     /// Switches by device.
     pub eswitches: BTreeMap<DevlinkName, EswitchState>,
     pub ports: Vec<DevlinkPort>,
@@ -114,6 +116,11 @@ impl Kernel for FakeKernel {
         state.vf_lists += 1;
         state.refusal("vfs")?;
         Ok(state.vfs.get(&index).cloned().unwrap_or_default())
+    }
+
+    fn qdiscs(&self) -> Result<Vec<(String, String)>, NetlinkError> {
+        let state = self.0.lock().unwrap();
+        Ok(state.qdiscs.iter().map(|(interface, kind)| (interface.to_string(), kind.to_string())).collect())
     }
 
     fn set_vf(&self, index: u32, vf: u32, change: VfChange) -> Result<(), NetlinkError> {
