@@ -529,6 +529,8 @@ fn steps(kind: Kind, name: &str, card: &Card, total: u32) -> Vec<String> {
             steps.push(format!("set VFs of {name} to {total}, and wait for each"));
         }
     };
+    // Names count for interfaces that come after them.
+    let names = format!("write udev's rules for names of {name}'s VFs and representors that stay");
     match kind {
         Kind::Sriov => {
             if card.switchdev {
@@ -539,19 +541,23 @@ fn steps(kind: Kind, name: &str, card: &Card, total: u32) -> Vec<String> {
         Kind::OvsOffload if card.switchdev && card.vfs == total => {}
         // ice makes VFs in switchdev mode, mlx5 wants them before.
         Kind::OvsOffload if card.driver == "ice" => {
+            steps.push(names);
             if card.vfs != 0 && !card.switchdev {
                 steps.push(format!("set VFs of {name} from {} to 0", card.vfs));
             }
+            steps.push(format!("set hw-tc-offload of {name} on"));
             if !card.switchdev {
                 steps.push(format!("set the eswitch of {name} to switchdev"));
             }
             steps.push(format!("set VFs of {name} to {total}, and wait for each"));
         }
         Kind::OvsOffload | Kind::VfLag => {
-            steps.push(format!("set hw-tc-offload of {name} on"));
+            steps.push(names);
             if card.switchdev {
                 steps.push(format!("unbind VFs of {name}, and set its eswitch to legacy"));
             }
+            steps.push(format!("set hw-tc-offload of {name} on"));
+            steps.push(format!("set the steering mode of {name} to smfs, where it has a choice"));
             count(&mut steps);
             steps
                 .push(format!("unbind VFs of {name}, set its eswitch to switchdev, and wait for {total} representors"));

@@ -86,7 +86,9 @@ fn a_bond_is_its_members_with_the_bonds_bridge_and_wire() {
     assert_eq!(
         first.steps,
         [
+            "write udev's rules for names of eth2's VFs and representors that stay",
             "set hw-tc-offload of eth2 on",
+            "set the steering mode of eth2 to smfs, where it has a choice",
             "set VFs of eth2 to 8, and wait for each",
             "unbind VFs of eth2, set its eswitch to switchdev, and wait for 8 representors"
         ]
@@ -110,10 +112,16 @@ fn what_is_so_already_has_no_steps() {
     // A count that differs is changed by way of legacy and none.
     host.interfaces.get_mut("eth2").unwrap().card.as_mut().unwrap().vfs = 2;
     let plan = planned("ovs_offload_nics:\n- bond0\n", &host);
-    assert_eq!(
-        plan.items[0].steps[1..3],
-        ["unbind VFs of eth2, and set its eswitch to legacy", "set VFs of eth2 from 2 to 0"]
-    );
+    let steps = &plan.items[0].steps;
+    assert_eq!(steps[1], "unbind VFs of eth2, and set its eswitch to legacy");
+    assert_eq!(steps[4], "set VFs of eth2 from 2 to 0");
+    // An ice makes them in switchdev mode.
+    let card = host.interfaces.get_mut("eth2").unwrap().card.as_mut().unwrap();
+    (card.driver, card.switchdev) = ("ice".into(), false);
+    let steps = &planned("ovs_offload_nics:\n- bond0\n", &host).items[0].steps;
+    let words =
+        ["write udev's rules", "set VFs of eth2 from 2 to 0", "set hw-tc", "set the eswitch", "set VFs of eth2 to 8"];
+    assert!(steps.iter().zip(words).all(|(step, words)| step.starts_with(words)) && steps.len() == 5, "{steps:#?}");
 }
 
 #[test]
