@@ -282,3 +282,48 @@ fn vf_lag_is_begun_where_it_can_be_after_its_members_and_said_where_it_cannot() 
     assert!(two.problems[0].message.contains("no VF LAG") && two.items.len() == 2, "{two:#?}");
     assert_eq!(two.problems[0].level, Level::Warning);
 }
+
+/// MLNX_OFED's own file says which mode a card is in (written from the agent's use of it; not seen on hardware): where it is, the switch id of the
+/// interface, which older drivers have in both modes, says nothing.
+#[test]
+fn ofeds_own_word_for_the_mode_counts_before_the_switchs_id() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = |path: &str, text: &str| {
+        let path = folder.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    const FUNCTION: &str = "sys/bus/pci/devices/0000:81:00.0";
+    const NET: &str = "sys/class/net/eth1";
+    for (file, text) in
+        [("class", "0x020000\n"), ("vendor", "0x15b3\n"), ("device", "0x101d\n"), ("net/eth1/ifindex", "2\n")]
+    {
+        set(&format!("{FUNCTION}/{file}"), text);
+    }
+    for (file, text) in [("sriov_totalvfs", "8\n"), ("sriov_numvfs", "8\n")] {
+        set(&format!("{FUNCTION}/{file}"), text);
+    }
+    set(&format!("{NET}/phys_port_name"), "p0\n");
+    let asks = |key: &str| {
+        let host = crate::host::doctor::Host::new(folder.path(), None, Box::new(crate::host::doctor::FilesOnly));
+        let host = Inventory::read(&host, None);
+        let text = format!("networks:\n- eth1/br0/wire1\n{key}: [eth1]\n");
+        plan(&settings(&[("/host.conf", &text)], None).unwrap(), &host).items.remove(0)
+    };
+    for (told, id, switchdev) in
+        [("legacy\n", "0c42a1\n", false), ("switchdev\n", "", true), ("", "0c42a1\n", true), ("", "", false)]
+    {
+        let file = folder.path().join(NET).join("compat/devlink/mode");
+        match told {
+            // The kernel's own driver.
+            "" => std::fs::remove_file(file).unwrap_or_default(),
+            told => set(&format!("{NET}/compat/devlink/mode"), told),
+        }
+        set(&format!("{NET}/phys_switch_id"), id);
+        let item = asks("ovs_offload_nics");
+        assert_eq!((item.switchdev, item.steps.is_empty()), (switchdev, switchdev), "{told:?} {id:?}: {item:#?}");
+        let item = asks("sriov_nics");
+        let leaves = item.steps.iter().any(|step| step.contains("set its eswitch to legacy"));
+        assert_eq!(leaves, switchdev, "{told:?} {id:?}: {item:#?}");
+    }
+}
