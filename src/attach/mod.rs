@@ -4,6 +4,7 @@
 //! was killed in between takes back what was begun, or finishes what was being taken back ([`run`]).
 
 pub(crate) mod choose;
+pub(crate) mod counted;
 pub(crate) mod guest;
 pub(crate) mod plan;
 pub(crate) mod record;

@@ -14,7 +14,7 @@ mod model;
 pub(crate) mod netlink;
 mod pci;
 pub(crate) mod program;
-mod representor;
+pub(crate) mod representor;
 pub(crate) mod sriov;
 pub(crate) mod steps;
 pub(crate) mod sysfs;

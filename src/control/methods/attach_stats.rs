@@ -5,11 +5,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Call;
+use crate::attach::counted::handed_over;
 use crate::attach::record::{Counted, Record};
 use crate::attach::request::Mode;
 use crate::control::{Daemon, locked};
 use crate::error::Error;
-use crate::host::Host;
 
 /// Whose counters.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
@@ -29,7 +29,7 @@ pub(crate) struct GuestStats {
     pub nic: u16,
     /// Whether they are of now; false: the last known, or none.
     pub current: bool,
-    /// Where they are from: `port`, or the interface that was read.
+    /// Where they are from: `port`, the VF's representor, or `INTERFACE vf N` where the PF's driver counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
     /// They never go back while the NIC is attached.
@@ -41,7 +41,7 @@ pub(super) fn stats(call: &mut Call, Stats { guest }: Stats) -> Result<Vec<Guest
     let host = daemon.host();
     let all = daemon.attachments.count(guest.as_deref(), |record| match record.wanted.mode {
         Mode::Vhost => (of_port(daemon, record), Some("port".to_owned())),
-        Mode::Passthrough => of_representor(&host, record),
+        Mode::Passthrough => handed_over(&host, record),
     });
     let told = all.into_iter().map(|(record, current, source, counted)| {
         let source = source.filter(|_| current);
@@ -72,21 +72,4 @@ fn of_port(daemon: &Daemon, record: &Record) -> Option<Counted> {
         rx_bytes: to.sent_bytes,
         rx_dropped: to.drops.total(),
     })
-}
-
-/// What the interface counted that stands for the VF: it receives what the guest sends.
-fn of_representor(host: &Host, record: &Record) -> (Option<Counted>, Option<String>) {
-    let Some(name) = &record.representor else { return (None, None) };
-    let read = |file: &str| host.sysfs.number::<u64>(&format!("class/net/{name}/statistics/{file}"));
-    let counted = || {
-        Some(Counted {
-            tx_packets: read("rx_packets")?,
-            tx_bytes: read("rx_bytes")?,
-            tx_dropped: read("rx_dropped")?,
-            rx_packets: read("tx_packets")?,
-            rx_bytes: read("tx_bytes")?,
-            rx_dropped: read("tx_dropped")?,
-        })
-    };
-    (counted(), Some(name.clone()))
 }

@@ -28,9 +28,17 @@ const IFLA_VF_VLAN: u16 = 2;
 const IFLA_VF_SPOOFCHK: u16 = 4;
 const IFLA_VF_LINK_STATE: u16 = 5;
 const IFLA_VF_RATE: u16 = 6;
+const IFLA_VF_STATS: u16 = 8;
 const IFLA_VF_TRUST: u16 = 9;
 const IFLA_VF_IB_NODE_GUID: u16 = 10;
 const IFLA_VF_IB_PORT_GUID: u16 = 11;
+
+const IFLA_VF_STATS_RX_PACKETS: u16 = 0;
+const IFLA_VF_STATS_TX_PACKETS: u16 = 1;
+const IFLA_VF_STATS_RX_BYTES: u16 = 2;
+const IFLA_VF_STATS_TX_BYTES: u16 = 3;
+const IFLA_VF_STATS_RX_DROPPED: u16 = 7;
+const IFLA_VF_STATS_TX_DROPPED: u16 = 8;
 
 /// Bytes of an attribute's header, of which attributes are multiples (struct nlattr).
 const ATTRIBUTE: usize = 4;
@@ -84,6 +92,23 @@ pub(crate) struct VfSettings {
     pub port_guid: Option<Guid>,
 }
 
+/// What a PF's driver counted of a VF, as the VF sees it (`ndo_get_vf_stats`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct VfCounters {
+    /// Frames that it received.
+    pub rx_packets: u64,
+    /// Frames that it sent.
+    pub tx_packets: u64,
+    /// Bytes of those received.
+    pub rx_bytes: u64,
+    /// Bytes of those sent.
+    pub tx_bytes: u64,
+    /// Frames for it that did not get there.
+    pub rx_dropped: u64,
+    /// Frames of it that did not get further.
+    pub tx_dropped: u64,
+}
+
 /// One setting of a VF.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum VfChange {
@@ -116,16 +141,29 @@ pub(super) fn vfs(index: u32) -> Result<Vec<VfSettings>, NetlinkError> {
     request.put_u32(IFLA_EXT_MASK, RTEXT_FILTER_VF | RTEXT_FILTER_SKIP_STATS);
     let mut found = vec![];
     Channel::open(NETLINK_ROUTE)?.ask(RTM_GETLINK, Want::One, &request, |body| {
-        found = read(body.get(INFO..).unwrap_or_default())?;
+        found = read(body.get(INFO..).unwrap_or_default(), settings)?;
         Ok(())
     })?;
     Ok(found)
 }
 
+/// The kernel tells those of all of this link's VFs, and zeros for a driver that counts none: those are no counters.
+pub(super) fn vf_counters(index: u32, vf: u32) -> Result<Option<VfCounters>, NetlinkError> {
+    let mut request = about(index);
+    request.put_u32(IFLA_EXT_MASK, RTEXT_FILTER_VF);
+    let mut found = vec![];
+    Channel::open(NETLINK_ROUTE)?.ask(RTM_GETLINK, Want::One, &request, |body| {
+        found = read(body.get(INFO..).unwrap_or_default(), counters)?;
+        Ok(())
+    })?;
+    let mine = found.into_iter().find(|(number, _)| *number == vf);
+    Ok(mine.map(|(_, counters)| counters).filter(|counters| *counters != VfCounters::default()))
+}
+
 /// The VFs in a link's attributes. One that the driver does not tell of is not in the list (`rtnl_fill_vfinfo`). The list's own length has 16 bits
 /// and has begun anew where some 220 VFs are in it (`nla_nest_end`; iproute2 says "Truncated VF list" then): the list goes on behind its end for as
 /// long as VFs are missing by their number, which is told before, and what follows is a VF.
-fn read(link: &[u8]) -> Result<Vec<VfSettings>, NetlinkError> {
+fn read<T>(link: &[u8], vf: impl Fn(&[u8]) -> Result<Option<T>, NetlinkError>) -> Result<Vec<T>, NetlinkError> {
     let (mut found, mut count, mut rest) = (vec![], 0, link);
     while let Some(attribute) = attributes(rest).next() {
         let attribute = attribute?;
@@ -141,7 +179,7 @@ fn read(link: &[u8]) -> Result<Vec<VfSettings>, NetlinkError> {
                         break;
                     }
                     let info = info?;
-                    let one = if info.kind == IFLA_VF_INFO { settings(info.value) } else { Ok(None) };
+                    let one = if info.kind == IFLA_VF_INFO { vf(info.value) } else { Ok(None) };
                     match one {
                         Ok(Some(one)) => found.push(one),
                         Ok(None) if inside => {}
@@ -202,6 +240,34 @@ fn settings(info: &[u8]) -> Result<Option<VfSettings>, NetlinkError> {
         }
     }
     Ok(found.then_some(settings))
+}
+
+/// One VF's number, and what was counted of it.
+fn counters(info: &[u8]) -> Result<Option<(u32, VfCounters)>, NetlinkError> {
+    let (mut vf, mut found) = (None, VfCounters::default());
+    for attribute in attributes(info) {
+        let attribute = attribute?;
+        match attribute.kind {
+            IFLA_VF_MAC => vf = attribute.value.first_chunk::<4>().map(|bytes| u32::from_ne_bytes(*bytes)),
+            IFLA_VF_STATS => {
+                for one in attributes(attribute.value) {
+                    let one = one?;
+                    let value = one.value.first_chunk::<8>().map_or(0, |bytes| u64::from_ne_bytes(*bytes));
+                    match one.kind {
+                        IFLA_VF_STATS_RX_PACKETS => found.rx_packets = value,
+                        IFLA_VF_STATS_TX_PACKETS => found.tx_packets = value,
+                        IFLA_VF_STATS_RX_BYTES => found.rx_bytes = value,
+                        IFLA_VF_STATS_TX_BYTES => found.tx_bytes = value,
+                        IFLA_VF_STATS_RX_DROPPED => found.rx_dropped = value,
+                        IFLA_VF_STATS_TX_DROPPED => found.tx_dropped = value,
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(vf.map(|vf| (vf, found)))
 }
 
 /// The number in a struct ifla_vf_guid, which begins at a multiple of eight behind the VF's number.
@@ -285,7 +351,7 @@ mod tests {
             node_guid: Some(Guid(0x0001_5254_0000_0007)),
             port_guid: Some(Guid(0x0010_5254_0000_0007)),
         };
-        assert_eq!(read(&told(7, &changes)).unwrap(), [wanted]);
+        assert_eq!(read(&told(7, &changes), settings).unwrap(), [wanted]);
     }
 
     #[test]
@@ -293,14 +359,14 @@ mod tests {
         let mut bytes = told(1, &[VfChange::Mac(MacAddress([0; 6])), VfChange::SpoofCheck(true)]);
         let end = bytes.len();
         bytes[end - 4..].copy_from_slice(&ABSENT.to_ne_bytes());
-        let read = read(&bytes).unwrap();
+        let read = read(&bytes, settings).unwrap();
         assert_eq!((read[0].vf, read[0].mac, read[0].spoof_check), (1, None, None));
     }
 
     #[test]
     fn a_list_that_is_cut_is_an_error_and_no_shorter_list() {
         let bytes = told(1, &[VfChange::Mac(MacAddress([2, 0, 0, 0, 0, 1]))]);
-        assert!(read(&bytes[..bytes.len() - 8]).is_err());
+        assert!(read(&bytes[..bytes.len() - 8], settings).is_err());
     }
 
     #[test]
@@ -320,7 +386,7 @@ mod tests {
         for (kind, value) in [(IFLA_VF_INFO, &[2, 0, 0, 0, 0, 9][..]), (43, &[8, 0, 2, 0, 0, 0, 0, 0]), (50, &[1; 6])] {
             let mut link = link.clone();
             link.put(kind, value).put(51, &[7; 8]);
-            let found = read(&link.message(0, 0, 0)[super::super::request::HEADER..]).unwrap();
+            let found = read(&link.message(0, 0, 0)[super::super::request::HEADER..], settings).unwrap();
             assert_eq!(found.iter().map(|one| one.vf).collect::<Vec<_>>(), [0, 2], "before attribute {kind}");
         }
     }
@@ -350,10 +416,36 @@ mod tests {
         link.extend(&list);
         let whole = link.len();
         link.extend([8, 0, 50, 0, 1, 2, 3, 4]);
-        let found = read(&link).unwrap();
+        let found = read(&link, settings).unwrap();
         assert_eq!(found.len(), 250);
         assert_eq!((found[249].vf, found[249].vlan), (249, 249));
-        assert!(read(&link[..whole - 300]).is_err(), "one VF is cut off");
+        assert!(read(&link[..whole - 300], settings).is_err(), "one VF is cut off");
+    }
+
+    #[test]
+    fn what_was_counted_of_each_vf_is_told_apart() {
+        let mut link = Request::default();
+        link.put_u32(IFLA_NUM_VF, 2).nest(IFLA_VFINFO_LIST, |list| {
+            for vf in [0_u8, 1] {
+                list.nest(IFLA_VF_INFO, |info| {
+                    let (kind, value) = value(vf.into(), VfChange::Mac(MacAddress([2, 0, 0, 0, 0, vf])));
+                    info.put(kind, &value);
+                    info.nest(IFLA_VF_STATS, |stats| {
+                        // linux/if_link.h; 6 fills up to a multiple of eight.
+                        for (kind, value) in
+                            [(0, 10_u64), (1, 20), (2, 30), (3, 40), (4, 50), (5, 60), (7, 70), (8, 80)]
+                        {
+                            stats.put(kind, &(value + u64::from(vf)).to_ne_bytes()).put(6, &[]);
+                        }
+                    });
+                });
+            }
+        });
+        let found = read(&link.message(0, 0, 0)[super::super::request::HEADER..], counters).unwrap();
+        let second =
+            VfCounters { rx_packets: 11, tx_packets: 21, rx_bytes: 31, tx_bytes: 41, rx_dropped: 71, tx_dropped: 81 };
+        assert_eq!((found.len(), found[1]), (2, (1, second)));
+        assert_eq!(vf_counters(1, 0).unwrap(), None, "the loopback has no functions");
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub(crate) use devlink::{
 pub(crate) use driver::DriverInfo;
 pub(crate) use error::NetlinkError;
 pub(crate) use guid::Guid;
-pub(crate) use link::{VfChange, VfLinkState, VfSettings};
+pub(crate) use link::{VfChange, VfCounters, VfLinkState, VfSettings};
 pub(crate) use vdpa::{VdpaConfig, VdpaDevice, VdpaManagement, VdpaNew, VdpaParent};
 pub(crate) use watch::LinkWatch;
 
@@ -33,6 +33,8 @@ use crate::ovs::qdisc;
 pub(crate) trait Kernel: Send + Sync {
     /// The settings of a PF's VFs, by their numbers, for this PF alone.
     fn vfs(&self, index: u32) -> Result<Vec<VfSettings>, NetlinkError>;
+    /// What a PF's driver counts of one of its VFs; nothing: it counts none, or nothing was counted yet.
+    fn vf_counters(&self, index: u32, vf: u32) -> Result<Option<VfCounters>, NetlinkError>;
     /// Queueing disciplines of this network namespace that somebody put there: interface and kind.
     fn qdiscs(&self) -> Result<Vec<(String, String)>, NetlinkError>;
     /// Changes one setting of one VF.
@@ -77,6 +79,10 @@ pub(crate) struct Real;
 impl Kernel for Real {
     fn vfs(&self, index: u32) -> Result<Vec<VfSettings>, NetlinkError> {
         link::vfs(index)
+    }
+
+    fn vf_counters(&self, index: u32, vf: u32) -> Result<Option<VfCounters>, NetlinkError> {
+        link::vf_counters(index, vf)
     }
 
     fn qdiscs(&self) -> Result<Vec<(String, String)>, NetlinkError> {

@@ -7,14 +7,15 @@ use std::sync::Arc;
 use ringspan_protocol::{NicName, PortName, VfSettings as SoftSettings};
 
 use crate::attach::choose::{Around, choose};
+use crate::attach::counted::handed_over;
 use crate::attach::plan::{Facts, plan};
-use crate::attach::record::{Key, Record, Step, Target};
+use crate::attach::record::{Counted, Key, Record, Step, Target};
 use crate::attach::run::World;
 use crate::attach::world::{Lanes, Real};
 use crate::attach::{Attach, Attachments};
 use crate::error::{Error, ErrorKind};
 use crate::host::inventory::Inventory;
-use crate::host::netlink::VfSettings;
+use crate::host::netlink::{VfCounters, VfSettings};
 use crate::host::{Host, pci_function};
 use crate::ovs::client::Place;
 use crate::port_request::PortRequest;
@@ -290,4 +291,23 @@ fn a_vf_that_nobody_named_is_left_to_who_seems_to_have_it() {
     // Who has a function by vfio is told by that.
     scene.attach(&scene.boot(), "").unwrap();
     assert_eq!(user(&BTreeMap::new()), None);
+}
+
+/// igb counts nothing of its VFs, ixgbe and mlx5 do (`ndo_get_vf_stats` in their sources; not seen on hardware).
+#[test]
+fn a_vf_without_a_representor_is_counted_by_its_pfs_driver() {
+    let scene = Scene::new();
+    let all = scene.boot();
+    let record = scene.attach(&all, r#","mode":"passthrough""#).unwrap();
+    assert_eq!(handed_over(&scene.host, &record), (None, None), "nobody counts");
+    let told = VfCounters { rx_packets: 1, tx_packets: 2, rx_bytes: 3, tx_bytes: 4, rx_dropped: 5, tx_dropped: 6 };
+    // Another VF's are not the guest's.
+    scene.kernel.0.lock().unwrap().vf_counters.insert((2, 1), told);
+    assert_eq!(handed_over(&scene.host, &record), (None, None));
+    scene.kernel.0.lock().unwrap().vf_counters.insert((2, 0), told);
+    let (counted, source) = handed_over(&scene.host, &record);
+    let guests = Counted { tx_packets: 2, tx_bytes: 4, tx_dropped: 6, rx_packets: 1, rx_bytes: 3, rx_dropped: 5 };
+    assert_eq!((counted, source.as_deref()), (Some(guests), Some("eth0 vf 0")));
+    scene.kernel.0.lock().unwrap().refusals.push(("vf_counters", 1, libc::ENODEV, ""));
+    assert_eq!(handed_over(&scene.host, &record).0, None);
 }

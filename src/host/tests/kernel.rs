@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::host::netlink::{
     DevlinkName, DevlinkPort, DriverInfo, EswitchChange, EswitchMode, EswitchState, Kernel, LinkChange, NetlinkError,
-    VdpaConfig, VdpaDevice, VdpaManagement, VdpaNew, VfChange, VfSettings,
+    VdpaConfig, VdpaDevice, VdpaManagement, VdpaNew, VfChange, VfCounters, VfSettings,
 };
 
 /// What a change of mode does; an error number: it is refused.
@@ -55,6 +55,8 @@ type OnVdpa = Box<dyn FnMut(&str, Option<&VdpaNew>) + Send>;
 pub(super) struct State {
     /// Settings of VFs by their PF's index.
     pub vfs: BTreeMap<u32, Vec<VfSettings>>,
+    /// What it counted of VFs, by their PF's index and their number.
+    pub vf_counters: BTreeMap<(u32, u32), VfCounters>,
     /// Queueing disciplines that somebody put there.
     pub qdiscs: Vec<(&'static str, &'static str)>,
     /// Switches by device.
@@ -97,7 +99,7 @@ fn refused<T>(errno: i32, said: &str) -> Result<T, NetlinkError> {
 
 impl State {
     fn refusal(&mut self, what: &str) -> Result<(), NetlinkError> {
-        if !["vfs", "ports"].contains(&what) && self.fuse.is_burnt() {
+        if !["vfs", "vf_counters", "ports"].contains(&what) && self.fuse.is_burnt() {
             return refused(libc::EOWNERDEAD, "");
         }
         match self.refusals.iter_mut().find(|(name, left, ..)| what.starts_with(name) && *left > 0) {
@@ -116,6 +118,12 @@ impl Kernel for FakeKernel {
         state.vf_lists += 1;
         state.refusal("vfs")?;
         Ok(state.vfs.get(&index).cloned().unwrap_or_default())
+    }
+
+    fn vf_counters(&self, index: u32, vf: u32) -> Result<Option<VfCounters>, NetlinkError> {
+        let mut state = self.0.lock().unwrap();
+        state.refusal("vf_counters")?;
+        Ok(state.vf_counters.get(&(index, vf)).copied())
     }
 
     fn qdiscs(&self) -> Result<Vec<(String, String)>, NetlinkError> {
