@@ -1,5 +1,5 @@
 //! A VF that is handed over whole: QEMU, in the emulated host, gets it by the words that `ringspan port attach --mode passthrough` prints, and its
-//! guest's bus has the NIC. No guest is booted in there: the processor that is emulated would emulate another one, for many minutes.
+//! guest's bus has the NIC. No guest is booted in here: that takes minutes, and is another check ([`super::booted`]).
 
 use std::fs;
 use std::io::Write;
