@@ -188,6 +188,37 @@ pub(crate) fn set(host: &Host, wish: &Wish) -> Result<Set, Error> {
     Ok(Set { pf: function.address, settings: after, done: steps.finish() })
 }
 
+/// What is set for a VF, where that can be told: what [`undo`] goes back to.
+pub(crate) fn look(host: &Host, wish: &Wish) -> Option<VfSettings> {
+    let interface = Inventory::take(host).pf_named(&wish.pf).ok()?.interface?;
+    read(host, &wish.pf, index(&host.sysfs, &interface)?, wish.vf.into()).ok()
+}
+
+/// Takes back what of a wish a daemon that was killed may have done, last first.
+pub(crate) fn undo(host: &Host, wish: &Wish, before: &VfSettings) -> Result<(), Error> {
+    let (name, vf) = (wish.pf.as_str(), u32::from(wish.vf));
+    let interface = Inventory::take(host).pf_named(name)?.interface;
+    let Some(index) = interface.and_then(|interface| index(&host.sysfs, &interface)) else { return Ok(()) };
+    let now = read(host, name, index, vf)?;
+    let mut refused = None;
+    for back in wish.changes(before).into_iter().rev().filter_map(|change| inverse(change, before)) {
+        let is_so = match back {
+            VfChange::Mac(mac) => now.mac.unwrap_or(MacAddress([0; 6])) == mac,
+            VfChange::Vlan(vlan, qos) => (now.vlan, now.qos) == (vlan, qos),
+            VfChange::Rate(min, max) => (now.min_rate, now.max_rate) == (min, max),
+            VfChange::SpoofCheck(on) => now.spoof_check == Some(on),
+            VfChange::Trust(on) => now.trust == Some(on),
+            VfChange::LinkState(link) => now.link_state == Some(link),
+            VfChange::NodeGuid(guid) => now.node_guid == Some(guid),
+            VfChange::PortGuid(guid) => now.port_guid == Some(guid),
+        };
+        if !is_so && let Err(error) = host.kernel.set_vf(index, vf, back) {
+            refused.get_or_insert(explain(name, vf, back, &error).about(name));
+        }
+    }
+    refused.map_or(Ok(()), Err)
+}
+
 /// Makes a VF's settings as they were, as far as the driver takes them. What is not known, or was not set for it, stays.
 pub(crate) fn restore(host: &Host, pf: &str, vf: u16, before: &VfSettings) -> Result<(), Error> {
     let inventory = Inventory::take(host);

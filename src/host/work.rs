@@ -13,9 +13,11 @@ use super::Host;
 use super::bind::{self, Memory};
 use super::bond::{self, Around};
 use super::eswitch;
+use super::netlink::VfSettings;
 use super::pci::{Function, attribute};
 use super::representor::index;
 use super::sriov::{self, Count};
+use super::vf;
 use crate::error::{Error, ErrorKind};
 
 /// A change.
@@ -63,6 +65,13 @@ pub(crate) enum Change {
         #[serde(default)]
         before: u16,
     },
+    /// `vf.set`.
+    SetVf {
+        /// How it should be.
+        wish: vf::Wish,
+        /// What was set for the VF.
+        before: Option<VfSettings>,
+    },
     /// `device.bind`.
     Bind {
         /// The function.
@@ -87,6 +96,7 @@ impl Change {
             Self::DeleteBond { name, .. } => format!("taking the bond {name} away"),
             Self::SetEswitch { wish, .. } => format!("changing the switch of {}", wish.pf),
             Self::EnableVfs { pf, .. } => format!("changing the number of VFs of {pf}"),
+            Self::SetVf { wish, .. } => format!("setting VF {} of {}", wish.vf, wish.pf),
             Self::Bind { device, .. } => format!("giving {device} to another driver"),
             Self::Apply => "applying the agent's configuration".into(),
         }
@@ -199,6 +209,12 @@ pub(crate) fn finish(host: &Host, memory: &(impl Memory + ?Sized), around: &Arou
                 Err(error) => with_vfs(host, pf, *before, Err(error)),
             }
         }
+        Change::SetVf { wish, before } => vf::set(host, wish).map(|set| set.done).map_err(|error| {
+            match before.as_ref().map_or(Ok(()), |before| vf::undo(host, wish, before)) {
+                Ok(()) => error,
+                Err(why) => Error { message: format!("{}; left: {}", error.message, why.message), ..error },
+            }
+        }),
         Change::Bind { device, driver, disturb, before } => {
             let name = device.to_string();
             let bound = bind::bind(host, memory, &name, driver.as_deref(), *disturb, around.owner);

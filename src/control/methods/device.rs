@@ -356,8 +356,8 @@ pub(super) fn enable_vfs(call: &mut Call, request: EnableVfs) -> Result<Enabled,
 }
 
 pub(super) fn set_vf(call: &mut Call, wish: Wish) -> Result<Set, Error> {
-    let (host, _one) = (call.daemon.host(), one_at_a_time(&CHANGES, PATIENCE)?);
-    let set = vf::set(&host, &wish)?;
+    let change = |host: &Host| Ok(Change::SetVf { before: vf::look(host, &wish), wish: wish.clone() });
+    let set = changing(call.daemon, change, |host| vf::set(host, &wish))?;
     for done in &set.done {
         tracing::info!("{done}, as process {} asked", call.peer.pid);
     }

@@ -12,12 +12,12 @@ use super::owned_by;
 use super::tree::{CX5, IGB, Kind, Tree};
 use crate::error::Error;
 use crate::host::bind::{self, Memory, bind};
-use crate::host::netlink::{DevlinkName, EswitchMode, EswitchState};
+use crate::host::netlink::{DevlinkName, EswitchMode, EswitchState, VfLinkState, VfSettings};
 use crate::host::sriov::{Count, enable};
 use crate::host::work::{
     Begun, Change, Finished, Journal, Left, finish, give_back_all, without_driver as left_without,
 };
-use crate::host::{Host, eswitch};
+use crate::host::{Host, eswitch, vf};
 
 const PF: &str = "0000:0a:00.0";
 
@@ -222,6 +222,56 @@ fn vfs_that_cannot_be_made_leave_those_that_there_were() {
         |rig| drop(enable(&rig.host, PF, Count::Number(7), true, Duration::from_secs(5), &owned_by(&nobody))),
         |rig, at| assert_eq!(rig.vfs().as_deref(), Some("2"), "{at}"),
     );
+}
+
+#[test]
+fn a_daemon_killed_while_a_vf_is_set_sets_all_of_it_or_leaves_what_there_was() {
+    let old = VfSettings {
+        mac: "52:54:00:00:00:01".parse().ok(),
+        vlan: 5,
+        max_rate: 100,
+        spoof_check: Some(true),
+        trust: Some(false),
+        link_state: Some(VfLinkState::Auto),
+        ..VfSettings::default()
+    };
+    let wish = vf::Wish {
+        pf: PF.into(),
+        mac: "52:54:00:00:00:02".parse().ok(),
+        vlan: Some(7),
+        max_rate: Some(200),
+        spoof_check: Some(false),
+        trust: Some(true),
+        link_state: Some(VfLinkState::Enable),
+        ..vf::Wish::default()
+    };
+    let new = VfSettings {
+        mac: wish.mac,
+        vlan: 7,
+        max_rate: 200,
+        spoof_check: Some(false),
+        trust: Some(true),
+        link_state: Some(VfLinkState::Enable),
+        ..old.clone()
+    };
+    for (able, after) in [(true, &new), (false, &old)] {
+        let rig = || {
+            let (tree, kernel) = with_vfs(IGB, 1);
+            let mut state = kernel.0.lock().unwrap();
+            state.vfs.insert(2, vec![old.clone()]);
+            if !able {
+                state.refusals.push(("set_vf 0 Trust(true)", 99, libc::EOPNOTSUPP, ""));
+            }
+            drop(state);
+            (tree, kernel)
+        };
+        let change = Change::SetVf { wish: wish.clone(), before: Some(old.clone()) };
+        let act = |rig: &Rig| {
+            assert_eq!(vf::look(&rig.host, &wish).as_ref(), Some(&old));
+            drop(vf::set(&rig.host, &wish));
+        };
+        killed(able, rig, &change, act, |rig, at| assert_eq!(&rig.kernel.0.lock().unwrap().vfs[&2][0], after, "{at}"));
+    }
 }
 
 #[test]
