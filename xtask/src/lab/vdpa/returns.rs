@@ -109,6 +109,8 @@ fn there_and_back(scene: &mut Scene) -> Result<()> {
     // Those of checks before.
     scene.pauses();
     flow.rest();
+    // What is under way by now is not lost.
+    flow_out(scene, &mut flow)?;
     let lost_before = flow.lost();
     std::thread::scope(|scope| -> Result<()> {
         let turns = scope.spawn(|| -> Result<()> {
@@ -177,6 +179,8 @@ fn migrated(scene: &mut Scene) -> Result<()> {
         let seen = scene.seen_by_workers()?;
         flow_on(scene, &mut flow, 500)?;
         ensure!(scene.seen_by_workers()? == seen, "workers see frames after the migration");
+        flow_out(scene, &mut flow)?;
+        ensure!(flow.lost() == 0, "{} frames were lost", flow.lost());
         let pauses = scene.pauses();
         scene.say(&format!("{pages} pages logged, {} frames lost, pauses in us: {pauses:?}", flow.lost()));
         // Over: a target's ports gets rings that stand somewhere, and no log.
