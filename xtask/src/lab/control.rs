@@ -27,7 +27,7 @@ const CHECKS: &[Check] = &[
     ("virtual functions are taken away", disable),
 ];
 /// An 82576 has eight, of which igb leaves one out (drivers/net/ethernet/intel/igb/igb_main.c, `igb_probe_vfs`).
-const TOTAL: u64 = 7;
+pub(super) const TOTAL: u64 = 7;
 /// No ports; a lane that takes little of the memory which the hugepages of later checks come from.
 pub(super) const CONFIGURATION: &str = "[dataplane]\ncores = [0]\nmemory_mib = 64\n";
 const MAC: &str = "52:54:00:aa:01:01";

@@ -19,8 +19,8 @@ use ringspan_testkit::{paths, wait};
 use super::kernel_log::KernelLog;
 use super::registers::Registers;
 use super::{
-    FIRST, SECOND, answers, bonds, booted, checks, control, doctor, failover, handover, kernel_ovs, kernel_soft,
-    killed, netdevsim, story_port, two_vfs, vdpa, vdpa_netlink,
+    FIRST, SECOND, answers, attached, bonds, booted, checks, control, doctor, failover, handover, kernel_ovs,
+    kernel_soft, killed, netdevsim, story_port, two_vfs, vdpa, vdpa_netlink,
 };
 
 /// Longest frame without its Ethernet header.
@@ -71,6 +71,7 @@ pub fn run(only: &str) -> Result<()> {
     done += vdpa::run(&mut story, only)?;
     done += failover::run(&mut story, only)?;
     done += two_vfs::run(&mut story, only)?;
+    done += attached::run(&mut story, only)?;
     if done > 0 && !checks::is_wanted(only) {
         println!("{done}");
         return Ok(());

@@ -4,6 +4,7 @@
 //! says; [`inside`] is the other side: this same program in there, which runs a lane and plays the lane's guest.
 
 mod answers;
+mod attached;
 mod bonds;
 mod booted;
 mod checks;

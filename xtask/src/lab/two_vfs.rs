@@ -31,12 +31,12 @@ const CHECKS: &[Check] = &[
 const MAC: &str = "52:54:00:aa:07:07";
 const GUEST: &str = "192.0.2.7";
 /// Drivers of two VFs wait for each one's PF and link, several times.
-const ADDED: Duration = Duration::from_secs(400);
-const INTERVAL: Duration = Duration::from_millis(50);
-const CONFIGURATION: &str = "[dataplane]\ncores = [1]\nmemory_mib = 128\nhuge_pages = \"require\"\n";
+pub(super) const ADDED: Duration = Duration::from_secs(400);
+pub(super) const INTERVAL: Duration = Duration::from_millis(50);
+pub(super) const CONFIGURATION: &str = "[dataplane]\ncores = [1]\nmemory_mib = 128\nhuge_pages = \"require\"\n";
 /// Of 2 MiB: the lane's. Behind an emulated IOMMU, ordinary pages take minutes, one after the other.
-const HUGE_PAGES: &str = "80";
-const RESERVED: &str = "/proc/sys/vm/nr_hugepages";
+pub(super) const HUGE_PAGES: &str = "80";
+pub(super) const RESERVED: &str = "/proc/sys/vm/nr_hugepages";
 
 struct Scene<'a> {
     _guest: Testpmd,
@@ -68,7 +68,7 @@ pub fn run(story: &mut fs::File, only: &str) -> Result<u32> {
 }
 
 /// The third NIC, in a namespace of its own.
-fn far_end() -> Result<Netns> {
+pub(super) fn far_end() -> Result<Netns> {
     let net = Netns::new("failover")?;
     let links = tool("ip", &["-o", "link", "show"])?;
     let line = links.lines().find(|line| line.contains(THIRD_MAC)).context("the third NIC has no interface")?;
@@ -185,7 +185,7 @@ fn add_port(control: &mut Control, vfs: &[Function; 2]) -> Result<()> {
     Ok(())
 }
 
-fn has_link(interface: &str) -> Result<()> {
+pub(super) fn has_link(interface: &str) -> Result<()> {
     wait::until(LIMIT, &format!("a link of {interface}"), || {
         Ok(tool("ip", &["link", "show", interface])?.contains("LOWER_UP").then_some(()))
     })
