@@ -21,12 +21,17 @@ pub const CHECKS: &[Check] = &[
     ("vdpa: a ring that is too large for the device is relayed, with the reason", ring_size),
     ("vdpa: a feature that the device lacks, and memory beyond its addresses, are relayed, with the reason", refused),
     ("vdpa: memory beyond RLIMIT_MEMLOCK is named as such", locked_memory),
+    ("vdpa: a guest's memory that RLIMIT_MEMLOCK has no room for is relayed, with the reason", large_guest),
     ("vdpa: the device's driver is unbound under traffic, and the device comes back", unbound),
     ("vdpa: what is no vDPA device, one that is in use, and one that the lane may not open, is refused", not_opened),
 ];
 const PARENT: &str = "pci/0000:00:12.0";
 /// Most of a processor that whoever does not move packets may use beyond what it uses without any.
 const IDLE: f64 = 0.05;
+/// RLIMIT_MEMLOCK in bytes: more than the lane's own memory, and less than a guest's with [`LARGE`] buffers.
+const LANE_AND_MORE: usize = 192 << 20;
+/// All of a guest's send buffers, in bytes.
+const LARGE: usize = 256 << 20;
 
 impl Scene<'_> {
     /// Frames both ways, each byte checked; whether workers saw them.
@@ -61,7 +66,7 @@ impl Scene<'_> {
     }
 
     /// A port on the device, and a guest whose rings the device has.
-    fn on_wire(&mut self) -> Result<()> {
+    pub fn on_wire(&mut self) -> Result<()> {
         let device = make_device("vd0", PARENT, &[])?;
         let status = self.lane.add(&self.spec(&device, Mode::Auto))?;
         ensure!(status.mode == ModeStatus::Vdpa && status.shares.is_empty(), "{status:?}");
@@ -70,7 +75,7 @@ impl Scene<'_> {
         Ok(())
     }
 
-    fn off_wire(&mut self) -> Result<()> {
+    pub fn off_wire(&mut self) -> Result<()> {
         self.clear()?;
         tool("vdpa", &["dev", "del", "vd0"]).map(drop)
     }
@@ -156,6 +161,41 @@ fn locked_memory(scene: &mut Scene) -> Result<()> {
     let reason = outcome?;
     ensure!(reason.contains("RLIMIT_MEMLOCK is 64 KiB"), "{reason}");
     tool("vdpa", &["dev", "del", "vd0"]).map(drop)
+}
+
+/// There is room for the lane's memory, which a relay pins, and not for a large guest's.
+fn large_guest(scene: &mut Scene) -> Result<()> {
+    scene.on_wire()?;
+    limit_pinned(scene, &LANE_AND_MORE.to_string())?;
+    let outcome = within_limit(scene);
+    limit_pinned(scene, "unlimited")?;
+    outcome?;
+    scene.off_wire()
+}
+
+fn within_limit(scene: &mut Scene) -> Result<()> {
+    scene.start_guest(Options { tx_room: LARGE / usize::from(RING), ..scene.options() })?;
+    scene.cross(500, ModeStatus::Relay)?;
+    let (reason, limit) = (scene.reason()?, format!("RLIMIT_MEMLOCK is {} KiB", LANE_AND_MORE / 1024));
+    ensure!(reason.contains(&limit), "another reason: {reason}");
+    let told = scene.lane.wait_event("vm", LIMIT, |event| match event {
+        LaneEventKind::ModeChanged { mode, reason, .. } => {
+            *mode == ModeStatus::Relay && reason.as_ref().is_some_and(|why| why.contains(&limit))
+        }
+        _ => false,
+    })?;
+    scene.say(&format!("{told:?}"));
+    // One that there is room for has the device, within the same limit.
+    scene.start_guest(scene.options())?;
+    scene.cross(500, ModeStatus::Vdpa)?;
+    ensure!(scene.reason()?.is_empty(), "still a reason");
+    Ok(())
+}
+
+/// How much the lane may have pinned from now on; the kernel looks each time.
+fn limit_pinned(scene: &Scene, bytes: &str) -> Result<()> {
+    let pid = scene.lane.pid().to_string();
+    tool("prlimit", &["--pid", &pid, &format!("--memlock={bytes}:unlimited")]).map(drop)
 }
 
 fn unbound(scene: &mut Scene) -> Result<()> {
