@@ -23,6 +23,7 @@ use ringspan_testkit::{paths, wait};
 mod cpu;
 mod returns;
 mod stream;
+mod virtio_user;
 mod wire;
 
 type Check = (&'static str, fn(&mut Scene) -> Result<()>);
@@ -44,14 +45,16 @@ struct Scene<'a> {
     lane: Lane,
     folder: tempfile::TempDir,
     far: FarEnd,
-    _net: Netns,
+    /// Where the far end is, and its interface there.
+    net: Netns,
+    far_interface: String,
     guest: Option<Guest>,
     story: &'a mut fs::File,
 }
 
 /// All checks. Each makes its device and its port, and leaves nothing.
 fn checks() -> impl Iterator<Item = &'static Check> {
-    wire::CHECKS.iter().chain(returns::CHECKS)
+    wire::CHECKS.iter().chain(virtio_user::CHECKS).chain(returns::CHECKS)
 }
 
 /// Whether the name of one of the checks contains `only`.
@@ -83,7 +86,7 @@ pub fn run(story: &mut fs::File, only: &str) -> Result<u32> {
     // As real hosts have them: a relay on a vDPA device pins all of the lane's memory, page by page.
     fs::write("/proc/sys/vm/nr_hugepages", HUGE_PAGES.to_string())?;
     let lane = start_lane("vdpa", folder.path(), &[])?;
-    let mut scene = Scene { lane, folder, far: end, _net: net, guest: None, story };
+    let mut scene = Scene { lane, folder, far: end, net, far_interface: far, guest: None, story };
     let (mut passed, mut failed) = (0, Vec::new());
     for (name, check) in checks().filter(|(name, _)| name.contains(only)) {
         let start = Instant::now();
