@@ -7,20 +7,23 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use ringspan_testkit::daemon::{Daemon, find};
+use ringspan_testkit::netns::Netns;
 use ringspan_testkit::pci::Function;
 use ringspan_testkit::testpmd::{self, Testpmd};
 use ringspan_testkit::wait;
 use serde_json::Value;
 
-use super::FIRST;
 use super::control::{Control, LIMIT, TOTAL, tool};
 use super::two_vfs::{ADDED, CONFIGURATION, HUGE_PAGES, INTERVAL, RESERVED, far_end, has_link};
+use super::{FIRST, THIRD_MAC};
 
 const NAME: &str = "host.conf: from the file to a guest on a VF, and again after a restart of the daemon";
 const MAC: &str = "52:54:00:aa:09:09";
 const GUEST: &str = "192.0.2.9";
 /// As `host.conf` names it: nothing on the host has this name.
 const WIRE: &str = "wire7";
+/// The PF puts the guest's frames into it, and takes them out.
+const VLAN: &str = "10";
 /// In Mbit/s, kept by the NIC and by the relay.
 const RATE: &str = "100";
 
@@ -62,6 +65,7 @@ fn check(control: &mut Control) -> Result<()> {
     tool("ip", &["link", "set", &pf, "up"])?;
     has_link(&pf)?;
     let net = far_end()?;
+    into_vlan(&net)?;
     attach(control)?;
     let list = control.json(&["attachment", "list"])?;
     let device = find(&list, "device").and_then(Value::as_str).and_then(|device| device.strip_prefix("pci:"));
@@ -70,7 +74,7 @@ fn check(control: &mut Control) -> Result<()> {
     let seen = tool("ip", &["link", "show", &pf])?;
     let line = seen.lines().find(|line| line.contains(MAC)).with_context(|| format!("no VF with {MAC}: {seen}"))?;
     writeln!(control.story, "    ip: {}", line.trim())?;
-    ensure!(line.contains(&format!("{RATE}Mbps")), "{line}");
+    ensure!(line.contains(&format!("{RATE}Mbps")) && line.contains(&format!("vlan {VLAN},")), "{line}");
 
     let socket = control.daemon.path("run/guest1-nic0.sock").display().to_string();
     let options = testpmd::Options { core: 0, memory_mib: 64, ready: ADDED, ..testpmd::Options::new("lab-attached") }
@@ -116,9 +120,22 @@ fn check(control: &mut Control) -> Result<()> {
     Ok(())
 }
 
+/// The far end's address goes into the guest's VLAN.
+fn into_vlan(net: &Netns) -> Result<()> {
+    let links = net.ip(&["-o", "link", "show"])?;
+    let line = links.lines().find(|line| line.contains(THIRD_MAC)).context("the third NIC is not there")?;
+    let name = line.split(": ").nth(1).context("an interface without a name")?;
+    net.ip(&["address", "flush", "dev", name])?;
+    net.ip(&["link", "add", "link", name, "name", "tagged", "type", "vlan", "id", VLAN])?;
+    net.ip(&["link", "set", "tagged", "up"])?;
+    net.ip(&["address", "add", "192.0.2.1/24", "dev", "tagged"])?;
+    Ok(())
+}
+
 /// By the wire: which VF is not said.
 fn attach(control: &mut Control) -> Result<()> {
-    let words = ["port", "attach", "guest1", "--nic", "0", "--wire", WIRE, "--mac", MAC, "--max-rate", RATE];
+    let words =
+        ["port", "attach", "guest1", "--nic", "0", "--wire", WIRE, "--mac", MAC, "--vlan", VLAN, "--max-rate", RATE];
     // A lane takes longer to start here than a call waits.
     let printed = wait::until(ADDED, "the attachment", || {
         let finished = wait::run(&mut control.daemon.command(&words), ADDED)?;
