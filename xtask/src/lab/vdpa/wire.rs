@@ -185,6 +185,12 @@ fn within_limit(scene: &mut Scene) -> Result<()> {
         _ => false,
     })?;
     scene.say(&format!("{told:?}"));
+    // The relay's own memory counts, and there was room for it.
+    let status = fs::read_to_string(format!("/proc/{}/status", scene.lane.pid()))?;
+    let pinned = status.lines().find_map(|line| line.strip_prefix("VmPin:")).context("no VmPin")?.trim();
+    let pinned_kib: usize = pinned.trim_end_matches(" kB").parse()?;
+    scene.say(&format!("{pinned_kib} KiB are pinned"));
+    ensure!((128 << 10..=LANE_AND_MORE / 1024).contains(&pinned_kib), "{pinned_kib} KiB are pinned");
     // One that there is room for has the device, within the same limit.
     scene.start_guest(scene.options())?;
     scene.cross(500, ModeStatus::Vdpa)?;
