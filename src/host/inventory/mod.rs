@@ -74,7 +74,7 @@ impl<'a> Inventory<'a> {
 
     fn look_up(&self, pf: &Function) -> Upper {
         let sysfs = &self.host.sysfs;
-        let interface = self.representors().own(pf);
+        let interface = self.representors().own(pf).or_else(|| pf.virtio_interface(sysfs));
         let eswitch = match pf.driver {
             Some(_) => self.host.kernel.eswitch(&DevlinkName::from(pf.address)).ok(),
             None => None,

@@ -87,6 +87,12 @@ impl Function {
         sysfs.names(&attribute(self.address, "net"))
     }
 
+    /// The interface of a virtio card, which lies a folder deeper: that of the virtio device that its driver has made (drivers/virtio/virtio_pci_common.c).
+    pub(crate) fn virtio_interface(&self, sysfs: &Sysfs) -> Option<String> {
+        let below = sysfs.names(&attribute(self.address, "")).into_iter().filter(|name| name.starts_with("virtio"));
+        below.flat_map(|device| sysfs.names(&attribute(self.address, &format!("{device}/net")))).next()
+    }
+
     /// As a command line has it.
     pub(crate) fn vendor_device(&self) -> String {
         format!("{:04x}:{:04x}", self.vendor, self.device)

@@ -223,3 +223,21 @@ fn attributes_that_are_missing_take_only_themselves_away() {
     assert_eq!((pf.sriov, pf.pcie_info, pf.driver, pf.iommu_group), (None, None, None, None));
     assert_eq!((pf.capabilities.sriov, pf.ovs_offload.possible), (Answer::Unknown, Answer::Unknown));
 }
+
+#[test]
+fn the_interface_of_a_virtio_card_lies_below_its_virtio_device() {
+    let tree = Tree::new();
+    let at = |name: &str| tree.path(&format!("bus/pci/devices/0000:00:03.0/{name}"));
+    for (name, text) in [("vendor", "0x1af4"), ("device", "0x1041"), ("class", "0x020000")] {
+        tree.set(&format!("bus/pci/devices/0000:00:03.0/{name}"), text);
+    }
+    let host = tree.host(FakeKernel::default());
+    let listed = || Inventory::take(&host).devices().into_iter().map(|one| (one.interface, one.link_type)).next();
+    assert_eq!(listed(), Some((None, LinkType::Unknown)));
+    // Its driver makes a virtio device, whose driver makes the interface.
+    std::fs::create_dir_all(at("virtio1")).unwrap();
+    assert_eq!(listed(), Some((None, LinkType::Unknown)));
+    std::fs::create_dir_all(at("virtio1/net/eth7")).unwrap();
+    tree.set("class/net/eth7/type", "1");
+    assert_eq!(listed(), Some((Some("eth7".into()), LinkType::Ethernet)));
+}
