@@ -259,6 +259,60 @@ pub(crate) fn set(host: &Host, wish: &Wish, owner: impl Fn(PciAddress) -> Option
     }
 }
 
+/// What is there of what is wished, where that can be told: what [`undo`] goes back to. It names the device as devlink does, which no change of the mode
+/// renames.
+pub(crate) fn look(host: &Host, wish: &Wish) -> Option<Wish> {
+    let now = Target::find(host, &wish.pf).ok()?.state().ok()?;
+    Some(Wish {
+        pf: now.device,
+        mode: wish.mode.and(Some(now.mode)),
+        inline_mode: wish.inline_mode.and(now.inline_mode),
+        encap_mode: wish.encap_mode.and(now.encap_mode),
+        steering_mode: wish.steering_mode.as_ref().and(now.steering_mode),
+        hw_tc_offload: wish.hw_tc_offload.and(now.hw_tc_offload),
+    })
+}
+
+/// Takes back what a daemon that was killed may have done of a wish, last first, as far as it can. What is not told now cannot have been set, and stays.
+pub(crate) fn undo(host: &Host, before: &Wish, owner: impl Fn(PciAddress) -> Option<String>) -> Result<(), Error> {
+    let target = Target::find(host, &before.pf)?;
+    let now = target.state()?;
+    let mut refused = None;
+    let encap = before.encap_mode.filter(|old| now.encap_mode.is_some_and(|now| now != *old));
+    let inline = before.inline_mode.filter(|old| now.inline_mode.is_some_and(|now| now != *old));
+    let settings =
+        [(encap.map(EswitchChange::Encap), "encap mode"), (inline.map(EswitchChange::Inline), "inline mode")];
+    for (old, what) in settings {
+        if let Some(old) = old
+            && let Err(error) = target.change(old, what)
+        {
+            refused.get_or_insert(error);
+        }
+    }
+    if let Some(old) = before.mode.filter(|old| *old != now.mode) {
+        let mut steps = Steps::default();
+        if let Err(error) = change_mode(&target, old, now.mode, &owner, &mut steps) {
+            refused.get_or_insert(steps.fail(error));
+        }
+    }
+    // The interface may be another one in another mode.
+    let now = target.state()?;
+    if let Some(old) =
+        before.steering_mode.as_ref().filter(|old| now.steering_mode.as_ref().is_some_and(|now| now != *old))
+        && let Err(error) = host.kernel.set_steering(&target.device, old)
+    {
+        refused.get_or_insert(target.explain("its old steering mode", &error));
+    }
+    let index = now.interface.as_ref().and_then(|interface| index(&host.sysfs, interface));
+    let offload = before.hw_tc_offload.filter(|old| now.hw_tc_offload.is_some_and(|now| now != *old));
+    if let (Some(old), Some(index)) = (offload, index)
+        && let Err(error) = host.kernel.set_tc_offload(index, old)
+    {
+        refused.get_or_insert(target.explain("its old hw-tc-offload", &error));
+    }
+    refused.map_or(Ok(()), Err)
+}
+
 fn carry_out<'a>(
     target: &'a Target<'a>,
     wish: &Wish,

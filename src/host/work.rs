@@ -50,6 +50,9 @@ pub(crate) enum Change {
         /// How many VFs there were, where they go while it changes.
         #[serde(default)]
         vfs: u16,
+        /// How it was, of what is wished.
+        #[serde(default)]
+        before: Option<eswitch::Wish>,
     },
     /// `vf.enable`.
     EnableVfs {
@@ -198,8 +201,13 @@ pub(crate) fn finish(host: &Host, memory: &(impl Memory + ?Sized), around: &Arou
                 }),
             }
         }
-        Change::SetEswitch { wish, vfs } => {
-            let set = eswitch::set(host, wish, around.owner).map(|set| set.done);
+        Change::SetEswitch { wish, vfs, before } => {
+            let set = eswitch::set(host, wish, around.owner).map(|set| set.done).map_err(|error| {
+                match before.as_ref().map_or(Ok(()), |before| eswitch::undo(host, before, around.owner)) {
+                    Ok(()) => error,
+                    Err(why) => Error { message: format!("{}; left: {}", error.message, why.message), ..error },
+                }
+            });
             with_vfs(host, &wish.pf, *vfs, set)
         }
         Change::EnableVfs { pf, count, disturb, timeout_ms, before } => {

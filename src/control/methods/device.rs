@@ -369,7 +369,10 @@ pub(super) fn eswitch(call: &mut Call, ByPf { pf }: ByPf) -> Result<Eswitch, Err
 }
 
 pub(super) fn set_eswitch(call: &mut Call, wish: eswitch::Wish) -> Result<Eswitch, Error> {
-    let change = |host: &Host| Ok(Change::SetEswitch { vfs: eswitch::vfs_that_go(host, &wish), wish: wish.clone() });
+    let change = |host: &Host| {
+        let (vfs, before) = (eswitch::vfs_that_go(host, &wish), eswitch::look(host, &wish));
+        Ok(Change::SetEswitch { wish: wish.clone(), vfs, before })
+    };
     let set = changing(call.daemon, change, |host| {
         eswitch::set(host, &wish, |address| owners(call.daemon).remove(&address.to_string()))
     })?;

@@ -12,7 +12,7 @@ use super::owned_by;
 use super::tree::{CX5, IGB, Kind, Tree};
 use crate::error::Error;
 use crate::host::bind::{self, Memory, bind};
-use crate::host::netlink::{DevlinkName, EswitchMode, EswitchState, VfLinkState, VfSettings};
+use crate::host::netlink::{DevlinkName, EncapMode, EswitchMode, EswitchState, InlineMode, VfLinkState, VfSettings};
 use crate::host::sriov::{Count, enable};
 use crate::host::work::{
     Begun, Change, Finished, Journal, Left, finish, give_back_all, without_driver as left_without,
@@ -156,7 +156,7 @@ fn a_daemon_killed_while_a_switch_changes_its_mode_changes_it_and_vfs_have_their
     };
     killed_everywhere(
         rig,
-        &Change::SetEswitch { wish: wish.clone(), vfs: 0 },
+        &Change::SetEswitch { wish: wish.clone(), vfs: 0, before: None },
         |rig| drop(eswitch::set(&rig.host, &wish, |_| None)),
         |rig, at| {
             assert_eq!(eswitch::get(&rig.host, PF).unwrap().mode, EswitchMode::Switchdev, "{at}");
@@ -176,7 +176,7 @@ fn a_daemon_killed_while_an_ice_changes_its_mode_changes_it_and_the_vfs_are_ther
     let wish = eswitch::Wish { pf: PF.into(), mode: Some(EswitchMode::Switchdev), ..eswitch::Wish::default() };
     let (tree, kernel) = rig();
     assert_eq!(eswitch::vfs_that_go(&tree.host(kernel), &wish), 2);
-    let change = Change::SetEswitch { wish: wish.clone(), vfs: 2 };
+    let change = Change::SetEswitch { wish: wish.clone(), vfs: 2, before: None };
     killed_everywhere(
         rig,
         &change,
@@ -188,8 +188,57 @@ fn a_daemon_killed_while_an_ice_changes_its_mode_changes_it_and_the_vfs_are_ther
     );
     // One that an older daemon has written down.
     let mut old = serde_json::to_value(&change).unwrap();
-    old.as_object_mut().unwrap().remove("vfs");
-    assert_eq!(serde_json::from_value::<Change>(old).unwrap(), Change::SetEswitch { wish, vfs: 0 });
+    for later in ["vfs", "before"] {
+        assert!(old.as_object_mut().unwrap().remove(later).is_some());
+    }
+    assert_eq!(serde_json::from_value::<Change>(old).unwrap(), Change::SetEswitch { wish, vfs: 0, before: None });
+}
+
+#[test]
+fn a_switch_that_cannot_be_changed_to_its_end_is_as_it_was_after_the_daemon_was_killed() {
+    let wish = eswitch::Wish {
+        pf: "eth0".into(),
+        mode: Some(EswitchMode::Switchdev),
+        inline_mode: Some(InlineMode::Transport),
+        encap_mode: Some(EncapMode::Basic),
+        steering_mode: Some("smfs".into()),
+        hw_tc_offload: Some(true),
+    };
+    for (pf_driver, refused) in [
+        ("mlx5_core", "eswitch Mode(Switchdev)"),
+        ("mlx5_core", "eswitch Inline(Transport)"),
+        ("mlx5_core", "eswitch Encap(Basic)"),
+        ("ice", "eswitch Encap(Basic)"),
+    ] {
+        let rig = || {
+            let (tree, kernel, _) = nic_of(Kind { pf_driver, ..CX5 }, "2");
+            kernel.0.lock().unwrap().refusals.push((refused, 99, libc::EOPNOTSUPP, ""));
+            (tree, kernel)
+        };
+        let (tree, kernel) = rig();
+        let host = tree.host(kernel);
+        let before = eswitch::look(&host, &wish).unwrap();
+        assert_eq!((before.mode, before.hw_tc_offload), (Some(EswitchMode::Legacy), Some(false)));
+        let change = Change::SetEswitch {
+            wish: wish.clone(),
+            vfs: eswitch::vfs_that_go(&host, &wish),
+            before: Some(before.clone()),
+        };
+        killed(
+            false,
+            rig,
+            &change,
+            |rig| drop(eswitch::set(&rig.host, &wish, |_| None)),
+            |rig, at| {
+                let at = format!("{pf_driver}, {refused} refused, {at}");
+                assert_eq!(eswitch::look(&rig.host, &wish).as_ref(), Some(&before), "{at}");
+                assert_eq!(rig.vfs().as_deref(), Some("2"), "{at}");
+                for vf in ["0000:0a:00.2", "0000:0a:00.3"] {
+                    assert_eq!(rig.tree.driver_of(vf).as_deref(), Some("mlx5_core"), "{at}: {vf}");
+                }
+            },
+        );
+    }
 }
 
 #[test]
