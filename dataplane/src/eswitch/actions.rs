@@ -35,8 +35,8 @@ pub fn number(port: NicPort) -> u16 {
     }
 }
 
-/// The actions of a rule.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The actions of a rule, and what else rules have in common that do the same.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Program {
     steps: Box<[Step]>,
     needs: Needs,
@@ -44,9 +44,13 @@ pub struct Program {
     meters: Box<[u32]>,
     /// Where the frame goes when nothing else is done.
     forward: Option<u16>,
+    /// The rule sees frames that are inside a tunnel.
+    tunnel: bool,
+    /// The representor gets a frame of it from time to time.
+    refresh: bool,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Step {
     Output(u16),
     PushVlan { tpid: u16, tci: u16 },
@@ -58,7 +62,7 @@ enum Step {
 }
 
 /// What a frame must have, beyond what the rule matches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 struct Needs {
     ip: bool,
     arp: bool,
@@ -71,7 +75,7 @@ struct Needs {
 }
 
 /// The headers that a tunnel puts in front, but for what differs from frame to frame.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Tunnel {
     headers: Box<[u8]>,
     ipv6: bool,
@@ -104,7 +108,8 @@ impl Program {
     /// # Errors
     /// [`Unsupported`].
     pub fn new(rule: &Rule, ports: u16) -> Result<Self, Unsupported> {
-        if rule.matches.exact(Field::TunnelKind).is_some_and(|kind| kind != 0)
+        let tunnel = rule.matches.get(Field::TunnelKind).is_some_and(|kind| kind.value() != 0);
+        if tunnel
             && let Some(field) =
                 [Field::NdTarget, Field::NdSll, Field::NdTll].into_iter().find(|nd| rule.matches.get(*nd).is_some())
         {
@@ -167,7 +172,18 @@ impl Program {
             [Step::Output(port)] if meters.is_empty() => Some(port),
             _ => None,
         };
-        Ok(Self { steps: steps.into(), needs, meters: meters.into(), forward })
+        Ok(Self { steps: steps.into(), needs, meters: meters.into(), forward, tunnel, refresh: rule.refresh })
+    }
+
+    /// Whether the rule sees frames that are inside a tunnel.
+    pub fn is_of_tunnel(&self) -> bool {
+        self.tunnel
+    }
+
+    /// Whether the representor gets a frame of it from time to time.
+    #[inline]
+    pub fn refreshes(&self) -> bool {
+        self.refresh
     }
 
     /// The meters that must let a frame pass.

@@ -50,13 +50,20 @@ pub struct Classifier<T> {
     cache: Cache,
 }
 
+/// A mask, which all rules of its table share.
+#[derive(Debug)]
+struct Mask {
+    key: Key,
+    /// How many bits it has.
+    bits: u32,
+}
+
 /// The rules of one mask.
 #[derive(Debug)]
 struct Table {
-    mask: Arc<Key>,
+    mask: Arc<Mask>,
     /// Words of the mask that are not empty.
     words: Vec<u8>,
-    bits: u32,
     /// Upper half: that of the hash. Lower half: place of the rule in `entries`, plus one. Half of them is free at least, so every
     /// search ends.
     slots: Vec<u64>,
@@ -71,20 +78,20 @@ struct Table {
     by_port: BTreeMap<u64, usize>,
 }
 
-/// One rule. What a look-up needs is in its first cache lines.
+/// One rule. With a body of 32 bytes it is three cache lines, of which a NIC may have hundreds of thousands; its hash is made anew when it goes.
 #[derive(Debug)]
 #[repr(C)]
 struct Entry<T> {
     value: Key,
-    mask: Arc<Key>,
-    body: T,
+    mask: Arc<Mask>,
     /// The next less important rule of the same value and mask.
     next: u32,
     priority: u32,
-    bits: u32,
     id: RuleId,
-    hash: u64,
+    body: T,
 }
+
+const _: () = assert!(size_of::<Option<Entry<[u64; 4]>>>() == 3 * 64);
 
 /// Rules by their places, in pieces: one array would have to be copied as a whole to grow, and frames would wait meanwhile.
 #[derive(Debug)]
@@ -135,13 +142,13 @@ impl<T> Entry<T> {
     fn matches(&self, key: &Key) -> bool {
         let mut differ = 0;
         for word in 0..WORDS {
-            differ |= (key.0[word] & self.mask.0[word]) ^ self.value.0[word];
+            differ |= (key.0[word] & self.mask.key.0[word]) ^ self.value.0[word];
         }
         differ == 0
     }
 
     fn rank(&self) -> Rank {
-        (self.priority, self.bits, Reverse(self.id))
+        (self.priority, self.mask.bits, Reverse(self.id))
     }
 }
 
@@ -174,14 +181,14 @@ impl<T> Classifier<T> {
         let old = self.remove(id);
         let at = self.table(mask);
         let table = &mut self.tables[at];
-        let (hash, bits) = (table.hash(value, self.secret), table.bits);
-        let entry = Entry { value: *value, mask: Arc::clone(&table.mask), body, next: NONE, priority, bits, id, hash };
+        let hash = table.hash(value, self.secret);
+        let entry = Entry { value: *value, mask: Arc::clone(&table.mask), next: NONE, priority, id, body };
         let place = self.free.pop().unwrap_or(self.entries.len);
         self.entries.put(place, entry);
         self.by_id.insert(id, place);
         match self.head(at, hash, value) {
             None => self.add_slot(at, hash, place),
-            Some((slot, head)) => self.chain(at, slot, head, place),
+            Some((slot, head)) => self.chain((at, slot), hash, head, place),
         }
         self.tables[at].raise(priority, value);
         self.sort();
@@ -194,11 +201,12 @@ impl<T> Classifier<T> {
         let entry = self.entries.at_mut(place)?.take()?;
         self.free.push(place);
         let at = self.tables.iter().position(|table| Arc::ptr_eq(&table.mask, &entry.mask))?;
+        let hash = self.tables[at].hash(&entry.value, self.secret);
         // The chain's head, which may be this one, has the slot.
-        let (mut slot, mut found) = self.tables[at].first(entry.hash);
+        let (mut slot, mut found) = self.tables[at].first(hash);
         loop {
             if found == place {
-                self.tables[at].slots[slot] = if entry.next == NONE { GONE } else { slot_of(entry.hash, entry.next) };
+                self.tables[at].slots[slot] = if entry.next == NONE { GONE } else { slot_of(hash, entry.next) };
                 break;
             }
             match self.entry(found) {
@@ -207,7 +215,7 @@ impl<T> Classifier<T> {
                     self.unchain(found, place, entry.next);
                     break;
                 }
-                Some(_) => (slot, found) = self.tables[at].candidate(entry.hash, slot + 1),
+                Some(_) => (slot, found) = self.tables[at].candidate(hash, slot + 1),
             }
         }
         self.tables[at].lower(entry.priority, &entry.value);
@@ -283,12 +291,12 @@ impl<T> Classifier<T> {
                 if let Some((place, entry)) = self.confirm(table, &keys[at], hashes[at], candidates[at])
                     && (found[at] == NONE || self.is_better(entry, found[at]))
                 {
-                    (found[at], ranks[at]) = (place, (entry.priority, entry.bits));
+                    (found[at], ranks[at]) = (place, (entry.priority, entry.mask.bits));
                 }
             });
             let Some(next) = self.tables.get(order + 1) else { break };
             for_each(open, |at| {
-                if found[at] != NONE && ranks[at] > (next.highest, next.bits) {
+                if found[at] != NONE && ranks[at] > next.importance() {
                     open &= !(1 << at);
                 }
             });
@@ -344,7 +352,7 @@ impl<T> Classifier<T> {
 
     /// The table of a mask, made if need be.
     fn table(&mut self, mask: &Key) -> usize {
-        if let Some(at) = self.tables.iter().position(|table| *table.mask == *mask) {
+        if let Some(at) = self.tables.iter().position(|table| table.mask.key == *mask) {
             return at;
         }
         self.tables.push(Table::new(mask));
@@ -367,7 +375,7 @@ impl<T> Classifier<T> {
     fn look_at_masks(&mut self) {
         self.looked_at = Key::EMPTY;
         for table in &self.tables {
-            (0..WORDS).for_each(|word| self.looked_at.0[word] |= table.mask.0[word]);
+            (0..WORDS).for_each(|word| self.looked_at.0[word] |= table.mask.key.0[word]);
         }
         self.words = words_of(&self.looked_at);
     }
@@ -377,15 +385,16 @@ impl<T> Classifier<T> {
         if (table.used + 1) * 2 > table.slots.len() {
             // All that is needed is in the slots: the rules themselves would come from all over the memory, and frames wait meanwhile.
             let old: Vec<u64> = table.slots.iter().copied().filter(|slot| is_live(*slot)).collect();
-            table.slots = vec![FREE; ((old.len() + 1) * 4).next_power_of_two().max(LEAST)];
+            // A third of them is used at most: a sixth of them come before this is done again, or more.
+            table.slots = vec![FREE; ((old.len() + 1) * 3).next_power_of_two().max(LEAST)];
             table.used = 0;
             old.into_iter().for_each(|slot| table.fill(slot));
         }
         table.fill(slot_of(hash, place));
     }
 
-    /// Puts a rule where it belongs among those of the same value.
-    fn chain(&mut self, at: usize, slot: usize, head: u32, place: u32) {
+    /// Puts a rule where it belongs among those of the same value, of which the first one is in a slot of a table.
+    fn chain(&mut self, (at, slot): (usize, usize), hash: u64, head: u32, place: u32) {
         let rank = self.entry(place).map(Entry::rank);
         let (mut before, mut behind) = (NONE, head);
         while let Some(entry) = self.entry(behind)
@@ -394,9 +403,10 @@ impl<T> Classifier<T> {
             (before, behind) = (behind, entry.next);
         }
         self.set_next(place, behind);
-        match self.entry(place).map(|entry| entry.hash) {
-            Some(hash) if before == NONE => self.tables[at].slots[slot] = slot_of(hash, place),
-            _ => self.set_next(before, place),
+        if before == NONE {
+            self.tables[at].slots[slot] = slot_of(hash, place);
+        } else {
+            self.set_next(before, place);
         }
     }
 
@@ -433,21 +443,22 @@ impl Table {
         let words = words_of(mask);
         let bits = mask.0.iter().map(|word| word.count_ones()).sum();
         let (slots, priorities, by_port) = (vec![FREE; LEAST], BTreeMap::new(), BTreeMap::new());
-        Self { mask: Arc::new(*mask), words, bits, slots, used: 0, priorities, highest: 0, ports: 0, by_port }
+        let mask = Arc::new(Mask { key: *mask, bits });
+        Self { mask, words, slots, used: 0, priorities, highest: 0, ports: 0, by_port }
     }
 
     /// Whether each of its rules is for one port.
     fn is_of_port(&self) -> bool {
-        self.mask.0[0] & PORT == PORT
+        self.mask.key.0[0] & PORT == PORT
     }
 
     fn importance(&self) -> (u32, u32) {
-        (self.highest, self.bits)
+        (self.highest, self.mask.bits)
     }
 
     #[inline]
     fn hash(&self, key: &Key, secret: u64) -> u64 {
-        hash(&self.words, &self.mask, key, secret)
+        hash(&self.words, &self.mask.key, key, secret)
     }
 
     #[inline]
@@ -455,7 +466,7 @@ impl Table {
         let mut differ = 0;
         for word in &self.words {
             let word = usize::from(*word) % WORDS;
-            differ |= (key.0[word] & self.mask.0[word]) ^ value.0[word];
+            differ |= (key.0[word] & self.mask.key.0[word]) ^ value.0[word];
         }
         differ == 0
     }

@@ -10,6 +10,8 @@ mod cache;
 pub mod checksum;
 pub mod classifier;
 mod frame;
+mod interned;
+mod kept;
 pub mod key;
 pub mod meters;
 pub mod nic;

@@ -2,10 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use ringspan_protocol::nic::{MAX_UPLINKS, UplinkStatus};
 use ringspan_protocol::{
@@ -15,14 +13,16 @@ use ringspan_protocol::{
 
 use super::actions::{Program, number};
 use super::bridge::{Bridge, meter};
+use super::interned::Interned;
+use super::kept::Rules;
 use super::key::{ALWAYS, Key};
 use super::meters::Live;
 use super::slow::{SlowCounters, SlowPath, SlowPort};
-use super::switch::{Installed, Side, Switch, SwitchPort, is_tunnel};
+use super::switch::{Installed, Side, Switch, SwitchPort};
 use super::tap::Tap;
 use crate::nic::{Bell, Device, DeviceConfig, Member, SoftNic, soft_pool, way};
 use crate::relay::Load;
-use crate::worker::{Begun, Worker, ticks, ticks_in};
+use crate::worker::{Begun, Worker, millis};
 
 /// Rules that the switch takes or gives up between two bursts.
 const CHUNK: usize = 64;
@@ -43,7 +43,9 @@ pub struct Nic {
     slow: Option<SlowPath>,
     slow_counters: Vec<Arc<SlowCounters>>,
     /// As they were asked for.
-    rules: BTreeMap<RuleId, Rule>,
+    rules: Rules,
+    /// What is done by them.
+    programs: Interned<Program>,
     meters: BTreeMap<u32, MeterSpec>,
 }
 
@@ -119,7 +121,8 @@ impl Nic {
             uplink,
             slow,
             slow_counters,
-            rules: BTreeMap::new(),
+            rules: Rules::default(),
+            programs: Interned::default(),
             meters: BTreeMap::new(),
         })
     }
@@ -236,9 +239,8 @@ impl Nic {
     /// A rule uses one of them; those before it are gone. The lane is stopping.
     pub fn remove_meters(&mut self, ids: &[u32]) -> Result<(), Failure> {
         for id in ids.iter().copied() {
-            let uses = |rule: &&Rule| rule.actions.contains(&Action::Meter(id));
-            if let Some(rule) = self.rules.values().find(uses) {
-                let what = format!("NIC {}: meter {id} is used by rule {}: remove that first", self.spec.name, rule.id);
+            if let Some(rule) = self.rules.with_action(&Action::Meter(id)) {
+                let what = format!("NIC {}: meter {id} is used by rule {rule}: remove that first", self.spec.name);
                 return Err(Failure::new(FailureKind::Busy, what));
             }
             if self.meters.remove(&id).is_some() {
@@ -264,13 +266,13 @@ impl Nic {
         let (mut results, mut ready) = (Vec::with_capacity(rules.len()), Vec::with_capacity(CHUNK));
         // The next ones are compiled while the worker has these.
         let mut taking = None;
-        for mut rule in rules {
-            let compiled = compile(&rule, self.spec.vfs + 1, &self.meters);
+        // What is kept of them is made while all of them are there, and not in the gaps that each leaves behind.
+        for rule in &rules {
+            let compiled = compile(rule, self.spec.vfs + 1, &self.meters);
             results.push(RuleResult { id: rule.id, error: compiled.as_ref().err().cloned() });
             if let Ok(compiled) = compiled {
-                ready.push(compiled);
-                rule.shrink();
-                self.rules.insert(rule.id, rule);
+                ready.push(compiled.ready(&mut self.programs));
+                self.rules.insert(rule);
             }
             if ready.len() == CHUNK {
                 let begun = self.hand_over(std::mem::take(&mut ready))?;
@@ -287,16 +289,16 @@ impl Nic {
     }
 
     /// Begins to give rules to the switch. What it gives up is freed by who waits for the answer, and not by its worker.
-    fn hand_over(&self, ready: Vec<Compiled>) -> Result<Begun<Option<Vec<Installed>>>, Failure> {
+    fn hand_over(&self, ready: Vec<Compiled<Installed>>) -> Result<Begun<Option<Vec<Installed>>>, Failure> {
         self.begin(|switch| {
-            let install = |compiled: Compiled| {
-                let Compiled { id, priority, value, mask, mut installed } = compiled;
+            let install = |compiled: Compiled<Installed>| {
+                let Compiled { id, priority, value, mask, does: mut installed } = compiled;
                 let old = switch.rules.remove(id);
                 if let Some(old) = &old {
                     installed.go_on(old);
-                    switch.tunnels -= usize::from(old.tunnel);
+                    switch.tunnels -= usize::from(old.program.is_of_tunnel());
                 }
-                switch.tunnels += usize::from(installed.tunnel);
+                switch.tunnels += usize::from(installed.program.is_of_tunnel());
                 switch.rules.insert(id, priority, &value, &mask, installed);
                 old
             };
@@ -313,11 +315,11 @@ impl Nic {
             let going = chunk.to_vec();
             let old = self.ask(move |switch| {
                 let old: Vec<_> = going.iter().filter_map(|id| switch.rules.remove(*id)).collect();
-                switch.tunnels -= old.iter().filter(|rule| rule.tunnel).count();
+                switch.tunnels -= old.iter().filter(|rule| rule.program.is_of_tunnel()).count();
                 old
             })?;
             drop(old);
-            chunk.iter().for_each(|id| drop(self.rules.remove(id)));
+            chunk.iter().for_each(|id| self.rules.remove(*id));
         }
         Ok(ids.iter().map(|id| RuleResult { id: *id, error: None }).collect())
     }
@@ -328,17 +330,16 @@ impl Nic {
     /// The lane is stopping.
     pub fn counters(&self, after: Option<RuleId>, limit: usize) -> Result<Vec<RuleCounters>, Failure> {
         let mut counters: Vec<RuleCounters> = Vec::with_capacity(limit.min(self.rules.len()));
-        let ms = ticks_in(Duration::from_millis(1)).max(1);
         while counters.len() < limit {
             let from = counters.last().map(|last| last.id).or(after);
             let count = COUNTED.min(limit - counters.len());
             let mut more = self.ask(move |switch| {
-                let now = ticks();
+                let now = millis();
                 let read = |(id, rule): (RuleId, &Installed)| RuleCounters {
                     id,
                     packets: rule.packets,
                     bytes: rule.bytes,
-                    idle_ms: (rule.last != 0).then(|| now.saturating_sub(rule.last) / ms),
+                    idle_ms: (rule.last != 0).then(|| now.wrapping_sub(rule.last).into()),
                 };
                 switch.rules.after(from).take(count).map(read).collect::<Vec<_>>()
             })?;
@@ -353,8 +354,7 @@ impl Nic {
 
     /// So many rules behind an id.
     pub fn list(&self, after: Option<RuleId>, limit: usize) -> Vec<Rule> {
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        self.rules.range((from, Bound::Unbounded)).take(limit).map(|(_, rule)| rule.clone()).collect()
+        self.rules.after(after).take(limit).collect()
     }
 
     /// Ends the NIC, and its representors.
@@ -404,16 +404,24 @@ impl Drop for Nic {
     }
 }
 
-/// A rule as the switch has it.
-struct Compiled {
+/// A rule as the switch has it, with what it does.
+struct Compiled<T> {
     id: RuleId,
     priority: u32,
     value: Key,
     mask: Key,
-    installed: Installed,
+    does: T,
 }
 
-fn compile(rule: &Rule, ports: u16, meters: &BTreeMap<u32, MeterSpec>) -> Result<Compiled, Failure> {
+impl Compiled<Program> {
+    /// Ready to be installed.
+    fn ready(self, programs: &mut Interned<Program>) -> Compiled<Installed> {
+        let Self { id, priority, value, mask, does } = self;
+        Compiled { id, priority, value, mask, does: Installed::new(programs.get(&does), id.0 as u64) }
+    }
+}
+
+fn compile(rule: &Rule, ports: u16, meters: &BTreeMap<u32, MeterSpec>) -> Result<Compiled<Program>, Failure> {
     let named = |kind, error: &dyn std::fmt::Display| Failure::new(kind, format!("rule {}: {error}", rule.id));
     rule.check().map_err(|error| named(FailureKind::Invalid, &error))?;
     let program = Program::new(rule, ports).map_err(|error| named(FailureKind::Unsupported, &error))?;
@@ -428,8 +436,7 @@ fn compile(rule: &Rule, ports: u16, meters: &BTreeMap<u32, MeterSpec>) -> Result
     value.set_port(in_port);
     mask.0[0] |= ALWAYS;
     rule.matches.fields().iter().for_each(|field| Key::ask(&mut value, &mut mask, field));
-    let installed = Installed::new(program, is_tunnel(&rule.matches), rule.refresh, rule.id.0 as u64);
-    Ok(Compiled { id: rule.id, priority: rule.priority, value, mask, installed })
+    Ok(Compiled { id: rule.id, priority: rule.priority, value, mask, does: program })
 }
 
 fn check(spec: &NicSpec, max_ports: u16) -> Result<(), Failure> {

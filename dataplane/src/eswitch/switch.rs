@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringspan_protocol::{Field, NicPortCounters};
+use ringspan_protocol::NicPortCounters;
 
 use super::actions::Program;
 use super::bridge::Bridge;
@@ -14,11 +14,11 @@ use super::turn::{Turn, Work};
 use crate::BURST;
 use crate::nic::{Bell, Burst, Pool, QueuePair, SoftNic, VfLink, WayIn, WayOut};
 use crate::relay::Load;
-use crate::worker::{Watch, ticks, ticks_in};
+use crate::worker::{Watch, millis, ticks, ticks_in};
 
-/// How often a rule in use sends a frame to the representor. OVS looks at its flows at least that often before it forgets them
+/// How often a rule in use sends a frame to the representor, in milliseconds. OVS looks at its flows at least that often before it forgets them
 /// (`max-idle`, 10 s), and is told to within 5 s.
-const REFRESH: Duration = Duration::from_secs(4);
+const REFRESH: u32 = 4000;
 /// Room in the ring to a representor that is kept for those frames: misses do not take it.
 const KEPT_FOR_REFRESH: usize = 64;
 /// Frames that wait for all VFs together, but for what one round adds: a half of the smallest pool of an uplink or of a port, so that those which are slow
@@ -31,34 +31,32 @@ const CALL: Duration = Duration::from_millis(40);
 /// What is done by a rule, and what it counted.
 #[derive(Debug)]
 pub struct Installed {
-    /// What is done.
-    pub program: Program,
-    /// The rule matches a tunnel.
-    pub tunnel: bool,
+    /// What is done, as by other rules.
+    pub program: Arc<Program>,
     /// Frames it was applied to.
     pub packets: u64,
     /// Bytes of those.
     pub bytes: u64,
-    /// The clock at the last one, in ticks; 0 when there was none.
-    pub last: u64,
-    /// From when on the next frame goes to the representor.
-    refresh_at: u64,
+    /// The clock at the last one, in milliseconds by [`millis`]; 0 when there was none. OVS has forgotten a flow long before it goes round.
+    pub last: u32,
+    /// The clock when the representor got a frame. When it goes round, one frame in 49 days comes up to [`REFRESH`] later.
+    shown: u32,
 }
 
 impl Installed {
     /// A rule that begins to count. `spread` is any number: so that not all rules send a frame to the representor at once.
-    pub fn new(program: Program, tunnel: bool, refresh: bool, spread: u64) -> Self {
-        let interval = ticks_in(REFRESH);
-        let first = ticks() + interval / 2 + spread % (interval / 2).max(1);
-        let refresh_at = if refresh { first } else { u64::MAX };
-        Self { program, tunnel, packets: 0, bytes: 0, last: 0, refresh_at }
+    pub fn new(program: Arc<Program>, spread: u64) -> Self {
+        let ago = (spread % u64::from(REFRESH / 2)) as u32;
+        Self { program, packets: 0, bytes: 0, last: 0, shown: millis().wrapping_sub(ago) }
     }
 
     /// Goes on counting where another one stood.
     pub fn go_on(&mut self, old: &Self) {
         (self.packets, self.bytes, self.last) = (old.packets, old.bytes, old.last);
-        if self.refresh_at != u64::MAX {
-            self.refresh_at = self.refresh_at.min(old.refresh_at.max(ticks()));
+        if old.program.refreshes() {
+            let now = millis();
+            let ago = |rule: &Self| now.wrapping_sub(rule.shown).min(REFRESH);
+            self.shown = now.wrapping_sub(ago(self).max(ago(old)));
         }
     }
 
@@ -72,13 +70,13 @@ impl Installed {
 
     /// Whether the representor is to get a frame by now.
     #[inline]
-    pub(super) fn is_due(&self, now: u64) -> bool {
-        now >= self.refresh_at
+    pub(super) fn is_due(&self, now: u32) -> bool {
+        now.wrapping_sub(self.shown) >= REFRESH && self.program.refreshes()
     }
 
     /// It gets one.
-    pub(super) fn refreshed(&mut self, now: u64) {
-        self.refresh_at = now + ticks_in(REFRESH);
+    pub(super) fn refreshed(&mut self, now: u32) {
+        self.shown = now;
     }
 }
 
@@ -489,9 +487,4 @@ impl Switch {
             Side::Vf(_) => None,
         }
     }
-}
-
-/// Frames that a rule with this field sees are inside a tunnel.
-pub fn is_tunnel(matches: &ringspan_protocol::Match) -> bool {
-    matches.get(Field::TunnelKind).is_some_and(|kind| kind.value() != 0)
 }

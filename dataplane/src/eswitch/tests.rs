@@ -1,6 +1,6 @@
 //! Keys and actions over frames that are right, and over frames that are not. What comes out is checked by the test kit's own arithmetic.
 
-use std::time::Duration;
+use std::sync::Arc;
 
 use proptest::prelude::*;
 use ringspan_protocol::{Action, Field, FieldMatch, Match, NicPort, Rule, RuleId, TunnelKind, TunnelPush};
@@ -10,7 +10,7 @@ use super::actions::{Edit, MOST_HEADERS, Program};
 use super::checksum::sctp;
 use super::key::{Key, Network, Places};
 use super::switch::Installed;
-use crate::worker::{ticks, ticks_in};
+use crate::worker::millis;
 
 /// A frame with room before it.
 #[derive(Debug, Clone, PartialEq)]
@@ -576,13 +576,23 @@ fn headers_that_do_not_fit_before_a_frame_are_refused_when_the_rule_is_made() {
 
 #[test]
 fn a_rule_that_is_installed_again_goes_on_and_begins_to_refresh_only_if_it_says_so() {
-    let program = || Program::new(&rule(&[], vec![out()]), 8).unwrap();
-    let mut old = Installed::new(program(), false, true, 0);
+    let program = |refresh| Arc::new(Program::new(&Rule { refresh, ..rule(&[], vec![out()]) }, 8).unwrap());
+    let mut old = Installed::new(program(true), 1999);
     old.packets = 7;
-    let later = ticks() + ticks_in(Duration::from_secs(60));
+    let now = millis();
+    // Not at once, for all rules of a flood, but within the time.
+    assert!(!old.is_due(now) && old.is_due(now.wrapping_add(4000)));
     for refresh in [true, false] {
-        let mut new = Installed::new(program(), false, refresh, 0);
+        let mut new = Installed::new(program(refresh), 0);
+        assert!(!new.is_due(now.wrapping_add(2001)));
         new.go_on(&old);
-        assert_eq!((new.packets, new.is_due(later)), (7, refresh));
+        // When the old one would have.
+        let due = [1000, 4000, 60_000].map(|later| new.is_due(now.wrapping_add(later)));
+        assert_eq!((new.packets, due), (7, [false, refresh, refresh]));
     }
+    // One that is overdue stays so.
+    old.refreshed(now.wrapping_sub(60_000));
+    let mut new = Installed::new(program(true), 0);
+    new.go_on(&old);
+    assert!(new.is_due(millis()));
 }

@@ -12,7 +12,7 @@ use super::switch::{Installed, Outside, SwitchPort};
 use crate::BURST;
 use crate::nic::{Burst, Deal, Frame, FrameMut};
 use crate::offload::{Offloads, Request, Segmenter};
-use crate::worker::ticks;
+use crate::worker::millis;
 
 /// No more frames are looked at in a turn once so many segments were cut: that keeps the worker from its other ports.
 const MOST_SEGMENTS: usize = 256;
@@ -92,7 +92,8 @@ pub(super) struct Turn<'a> {
     outside: &'a Outside,
     meters: &'a mut Meters,
     from: usize,
-    now: u64,
+    /// In milliseconds, by [`millis`].
+    now: u32,
     /// Something is left to be done to some of the frames.
     marked: bool,
     /// Frames that left the burst. The next one is the burst's first.
@@ -110,7 +111,7 @@ impl<'a> Turn<'a> {
         meters: &'a mut Meters,
         (from, marked): (usize, bool),
     ) -> Self {
-        Self { ports, work, outside, meters, from, now: ticks(), marked, dealt: 0, cut: 0 }
+        Self { ports, work, outside, meters, from, now: millis(), marked, dealt: 0, cut: 0 }
     }
 
     /// Whether another frame may be looked at.

@@ -27,6 +27,19 @@ pub fn ticks_in(time: Duration) -> u64 {
     (u128::from(ticks_per_second()) * time.as_nanos() / 1_000_000_000) as u64
 }
 
+/// Milliseconds since some moment, modulo 2^32 (49 days), and never 0: what a rule has room for. The first call takes `COMPARED`.
+#[inline]
+pub fn millis() -> u32 {
+    // A multiplication instead of a division by ticks in a millisecond.
+    static FACTOR: OnceLock<u64> = OnceLock::new();
+    let factor = *FACTOR.get_or_init(|| {
+        let factor = (1000u128 << 64) / u128::from(ticks_per_second());
+        factor.min(u128::from(u64::MAX)) as u64
+    });
+    let millis = (u128::from(ticks()) * u128::from(factor)) >> 64;
+    (millis as u32).max(1)
+}
+
 /// The time that so many ticks take.
 pub fn time_of(ticks: u64) -> Duration {
     let nanos = u128::from(ticks) * 1_000_000_000 / u128::from(ticks_per_second());
@@ -57,5 +70,21 @@ mod tests {
         }
         let took = begun.elapsed();
         assert!((Duration::from_millis(45)..Duration::from_millis(500)).contains(&took), "{took:?}");
+    }
+
+    #[test]
+    fn milliseconds_are_those_that_ticks_take() {
+        let (start, first) = (ticks(), millis());
+        while millis() == first {
+            std::hint::spin_loop();
+        }
+        let (before, begun) = (ticks(), millis());
+        while ticks() - before < ticks_in(Duration::from_millis(40)) {
+            std::hint::spin_loop();
+        }
+        // Whatever else the machine does meanwhile, both clocks go on.
+        let (passed, taken) = (millis().wrapping_sub(begun), time_of(ticks() - before).as_millis());
+        assert!(passed >= 39 && u128::from(passed) <= taken + 1, "{passed} ms of {taken}");
+        assert!(before > start);
     }
 }

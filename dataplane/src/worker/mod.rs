@@ -24,7 +24,7 @@ use crate::eswitch::switch::Switch;
 use crate::nic::Eal;
 use crate::relay::Relay;
 pub use balance::{Balance, Move, Part};
-pub use clock::{ticks, ticks_in};
+pub use clock::{millis, ticks, ticks_in};
 pub use idle::Watch;
 use idle::{Idle, Signalled, Wake};
 pub use numa::{Candidate, Nodes, place};

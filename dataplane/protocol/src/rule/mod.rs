@@ -154,14 +154,6 @@ pub struct Rule {
     pub refresh: bool,
 }
 
-impl Rule {
-    /// Gives back the memory that is held for more fields and actions than there are: for rules that are kept.
-    pub fn shrink(&mut self) {
-        self.matches.0.shrink_to_fit();
-        self.actions.shrink_to_fit();
-    }
-}
-
 fn yes() -> bool {
     true
 }
