@@ -38,6 +38,8 @@ fn main() {
     println!("cargo:rerun-if-changed=shim.c");
     println!("cargo:rerun-if-changed=flow.h");
     println!("cargo:rerun-if-changed=flow.c");
+    println!("cargo:rerun-if-changed=reference.h");
+    println!("cargo:rerun-if-changed=reference.c");
 
     let dpdk = match pkg_config::Config::new().atleast_version(OLDEST).probe("libdpdk") {
         Ok(dpdk) => dpdk,
@@ -101,7 +103,13 @@ fn main() {
     println!("cargo:rustc-link-lib=rte_net_bond");
 
     let mut shim = cc::Build::new();
-    shim.file("shim.c").file("flow.c").includes(&dpdk.include_paths).opt_level(3).warnings(true).extra_warnings(false);
+    shim.file("shim.c")
+        .file("flow.c")
+        .file("reference.c")
+        .includes(&dpdk.include_paths)
+        .opt_level(3)
+        .warnings(true)
+        .extra_warnings(false);
     for flag in &flags {
         shim.flag(flag);
     }

@@ -30,6 +30,7 @@
 #include <rte_version.h>
 
 #include "flow.h"
+#include "reference.h"
 
 /* Field offsets of rte_mbuf. They moved between DPDK 22.11 and 24.11, so they come from the headers at build time. */
 enum shim_mbuf_layout {

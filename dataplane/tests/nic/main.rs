@@ -5,6 +5,7 @@
 mod alone;
 mod bond;
 mod devices;
+mod gso;
 mod kernel;
 mod limits;
 mod loopback;
