@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use ringspan_dataplane::nic::{Burst, Device, DeviceConfig, DeviceError, Eal, EalConfig, HugePages, QueuePair};
 use ringspan_protocol::{Policy, ZeroCopy};
+use ringspan_testkit::guest::Kind;
 
 /// Says to a process that it is the one for the test.
 const MARK: &str = "RINGSPAN_TEST_ALONE";
@@ -19,6 +20,16 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// Runs `body` in a new process of this test program, with EAL started with 64 MiB. `name` is the test's own name.
 pub fn alone(name: &str, body: impl FnOnce(Eal)) {
     alone_with(name, 64, body);
+}
+
+/// The same over split rings, and then over packed ones.
+pub fn alone_over_both(name: &str, body: impl Fn(Eal, Kind)) {
+    alone(name, |eal| {
+        for kind in [Kind::Split, Kind::Packed] {
+            println!("over {kind:?} rings");
+            body(eal, kind);
+        }
+    });
 }
 
 /// The same with another amount of memory.

@@ -5,15 +5,15 @@ use ringspan_dataplane::nic::{Burst, Device, DeviceConfig, Eal, QueuePair, RxQue
 use ringspan_dataplane::offload::Offloads;
 use ringspan_dataplane::relay::Offence;
 use ringspan_dataplane::ring::RingFeatures;
-use ringspan_testkit::guest::{self, Shape, Transmitter};
+use ringspan_testkit::guest::{self, Kind, Shape, Transmitter};
 
-use crate::alone::{PLAIN, alone, open, wait_for};
+use crate::alone::{PLAIN, alone_over_both, open, wait_for};
 use crate::scene::{HEADER, MODERN, Scene, marks, send};
 
 #[test]
 fn a_port_whose_memory_was_cut_off_goes_on_with_the_next_guest() {
-    alone("relay::a_port_whose_memory_was_cut_off_goes_on_with_the_next_guest", |eal| {
-        let scene = Scene::new(eal, open("vdev:net_ring0", &PLAIN).unwrap());
+    alone_over_both("relay::a_port_whose_memory_was_cut_off_goes_on_with_the_next_guest", |eal, kind| {
+        let scene = Scene::new(eal, kind, open("vdev:net_ring0", &PLAIN).unwrap());
         let map = scene.map();
         scene.share(&map);
         let mut tx = scene.transmitter(1514);
@@ -33,9 +33,9 @@ fn a_port_whose_memory_was_cut_off_goes_on_with_the_next_guest() {
 
 #[test]
 fn every_queue_feeds_a_ring_that_runs_and_none_that_does_not() {
-    alone("relay::every_queue_feeds_a_ring_that_runs_and_none_that_does_not", |eal| {
+    alone_over_both("relay::every_queue_feeds_a_ring_that_runs_and_none_that_does_not", |eal, kind| {
         // What is sent on a queue of a software ring comes back on the same queue.
-        let scene = Scene::new(eal, open("vdev:net_ring0", &DeviceConfig { queues: 2, ..PLAIN }).unwrap());
+        let scene = Scene::new(eal, kind, open("vdev:net_ring0", &DeviceConfig { queues: 2, ..PLAIN }).unwrap());
         let map = scene.map();
         scene.share(&map);
         let (mut tx, mut rx): (Vec<_>, Vec<_>) = (0..3).map(|_| (scene.transmitter(1514), scene.receiver())).unzip();
@@ -78,43 +78,46 @@ fn every_queue_feeds_a_ring_that_runs_and_none_that_does_not() {
 }
 
 /// A scene whose device gives nothing, and takes what the software ring takes of which the other end is returned.
-fn one_way(eal: Eal) -> (Scene, RxQueue, Device) {
+fn one_way(eal: Eal, kind: Kind) -> (Scene, RxQueue, Device) {
     let (ring, mut ring_queues) = open("vdev:net_ring0", &PLAIN).unwrap();
     let (silent, mut queues) = open("vdev:net_null0,no-rx=1", &PLAIN).unwrap();
     let (QueuePair { rx: silence, .. }, QueuePair { rx, tx }) = (queues.remove(0), ring_queues.remove(0));
-    (Scene::new(eal, (silent, vec![QueuePair { rx: silence, tx }])), rx, ring)
+    (Scene::new(eal, kind, (silent, vec![QueuePair { rx: silence, tx }])), rx, ring)
 }
 
 #[test]
 fn what_a_full_device_does_not_take_is_counted_when_its_time_or_its_ring_is_over() {
-    alone("relay::what_a_full_device_does_not_take_is_counted_when_its_time_or_its_ring_is_over", |eal| {
-        let (scene, _rx, _ring) = one_way(eal);
-        let map = scene.map();
-        scene.share(&map);
-        let mut tx = scene.transmitter(1514);
-        scene.start(1, tx.ring(), &map);
-        let mut frames = 0;
-        wait_for("drops by the device", || {
-            frames += tx.transmit(32, |_, room| {
-                room.put(0, &[1; 60]);
-                60
+    alone_over_both(
+        "relay::what_a_full_device_does_not_take_is_counted_when_its_time_or_its_ring_is_over",
+        |eal, kind| {
+            let (scene, _rx, _ring) = one_way(eal, kind);
+            let map = scene.map();
+            scene.share(&map);
+            let mut tx = scene.transmitter(1514);
+            scene.start(1, tx.ring(), &map);
+            let mut frames = 0;
+            wait_for("drops by the device", || {
+                frames += tx.transmit(32, |_, room| {
+                    room.put(0, &[1; 60]);
+                    60
+                });
+                scene.counters().from_guest[0].drops.nic_full > 0
             });
-            scene.counters().from_guest[0].drops.nic_full > 0
-        });
-        // In the middle of it.
-        scene.stop(1);
-        tx.reclaim();
-        let counters = scene.counters().from_guest[0];
-        assert_eq!(counters.received, frames as u64 - tx.in_flight() as u64);
-        assert_eq!(counters.received, counters.sent + counters.drops.nic_full);
-        assert_eq!((counters.received_bytes, counters.sent_bytes), (60 * counters.received, 60 * counters.sent));
-    });
+            // In the middle of it.
+            scene.stop(1);
+            tx.reclaim();
+            let counters = scene.counters().from_guest[0];
+            assert_eq!(counters.received, frames as u64 - tx.in_flight() as u64);
+            assert_eq!(counters.received, counters.sent + counters.drops.nic_full);
+            assert_eq!((counters.received_bytes, counters.sent_bytes), (60 * counters.received, 60 * counters.sent));
+        },
+    );
 }
 
 #[test]
 fn pairs_that_share_a_queue_share_its_room() {
-    alone("relay::pairs_that_share_a_queue_share_its_room", |eal| {
-        let (scene, mut rx, _ring) = one_way(eal);
+    alone_over_both("relay::pairs_that_share_a_queue_share_its_room", |eal, kind| {
+        let (scene, mut rx, _ring) = one_way(eal, kind);
         let map = scene.map();
         scene.share(&map);
         let mut tx: Vec<_> = (0..3).map(|_| scene.transmitter(1514)).collect();
@@ -148,8 +151,8 @@ fn pairs_that_share_a_queue_share_its_room() {
 
 #[test]
 fn after_a_change_of_the_mtu_the_longest_frame_is_the_new_one() {
-    alone("relay::after_a_change_of_the_mtu_the_longest_frame_is_the_new_one", |eal| {
-        let mut scene = Scene::new(eal, open("vdev:net_ring0", &PLAIN).unwrap());
+    alone_over_both("relay::after_a_change_of_the_mtu_the_longest_frame_is_the_new_one", |eal, kind| {
+        let mut scene = Scene::new(eal, kind, open("vdev:net_ring0", &PLAIN).unwrap());
         let map = scene.map();
         scene.share(&map);
         let mut tx = scene.transmitter(9300);
@@ -186,8 +189,8 @@ fn after_a_change_of_the_mtu_the_longest_frame_is_the_new_one() {
 
 #[test]
 fn a_port_that_was_closed_takes_nothing_on_from_a_session_that_is_late() {
-    alone("relay::a_port_that_was_closed_takes_nothing_on_from_a_session_that_is_late", |eal| {
-        let scene = Scene::new(eal, open("vdev:net_null0", &PLAIN).unwrap());
+    alone_over_both("relay::a_port_that_was_closed_takes_nothing_on_from_a_session_that_is_late", |eal, kind| {
+        let scene = Scene::new(eal, kind, open("vdev:net_null0", &PLAIN).unwrap());
         let map = scene.map();
         scene.share(&map);
         scene.shares.close().unwrap();
@@ -199,39 +202,42 @@ fn a_port_that_was_closed_takes_nothing_on_from_a_session_that_is_late() {
 
 #[test]
 fn a_ring_that_stops_with_much_left_to_be_cut_stops_soon_and_accounts_for_all_of_it() {
-    alone("relay::a_ring_that_stops_with_much_left_to_be_cut_stops_soon_and_accounts_for_all_of_it", |eal| {
-        let scene = Scene::on(eal, open("vdev:net_null0,no-rx=1", &PLAIN).unwrap(), 2);
-        let map = scene.map();
-        scene.share(&map);
-        let ring = guest::SplitRing::new(&scene.memory, 16, false).unwrap();
-        let mut tx = Transmitter::new(ring, Shape::Whole, true, HEADER, 60_000).unwrap();
-        let features = RingFeatures { offloads: Offloads::CSUM.with(Offloads::HOST_TSO4), ..MODERN };
-        // TCP over IPv4; each byte of payload is to be a segment of its own.
-        let mut head = [0; 54];
-        (head[12], head[14], head[23], head[46]) = (8, 0x45, 6, 5 << 4);
-        head[16..18].copy_from_slice(&59_986u16.to_be_bytes());
-        let header = guest::NetHeader { gso_type: 1, gso_size: 1, hdr_len: 54, ..guest::NetHeader::checksum(34, 16) };
-        wait_for("a stop before all was cut", || {
-            scene.start_with(features, 1, tx.ring(), &map);
-            tx.transmit(15, |_, room| {
-                room.put_header(&header);
-                room.put(0, &head);
-                60_000
+    alone_over_both(
+        "relay::a_ring_that_stops_with_much_left_to_be_cut_stops_soon_and_accounts_for_all_of_it",
+        |eal, kind| {
+            let scene = Scene::on(eal, kind, open("vdev:net_null0,no-rx=1", &PLAIN).unwrap(), 2);
+            let map = scene.map();
+            scene.share(&map);
+            let mut tx = Transmitter::new(scene.ring(16), Shape::Whole, true, HEADER, 60_000).unwrap();
+            let features = RingFeatures { offloads: Offloads::CSUM.with(Offloads::HOST_TSO4), ..MODERN };
+            // TCP over IPv4; each byte of payload is to be a segment of its own.
+            let mut head = [0; 54];
+            (head[12], head[14], head[23], head[46]) = (8, 0x45, 6, 5 << 4);
+            head[16..18].copy_from_slice(&59_986u16.to_be_bytes());
+            let header =
+                guest::NetHeader { gso_type: 1, gso_size: 1, hdr_len: 54, ..guest::NetHeader::checksum(34, 16) };
+            wait_for("a stop before all was cut", || {
+                scene.start_with(features, 1, tx.ring(), &map);
+                tx.transmit(15, |_, room| {
+                    room.put_header(&header);
+                    room.put(0, &head);
+                    60_000
+                });
+                wait_for("the first frames", || {
+                    tx.reclaim();
+                    tx.in_flight() < 15
+                });
+                // Half-cut frames go with their ring from worker to worker.
+                for worker in [1, 0, 1, 0] {
+                    scene.shares.move_share(0, worker).unwrap();
+                }
+                scene.stop(1);
+                let counters = scene.counters().from_guest[0];
+                assert_eq!(counters.received, counters.sent + counters.drops.total(), "{counters:?}");
+                assert_eq!(counters.drops.total(), counters.drops.nic_full, "{counters:?}");
+                // A device that takes everything has no other reason: time was up.
+                counters.drops.nic_full > 0
             });
-            wait_for("the first frames", || {
-                tx.reclaim();
-                tx.in_flight() < 15
-            });
-            // Half-cut frames go with their ring from worker to worker.
-            for worker in [1, 0, 1, 0] {
-                scene.shares.move_share(0, worker).unwrap();
-            }
-            scene.stop(1);
-            let counters = scene.counters().from_guest[0];
-            assert_eq!(counters.received, counters.sent + counters.drops.total(), "{counters:?}");
-            assert_eq!(counters.drops.total(), counters.drops.nic_full, "{counters:?}");
-            // A device that takes everything has no other reason: time was up.
-            counters.drops.nic_full > 0
-        });
-    });
+        },
+    );
 }

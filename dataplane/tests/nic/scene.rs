@@ -1,5 +1,7 @@
 //! A port's relays on workers, and a guest's memory for its rings, driven ring by ring and round by round.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -13,7 +15,7 @@ use ringspan_dataplane::relay::{Common, Fault};
 use ringspan_dataplane::ring::{Ring, RingConfig, RingFeatures};
 use ringspan_dataplane::worker::{Running, Worker};
 use ringspan_protocol::PortCounters;
-use ringspan_testkit::guest::{self, Layout, Memory, Receiver, Shape, Transmitter};
+use ringspan_testkit::guest::{self, Kind, Layout, Memory, Receiver, Shape, Transmitter};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 
 pub const HEADER: usize = 12;
@@ -35,16 +37,20 @@ pub struct Scene {
     pub faults: crossbeam::channel::Receiver<Fault>,
     pub memory: Arc<Memory>,
     pub device: Device,
+    kind: Kind,
+    /// Where rings stood when they were stopped.
+    stood: RefCell<BTreeMap<usize, u16>>,
     _folder: tempfile::TempDir,
 }
 
 impl Scene {
-    pub fn new(eal: Eal, device: (Device, Vec<QueuePair>)) -> Self {
-        Self::on(eal, device, 1)
+    /// With one worker, and rings of this format.
+    pub fn new(eal: Eal, kind: Kind, device: (Device, Vec<QueuePair>)) -> Self {
+        Self::on(eal, kind, device, 1)
     }
 
     /// With so many workers, all on one core if there is but one.
-    pub fn on(eal: Eal, (device, queues): (Device, Vec<QueuePair>), workers: usize) -> Self {
+    pub fn on(eal: Eal, kind: Kind, (device, queues): (Device, Vec<QueuePair>), workers: usize) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let journal = Journal::open(folder.path(), &"vm1".parse().unwrap()).unwrap();
         let (sender, faults) = unbounded();
@@ -59,7 +65,8 @@ impl Scene {
         );
         let layout = Layout { size: 8 << 20, regions: 1, start: 0, gap: 0, huge_pages: false };
         let memory = Arc::new(Memory::new(layout).unwrap());
-        Self { workers, shares, journal, faults, memory, device, _folder: folder }
+        let stood = RefCell::default();
+        Self { workers, shares, journal, faults, memory, device, kind, stood, _folder: folder }
     }
 
     /// Runs between two rounds of the first worker.
@@ -81,15 +88,20 @@ impl Scene {
         self.shares.remap(Arc::clone(map)).unwrap();
     }
 
+    /// An empty ring.
+    pub fn ring(&self, size: u16) -> guest::Ring {
+        guest::Ring::new(self.kind, &self.memory, size, false, false).unwrap()
+    }
+
     /// A transmit ring with buffers for frames of up to `room` bytes.
     pub fn transmitter(&self, room: usize) -> Transmitter {
-        let ring = guest::SplitRing::new(&self.memory, 256, false).unwrap();
+        let ring = self.ring(256);
         Transmitter::new(ring, Shape::Whole, true, HEADER, room).unwrap()
     }
 
     /// A receive ring with 255 buffers for frames of up to 1514 bytes.
     pub fn receiver(&self) -> Receiver {
-        let ring = guest::SplitRing::new(&self.memory, 256, false).unwrap();
+        let ring = self.ring(256);
         let mut receiver = Receiver::new(ring, Shape::Whole, true, HEADER, 1514, true).unwrap();
         receiver.post(255);
         receiver
@@ -99,6 +111,7 @@ impl Scene {
         self.start_with(MODERN, index, ring, map);
     }
 
+    /// It goes on where the one of this number was stopped.
     pub fn start_with(&self, features: RingFeatures, index: usize, ring: &guest::Ring, map: &Arc<GuestMap>) {
         let [desc, avail, used] = ring.addresses().map(GuestAddress);
         let config = RingConfig {
@@ -106,11 +119,11 @@ impl Scene {
             desc,
             avail,
             used,
-            base: 0,
-            resume: None,
+            base: ring.first_base(),
+            resume: self.stood.borrow().get(&index).copied(),
             record: None,
             memory: 0,
-            features,
+            features: RingFeatures { packed: self.kind == Kind::Packed, ..features },
             kick: None,
             call: None,
             log: None,
@@ -120,7 +133,9 @@ impl Scene {
     }
 
     pub fn stop(&self, index: usize) {
-        self.shares.stop(index).unwrap();
+        if let Some((at, _)) = self.shares.stop(index).unwrap() {
+            self.stood.borrow_mut().insert(index, at);
+        }
     }
 
     /// What a pair sent and what a queue received, with the bytes.

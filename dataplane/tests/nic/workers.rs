@@ -9,9 +9,10 @@ use ringspan_dataplane::memory::GuestMap;
 use ringspan_dataplane::nic::DeviceConfig;
 use ringspan_dataplane::worker::Worker;
 use ringspan_protocol::ReceiveWake;
+use ringspan_testkit::guest::ring::Span;
 use ringspan_testkit::guest::{Receiver, Transmitter};
 
-use crate::alone::{PLAIN, alone, frame, open, send as send_frames, wait_for};
+use crate::alone::{PLAIN, alone, alone_over_both, frame, open, send as send_frames, wait_for};
 use crate::scene::{Scene, marks, send};
 
 /// A pair whose frames come back to it: they carry its number and their own, and must come once each and in order.
@@ -109,38 +110,41 @@ impl Scene {
 
 #[test]
 fn shares_go_from_worker_to_worker_under_traffic_and_nothing_is_lost_doubled_or_late() {
-    alone("workers::shares_go_from_worker_to_worker_under_traffic_and_nothing_is_lost_doubled_or_late", |eal| {
-        let device = open("vdev:net_ring0", &DeviceConfig { queues: 4, ..PLAIN }).unwrap();
-        let scene = Scene::on(eal, device, 2);
-        let map = scene.map();
-        scene.share(&map);
-        let mut circles: Vec<_> = (0..4).map(|pair| scene.circle(pair)).collect();
-        circles.iter_mut().for_each(|circle| scene.start_pair(circle, &map));
-        let mut homes = scene.homes();
-        homes.sort_unstable();
-        assert_eq!(homes, [0, 0, 1, 1], "spread over both");
+    alone_over_both(
+        "workers::shares_go_from_worker_to_worker_under_traffic_and_nothing_is_lost_doubled_or_late",
+        |eal, kind| {
+            let device = open("vdev:net_ring0", &DeviceConfig { queues: 4, ..PLAIN }).unwrap();
+            let scene = Scene::on(eal, kind, device, 2);
+            let map = scene.map();
+            scene.share(&map);
+            let mut circles: Vec<_> = (0..4).map(|pair| scene.circle(pair)).collect();
+            circles.iter_mut().for_each(|circle| scene.start_pair(circle, &map));
+            let mut homes = scene.homes();
+            homes.sort_unstable();
+            assert_eq!(homes, [0, 0, 1, 1], "spread over both");
 
-        let traffic = Circles::start(circles);
-        for round in 0..100 {
-            traffic.wait_more(200);
-            let share = round % 4;
-            let to = 1 - scene.homes()[share];
-            assert!(scene.shares.move_share(share, to).unwrap());
-            assert_eq!(scene.homes()[share], to);
-        }
-        traffic.wait_more(1000);
-        let frames = traffic.end();
-        assert!(!scene.shares.move_share(4, 0).unwrap() && !scene.shares.move_share(0, 2).unwrap());
-        scene.assert_accounts(&frames);
-    });
+            let traffic = Circles::start(circles);
+            for round in 0..100 {
+                traffic.wait_more(200);
+                let share = round % 4;
+                let to = 1 - scene.homes()[share];
+                assert!(scene.shares.move_share(share, to).unwrap());
+                assert_eq!(scene.homes()[share], to);
+            }
+            traffic.wait_more(1000);
+            let frames = traffic.end();
+            assert!(!scene.shares.move_share(4, 0).unwrap() && !scene.shares.move_share(0, 2).unwrap());
+            scene.assert_accounts(&frames);
+        },
+    );
 }
 
 #[test]
 fn pairs_come_and_go_on_several_workers_while_others_are_busy() {
-    alone("workers::pairs_come_and_go_on_several_workers_while_others_are_busy", |eal| {
+    alone_over_both("workers::pairs_come_and_go_on_several_workers_while_others_are_busy", |eal, kind| {
         // As many pairs as the device has queues are always there, so that the busy ones keep theirs.
         let device = open("vdev:net_ring0", &DeviceConfig { queues: 2, ..PLAIN }).unwrap();
-        let scene = Scene::on(eal, device, 2);
+        let scene = Scene::on(eal, kind, device, 2);
         let map = scene.map();
         scene.share(&map);
         let mut busy: Vec<_> = (0..2).map(|pair| scene.circle(pair)).collect();
@@ -180,19 +184,16 @@ fn pairs_come_and_go_on_several_workers_while_others_are_busy() {
 
 #[test]
 fn a_guest_that_breaks_one_ring_stops_all_of_its_rings_on_every_worker() {
-    alone("workers::a_guest_that_breaks_one_ring_stops_all_of_its_rings_on_every_worker", |eal| {
+    alone_over_both("workers::a_guest_that_breaks_one_ring_stops_all_of_its_rings_on_every_worker", |eal, kind| {
         let device = open("vdev:net_ring0", &DeviceConfig { queues: 2, ..PLAIN }).unwrap();
-        let scene = Scene::on(eal, device, 2);
+        let scene = Scene::on(eal, kind, device, 2);
         let map = scene.map();
         scene.share(&map);
         let mut circles: Vec<_> = (0..2).map(|pair| scene.circle(pair)).collect();
         circles.iter_mut().for_each(|circle| scene.start_pair(circle, &map));
         assert_ne!(scene.homes()[0], scene.homes()[1]);
-        // An available index far beyond the ring.
-        let avail = circles[0].tx.ring().addresses()[1];
-        let index = scene.memory.pointer(avail + 2, 2).unwrap();
-        // SAFETY: two bytes of guest memory, which is mapped; the relay reads them atomically.
-        unsafe { (*index.as_ptr().cast::<std::sync::atomic::AtomicU16>()).store(0x7fff, Ordering::Release) };
+        // A frame far beyond the guest's memory.
+        circles[0].tx.ring().send_parts(0, &[(Span { address: 1 << 40, length: 100 }, 0)]);
         assert_eq!(scene.faults.recv().unwrap().ring, 1);
         assert!(scene.is_broken());
         // What the other pair sends from here on stays in its ring.
@@ -215,9 +216,9 @@ fn a_guest_that_breaks_one_ring_stops_all_of_its_rings_on_every_worker() {
 
 #[test]
 fn a_worker_without_work_sleeps_and_the_first_frame_wakes_it() {
-    alone("workers::a_worker_without_work_sleeps_and_the_first_frame_wakes_it", |eal| {
+    alone_over_both("workers::a_worker_without_work_sleeps_and_the_first_frame_wakes_it", |eal, kind| {
         let (_device, mut there) = open("patch:x/a", &PLAIN).unwrap();
-        let scene = Scene::new(eal, open("patch:x/b", &PLAIN).unwrap());
+        let scene = Scene::new(eal, kind, open("patch:x/b", &PLAIN).unwrap());
         assert_eq!(scene.device.status().receive_wake, ReceiveWake::Event);
         let map = scene.map();
         scene.share(&map);
