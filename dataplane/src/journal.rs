@@ -22,7 +22,7 @@ use crate::stats::QueueCells;
 
 /// "ringspan" as a number, and the version of the layout in the lowest byte of the second word.
 const MAGIC: u64 = u64::from_be_bytes(*b"ringspan");
-const LAYOUT: u64 = 2;
+const LAYOUT: u64 = 3;
 const QUEUES: usize = MAX_QUEUE_PAIRS as usize;
 
 /// The file's layout. All zeroes is a valid, new journal.
@@ -33,6 +33,7 @@ struct Layout {
     from_guest: [QueueCells; QUEUES],
     to_guest: [QueueCells; QUEUES],
     rings: [RingRecord; 2 * QUEUES],
+    unsent: AtomicU64,
 }
 
 /// A port's journal, mapped.
@@ -86,6 +87,11 @@ impl Journal {
         &self.layout().to_guest[queue]
     }
 
+    /// Frames that a relay gave its vDPA device, and that this had not sent when the rings changed hands.
+    pub fn unsent(&self, frames: u64) {
+        self.layout().unsent.fetch_add(frames, Ordering::Relaxed);
+    }
+
     /// All counters, up to the last queue that ever counted anything, and at least one each.
     pub fn read(&self) -> PortCounters {
         let used = |cells: &[QueueCells]| {
@@ -95,7 +101,12 @@ impl Journal {
             all
         };
         let layout = self.layout();
-        PortCounters { from_guest: used(&layout.from_guest), to_guest: used(&layout.to_guest), device: Vec::new() }
+        PortCounters {
+            from_guest: used(&layout.from_guest),
+            to_guest: used(&layout.to_guest),
+            unsent: layout.unsent.load(Ordering::Relaxed),
+            device: Vec::new(),
+        }
     }
 
     /// Whether a port has a journal in `dir`.
@@ -149,15 +160,17 @@ mod tests {
         let port: PortName = "vm1".parse().unwrap();
         let first = Journal::open(dir.path(), &port).unwrap();
         first.from_guest(2).received(7, 700);
+        first.unsent(3);
         drop(first);
 
         let second = Journal::open(dir.path(), &port).unwrap();
         assert_eq!(second.read().from_guest[2].drops.lost, 7, "what it had in hand");
         second.from_guest(2).received(1, 100);
+        second.unsent(2);
         let counters = second.read();
         assert_eq!(counters.from_guest.len(), 3);
         assert_eq!((counters.from_guest[2].received, counters.from_guest[2].received_bytes), (8, 800));
-        assert_eq!(counters.to_guest.len(), 1);
+        assert_eq!((counters.to_guest.len(), counters.unsent), (1, 5));
 
         drop(second);
         Journal::forget(dir.path(), &port);

@@ -317,6 +317,14 @@ fn print_stats(stats: &[PortStats]) -> Result<(), Failure> {
     }
     table.print()?;
     let mut out = std::io::stdout().lock();
+    for port in stats.iter().filter(|port| port.counters.unsent > 0) {
+        let unsent = port.counters.unsent;
+        writeln!(
+            out,
+            "\n{}: {unsent} of the frames sent were left in the vDPA device when its rings changed hands",
+            port.name
+        )?;
+    }
     for port in stats.iter().filter(|port| !port.counters.device.is_empty()) {
         writeln!(out, "\n{} device", port.name)?;
         for (name, value) in port.counters.device.iter().filter(|(_, value)| *value > 0) {

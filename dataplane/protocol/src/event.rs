@@ -80,9 +80,9 @@ pub enum LaneEventKind {
         /// Core of the new one.
         to: u16,
     },
-    /// The device is gone from the bus.
+    /// The device is gone from the bus; of a vDPA device also that the port cannot take it at the moment (`mode-changed` says why).
     DeviceRemoved,
-    /// A vDPA device that was gone is back.
+    /// A vDPA device that was gone is back, and the port has it.
     DeviceReturned,
     /// Somebody else moves the port's packets.
     ModeChanged {

@@ -84,6 +84,10 @@ pub struct PortCounters {
     pub from_guest: Vec<QueueCounters>,
     /// From the device to the guest, by the device's queue.
     pub to_guest: Vec<QueueCounters>,
+    /// Frames that a worker gave a vDPA device, which count as sent, and that the device had not sent when the guest's rings or a relay's were taken from it. Always 0
+    /// with other devices.
+    #[serde(default)]
+    pub unsent: u64,
     /// The device's own extended statistics (DPDK's names), since it was opened.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub device: Vec<(String, u64)>,

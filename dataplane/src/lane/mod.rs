@@ -4,11 +4,13 @@ mod any_nic;
 mod balancer;
 mod nics;
 mod server;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crossbeam::channel::{self, Receiver, Sender};
@@ -39,6 +41,8 @@ pub struct Lane {
     /// wants to look at the ports does not wait for it.
     changing: Mutex<()>,
     ports: Mutex<Ports>,
+    /// A port that was leaving has gone.
+    left: Condvar,
     events: Arc<EventLog>,
     faults: Sender<Fault>,
     journals: PathBuf,
@@ -51,6 +55,8 @@ pub struct Lane {
 #[derive(Default)]
 struct Ports {
     by_name: BTreeMap<PortName, Arc<Port>>,
+    /// Those that are being taken down: what they have is theirs until they are gone.
+    leaving: Vec<PortSpec>,
     last_id: u64,
     stopping: bool,
 }
@@ -76,6 +82,7 @@ impl Lane {
             workers: workers.into_iter().map(Arc::new).collect(),
             changing: Mutex::default(),
             ports: Mutex::default(),
+            left: Condvar::new(),
             events: Arc::default(),
             faults,
             journals: journals.into(),
@@ -136,8 +143,7 @@ impl Lane {
     }
 
     fn add(&self, spec: PortSpec) -> Result<PortStatus, Failure> {
-        let _changing = self.change();
-        let mut ports = self.lock();
+        let (_changing, mut ports) = self.change_without(|leaving| shares(leaving, &spec));
         if ports.stopping {
             return Err(Failure::new(FailureKind::Failed, format!("lane {} is stopping", self.info.name)));
         }
@@ -151,13 +157,7 @@ impl Lane {
             return Err(Failure::new(FailureKind::Exists, message));
         }
         for other in ports.by_name.values().map(|port| port.spec()) {
-            let shared = if other.device.identity() == spec.device.identity() {
-                format!("device {}", spec.device.identity())
-            } else if other.socket == spec.socket {
-                format!("socket {}", spec.socket.display())
-            } else {
-                continue;
-            };
+            let Some(shared) = shared(&other, &spec) else { continue };
             let message = format!(
                 "port {}: {shared} is used by port {}: name another, or remove that port",
                 spec.name, other.name
@@ -190,17 +190,37 @@ impl Lane {
     }
 
     fn remove(&self, name: &PortName, forget: bool) -> Result<(), Failure> {
-        let _changing = self.change();
-        let port = self.lock().by_name.remove(name);
-        let found = port.is_some();
-        // Before the next change: another port may want the same device or socket.
-        if let Some(port) = port {
-            port.close();
-        }
+        let (changing, mut ports) = self.change_without(|leaving| leaving.name == *name);
+        let Some(port) = ports.by_name.remove(name) else {
+            drop(ports);
+            if forget {
+                Journal::forget(&self.journals, name);
+            }
+            return Err(self.not_found(name));
+        };
+        ports.leaving.push(port.spec());
+        drop((ports, changing));
+        // It may be amid a change of its own, which lasts as long as its device takes: who wants nothing of what it has does not wait for that.
+        port.close();
         if forget {
             Journal::forget(&self.journals, name);
         }
-        if found { Ok(()) } else { Err(self.not_found(name)) }
+        self.lock().leaving.retain(|leaving| leaving.name != *name);
+        self.left.notify_all();
+        Ok(())
+    }
+
+    /// The right to change which ports there are, and those, when no port is leaving that `concerns` whoever asks.
+    fn change_without(&self, concerns: impl Fn(&PortSpec) -> bool) -> (MutexGuard<'_, ()>, MutexGuard<'_, Ports>) {
+        loop {
+            let waits = |ports: &mut Ports| ports.leaving.iter().any(&concerns);
+            drop(self.left.wait_while(self.lock(), waits).unwrap_or_else(PoisonError::into_inner));
+            let (changing, ports) = (self.change(), self.lock());
+            // Another may have begun to leave meanwhile.
+            if !ports.leaving.iter().any(&concerns) {
+                return (changing, ports);
+            }
+        }
     }
 
     fn set(&self, name: &PortName, change: &PortChange) -> Result<PortStatus, Failure> {
@@ -264,12 +284,10 @@ impl Lane {
 
     /// Takes all ports down, in order, and takes no new ones.
     pub fn close(&self) {
-        let _changing = self.change();
-        let all = {
-            let mut ports = self.lock();
-            ports.stopping = true;
-            std::mem::take(&mut ports.by_name)
-        };
+        let (_changing, mut ports) = self.change_without(|_| true);
+        ports.stopping = true;
+        let all = std::mem::take(&mut ports.by_name);
+        drop(ports);
         for (name, port) in all {
             tracing::info!(port = %name, "closing");
             port.close();
@@ -293,5 +311,20 @@ impl Lane {
     fn lock(&self) -> MutexGuard<'_, Ports> {
         // A port is inserted only when it is whole, and removed before it is taken down.
         self.ports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether a port has what another one wants: its name, its device or its socket.
+fn shares(has: &PortSpec, wants: &PortSpec) -> bool {
+    has.name == wants.name || shared(has, wants).is_some()
+}
+
+/// What both of two ports want.
+fn shared(one: &PortSpec, other: &PortSpec) -> Option<String> {
+    let identity = other.device.identity();
+    if one.device.identity() == identity {
+        Some(format!("device {identity}"))
+    } else {
+        (one.socket == other.socket).then(|| format!("socket {}", other.socket.display()))
     }
 }

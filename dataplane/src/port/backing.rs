@@ -43,7 +43,7 @@ pub(super) struct Backing {
 pub struct Look {
     /// The link is up.
     pub up: bool,
-    /// The device is gone.
+    /// The device is gone, which is told by who looks. That a vDPA device is gone its port tells, each time, however soon it is back.
     pub gone: bool,
     /// The port is to let go of its device, or can take it again.
     pub due: bool,
@@ -375,7 +375,7 @@ impl Backing {
     fn give_to_relay(&self, now: &mut Now, reason: String) -> u16 {
         if !now.may_relay() {
             tracing::warn!(port = %now.spec.name, "{reason}");
-            now.take_back().close();
+            now.take_back(&*self.maker).close();
             now.reason = Some(reason.clone());
             now.look_again();
             now.events.push(LaneEventKind::ModeChanged { mode: ModeStatus::Down, reason: Some(reason), pause_us: 0 });
@@ -396,20 +396,20 @@ impl Backing {
             Ok(now) => Held { now, seen: &self.seen },
             Err(TryLockError::Poisoned(_) | TryLockError::WouldBlock) => return None,
         };
-        let (up, gone) = match &now.way {
+        let up = match &now.way {
             Way::Relay(_) if node.exists() && now.failed().is_some() => {
                 return Some(Look { up: false, gone: false, due: true });
             }
             Way::Relay(relay) if node.exists() => match relay.device().look()? {
-                (_, true) => return Some(Look { up: false, gone: true, due: true }),
-                there => there,
+                (_, true) => return Some(Look { up: false, gone: false, due: true }),
+                (up, false) => up,
             },
-            Way::Vdpa(handover) if !handover.gone() => (handover.link().0, false),
-            Way::Relay(_) | Way::Vdpa(_) => return Some(Look { up: false, gone: true, due: true }),
-            Way::Down if !now.lost && !node.exists() => return Some(Look { up: false, gone: true, due: true }),
-            Way::Down => (false, now.lost),
+            Way::Vdpa(handover) if !handover.gone() => handover.link().0,
+            Way::Relay(_) | Way::Vdpa(_) => return Some(Look { up: false, gone: false, due: true }),
+            Way::Down if !now.lost && !node.exists() => return Some(Look { up: false, gone: false, due: true }),
+            Way::Down => false,
         };
-        Some(Look { up, gone, due: now.may_return(node) })
+        Some(Look { up, gone: false, due: now.may_return(node) })
     }
 
     /// Lets go of a vDPA device that is gone, because the kernel waits for that, and takes one again that is back; makes a relay anew that it refuses. As long as a device takes.
@@ -422,9 +422,9 @@ impl Backing {
             Way::Down => !now.lost && !node.exists(),
         };
         if gone {
-            now.take_back().close();
+            now.take_back(&*self.maker).close();
             now.reason = Some(format!("device {} is gone: it is taken again when it is back", now.spec.device));
-            now.lost = true;
+            now.lose();
             let reason = now.reason.clone();
             now.events.push(LaneEventKind::ModeChanged { mode: ModeStatus::Down, reason, pause_us: 0 });
         } else if let Some(refusal) = now.failed() {
@@ -435,11 +435,12 @@ impl Backing {
             self.switch(&mut now, to);
             // Others may have it open still, or it may not be ours to open yet: then it is as gone as before.
             let for_its_sake = now.unknown() || (now.guest_refused && !now.may_relay());
-            now.lost = matches!(now.way, Way::Down) && !for_its_sake;
+            let down = matches!(now.way, Way::Down);
+            now.lost = down && !for_its_sake;
             if now.lost {
                 let (_, wait) = now.again;
                 now.again = (Instant::now() + wait, (wait * 2).min(AGAIN.1));
-            } else {
+            } else if down {
                 now.again = (Instant::now(), AGAIN.0);
                 now.events.insert(told, LaneEventKind::DeviceReturned);
             }
@@ -450,7 +451,7 @@ impl Backing {
     pub fn close(&self) {
         let mut now = self.lock();
         now.closed = true;
-        now.take_back().close();
+        now.take_back(&*self.maker).close();
     }
 
     fn lock(&self) -> Held<'_> {
@@ -472,7 +473,22 @@ impl Now {
     fn look_again(&mut self) {
         let for_its_sake = self.unknown() || (self.guest_refused && !self.may_relay());
         if !for_its_sake && !self.lost {
-            (self.lost, self.again) = (true, (Instant::now() + AGAIN.0, AGAIN.0));
+            self.again = (Instant::now() + AGAIN.0, AGAIN.0);
+            self.lose();
+        }
+    }
+
+    /// Nobody has the device any more, and the port looks for it.
+    fn lose(&mut self) {
+        self.lost = true;
+        self.events.push(LaneEventKind::DeviceRemoved);
+    }
+
+    /// Somebody has it.
+    fn found(&mut self) {
+        self.again = (Instant::now(), AGAIN.0);
+        if std::mem::take(&mut self.lost) {
+            self.events.push(LaneEventKind::DeviceReturned);
         }
     }
 

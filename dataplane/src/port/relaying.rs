@@ -32,6 +32,8 @@ pub(super) trait Make: Send + Sync {
     fn node(&self, path: &Path, spec: &PortSpec) -> Result<Box<dyn Kernel>, Failure>;
     /// What outlives the lane of where a relay was in a ring is no longer so.
     fn forget(&self, ring: usize);
+    /// Frames that relays gave a vDPA device were not sent by it when it was taken from them: they are counted.
+    fn unsent(&self, frames: u64);
 }
 
 /// Relays that are open, and their device.
@@ -190,6 +192,10 @@ impl Make for Maker {
 
     fn forget(&self, ring: usize) {
         RecordHandle::new(Arc::clone(&self.journal) as _, ring).forget();
+    }
+
+    fn unsent(&self, frames: u64) {
+        self.journal.unsent(frames);
     }
 }
 

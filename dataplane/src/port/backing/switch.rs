@@ -42,7 +42,7 @@ impl Backing {
         let may_relay = |now: &Now| now.may_relay() || back;
         let start = Instant::now();
         let (ran, before) = (!now.rings.is_empty(), (now.mode(), now.reason.clone()));
-        let Taken { mut device, relay, left } = now.take_back();
+        let Taken { mut device, relay, left } = now.take_back(&*self.maker);
         let taken = start.elapsed();
         let mut ready = relay.map(Ok).or(ready);
         let unknown = now.unknown();
@@ -72,8 +72,10 @@ impl Backing {
                 now.reason = Some(why);
             }
         }
-        if matches!(now.way, Way::Down) && self.node.is_some() {
-            now.look_again();
+        match now.way {
+            Way::Down if self.node.is_some() => now.look_again(),
+            Way::Down => {}
+            Way::Relay(_) | Way::Vdpa(_) => now.found(),
         }
         let (mode, reason) = (now.mode(), now.reason.clone());
         let pause = if ran { since.elapsed() } else { Duration::ZERO };
@@ -94,7 +96,7 @@ impl Backing {
     pub(super) fn renew(&self, now: &mut Now, refusal: &str) {
         let reason = format!("the relay is made anew: {refusal}");
         tracing::warn!(port = %now.spec.name, device = %now.spec.device, "{reason}");
-        now.take_back().close();
+        now.take_back(&*self.maker).close();
         now.events.push(LaneEventKind::ModeChanged { mode: ModeStatus::Down, reason: Some(reason), pause_us: 0 });
         let to = if now.may_relay() { Mode::Relay } else { now.target() };
         self.switch(now, to);
@@ -143,7 +145,7 @@ impl Backing {
 
 impl Now {
     /// Takes all rings from whoever has them, and notes where they stand.
-    pub(super) fn take_back(&mut self) -> Taken {
+    pub(super) fn take_back(&mut self, maker: &dyn Make) -> Taken {
         match std::mem::replace(&mut self.way, Way::Down) {
             Way::Relay(relay) => {
                 let (to_guest, from_guest): (Vec<_>, Vec<_>) =
@@ -160,6 +162,7 @@ impl Now {
                 to_guest.into_iter().for_each(stop);
                 let left = left.unwrap_or_default();
                 if left > 0 {
+                    maker.unsent(left);
                     tracing::warn!(port = %self.spec.name, left, "frames that a relay gave the device were not sent");
                 }
                 Taken { device, relay: Some(relay), left }
