@@ -436,6 +436,7 @@ impl Switch {
             && let Some(fd) = queue.rx.wake()
         {
             watch.add(fd);
+            queue.rx.take_signals();
         }
     }
 
@@ -446,6 +447,7 @@ impl Switch {
             && let Some(fd) = queue.rx.wake()
         {
             watch.remove(fd);
+            queue.rx.give_signals_back();
         }
     }
 

@@ -6,7 +6,6 @@ use std::ffi::{CStr, CString};
 use std::fmt;
 use std::fs::{self, File};
 use std::marker::PhantomData;
-use std::mem::MaybeUninit;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -18,7 +17,7 @@ use nix::unistd::Pid;
 
 use super::configure::MOST_NODES;
 use super::error::{EalError, describe, rte_errno};
-use super::log;
+use super::{log, signals};
 
 /// A PCI function that is never there. A list of allowed functions with only this one keeps EAL from probing what
 /// nobody asked for, and still lets functions be plugged in later, which `--no-pci` does not.
@@ -111,7 +110,7 @@ impl Eal {
     /// Starts DPDK: no device is probed, no file is left anywhere, and the calling thread keeps its CPUs.
     ///
     /// The calling thread no longer takes real-time signals, nor do threads that it starts from now on: net_tap asks the
-    /// kernel for one with each frame, and would interrupt system calls with it. DPDK's own thread takes them.
+    /// kernel for one with each frame, and would interrupt system calls with it. DPDK's own thread takes them, or a worker.
     /// So this is best called by a program's first thread, before it starts others.
     ///
     /// # Errors
@@ -143,7 +142,7 @@ impl Eal {
             keep_memory();
         }
         leave_no_folder();
-        divert_signals();
+        signals::divert();
         let started = STARTED.get_or_init(|| Started {
             memory_mib: config.memory_mib,
             huge_pages,
@@ -246,21 +245,6 @@ fn keep_memory() {
     let status = unsafe { dpdk_sys::shim_keep_memory() };
     if status != 0 {
         tracing::warn!("DPDK may give hugepages back while the lane runs: {}", describe(status));
-    }
-}
-
-/// Blocks real-time signals in the calling thread, and has the process ignore SIGIO, which the kernel sends when too many of
-/// them wait and which would end the process.
-fn divert_signals() {
-    // SAFETY: the set is written by sigemptyset before it is read, and the handler is none.
-    unsafe {
-        let mut signals = MaybeUninit::<libc::sigset_t>::uninit();
-        libc::sigemptyset(signals.as_mut_ptr());
-        for signal in libc::SIGRTMIN()..=libc::SIGRTMAX() {
-            libc::sigaddset(signals.as_mut_ptr(), signal);
-        }
-        libc::pthread_sigmask(libc::SIG_BLOCK, signals.as_ptr(), std::ptr::null_mut());
-        libc::signal(libc::SIGIO, libc::SIG_IGN);
     }
 }
 

@@ -39,6 +39,7 @@ mod queue;
 mod registry;
 mod ring;
 mod ring_end;
+mod signals;
 mod soft;
 mod wake;
 
@@ -59,5 +60,6 @@ pub use meter::Meter;
 pub use offload::TxAbilities;
 pub use pool::{Pool, sweep as sweep_pools};
 pub use queue::{QueuePair, RxQueue, TxQueue};
+pub use signals::SignalledWorker;
 pub use soft::{SoftNic, VfLink, WayIn, WayOut, pool as soft_pool, way};
 pub use wake::Bell;

@@ -10,6 +10,7 @@ use super::burst::Burst;
 use super::offload::TxAbilities;
 use super::pool::Pool;
 use super::port::Port;
+use super::signals;
 use super::wake::{Bell, Waker};
 
 /// One receive and one transmit queue of a device.
@@ -92,6 +93,16 @@ impl RxQueue {
     /// nothing of the kind.
     pub fn wake(&self) -> Option<BorrowedFd<'_>> {
         self.waker.fd()
+    }
+
+    /// The calling thread polls it from now on, and takes the signals that the device sends with frames, if it is the lane's only worker.
+    pub fn take_signals(&self) {
+        self.waker.fd().inspect(|fd| signals::take(*fd));
+    }
+
+    /// The calling thread polls it no longer.
+    pub fn give_signals_back(&self) {
+        self.waker.fd().inspect(|fd| signals::give_back(*fd));
     }
 
     /// From here on a frame is signalled. One that came before may not be: look once more. False when the driver will not signal.

@@ -117,6 +117,7 @@ impl Queue {
         if let Some(wake) = self.nic.rx.wake() {
             watch.remove(wake);
         }
+        self.nic.rx.give_signals_back();
         self.nic.rx.ignore();
     }
 }
@@ -151,6 +152,7 @@ impl Relay {
         }
         for queue in &mut self.queues {
             queue.watched = queue.nic.rx.wake().is_some_and(|wake| watch.add(wake));
+            queue.nic.rx.take_signals();
         }
     }
 

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::clock::time_of;
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -226,7 +227,9 @@ impl Idle {
         let longest = if self.all_wake { LONGEST } else { (quiet / NAPS).clamp(*NAP.start(), *NAP.end()) };
         let longest = held_for.map_or(longest, |ticks| longest.min(time_of(ticks).max(*NAP.start())));
         let mut set = [PollFd::new(epoll_fd(&self.kicks), PollFlags::POLLIN)];
-        self.signalled = matches!(ppoll(&mut set, Some(TimeSpec::from_duration(longest)), None), Ok(1..));
+        // A TAP's signal comes a moment before its descriptor is readable.
+        let ended = ppoll(&mut set, Some(TimeSpec::from_duration(longest)), None);
+        self.signalled = matches!(ended, Ok(1..) | Err(Errno::EINTR));
         self.signalled
     }
 

@@ -21,7 +21,7 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
 use crate::eswitch::switch::Switch;
-use crate::nic::Eal;
+use crate::nic::{Eal, SignalledWorker};
 use crate::relay::Relay;
 pub use balance::{Balance, Move, Part};
 pub use clock::{millis, ticks, ticks_in};
@@ -139,6 +139,7 @@ impl Worker {
                     .and_then(|()| eal.register_thread().map_err(|error| failed(std::io::Error::other(error))));
                 match ready {
                     Ok(_registered) => {
+                        let _signalled = SignalledWorker::new();
                         // Nobody waits any more only when the starter has died.
                         let _ = started.send(Ok(()));
                         own_pulse.take();

@@ -10,9 +10,10 @@ use ringspan_dataplane::nic::DeviceConfig;
 use ringspan_dataplane::worker::Worker;
 use ringspan_protocol::ReceiveWake;
 use ringspan_testkit::guest::ring::Span;
-use ringspan_testkit::guest::{Receiver, Transmitter};
+use ringspan_testkit::guest::{Kind, Receiver, Transmitter};
 
-use crate::alone::{PLAIN, alone, alone_over_both, frame, open, send as send_frames, wait_for};
+use crate::alone::{PLAIN, alone, alone_in_namespace, alone_over_both, frame, open, send as send_frames, wait_for};
+use crate::kernel::{self, Wire, is_ours};
 use crate::scene::{Scene, marks, send};
 
 /// A pair whose frames come back to it: they carry its number and their own, and must come once each and in order.
@@ -242,6 +243,53 @@ fn a_worker_without_work_sleeps_and_the_first_frame_wakes_it() {
             .collect();
         late.sort_unstable();
         assert!(late[7] < Duration::from_millis(10), "half of them came later than {:?}: {late:?}", late[7]);
+    });
+}
+
+/// How often threads were woken that are neither workers nor the caller.
+fn wakes_of_others() -> u64 {
+    let own = nix::unistd::gettid().to_string();
+    let threads = std::fs::read_dir("/proc/self/task").unwrap().map(|thread| thread.unwrap());
+    let others = threads.filter(|thread| {
+        let name = std::fs::read_to_string(thread.path().join("comm")).unwrap_or_default();
+        thread.file_name() != own.as_str() && !name.starts_with("worker-")
+    });
+    let wakes = others.map(|thread| {
+        let status = std::fs::read_to_string(thread.path().join("status")).unwrap_or_default();
+        let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        count.map_or(0, |count| count.trim().parse::<u64>().unwrap())
+    });
+    wakes.sum()
+}
+
+#[test]
+fn frames_of_a_tap_cost_the_worker_and_no_other_thread() {
+    alone_in_namespace("workers::frames_of_a_tap_cost_the_worker_and_no_other_thread", |eal| {
+        const FRAMES: usize = 200;
+        let scene = Scene::new(eal, Kind::Split, open("vdev:net_tap0,iface=rsnic9", &PLAIN).unwrap());
+        let map = scene.map();
+        scene.share(&map);
+        let mut rx = scene.receiver();
+        scene.start(0, rx.ring(), &map);
+        let wire = Wire::new("rsnic9");
+        let mut came = 0;
+        let mut send = |number: usize| {
+            wire.send(&kernel::frame(number, 60));
+            let before = came;
+            wait_for("the frame", || {
+                rx.receive(usize::MAX, |got| {
+                    let mut bytes = [0; 2048];
+                    got.copy_to(&mut bytes);
+                    came += usize::from(is_ours(&bytes));
+                });
+                came > before
+            });
+        };
+        send(0);
+        let before = wakes_of_others();
+        (1..=FRAMES).for_each(&mut send);
+        let wakes = wakes_of_others() - before;
+        assert!(wakes < FRAMES as u64 / 2, "{wakes} wakes of other threads for {FRAMES} frames");
     });
 }
 
