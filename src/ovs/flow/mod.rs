@@ -112,15 +112,6 @@ pub struct Stats {
     pub flags: flags::TcpFlags,
 }
 
-impl Stats {
-    /// The same flow as another thread of the datapath counted it.
-    pub(crate) fn add(&mut self, other: &Self) {
-        self.packets = self.packets.wrapping_add(other.packets);
-        self.bytes = self.bytes.wrapping_add(other.bytes);
-        self.used = [self.used, other.used].into_iter().flatten().min();
-    }
-}
-
 /// What `offloaded:` says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]

@@ -82,7 +82,7 @@ impl Work {
         for (ufid, entry) in &mut self.table.flows {
             let paused = match entry.paused {
                 // What OVS tells of its counters may be some seconds old: one that was used in between comes back a little later.
-                Paused::Idle(packets) if entry.stats().packets == packets => continue,
+                Paused::Idle(packets) if entry.ovs().packets as u32 == packets => continue,
                 Paused::Idle(_) | Paused::ForAMoment => Paused::No,
                 Paused::No => {
                     let Some(nic) = entry.state.nic() else { continue };
@@ -91,7 +91,7 @@ impl Work {
                     }
                     let used = used_again(entry);
                     if used.is_idle(users) {
-                        Paused::Idle(entry.stats().packets)
+                        Paused::Idle(entry.ovs().packets as u32)
                     } else if used.is_unseen(unseen) && moments < AT_ONCE {
                         moments += 1;
                         Paused::ForAMoment
@@ -127,7 +127,7 @@ struct Used {
 
 fn used_again(entry: &Entry) -> Used {
     Used {
-        ovs: entry.stats().used.and_then(|used| u64::try_from(used).ok()),
+        ovs: entry.ovs().used().map(u64::from),
         rule: entry.counted.rules().and_then(|(_, idle)| idle),
         since: u64::from(seconds().saturating_sub(entry.touched)) * 1000,
     }

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
+use super::packed::Kinds;
 use super::run::{Common, Phase, lock};
 use super::table::{Misses, Source, Told};
 use super::work::{Change, News};
@@ -92,6 +93,8 @@ struct Kernel {
     datapath: Datapath,
     watch: Watch,
     ports: Ports,
+    /// What the flows that were told have in common.
+    kinds: Kinds,
     dumps: Dumps,
     /// Something was told, or is about to be.
     begun: bool,
@@ -143,7 +146,14 @@ impl Kernel {
         let datapath = Datapath::open(OVS_SYSTEM)?;
         // Before the dump, so that nothing that changes falls between the two.
         let watch = datapath.watch()?;
-        Ok(Self { datapath, watch, ports: HashMap::new(), dumps: Dumps::default(), begun: false })
+        Ok(Self {
+            datapath,
+            watch,
+            ports: HashMap::new(),
+            kinds: Kinds::default(),
+            dumps: Dumps::default(),
+            begun: false,
+        })
     }
 
     fn run(&mut self, common: &Common, news: &SyncSender<News>) -> End {
@@ -209,18 +219,18 @@ impl Kernel {
             return Ok(true);
         }
         let (mut flows, mut misses, mut ended) = (Vec::new(), Misses::default(), false);
-        let Self { datapath, watch, ports, .. } = self;
+        let Self { datapath, watch, ports, kinds, .. } = self;
         // What is dumped after a port changed would have other names than what was dumped before.
         let mut anew = |_: &mut Ports| Err(KernelError::Changed);
         let mut count = 0;
         datapath.dump_each(|told| {
-            match as_told(told, ports) {
+            match as_told(told, ports, kinds) {
                 Some(told) => flows.push(told),
                 None => misses.unreadable("a flow of the kernel's without an ufid"),
             }
             count += 1;
             if count % BETWEEN == 0 {
-                ended |= pass_on(watch, ports, &mut anew, Duration::ZERO, news)?;
+                ended |= pass_on(watch, (ports, kinds), &mut anew, Duration::ZERO, news)?;
             }
             Ok(())
         })?;
@@ -229,21 +239,21 @@ impl Kernel {
     }
 
     fn pass_on(&mut self, limit: Duration, news: &SyncSender<News>) -> Result<bool, KernelError> {
-        let Self { datapath, watch, ports, dumps, .. } = self;
+        let Self { datapath, watch, ports, kinds, dumps, .. } = self;
         // What comes is named as the kernel would forward it now; what is there already is named anew by the next dump.
         let mut named = |ports: &mut Ports| {
             dumps.stale = true;
             *ports = datapath.ports()?.into_iter().collect();
             Ok(())
         };
-        pass_on(watch, ports, &mut named, limit, news)
+        pass_on(watch, (ports, kinds), &mut named, limit, news)
     }
 }
 
 /// Passes on what changed, and waits for it. Whether nobody takes it any more.
 fn pass_on(
     watch: &mut Watch,
-    ports: &mut Ports,
+    (ports, kinds): (&mut Ports, &mut Kinds),
     renamed: &mut dyn FnMut(&mut Ports) -> Result<(), KernelError>,
     limit: Duration,
     news: &SyncSender<News>,
@@ -253,7 +263,7 @@ fn pass_on(
     let mut changes = Vec::with_capacity(told.len());
     for change in told {
         match change {
-            kernel::Change::Put(flow) => changes.extend(as_told(flow, ports).map(Change::Put)),
+            kernel::Change::Put(flow) => changes.extend(as_told(flow, ports, kinds).map(Change::Put)),
             kernel::Change::Deleted(ufid) => changes.push(Change::Deleted(ufid.0)),
             kernel::Change::Ports => renamed(ports)?,
             // It was not kept.
@@ -266,11 +276,12 @@ fn pass_on(
 }
 
 /// As the table has flows: with the names of ports. A number without a name is a port that is not known, and the flow stays with OVS.
-pub(super) fn as_told(told: kernel::Told, ports: &Ports) -> Option<Told> {
+pub(super) fn as_told(told: kernel::Told, ports: &Ports, kinds: &mut Kinds) -> Option<Told> {
     let mut flow = match told {
         kernel::Told::Flow(flow) => flow,
         kernel::Told::Unreadable(Unreadable { ufid, reason }) => {
-            return Some(Told::new(ufid?.0, &format!("not understood: {reason}"), "", Default::default()));
+            let keys = format!("not understood: {reason}");
+            return Some(Told::new(kinds, ufid?.0, &keys, "", &Default::default()));
         }
     };
     let ufid = flow.ufid?;
@@ -278,7 +289,7 @@ pub(super) fn as_told(told: kernel::Told, ports: &Ports) -> Option<Told> {
     let (mut keys, mut actions) = (String::with_capacity(480), String::with_capacity(64));
     // A string takes all.
     let _ = flow.parts(&mut keys, &mut actions);
-    Some(Told::new(ufid.0, &keys, &actions, flow.stats))
+    Some(Told::new(kinds, ufid.0, &keys, &actions, &flow.stats))
 }
 
 fn name_ports(flow: &mut Flow, ports: &Ports) {
@@ -351,12 +362,13 @@ mod tests {
                     actions:clone(2),check_pkt_len(size=100,gt(2),le(9)),2";
         let flow = parse::flow(text, 1, Names::None).unwrap();
         let ports = HashMap::from([(1, "nic0_vf0".into()), (2, "nic0".into())]);
-        let told = as_told(kernel::Told::Flow(Box::new(flow)), &ports).unwrap();
+        let told = as_told(kernel::Told::Flow(Box::new(flow)), &ports, &mut Kinds::default()).unwrap();
         let expected = Told::new(
+            &mut Kinds::default(),
             7,
             "recirc_id(0),in_port(nic0_vf0),eth_type(0x0800)",
             "clone(nic0),check_pkt_len(size=100,gt(nic0),le(9)),nic0",
-            Default::default(),
+            &Default::default(),
         );
         assert_eq!(told, expected);
     }

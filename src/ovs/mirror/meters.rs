@@ -132,10 +132,10 @@ impl Work {
         if !self.has_meters {
             return wanted;
         }
-        for entry in self.table.flows.values() {
-            for rest in entry.actions().split("meter(").skip(1) {
+        for entry in self.table.flows.values().filter(|entry| entry.text().is_metered()) {
+            for rest in entry.text().actions().split("meter(").skip(1) {
                 if let Some(id) = rest.split(')').next().and_then(|id| id.parse().ok()) {
-                    wanted.entry(id).or_insert_with(|| entry.keys().to_owned());
+                    wanted.entry(id).or_insert_with(|| entry.text().keys());
                 }
             }
         }
@@ -147,7 +147,7 @@ impl Work {
         if !self.ports.set_meters(limits) {
             return;
         }
-        let metered = self.table.flows.iter().filter(|(_, entry)| entry.actions().contains("meter("));
+        let metered = self.table.flows.iter().filter(|(_, entry)| entry.text().is_metered());
         let metered: Vec<u128> = metered.map(|(ufid, _)| *ufid).collect();
         metered.into_iter().for_each(|ufid| self.enqueue(ufid));
     }

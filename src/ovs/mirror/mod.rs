@@ -13,6 +13,7 @@ mod kernel;
 mod line;
 mod meters;
 mod pace;
+mod packed;
 mod poll;
 mod replay;
 mod report;

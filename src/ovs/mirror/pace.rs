@@ -67,6 +67,29 @@ mod tests {
     }
 
     #[test]
+    fn how_old_what_the_nic_has_may_be_is_what_the_documents_say() {
+        let operations = include_str!("../../../docs/operations.md");
+        for (flows, seconds, text) in [
+            (100, 0.1, "0.1 s with 100 flows"),
+            (1000, 0.7, "0.7 s with 1,000"),
+            (10_000, 6.0, "6 s with 10,000"),
+            (50_000, 30.0, "30 s with 50,000"),
+            (100_000, 60.0, "60 s with 100,000"),
+        ] {
+            let mut pace = Pace::new(Instant::now());
+            // 25 to 35 us of ovs-vswitchd's main thread for each.
+            let cost = Duration::from_micros(30) * flows;
+            pace.dumped(Instant::now() + cost, cost);
+            let stale = pace.stale().as_secs_f64();
+            assert!((0.85..1.15).contains(&(stale / seconds)), "{flows} flows: {stale} s");
+            assert!(operations.contains(text), "{text}");
+            // Of its time, over many dumps, a twentieth.
+            let every = cost + pace.wait(pace.last);
+            assert!(cost.as_secs_f64() / every.as_secs_f64() <= 0.0501, "{flows} flows: {every:?} from dump to dump");
+        }
+    }
+
+    #[test]
     fn a_change_is_looked_at_at_once_until_the_share_is_overdrawn_by_two_seconds() {
         let mut now = Instant::now();
         let begin = now;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::packed::Kinds;
 use super::run::{Common, Phase, Settings, Shared, lock};
 use super::table::{Misses, Source, Told};
 use super::work::News;
@@ -121,6 +122,8 @@ struct Peers {
     interfaces: Option<BTreeMap<String, String>>,
     /// Types of the datapaths that have a port of a NIC, and when that was last seen.
     types: BTreeMap<String, Instant>,
+    /// What the flows that were told have in common.
+    kinds: Kinds,
 }
 
 /// The flows of all datapaths that matter.
@@ -138,6 +141,7 @@ struct Dump {
 struct Taken<'a> {
     common: &'a Common,
     held: Option<MutexGuard<'a, Shared>>,
+    kinds: &'a mut Kinds,
     told: Vec<Told>,
     misses: Misses,
 }
@@ -149,7 +153,7 @@ impl Lines for Taken<'_> {
             return;
         }
         let line = String::from_utf8_lossy(line);
-        match Told::from_line(&line) {
+        match Told::from_line(self.kinds, &line) {
             Some(told) => self.told.push(told),
             None if line.is_empty() || line.starts_with("flow-dump from ") => {}
             None => self.misses.unreadable(&line),
@@ -177,7 +181,8 @@ impl Peers {
             shared.dumping = shared.phase;
             shared.phase
         };
-        let mut taken = Taken { common, held: None, told: Vec::new(), misses: Misses::default() };
+        let mut taken =
+            Taken { common, held: None, kinds: &mut self.kinds, told: Vec::new(), misses: Misses::default() };
         let mut refused = None;
         for name in names.lines().map(str::trim).filter(|name| !name.is_empty()) {
             if !matters(name, kernel, types.as_ref()) {

@@ -5,6 +5,7 @@ use ringspan_protocol::{Capabilities, MeterSpec, NicName, NicPort};
 
 use super::engine::{Engine, Nic};
 use super::kernel::{Ports as Numbers, as_told};
+use super::packed::Kinds;
 use super::work::{Change, News, Work};
 use crate::error::Error;
 use crate::ovs::kernel::{self, KernelError};
@@ -14,6 +15,7 @@ use crate::ovs::kernel::{self, KernelError};
 pub struct Replay {
     work: Work,
     ports: Numbers,
+    kinds: Kinds,
     engine: Taker,
     families: [u16; 2],
     index: u32,
@@ -33,7 +35,7 @@ impl Replay {
         let mut work = Work::new(usize::MAX);
         work.complete = true;
         work.look(&engine.nics());
-        Self { work, ports, engine, families: [family, 0], index }
+        Self { work, ports, kinds: Kinds::default(), engine, families: [family, 0], index }
     }
 
     /// Takes these datagrams as if they had come at once, until the engine knows all of it.
@@ -45,7 +47,9 @@ impl Replay {
         for datagram in datagrams {
             for change in kernel::changes_of(datagram, self.families, self.index)? {
                 match change {
-                    kernel::Change::Put(told) => news.extend(as_told(told, &self.ports).map(Change::Put)),
+                    kernel::Change::Put(told) => {
+                        news.extend(as_told(told, &self.ports, &mut self.kinds).map(Change::Put))
+                    }
                     kernel::Change::Deleted(ufid) => news.push(Change::Deleted(ufid.0)),
                     kernel::Change::DeletedUnnamed | kernel::Change::Ports => {}
                 }

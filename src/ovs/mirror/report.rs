@@ -191,12 +191,12 @@ impl Mirror {
         let mut chosen: Vec<(u128, &Entry)> = views.map(|(ufid, entry)| (*ufid, entry)).collect();
         let total = chosen.len();
         let of = |entry: &Entry| {
-            let total = entry.counted.total(entry.stats());
+            let total = entry.counted.total(&entry.ovs());
             match filter.sort {
                 Sort::Ufid => 0,
                 Sort::Packets => total.packets,
                 Sort::Bytes => total.bytes,
-                Sort::Rate => entry.counted.rate.map_or(0, |rate| rate.bits as u64),
+                Sort::Rate => entry.counted.rate().map_or(0, |rate| rate.bits as u64),
             }
         };
         chosen.sort_by_cached_key(|(ufid, entry)| (std::cmp::Reverse(of(entry)), *ufid));
@@ -232,13 +232,13 @@ impl Mirror {
             if let State::Not(cause) = &entry.state {
                 *stats.by_reason.entry(cause.code().into()).or_default() += 1;
             }
-            stats.ovs.packets += entry.stats().packets;
-            stats.ovs.bytes += entry.stats().bytes;
+            stats.ovs.packets += entry.ovs().packets;
+            stats.ovs.bytes += entry.ovs().bytes;
             if let Some((count, _)) = entry.counted.rules() {
                 stats.rules.packets += count.packets;
                 stats.rules.bytes += count.bytes;
             }
-            if let Some(rate) = entry.counted.rate {
+            if let Some(rate) = entry.counted.rate() {
                 stats.rate.packets += f64::from(rate.packets);
                 stats.rate.bits += f64::from(rate.bits);
             }
@@ -262,8 +262,9 @@ fn fits(entry: &Entry, filter: &FlowFilter) -> bool {
 
 /// Whether a port's name stands in it as a whole word.
 fn has_port(entry: &Entry, port: &str) -> bool {
-    let by = entry.keys().split("in_port(").nth(1).is_some_and(|rest| rest.split([')', '/']).next() == Some(port));
-    by || entry.actions().split([',', '(', ')']).any(|word| word == port)
+    let by =
+        entry.text().keys().split("in_port(").nth(1).is_some_and(|rest| rest.split([')', '/']).next() == Some(port));
+    by || entry.text().actions().split([',', '(', ')']).any(|word| word == port)
 }
 
 fn state(entry: &Entry) -> FlowState {
@@ -280,21 +281,21 @@ fn view(ufid: u128, entry: &Entry) -> FlowView {
         State::Not(cause) => Some(cause),
         _ => None,
     };
-    let stats = entry.stats();
+    let ovs = entry.ovs();
     FlowView {
         ufid: Ufid(ufid).to_string(),
-        matches: entry.keys().into(),
-        actions: entry.actions().into(),
+        matches: entry.text().keys(),
+        actions: entry.text().actions(),
         state: state(entry),
         reason: cause.map(|cause| cause.code().into()),
         why: cause.map(|cause| cause.sentence()),
         nic: entry.state.nic().cloned(),
-        ovs: PathCounters { packets: stats.packets, bytes: stats.bytes, idle_ms: stats.used },
+        ovs: PathCounters { packets: ovs.packets, bytes: ovs.bytes, idle_ms: ovs.used().map(i64::from) },
         rule: entry.counted.rules().map(|(count, idle)| PathCounters {
             packets: count.packets,
             bytes: count.bytes,
             idle_ms: idle.map(|idle| idle.try_into().unwrap_or(i64::MAX)),
         }),
-        rate: entry.counted.rate.map(|rate| FlowRate { packets: rate.packets.into(), bits: rate.bits.into() }),
+        rate: entry.counted.rate().map(|rate| FlowRate { packets: rate.packets.into(), bits: rate.bits.into() }),
     }
 }

@@ -1,18 +1,19 @@
 //! The flows as they were last told, and what changed since.
 //!
-//! A flow is kept as the text that OVS prints, without its counters: a third of what its parsed form takes, and comparing it with the
+//! A flow is kept as the text that OVS prints, without its counters and [packed](super::packed): comparing it with the
 //! next dump is comparing memory. Only what differs is parsed and compiled. There are two sources: the text of dumps, and the kernel, which
 //! tells of changes too. Each flow is that of the source that told of it first, until that one says that it is gone.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use ringspan_protocol::NicName;
 
-use super::counted::Counted;
+use super::counted::{Counted, OfOvs};
 use super::line::{EXTRA, Line, UFID, counters, read_ufid, take_apart};
+use super::packed::{Kinds, Packed, strip};
 use crate::ovs::compile::Cause;
 use crate::ovs::flow::Stats;
 
@@ -49,7 +50,7 @@ pub(super) enum State {
     /// Not told to the engine yet.
     Pending,
     /// This NIC has its rule.
-    Offloaded(NicName),
+    Offloaded(Arc<NicName>),
     /// It stays with OVS.
     Not(Box<Cause>),
 }
@@ -58,7 +59,7 @@ impl State {
     /// The NIC that has the rule.
     pub(super) fn nic(&self) -> Option<&NicName> {
         match self {
-            Self::Offloaded(nic) => Some(nic),
+            Self::Offloaded(nic) => Some(nic.as_ref()),
             _ => None,
         }
     }
@@ -66,34 +67,24 @@ impl State {
 
 /// A flow as it is told.
 #[derive(Debug, Clone, PartialEq)]
-#[repr(C)]
 pub(super) struct Told {
-    /// Keys and actions, one behind the other.
-    text: Box<str>,
+    /// What it matches and does.
+    text: Packed,
     /// What OVS counted.
-    stats: Stats,
-    /// Where the actions begin.
-    split: u32,
+    ovs: OfOvs,
     /// OVS's name of it.
     pub ufid: u128,
 }
 
 impl Told {
-    pub(super) fn new(ufid: u128, keys: &str, actions: &str, stats: Stats) -> Self {
-        let mut text = String::with_capacity(keys.len() + actions.len());
-        text.push_str(keys);
-        text.push_str(actions);
-        Self { text: text.into_boxed_str(), stats, split: keys.len() as u32, ufid }
+    /// A source has its own kinds.
+    pub(super) fn new(kinds: &mut Kinds, ufid: u128, keys: &str, actions: &str, stats: &Stats) -> Self {
+        Self { text: kinds.pack(keys, actions), ovs: OfOvs::from(stats), ufid }
     }
 
     /// From a line of a dump; nothing when it is none of a flow.
-    pub(super) fn from_line(line: &str) -> Option<Self> {
-        take_apart(line).map(|Line { ufid, keys, stats, actions }| Self::new(ufid, keys, actions, stats))
-    }
-
-    /// What it matches.
-    pub(super) fn keys(&self) -> &str {
-        &self.text[..self.split as usize]
+    pub(super) fn from_line(kinds: &mut Kinds, line: &str) -> Option<Self> {
+        take_apart(line).map(|Line { ufid, keys, stats, actions }| Self::new(kinds, ufid, keys, actions, &stats))
     }
 }
 
@@ -105,8 +96,8 @@ pub(super) enum Paused {
     No,
     /// So that OVS sees a packet.
     ForAMoment,
-    /// Until OVS counts other packets than these: it is idle.
-    Idle(u64),
+    /// Until OVS counts other packets than these, modulo 2^32: it is idle.
+    Idle(u32),
 }
 
 /// Seconds since this was first asked.
@@ -119,49 +110,62 @@ pub(super) fn seconds() -> u32 {
 #[derive(Debug)]
 #[repr(C)]
 pub(super) struct Entry {
-    /// As it was last told, with what OVS counted.
-    told: Told,
+    /// As it was last told.
+    text: Packed,
+    /// What OVS counted, field by field so that nothing lies idle between them ([`Entry::ovs`]).
+    packets: u64,
+    bytes: u64,
+    used_ms: u32,
     /// The dump of its source that it was last seen in.
     seen: u32,
-    /// Who told.
-    source: Source,
-    /// Whether it was told twice in one dump, and not alike.
-    pub torn: bool,
     /// What became of it.
     pub state: State,
+    /// What both paths count.
+    pub counted: Counted,
     /// Whether its rule is out for now.
     pub paused: Paused,
     /// When it came, or was last brought into a NIC; by [`seconds`].
     pub touched: u32,
-    /// What both paths count.
-    pub counted: Counted,
+    /// Who told.
+    source: Source,
+    /// Whether it was told twice in one dump, and not alike.
+    pub torn: bool,
 }
 
 impl Entry {
-    /// What it matches.
-    pub(super) fn keys(&self) -> &str {
-        self.told.keys()
-    }
-
-    /// What it does.
-    pub(super) fn actions(&self) -> &str {
-        &self.told.text[self.told.split as usize..]
+    /// Its text: what it matches and what it does.
+    pub(super) fn text(&self) -> &Packed {
+        &self.text
     }
 
     /// What OVS counted.
-    pub(super) fn stats(&self) -> &Stats {
-        &self.told.stats
+    #[inline]
+    pub(super) fn ovs(&self) -> OfOvs {
+        OfOvs { packets: self.packets, bytes: self.bytes, used_ms: self.used_ms }
+    }
+
+    #[inline]
+    fn set_ovs(&mut self, ovs: OfOvs) {
+        OfOvs { packets: self.packets, bytes: self.bytes, used_ms: self.used_ms } = ovs;
     }
 
     /// So much time passed since this was last called for all flows.
     pub(super) fn pass(&mut self, time: Duration) {
-        self.counted.pass(&self.told.stats, time);
+        self.counted.pass(&self.ovs(), time);
+    }
+
+    /// It is another one now.
+    fn take(&mut self, told: Told) {
+        self.set_ovs(told.ovs);
+        self.text = told.text;
     }
 
     fn is(&self, told: &Told) -> bool {
-        self.told.text == told.text && self.told.split == told.split
+        self.text == told.text
     }
 }
+
+const _: () = assert!(size_of::<Entry>() <= 144);
 
 /// Counters of what could not be kept.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -230,18 +234,20 @@ impl Table {
         if entry.torn || entry.source != Source::Text {
             return false;
         }
-        let (keys, actions) = entry.told.text.as_bytes().split_at(entry.told.split as usize);
-        let Some(rest) = rest.strip_prefix(b", ").and_then(|rest| rest.strip_prefix(keys)) else { return false };
-        let Some(rest) = rest.strip_prefix(b", packets:") else { return false };
+        let Some(mut rest) = rest.strip_prefix(b", ") else { return false };
+        let mut text = entry.text.reader();
+        if !text.keys(|piece| strip(&mut rest, piece)) || !strip(&mut rest, b", packets:") {
+            return false;
+        }
         let Some((stats, at)) = counters(rest) else { return false };
-        let rest = rest[at..].strip_prefix(actions);
-        if !rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(EXTRA.as_bytes())) {
+        rest = &rest[at..];
+        if !text.actions(|piece| strip(&mut rest, piece)) || !(rest.is_empty() || rest.starts_with(EXTRA.as_bytes())) {
             return false;
         }
         if std::mem::replace(&mut entry.seen, dump) == dump {
-            entry.told.stats.add(&stats);
+            entry.set_ovs(entry.ovs().plus(OfOvs::from(&stats)));
         } else {
-            entry.told.stats = stats;
+            entry.set_ovs(OfOvs::from(&stats));
             self.as_before = self.as_before.map(|flows| flows + 1);
         }
         true
@@ -281,7 +287,7 @@ impl Table {
     }
 
     /// The kernel told of a flow: whether it changed.
-    pub(super) fn put(&mut self, mut told: Told, limit: usize) -> Option<u128> {
+    pub(super) fn put(&mut self, told: Told, limit: usize) -> Option<u128> {
         let ufid = told.ufid;
         self.as_before = None;
         if let Some(gone) = &mut self.gone_meanwhile {
@@ -292,12 +298,12 @@ impl Table {
             entry.seen = self.dumps[Source::Kernel as usize];
             if entry.is(&told) {
                 // Told when it is made or changed, so with counters that may be older than those of a dump.
-                told.stats.packets = told.stats.packets.max(entry.told.stats.packets);
-                told.stats.bytes = told.stats.bytes.max(entry.told.stats.bytes);
-                entry.told.stats = told.stats;
+                let (now, before) = (told.ovs, entry.ovs());
+                let (packets, bytes) = (now.packets.max(before.packets), now.bytes.max(before.bytes));
+                entry.set_ovs(OfOvs { packets, bytes, ..now });
                 return None;
             }
-            entry.told = told;
+            entry.take(told);
             return Some(ufid);
         }
         self.take(Source::Kernel, told, limit)
@@ -350,7 +356,7 @@ impl Table {
             Some(entry) if entry.source != source => {
                 // Both tell of the kernel's flows while one source takes over from the other: the kernel knows better. Two flows
                 // of one ufid in different datapaths: the second one stays with OVS while there is the first.
-                if entry.keys() != told.keys() {
+                if !entry.text.has_keys_of(&told.text) {
                     self.misses[source as usize]
                         .unreadable(&format!("{ufid:#x}: a flow of another datapath has that ufid"));
                     return None;
@@ -359,22 +365,23 @@ impl Table {
                     return None;
                 }
                 let changed = !entry.is(&told);
-                (entry.source, entry.seen, entry.told) = (source, dump, told);
+                (entry.source, entry.seen) = (source, dump);
+                entry.take(told);
                 changed.then_some(ufid)
             }
             Some(entry) if entry.seen == dump => {
                 // Each thread of the userspace datapath has its own copy of a flow.
-                entry.told.stats.add(&told.stats);
+                entry.set_ovs(entry.ovs().plus(told.ovs));
                 (!entry.is(&told) && !std::mem::replace(&mut entry.torn, true)).then_some(ufid)
             }
             Some(entry) => {
                 entry.seen = dump;
                 let changed = !entry.is(&told) || entry.torn;
                 if changed {
-                    entry.told = told;
+                    entry.take(told);
                     entry.torn = false;
                 } else {
-                    entry.told.stats = told.stats;
+                    entry.set_ovs(told.ovs);
                 }
                 changed.then_some(ufid)
             }
@@ -383,8 +390,12 @@ impl Table {
                 None
             }
             None => {
+                let Told { text, ovs: OfOvs { packets, bytes, used_ms }, .. } = told;
                 let entry = Entry {
-                    told,
+                    text,
+                    packets,
+                    bytes,
+                    used_ms,
                     source,
                     seen: dump,
                     torn: false,
@@ -416,7 +427,7 @@ mod tests {
         table.begin(Source::Text);
         let (mut told, mut misses) = (Vec::new(), Misses::default());
         for line in text.lines().filter(|line| !table.is_as_before(line.as_bytes())) {
-            match Told::from_line(line) {
+            match Told::from_line(&mut Kinds::default(), line) {
                 Some(flow) => told.push(flow),
                 None => misses.unreadable(line),
             }
@@ -437,8 +448,8 @@ mod tests {
         assert_eq!(update(&mut table, &[one.clone(), two.clone()]), (vec![1, u128::MAX], vec![]));
         assert_eq!(update(&mut table, &[line(1, 7, "in_port(a)", "b"), two.clone()]), (vec![], vec![]));
         let entry = &table.flows[&1];
-        assert_eq!((entry.stats().packets, entry.stats().bytes, entry.stats().used), (7, 9, Some(1500)));
-        assert_eq!((entry.keys(), entry.actions()), ("recirc_id(0),in_port(a)", "b"));
+        assert_eq!((entry.ovs().packets, entry.ovs().bytes, entry.ovs().used()), (7, 9, Some(1500)));
+        assert_eq!((entry.text().keys().as_str(), entry.text().actions().as_str()), ("recirc_id(0),in_port(a)", "b"));
         assert_eq!(update(&mut table, &[line(1, 7, "in_port(a)", "c")]), (vec![1], vec![u128::MAX]));
         assert_eq!(update(&mut table, &[]), (vec![], vec![1]));
     }
@@ -456,7 +467,7 @@ mod tests {
         table.begin(Source::Text);
         assert!(lines[..2].iter().all(|line| table.is_as_before(line.trim_end().as_bytes())));
         table.begin(Source::Kernel);
-        assert_eq!(table.put(Told::from_line(&lines[0]).unwrap(), 3), None);
+        assert_eq!(table.put(Told::from_line(&mut Kinds::default(), &lines[0]).unwrap(), 3), None);
         assert!(table.delete(1).is_some());
         assert_eq!(table.finish(Source::Text, Vec::new(), Misses::default(), 3).gone, []);
         assert_eq!(update(&mut table, &[]), (vec![], vec![2]));
@@ -467,7 +478,7 @@ mod tests {
         let mut table = Table::default();
         let copies = [line(1, 3, "in_port(a)", "b"), line(1, 4, "in_port(a)", "b")];
         assert_eq!(update(&mut table, &copies), (vec![1], vec![]));
-        assert_eq!((table.flows[&1].stats().packets, table.flows[&1].torn), (7, false));
+        assert_eq!((table.flows[&1].ovs().packets, table.flows[&1].torn), (7, false));
         let apart = [line(1, 3, "in_port(a)", "b"), line(1, 4, "in_port(c)", "b"), line(1, 4, "in_port(d)", "b")];
         assert_eq!(update(&mut table, &apart), (vec![1], vec![]));
         assert!(table.flows[&1].torn);

@@ -4,6 +4,7 @@
 //! What is gone comes first. Then flows that have a rule and are not as they were: their rule is replaced or goes. New flows come last.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ringspan_protocol::rule::{Action, Rule, RuleCounters, RuleId};
@@ -11,6 +12,7 @@ use ringspan_protocol::{EngineKind, NicName};
 
 use super::engine::Nic;
 use super::idle;
+use super::packed::Packed;
 use super::step::{BATCH, Outcome, Step};
 use super::table::{Changes, Entry, Misses, Source, State, Table, Told, seconds};
 use crate::error::Error;
@@ -260,8 +262,8 @@ impl Work {
     /// Whether it changed what is known of the flow as one that takes packets out of a tunnel.
     fn look_at_tunnel(&mut self, ufid: u128) -> bool {
         let was = self.pops.remove(&ufid);
-        let entry = self.table.flows.get(&ufid).filter(|entry| entry.actions().starts_with("tnl_pop(") && !entry.torn);
-        let flow = entry.and_then(|entry| read(ufid, entry.keys(), entry.actions()).ok());
+        let entry = self.table.flows.get(&ufid).filter(|entry| entry.text().pops_tunnel() && !entry.torn);
+        let flow = entry.and_then(|entry| read(ufid, entry.text()).ok());
         let is = flow.and_then(|flow| tunnel_in(&flow, &self.ports));
         let differs = was != is;
         if let Some(is) = is {
@@ -279,7 +281,7 @@ impl Work {
             return;
         }
         self.ports = ports;
-        let inside = |(_, entry): &(&u128, &Entry)| entry.keys().contains("tunnel(");
+        let inside = |(_, entry): &(&u128, &Entry)| entry.text().is_in_tunnel();
         let inside: Vec<u128> = self.table.flows.iter().filter(inside).map(|(ufid, _)| *ufid).collect();
         inside.into_iter().for_each(|ufid| self.enqueue(ufid));
     }
@@ -324,14 +326,14 @@ impl Work {
         let result = if entry.torn {
             Err(Cause::Torn)
         } else {
-            let flow = read(ufid, entry.keys(), entry.actions());
+            let flow = read(ufid, entry.text());
             flow.map_err(Cause::Unreadable).and_then(|flow| compile(&flow, &self.ports))
         };
         let result = result.and_then(|(nic, rule)| match self.refusing.get(&nic) {
             Some(why) => Err(Cause::Engine(why.clone())),
             None => Ok((nic, rule)),
         });
-        self.has_meters |= entry.actions().contains("meter(");
+        self.has_meters |= entry.text().is_metered();
         let paused = idle::state(entry.paused).filter(|_| result.is_ok());
         let had = entry.state.nic().cloned();
         self.refused.remove(&ufid);
@@ -375,12 +377,13 @@ impl Work {
     pub(super) fn done(&mut self, outcome: Outcome) {
         let Outcome { found, failed, results } = outcome;
         for (nic, results) in results {
+            let nic = Arc::new(nic);
             for result in results {
                 let Some(entry) = self.table.flows.get_mut(&result.id.0) else { continue };
                 entry.state = match result.error {
                     None => {
                         entry.touched = seconds();
-                        State::Offloaded(nic.clone())
+                        State::Offloaded(Arc::clone(&nic))
                     }
                     Some(failure) => {
                         self.refused.insert(result.id.0);
@@ -401,11 +404,12 @@ impl Work {
     fn reconcile(&mut self, nic: Nic, rules: Vec<Rule>) {
         let Nic { name, life, .. } = nic;
         let (mut found, mut gone) = (HashMap::new(), Vec::new());
+        let shared = Arc::new(name.clone());
         for rule in rules {
             match self.table.flows.get_mut(&rule.id.0) {
                 Some(entry) => {
                     let other = entry.state.nic().filter(|other| **other != name).cloned();
-                    entry.state = State::Offloaded(name.clone());
+                    entry.state = State::Offloaded(Arc::clone(&shared));
                     // An entry knows one NIC only: in the other one nobody would remove it when the flow goes.
                     if let Some(other) = other {
                         if let Some(found) = self.found.get_mut(&other) {
@@ -468,8 +472,8 @@ impl Work {
     }
 }
 
-fn read(ufid: u128, keys: &str, actions: &str) -> Result<Flow, String> {
-    let ufid = crate::ovs::flow::Ufid(ufid);
+fn read(ufid: u128, text: &Packed) -> Result<Flow, String> {
+    let (ufid, keys, actions) = (crate::ovs::flow::Ufid(ufid), text.keys(), text.actions());
     let text = format!("ufid:{ufid}, {keys}, packets:0, bytes:0, used:never, actions:{actions}");
     parse::flow(&text, 1, Names::Allowed).map_err(|error| error.to_string())
 }
