@@ -28,7 +28,7 @@ fn look_up(c: &mut Criterion<cycles::Cycles>) {
     let mut rules = Classifier::default();
     for flow in 0..RULES {
         let (value, mask) = rule(flow);
-        assert!(rules.insert(RuleId(flow.into()), 0, &value, &mask, [0u64; 6]).is_none());
+        assert!(rules.insert(RuleId(flow.into()), 0, &value, &mask, [0u64; 4]).is_none());
     }
     assert_eq!(rules.masks(), MASKS.len());
     let mut group = c.benchmark_group("a burst of 64 frames of 64 bytes, 10,000 rules under 8 masks");

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use ringspan_benches::cpu::{since, threads};
+use ringspan_benches::cpu::{of, since, threads};
 use ringspan_benches::scene::{DATAPATH, Scene};
 use ringspan_testkit::wait;
 use serde_json::{Value, json};
@@ -61,11 +61,15 @@ fn main() -> Result<()> {
         println!("  {name}: {used:.2} s of processor time");
     }
     let each = |now: u64, before: u64| now.saturating_sub(before) * 1024 / u64::from(arguments.flows);
+    let (in_daemon, in_lane) = (each(memory(daemon)?, before), each(memory(lane)?, lane_before));
     println!(
-        "memory: {} bytes a flow in the daemon, {} in the lane",
-        each(memory(daemon)?, before),
-        each(memory(lane)?, lane_before)
+        "memory: {} bytes a flow in the daemon, {} in the lane, {} together",
+        in_daemon,
+        in_lane,
+        in_daemon + in_lane
     );
+    let (since_then, vswitchd) = (Instant::now(), scene.ovs.pid());
+    let asked = of(vswitchd, "ovs-vswitchd")?;
     for dump in 1..=arguments.dumps {
         let begun = dumps(&scene)?;
         let cpu = threads(daemon)?;
@@ -82,6 +86,8 @@ fn main() -> Result<()> {
             stats(&scene)?["dump_us"].as_f64().unwrap_or(0.0) / 1e6
         );
     }
+    let share = (of(vswitchd, "ovs-vswitchd")? - asked) / since_then.elapsed().as_secs_f64();
+    println!("ovs-vswitchd's main thread: {:.1}% of its time for these dumps and all else", 100.0 * share);
     Ok(())
 }
 
