@@ -1,7 +1,8 @@
 //! A real guest is migrated from one port to another, from QEMU to QEMU, while it is pinged and sends numbered datagrams; and while lanes,
 //! the daemon and QEMUs are killed.
 //!
-//! Over split rings the ports listen and the guest has one queue pair; over packed ones QEMU listens and it has two.
+//! Over split rings the ports listen, over packed ones QEMU does. Where all goes well the guest has one queue pair over split rings and two over packed ones, and its
+//! receive buffers are merged; where something is killed it is the other way round.
 
 use std::collections::BTreeSet;
 use std::net::UdpSocket;
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use ringspan_testkit::daemon::{Daemon, find, tap_device};
 use ringspan_testkit::guest::Kind;
-use ringspan_testkit::netns::Netns;
+use ringspan_testkit::netns::{Netns, PingReport};
 use ringspan_testkit::qemu::{Guest, GuestSpec};
 use ringspan_testkit::scene::{GUEST, HOST, set_rings};
 use ringspan_testkit::{needs, over_both, paths, process, wait};
@@ -39,12 +40,16 @@ struct Hosts {
     daemon: Daemon,
     net: Netns,
     rings: Kind,
+    /// The guest's queue pairs.
+    pairs: u16,
+    /// Its receive buffers are merged.
+    mergeable: bool,
     folder: tempfile::TempDir,
     started: u32,
 }
 
 impl Hosts {
-    fn new(rings: Kind) -> Result<Self> {
+    fn new(rings: Kind, pairs: u16, mergeable: bool) -> Result<Self> {
         let net = Netns::new("migrate")?;
         net.ip(&["link", "add", "br0", "type", "bridge", "stp_state", "0"])?;
         net.sysctl("net.ipv6.conf.br0.disable_ipv6=1")?;
@@ -59,10 +64,11 @@ impl Hosts {
             // The address is one of a network that nobody uses: the bridge has the host's.
             net.tap(&tap, &format!("198.51.100.{}/32", number + 1), 1500)?;
             net.ip(&["link", "set", &tap, "master", "br0"])?;
-            let more: &[&str] = if rings == Kind::Packed { &["--role", "client", "--queues", "2"] } else { &[] };
-            daemon.add_port(port, &tap_device(&tap), &[&["--lane", lane], more].concat())?;
+            let role = if rings == Kind::Packed { "client" } else { "server" };
+            let queues = pairs.to_string();
+            daemon.add_port(port, &tap_device(&tap), &["--lane", lane, "--role", role, "--queues", &queues])?;
         }
-        Ok(Self { daemon, net, rings, folder: paths::scratch()?, started: 0 })
+        Ok(Self { daemon, net, rings, pairs, mergeable, folder: paths::scratch()?, started: 0 })
     }
 
     /// The guest at its first place, or a place for it to come to.
@@ -72,7 +78,8 @@ impl Hosts {
         // It stays the same NIC wherever the guest is.
         let nic = nics.iter_mut().find(|argument| argument.starts_with("virtio-net-pci")).context("no NIC")?;
         let plain: Vec<_> = nic.split(',').filter(|option| !option.starts_with("mac=")).collect();
-        *nic = format!("{},mac=52:54:00:6d:69:67", plain.join(","));
+        let merged = if self.mergeable { "" } else { ",mrg_rxbuf=off" };
+        *nic = format!("{},mac=52:54:00:6d:69:67{merged}", plain.join(","));
         // QEMU knows memory and devices by their ids, which `port qemu-args` makes of the port's name.
         nics.iter_mut().for_each(|argument| *argument = argument.replace("vm2", "vm1"));
         let socket = |argument: &mut String| *argument = argument.replace("vm1.sock", &format!("{port}.sock"));
@@ -97,9 +104,9 @@ impl Hosts {
     fn first_guest(&mut self) -> Result<Guest> {
         let (mut guest, _) = self.guest("vm1", false)?;
         guest.sh(&format!("ip link set eth0 up && ip address add {GUEST}/24 dev eth0"))?;
-        if self.rings == Kind::Packed {
+        if self.pairs > 1 {
             // With one processor it would use one pair.
-            guest.sh("ethtool -L eth0 combined 2")?;
+            guest.sh(&format!("ethtool -L eth0 combined {}", self.pairs))?;
         }
         self.answers()?;
         Ok(guest)
@@ -132,10 +139,18 @@ impl Hosts {
         seen.map_err(|error| error.context(self.daemon.story()))
     }
 
-    /// Waits until a ping is answered.
+    /// Waits until the guest answers, and until it has answered as many large pings as were sent: of one that is changed on its way there nothing comes back, and ping
+    /// looks at each byte of an answer.
     fn answers(&self) -> Result<()> {
-        let answered = self.net.wait_ping(GUEST, SOON);
-        answered.map(drop).map_err(|error| error.context(self.daemon.story()))
+        let answered = self.net.wait_ping(GUEST, SOON).and_then(|_| {
+            wait::until(SOON, "all of ten large pings to be answered", || {
+                let words = ["-n", "-c", "10", "-i", "0.02", "-s", "1400", "-W", "10", GUEST];
+                let said = wait::run(self.net.command("ping").args(words), SOON)?.text;
+                ensure!(!said.contains("wrong data"), "an answer was changed on its way:\n{said}");
+                Ok((PingReport::parse(&said)?.received == 10).then_some(()))
+            })
+        });
+        answered.map_err(|error| error.context(self.daemon.story()))
     }
 }
 
@@ -169,7 +184,7 @@ struct Listener {
 }
 
 impl Listener {
-    fn start(net: &Netns, rings: Kind) -> Result<Self> {
+    fn start(net: &Netns, pairs: u16) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let (ours, name) = (Arc::clone(&stop), net.name().to_owned());
         let socket = std::thread::scope(|scope| {
@@ -189,7 +204,7 @@ impl Listener {
                 let number = text.rsplit("number=").next().and_then(|number| number.trim().parse::<u64>().ok());
                 let number = number.with_context(|| format!("a datagram is not what the guest sent: {text:?}"))?;
                 // Two queues may overtake each other.
-                let late = rings == Kind::Split && numbers.last().is_some_and(|last| *last > number);
+                let late = pairs == 1 && numbers.last().is_some_and(|last| *last > number);
                 ensure!(!late, "datagram {number} came after {:?}", numbers.last());
                 ensure!(numbers.insert(number), "datagram {number} came twice");
             }
@@ -217,13 +232,13 @@ fn send_numbers(guest: &mut Guest) -> Result<()> {
 
 fn a_guest_is_migrated_there_and_back_under_traffic(rings: Kind) -> Result<()> {
     needs!(Root, Guest, Ringspan);
-    let mut hosts = Hosts::new(rings)?;
+    let mut hosts = Hosts::new(rings, if rings == Kind::Packed { 2 } else { 1 }, true)?;
     let mut guest = hosts.first_guest()?;
     ensure!(hosts.migration("vm1")?["migratable"] == true, "{}", hosts.migration("vm1")?);
     let why = hosts.migration("vm2")?;
     ensure!(why["migratable"] == false && why["reason"].is_string(), "nobody is there, but {why}");
     send_numbers(&mut guest)?;
-    let listener = Listener::start(&hosts.net, rings)?;
+    let listener = Listener::start(&hosts.net, hosts.pairs)?;
 
     // Cancelled: nothing is left of it.
     {
@@ -261,7 +276,7 @@ fn a_guest_is_migrated_there_and_back_under_traffic(rings: Kind) -> Result<()> {
         ensure!(report.duplicates == 0 && report.received > 0, "{report:?}");
         hosts.wait_logging(from, false)?;
         hosts.daemon.wait_port(port, "driver-ready", SOON)?;
-        let pairs = if rings == Kind::Packed { 2 } else { 1 };
+        let pairs = hosts.pairs;
         wait::until(SOON, &format!("{pairs} queue pairs that run"), || {
             let shown = hosts.daemon.call("port.get", json!({ "name": port }))?;
             Ok((find(&shown, "active_pairs") == Some(&json!(pairs))).then_some(()))
@@ -302,7 +317,7 @@ enum Victim {
 
 fn a_guest_stays_or_arrives_whatever_is_killed_amid_its_migration(rings: Kind) -> Result<()> {
     needs!(Root, Guest, Ringspan);
-    let mut hosts = Hosts::new(rings)?;
+    let mut hosts = Hosts::new(rings, if rings == Kind::Packed { 1 } else { 2 }, false)?;
     let mut guest = hosts.first_guest()?;
 
     // Nobody is there to take it.
