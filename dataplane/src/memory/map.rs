@@ -48,13 +48,16 @@ impl Reader<'_> {
     /// Where the `len` bytes at `addr` are; `None` when they are not all in one region.
     #[inline(always)]
     pub fn whole(&mut self, addr: u64, len: u32) -> Option<NonNull<u8>> {
-        let offset = addr.wrapping_sub(self.last.start);
-        // An offset below the region's length means that `addr` lies inside; the sum cannot wrap then, because no mapping is that long.
-        if offset < self.last.len && offset.wrapping_add(len.into()) <= self.last.len {
-            // SAFETY: `offset` is inside the mapping of the region.
-            return Some(unsafe { self.last.host.add(offset as usize) });
+        match self.last.whole(addr, len) {
+            None => self.elsewhere(addr, len),
+            start => start,
         }
-        self.elsewhere(addr, len)
+    }
+
+    /// The region that was hit last.
+    #[inline(always)]
+    pub fn region(&self) -> Region {
+        self.last
     }
 
     #[cold]
@@ -65,6 +68,20 @@ impl Reader<'_> {
             self.last = *region;
         }
         (span.len == len as usize).then_some(span.start)
+    }
+}
+
+impl Region {
+    /// Where the `len` bytes at `addr` are; `None` when they are not all in this region.
+    #[inline(always)]
+    pub fn whole(&self, addr: u64, len: u32) -> Option<NonNull<u8>> {
+        let offset = addr.wrapping_sub(self.start);
+        // An offset below the region's length means that `addr` lies inside; the sum cannot wrap then, because no mapping is that long.
+        if offset < self.len && offset.wrapping_add(len.into()) <= self.len {
+            // SAFETY: `offset` is inside the mapping of the region.
+            return Some(unsafe { self.host.add(offset as usize) });
+        }
+        None
     }
 }
 

@@ -50,7 +50,33 @@ impl Default for Blanks {
     }
 }
 
+/// Makes a buffer of a pool a frame of `len` bytes, which it has room for: where its first byte goes. It is the same place as that which the buffer has
+/// written in itself (`buf_addr`), but found without a look there, where nobody has been since a device freed it.
+///
+/// # Safety
+/// The buffer is of a [`Pool`], free, and ours.
+#[inline(always)]
+unsafe fn begin(buffer: *mut sys::rte_mbuf, len: usize) -> NonNull<u8> {
+    let buffer = buffer.cast::<u8>();
+    // SAFETY: its fields are where the compiler of DPDK's headers says, and are aligned, which the constants above assert; its
+    // memory lies behind it (rte_pktmbuf_init(), of pools without private data), and data starts behind the headroom.
+    unsafe {
+        debug_assert_eq!(
+            buffer.add(sys::SHIM_MBUF_BUF_ADDR as usize).cast::<*mut u8>().read(),
+            buffer.add(sys::SHIM_MBUF_SIZE as usize)
+        );
+        buffer.add(sys::SHIM_MBUF_DATA_OFF as usize).cast::<u64>().write(FRESH);
+        buffer.add(sys::SHIM_MBUF_OL_FLAGS as usize).cast::<u64>().write(0);
+        buffer.add(sys::SHIM_MBUF_PACKET_TYPE as usize).cast::<u64>().write((len as u64) << 32);
+        buffer.add(sys::SHIM_MBUF_DATA_LEN as usize).cast::<u32>().write(len as u32);
+        NonNull::new_unchecked(buffer.add(sys::SHIM_MBUF_SIZE as usize + sys::SHIM_PKTMBUF_HEADROOM as usize))
+    }
+}
+
 impl Blanks {
+    /// What each buffer of a pool has room for that [`Blanks::several`] uses.
+    pub const SHORT: usize = 128;
+
     /// None.
     pub const fn new() -> Self {
         Self { buffers: [ptr::null_mut(); BURST], frames: 0, len: 0, pool: None, room: 0, long: false }
@@ -95,18 +121,35 @@ impl Blanks {
         if self.frames == self.len || len > self.room {
             return None;
         }
-        let buffer = self.buffers.get(self.frames)?.cast::<u8>();
+        let buffer = *self.buffers.get(self.frames)?;
         self.frames += 1;
-        // SAFETY: the buffer is ours; its fields are where the compiler of DPDK's headers says, and are aligned, which the
-        // constants above assert; its data starts behind the headroom, which every buffer of a pool has.
-        unsafe {
-            buffer.add(sys::SHIM_MBUF_DATA_OFF as usize).cast::<u64>().write(FRESH);
-            buffer.add(sys::SHIM_MBUF_OL_FLAGS as usize).cast::<u64>().write(0);
-            buffer.add(sys::SHIM_MBUF_PACKET_TYPE as usize).cast::<u64>().write((len as u64) << 32);
-            buffer.add(sys::SHIM_MBUF_DATA_LEN as usize).cast::<u32>().write(len as u32);
-            let memory: *mut u8 = buffer.add(sys::SHIM_MBUF_BUF_ADDR as usize).cast::<*mut u8>().read();
-            NonNull::new(memory.add(sys::SHIM_PKTMBUF_HEADROOM as usize))
+        // SAFETY: the buffer is ours, and free.
+        Some(unsafe { begin(buffer, len) })
+    }
+
+    /// Makes the next buffers frames of these lengths, as [`Blanks::frame`] does one by one, and says of each where it goes. Returns how many there are
+    /// now: all, or fewer where buffers are.
+    ///
+    /// # Safety
+    /// No length is above [`Blanks::SHORT`].
+    #[inline(always)]
+    pub unsafe fn several<P>(
+        &mut self,
+        frames: impl Iterator<Item = (usize, P)>,
+        mut put: impl FnMut(P, usize, NonNull<u8>),
+    ) -> usize {
+        let Some(free) = self.buffers.get(self.frames..self.len) else { return 0 };
+        if self.room < Self::SHORT {
+            return 0;
         }
+        let mut made = 0;
+        for (&buffer, (len, piece)) in free.iter().zip(frames) {
+            // SAFETY: the buffer is ours, and free.
+            put(piece, len, unsafe { begin(buffer, len) });
+            made += 1;
+        }
+        self.frames += made;
+        made
     }
 
     /// Makes the next buffer and some more of the pool a frame of `len` bytes, and says where they go, in order. False when there are

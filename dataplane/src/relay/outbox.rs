@@ -198,12 +198,27 @@ unsafe impl FrameSink for Spare {
     fn frame(&mut self, _header: &NetHeader, len: usize) -> Option<NonNull<u8>> {
         self.blanks.frame(len)
     }
+
+    #[inline(always)]
+    unsafe fn several<P>(
+        &mut self,
+        frames: impl Iterator<Item = (NetHeader, usize, P)>,
+        put: impl FnMut(P, usize, NonNull<u8>),
+    ) -> usize {
+        // SAFETY: the caller's.
+        unsafe { self.blanks.several(frames.map(|(_, len, piece)| (len, piece)), put) }
+    }
+}
+
+#[inline(always)]
+fn asks_for_something(header: &NetHeader) -> bool {
+    header.flags & NEEDS_CSUM != 0 || header.gso_type != 0
 }
 
 impl Asking<'_> {
     #[inline(always)]
     fn note(&mut self, header: &NetHeader) {
-        if header.flags & NEEDS_CSUM != 0 || header.gso_type != 0 {
+        if asks_for_something(header) {
             self.0.asks.push((self.0.blanks.frames() - 1, *header));
         }
     }
@@ -216,6 +231,25 @@ unsafe impl FrameSink for Asking<'_> {
         let start = self.0.blanks.frame(len)?;
         self.note(header);
         Some(start)
+    }
+
+    #[inline(always)]
+    unsafe fn several<P>(
+        &mut self,
+        frames: impl Iterator<Item = (NetHeader, usize, P)>,
+        mut put: impl FnMut(P, usize, NonNull<u8>),
+    ) -> usize {
+        let Spare { blanks, asks, .. } = &mut *self.0;
+        let mut place = blanks.frames();
+        let put = |(header, piece), len, to| {
+            put(piece, len, to);
+            if asks_for_something(&header) {
+                asks.push((place, header));
+            }
+            place += 1;
+        };
+        // SAFETY: the caller's.
+        unsafe { blanks.several(frames.map(|(header, len, piece)| (len, (header, piece))), put) }
     }
 
     fn longest(&self, _max_frame: usize) -> usize {

@@ -1,5 +1,8 @@
 //! Moving bytes between guest memory and ours, and telling the caches what comes next.
 
+/// Longest frame that [`copy_short`] copies.
+pub(super) const SHORT: usize = 128;
+
 /// Copies `len` bytes. Short frames are moved by a few fixed-size loads and stores, of which the last ones overlap.
 ///
 /// # Safety
@@ -7,11 +10,27 @@
 /// `src` is valid for reads and `dst` for writes of `len` bytes, and they do not overlap.
 #[inline(always)]
 pub(super) unsafe fn copy(src: *const u8, dst: *mut u8, len: usize) {
+    // SAFETY: the caller's.
+    unsafe {
+        if len > SHORT {
+            std::ptr::copy_nonoverlapping(src, dst, len);
+        } else {
+            copy_short(src, dst, len);
+        }
+    }
+}
+
+/// The same, [`SHORT`] bytes at most, and without a call.
+///
+/// # Safety
+///
+/// As [`copy`].
+#[inline(always)]
+pub(super) unsafe fn copy_short(src: *const u8, dst: *mut u8, len: usize) {
+    debug_assert!(len <= SHORT);
     // SAFETY: each arm stays inside `len`, by its condition.
     unsafe {
-        if len > 128 {
-            std::ptr::copy_nonoverlapping(src, dst, len);
-        } else if len > 64 {
+        if len > 64 {
             ends::<64>(src, dst, len);
         } else if len > 32 {
             ends::<32>(src, dst, len);

@@ -6,7 +6,7 @@ use vm_memory::GuestAddress;
 
 use super::error::RingPart;
 use super::{RingError, copy};
-use crate::memory::{GuestMap, Reader, RegionCache};
+use crate::memory::{GuestMap, Reader, Region, RegionCache};
 
 /// One descriptor as it was read. `addr` is guest-physical.
 #[derive(Debug, Clone, Copy, Default)]
@@ -99,11 +99,34 @@ impl Chain {
     #[inline(always)]
     pub fn ready<const WRITE: bool>(&mut self, memory: &mut Reader<'_>, buffer: Descriptor) {
         if let Some(start) = memory.whole(buffer.addr, buffer.len) {
-            (self.start, self.room, self.apart) = (start.as_ptr(), buffer.len, 0);
-            copy::prefetch_buffer::<WRITE>(self.start);
+            self.set::<WRITE>(start, buffer.len);
         } else {
             (self.room, self.apart) = (0, 0);
         }
+    }
+
+    /// The same for its first descriptor, which is not in the region that was hit last: which one that is from here on.
+    #[cold]
+    #[inline(never)]
+    pub fn ready_elsewhere<const WRITE: bool>(&mut self, memory: &mut Reader<'_>) -> Region {
+        self.ready::<WRITE>(memory, self.first);
+        memory.region()
+    }
+
+    /// The same when it lies inside this region; false otherwise.
+    #[inline(always)]
+    pub fn ready_in<const WRITE: bool>(&mut self, region: &Region, buffer: Descriptor) -> bool {
+        let start = region.whole(buffer.addr, buffer.len);
+        if let Some(start) = start {
+            self.set::<WRITE>(start, buffer.len);
+        }
+        start.is_some()
+    }
+
+    #[inline(always)]
+    fn set<const WRITE: bool>(&mut self, start: NonNull<u8>, len: u32) {
+        (self.start, self.room, self.apart) = (start.as_ptr(), len, 0);
+        copy::prefetch_buffer::<WRITE>(self.start);
     }
 }
 

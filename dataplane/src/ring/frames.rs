@@ -21,6 +21,28 @@ pub unsafe trait FrameSink {
     /// dropped and counted.
     fn frame(&mut self, header: &NetHeader, len: usize) -> Option<NonNull<u8>>;
 
+    /// Rooms for short frames, one after another: as [`FrameSink::frame`] for each that `frames` names, of which `put` gets the third part, the length and
+    /// the room. It ends with the frames, or before the first for which there is no room here, which need not mean that there is
+    /// none. Returns how many have theirs. A sink of its own making keeps what it counts in registers meanwhile.
+    ///
+    /// # Safety
+    ///
+    /// No frame is longer than 128 bytes.
+    #[inline(always)]
+    unsafe fn several<P>(
+        &mut self,
+        frames: impl Iterator<Item = (NetHeader, usize, P)>,
+        mut put: impl FnMut(P, usize, NonNull<u8>),
+    ) -> usize {
+        let mut count = 0;
+        for (header, len, piece) in frames {
+            let Some(to) = self.frame(&header, len) else { break };
+            put(piece, len, to);
+            count += 1;
+        }
+        count
+    }
+
     /// Whether frames may be lent: [`FrameSink::lend`] is asked first.
     const LENDS: bool = false;
 

@@ -155,17 +155,18 @@ impl Format for Packed {
             let run = (room - count).min((layout.size() - slot).min(layout.size() - at).into());
             let plain = layout.available(position) | if WRITE { Descriptor::WRITE } else { 0 };
             let (mut found, mut odd) = (0, None);
-            for chain in &mut window[count..count + run] {
-                let slot = slot + found;
+            let mut region = memory.region();
+            for (chain, (slot, first)) in window[count..count + run].iter_mut().zip(layout.run(slot, run)) {
                 if slot.is_multiple_of(4) {
                     copy::prefetch(layout.at(slot + AHEAD));
                 }
-                let first = layout.descriptor(slot);
                 chain.first = first;
                 chain.head = slot;
                 chain.slots = 1;
                 if first.flags & (LAP | Descriptor::SHAPE) == plain {
-                    chain.ready::<WRITE>(&mut memory, first);
+                    if !chain.ready_in::<WRITE>(&region, first) {
+                        region = chain.ready_elsewhere::<WRITE>(&mut memory);
+                    }
                 } else if INDIRECT && first.flags & TABLE == plain & LAP | Descriptor::INDIRECT {
                     tables = true;
                     chain.odd();

@@ -177,7 +177,8 @@ impl<F: Format> Queue<F> {
         Ok(self.window.len())
     }
 
-    #[inline(always)]
+    /// Apart from the loops that copy, so that each has the registers for itself.
+    #[inline(never)]
     fn find<const WRITE: bool, const INDIRECT: bool>(&mut self, used: u16) -> Result<(), RingError> {
         let Self { ground: Ground { format, map, cache, .. }, window, .. } = self;
         let from = used + window.slots();

@@ -58,7 +58,7 @@ impl Split {
             if INDIRECT && first.flags & Descriptor::INDIRECT != 0 {
                 chain.ask_for_table(&mut memory);
             } else if first.flags & Descriptor::SHAPE == plain | Descriptor::NEXT {
-                copy::prefetch(layout.descriptor_at(first.next));
+                copy::prefetch(layout.descriptor_at(first.next & (layout.size() - 1)));
             }
         }
         for chain in chains {
@@ -149,31 +149,34 @@ impl Format for Split {
         let first = self.next.wrapping_add(from);
         let mut count = usize::from(available.min(wanted));
         let layout = self.layout;
-        for (i, chain) in window[..count].iter_mut().enumerate() {
-            match self.head(first.wrapping_add(i as u16)) {
-                Ok(head) => chain.head = head,
-                Err(error) if i == 0 => return Err(error),
-                Err(_) => {
-                    count = i;
-                    break;
+        for (i, (chain, head)) in window[..count].iter_mut().zip(layout.avail_heads(first)).enumerate() {
+            if head >= layout.size() {
+                if i == 0 {
+                    return Err(RingError::Head { head, size: layout.size() });
                 }
+                count = i;
+                break;
             }
-            copy::prefetch(layout.descriptor_at(chain.head));
+            chain.head = head;
+            copy::prefetch(layout.descriptor_at(head));
         }
         let plain = if WRITE { Descriptor::WRITE } else { 0 };
         let mut memory = map.reader(cache);
-        let mut odd = false;
+        // Flags that are not those of plain buffers, of any of them.
+        let mut odd = 0;
+        let mut region = memory.region();
         for chain in &mut window[..count] {
             let first = layout.descriptor(chain.head);
             chain.first = first;
-            if first.flags & Descriptor::SHAPE == plain {
-                chain.ready::<WRITE>(&mut memory, first);
-                continue;
+            let other = (first.flags ^ plain) & Descriptor::SHAPE;
+            odd |= other;
+            if other != 0 {
+                chain.odd();
+            } else if !chain.ready_in::<WRITE>(&region, first) {
+                region = chain.ready_elsewhere::<WRITE>(&mut memory);
             }
-            odd = true;
-            chain.odd();
         }
-        if odd {
+        if odd != 0 {
             self.follow::<WRITE, INDIRECT>(map, cache, &mut window[..count]);
         }
         Ok((count, count as u16))
@@ -207,17 +210,15 @@ impl Format for Split {
 
     #[inline(always)]
     fn give_back<const WRITE: bool>(&mut self, at: u16, chains: &[Chain], _slots: u16) {
-        let (layout, first) = (self.layout, self.used.wrapping_add(at));
-        for (i, chain) in chains.iter().enumerate() {
-            layout.write_used(first.wrapping_add(i as u16), chain.head, if WRITE { chain.room } else { 0 });
-        }
+        let from = self.used.wrapping_add(at);
+        self.layout.write_used(from, chains.iter().map(|chain| (chain.head, if WRITE { chain.room } else { 0 })));
     }
 
     /// A batch is one element: the head of its last chain, where the batch begins (VIRTIO 1.2 section 2.7.9).
     #[inline(always)]
     fn publish<const WRITE: bool, const IN_ORDER: bool>(&mut self, last: &Chain, slots: u16) {
         if IN_ORDER {
-            self.layout.write_used(self.used, last.head, 0);
+            self.layout.write_used(self.used, std::iter::once((last.head, 0)));
         }
         self.used = self.used.wrapping_add(slots);
         self.layout.publish_used(self.used);

@@ -41,8 +41,46 @@ impl<F: Format> Queue<F> {
         result
     }
 
-    #[inline(never)]
+    /// The loop is there twice: short frames are copied by wider registers where the processor has them.
+    #[inline(always)]
     fn take_burst<const HEADER: usize, const INDIRECT: bool, const IN_ORDER: bool, S: FrameSink>(
+        &mut self,
+        limit: usize,
+        max_frame: usize,
+        sink: &mut S,
+    ) -> Result<Taken, RingError> {
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        if std::arch::is_x86_feature_detected!("avx2") {
+            // SAFETY: the processor has it.
+            return unsafe { self.take_burst_wide::<HEADER, INDIRECT, IN_ORDER, S>(limit, max_frame, sink) };
+        }
+        self.take_burst_plain::<HEADER, INDIRECT, IN_ORDER, S>(limit, max_frame, sink)
+    }
+
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    #[target_feature(enable = "avx2")]
+    #[inline(never)]
+    fn take_burst_wide<const HEADER: usize, const INDIRECT: bool, const IN_ORDER: bool, S: FrameSink>(
+        &mut self,
+        limit: usize,
+        max_frame: usize,
+        sink: &mut S,
+    ) -> Result<Taken, RingError> {
+        self.take_burst_here::<HEADER, INDIRECT, IN_ORDER, S>(limit, max_frame, sink)
+    }
+
+    #[inline(never)]
+    fn take_burst_plain<const HEADER: usize, const INDIRECT: bool, const IN_ORDER: bool, S: FrameSink>(
+        &mut self,
+        limit: usize,
+        max_frame: usize,
+        sink: &mut S,
+    ) -> Result<Taken, RingError> {
+        self.take_burst_here::<HEADER, INDIRECT, IN_ORDER, S>(limit, max_frame, sink)
+    }
+
+    #[inline(always)]
+    fn take_burst_here<const HEADER: usize, const INDIRECT: bool, const IN_ORDER: bool, S: FrameSink>(
         &mut self,
         limit: usize,
         max_frame: usize,
@@ -62,7 +100,16 @@ impl<F: Format> Queue<F> {
         let mut done = Taken::default();
         let (mut frames, mut bytes, mut missed, mut steps) = (0, 0, 0, 0);
         let (mut taken, mut slots) = (0, 0);
-        for chain in chains.iter() {
+        loop {
+            if !S::LENDS
+                && let Some(chains) = chains.get(taken..)
+            {
+                // SAFETY: the chains are of the map, which lives.
+                let run = unsafe { fetch_run::<HEADER, F, S>(sink, chains, longest) };
+                (taken, frames) = (taken + run.frames, frames + run.frames as u64);
+                (bytes, slots) = (bytes + run.bytes, slots + run.slots);
+            }
+            let Some(chain) = chains.get(taken) else { break };
             if S::LENDS && F::slots(chain) > most_slots - slots {
                 break;
             }
@@ -127,6 +174,49 @@ impl<F: Format> Queue<F> {
         self.look_ahead::<false, INDIRECT>();
         Ok(done)
     }
+}
+
+/// Short frames that were copied in one go.
+struct Run {
+    frames: usize,
+    bytes: usize,
+    /// Slots of the ring that their chains take.
+    slots: u16,
+}
+
+/// Copies the short frames of plain chains into `sink`, up to the first chain that is anything else, or that is left to [`fetch`]. There is no
+/// call in this loop, so that all it counts stays in registers.
+///
+/// # Safety
+///
+/// What the chains say of their one buffer is true.
+#[inline(always)]
+unsafe fn fetch_run<const HEADER: usize, F: Format, S: FrameSink>(
+    sink: &mut S,
+    chains: &[Chain],
+    longest: usize,
+) -> Run {
+    let longest = longest.min(copy::SHORT - MIN_FRAME);
+    let (mut bytes, mut slots) = (0, 0);
+    let frames = chains.iter().map_while(|chain| {
+        let len = (chain.room as usize).wrapping_sub(HEADER);
+        if len.wrapping_sub(MIN_FRAME) > longest {
+            return None;
+        }
+        // SAFETY: the chain has HEADER bytes and more.
+        let header = if S::HEADERS { unsafe { NetHeader::read::<HEADER>(chain.start) } } else { NetHeader::default() };
+        Some((header, len, chain))
+    });
+    let put = |chain: &Chain, len: usize, to: NonNull<u8>| {
+        // SAFETY: the chain is one buffer of HEADER + `len` bytes inside a region, and the sink's has `len` that are not guest memory; they
+        // are SHORT at most.
+        unsafe { copy::copy_short(chain.start.add(HEADER), to.as_ptr(), len) };
+        bytes += len;
+        slots += F::slots(chain);
+    };
+    // SAFETY: none is longer than SHORT.
+    let frames = unsafe { sink.several(frames, put) };
+    Run { frames, bytes, slots }
 }
 
 /// Lends a frame to `sink`, or copies it there; whether there was room.

@@ -117,6 +117,23 @@ impl Layout {
         Descriptor { addr, len: rest as u32, flags: (rest >> 48) as u16, next: (rest >> 32) as u16 }
     }
 
+    /// The descriptors from `slot` on, `count` or up to the ring's end, each with its slot: as [`Layout::descriptor`], read when it is asked for.
+    #[inline(always)]
+    pub fn run(&self, slot: u16, count: usize) -> impl Iterator<Item = (u16, Descriptor)> {
+        let slot = self.slot(slot);
+        let first = self.at(slot);
+        let count = count.min((self.size() - slot).into()) as u16;
+        (0..count).map(move |i| {
+            let at = first.wrapping_add(usize::from(i) * Descriptor::LEN);
+            // SAFETY: inside the table, by `count`; the rest as in `rest` and `descriptor`.
+            let (rest, addr) = unsafe {
+                let rest = AtomicU64::from_ptr(at.wrapping_add(8).cast_mut().cast()).load(Ordering::Acquire);
+                (rest, at.cast::<u64>().read_volatile())
+            };
+            (slot + i, Descriptor { addr, len: rest as u32, flags: (rest >> 48) as u16, next: (rest >> 32) as u16 })
+        })
+    }
+
     /// Flags of the descriptor at `position`, and visible what was written before.
     #[inline(always)]
     pub fn flags(&self, position: u16) -> u16 {
@@ -143,16 +160,24 @@ impl Layout {
     /// ids are in place, and their lengths mean nothing (VIRTIO 1.2 section 2.8.6).
     #[inline(always)]
     pub fn give_back_in_place(&self, position: u16, count: u16) {
+        let count = count.min(self.size());
         // Up to the end of the ring it is one lap, and behind it the next.
         let here = count.min(self.size() - self.slot(position));
         for (from, count) in [(position.wrapping_add(here), count - here), (position, here)] {
-            let flags = self.used(from);
-            for i in (0..count).rev() {
+            let (flags, first) = (self.used(from), self.at(from).wrapping_add(14).cast_mut());
+            let give_back = |i: u16| {
                 cut();
-                let at = self.at(from.wrapping_add(i)).wrapping_add(14).cast_mut();
-                // SAFETY: the last half-word of a descriptor inside the ring; an atomic may be changed by others.
+                let at = first.wrapping_add(usize::from(i) * Descriptor::LEN);
+                // SAFETY: the last half-word of a descriptor inside the ring, whose end is not reached; an atomic may be changed by others.
                 unsafe { AtomicU16::from_ptr(at.cast()) }.store(flags, Ordering::Release);
+            };
+            // By the line, and those before it.
+            let mut left = count;
+            while left >= 4 {
+                (1..=4).for_each(|i| give_back(left - i));
+                left -= 4;
             }
+            (0..left).rev().for_each(give_back);
         }
     }
 

@@ -52,10 +52,10 @@ impl Layout {
         unsafe { Descriptor::read::<true>(self.desc.as_ptr(), usize::from(index & self.mask)) }
     }
 
-    /// Where descriptor `index & mask` is, for prefetching.
+    /// Where descriptor `index` is, for prefetching. Of an index beyond the ring's size, somewhere else.
     #[inline(always)]
     pub fn descriptor_at(&self, index: u16) -> *const u8 {
-        self.desc.as_ptr().wrapping_add(usize::from(index & self.mask) * Descriptor::LEN)
+        self.desc.as_ptr().wrapping_add(usize::from(index) * Descriptor::LEN)
     }
 
     /// The guest's available index; everything that it published before is visible afterwards.
@@ -69,6 +69,25 @@ impl Layout {
     pub fn avail_head(&self, index: u16) -> u16 {
         // SAFETY: masked, so inside the ring, which is aligned.
         unsafe { self.avail.add(2 + usize::from(index & self.mask)).read_volatile() }
+    }
+
+    /// The heads from position `index` of the available ring on, around its end, each read when it is asked for.
+    #[inline(always)]
+    pub fn avail_heads(&self, index: u16) -> impl Iterator<Item = u16> {
+        // SAFETY: masked, so inside the ring; its end is behind `size` half-words.
+        let (first, mut at, end) = unsafe {
+            let first = self.avail.as_ptr().cast_const().add(2);
+            (first, first.add((index & self.mask).into()), first.add(self.size().into()))
+        };
+        std::iter::from_fn(move || {
+            // SAFETY: before the ring's end, which is aligned.
+            let head = unsafe { at.read_volatile() };
+            at = at.wrapping_add(1);
+            if at == end {
+                at = first;
+            }
+            Some(head)
+        })
     }
 
     /// Whether the guest asked for no interrupts (without EVENT_IDX).
@@ -89,15 +108,22 @@ impl Layout {
         self.half_word(self.used, 1).load(Ordering::Acquire)
     }
 
-    /// Writes position `index` of the used ring: chain `head`, with `len` bytes written. Not seen by the guest before
+    /// Writes chains to the used ring from position `index` on: the head of each, and how many bytes were written there. Not seen by the guest before
     /// [`Layout::publish_used`].
     #[inline(always)]
-    pub fn write_used(&self, index: u16, head: u16, len: u32) {
-        let element = u64::from(head) | u64::from(len) << 32;
-        // SAFETY: masked, so inside the ring; elements are aligned to 4 bytes only.
-        unsafe {
-            let elements = self.used.as_ptr().add(2).cast::<u64>();
-            elements.add(usize::from(index & self.mask)).write_unaligned(element);
+    pub fn write_used(&self, index: u16, chains: impl ExactSizeIterator<Item = (u16, u32)>) {
+        let mut chains = chains;
+        let mut at = usize::from(index & self.mask);
+        // Up to the ring's end, and from its beginning.
+        while chains.len() > 0 {
+            let here = chains.len().min(usize::from(self.size()) - at);
+            // SAFETY: masked, so inside the ring.
+            let elements = unsafe { self.used.as_ptr().add(2).cast::<u64>().add(at) };
+            for (i, (head, len)) in (0..here).zip(&mut chains) {
+                // SAFETY: before the ring's end; elements are aligned to 4 bytes only.
+                unsafe { elements.add(i).write_unaligned(u64::from(head) | u64::from(len) << 32) };
+            }
+            at = 0;
         }
     }
 
