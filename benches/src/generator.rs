@@ -7,6 +7,9 @@ use crate::driver::{self, PackedRing, SplitRing};
 use crate::handback::{self, Work};
 use crate::load::{Load, Measured};
 
+/// How many times the rate of the fastest back-end the generator should reach, where the other side does nothing.
+pub const TIMES: f64 = 2.0;
+
 /// One line of the generator's own figures.
 #[derive(Debug, Clone, Serialize)]
 pub struct Own {
@@ -23,6 +26,11 @@ impl Own {
     /// Whether the guest received; else it sent.
     pub fn receives(&self) -> bool {
         self.measured.received_pps > self.measured.sent_pps
+    }
+
+    /// Its rate, in packets per second.
+    pub fn rate(&self) -> f64 {
+        self.measured.sent_pps + self.measured.received_pps
     }
 
     /// Whether the other side did nothing but hand descriptors back.

@@ -18,6 +18,8 @@ use crate::load::{self, Load, Measured, Queues};
 
 /// Most descriptors that are served at once.
 const BURST: usize = 128;
+/// Frames that the generator shows at once.
+const SHOWN: u16 = 64;
 /// Packet buffers that are used in turn: the first lines of so many are 128 KiB at least, several times the nearest cache.
 const POOL: usize = 2048;
 /// Descriptors of a packed ring in a cache line.
@@ -138,7 +140,8 @@ impl Device {
             }
             copier.run(&burst[..count]);
             let used = if wrap { 0x8080_u64 } else { 0 } << 48;
-            for (i, &(id, ..)) in burst[..count].iter().enumerate().rev() {
+            // Forward: the driver looks at the last of a burst first.
+            for (i, &(id, ..)) in burst[..count].iter().enumerate() {
                 let word = u64::from(copier.written) | u64::from(id) << 32 | used;
                 tail(at + i as u16).store(word, Ordering::Release);
             }
@@ -149,30 +152,47 @@ impl Device {
         }
     }
 
-    /// Hands the chains of a packed ring back, with nothing else to do: what is there is looked at by the line, and given back at once.
+    /// Hands the chains of a packed ring back, with nothing else to do: what is there is looked at by the burst, and given back at once.
     fn hand_packed_back(self, stop: &AtomicBool, desc: *mut u64, from: (u16, bool), written: u32) {
         // SAFETY: slots are below the ring's size.
         let tail = |slot: u16| unsafe { AtomicU64::from_ptr(desc.add(2 * usize::from(slot) + 1)) };
-        let (mut at, mut wrap) = from;
-        while !stop.load(Ordering::Relaxed) {
-            let most = (self.size - at).min(BURST as u16);
-            let (available, used) = if wrap { (0x0080_u64, 0x8080_u64) } else { (0x8000, 0) };
-            let is_there = |slot| (tail(slot).load(Ordering::Acquire) >> 48) & 0x8080 == available;
-            let mut count = 0;
-            while count < most && is_there(at + count) {
-                // The driver shows whole bursts, so that what follows the first is there with it.
-                if (at + count).is_multiple_of(SLOTS_OF_A_LINE) {
-                    prefetch_write(desc.wrapping_add(2 * usize::from(at + count + 2 * SLOTS_OF_A_LINE)).cast());
-                }
-                count += 1;
+        let marks = |wrap: bool| if wrap { (0x0080_u64, 0x8080_u64) } else { (0x8000, 0) };
+        let is_there = |slot, wrap| (tail(slot).load(Ordering::Acquire) >> 48) & 0x8080 == marks(wrap).0;
+        let ask = |from: u16, count: u16| {
+            for slot in (from..from + count).step_by(SLOTS_OF_A_LINE.into()) {
+                prefetch_write(desc.wrapping_add(2 * usize::from(slot)).cast());
             }
-            if count == 0 {
+        };
+        let (mut at, mut wrap) = from;
+        // The lines of the burst at `at` were asked for; it had to be waited for.
+        let (mut asked, mut waited) = (false, false);
+        while !stop.load(Ordering::Relaxed) {
+            let most = (self.size - at).min(SHOWN);
+            if !is_there(at, wrap) {
+                waited = true;
                 std::hint::spin_loop();
                 continue;
             }
-            for slot in (at..at + count).rev() {
+            // The driver shows whole bursts: what follows the first is there with it, and perhaps the next burst.
+            if !asked && is_there(at + most - 1, wrap) {
+                ask(at, most);
+            }
+            let next = if at + most == self.size { (0, !wrap) } else { (at + most, wrap) };
+            let others = (self.size - next.0).min(SHOWN);
+            // Who waits for the driver would only take away what it is about to write.
+            asked = !std::mem::take(&mut waited) && is_there(next.0, next.1) && is_there(next.0 + others - 1, next.1);
+            if asked {
+                ask(next.0, others);
+            }
+            let mut count = 1;
+            while count < most && is_there(at + count, wrap) {
+                count += 1;
+            }
+            asked &= count == most;
+            let used = marks(wrap).1 << 48 | u64::from(written);
+            for slot in at..at + count {
                 let id = tail(slot).load(Ordering::Relaxed) & 0xffff << 32;
-                tail(slot).store(u64::from(written) | id | used << 48, Ordering::Release);
+                tail(slot).store(used | id, Ordering::Release);
             }
             at += count;
             if at == self.size {

@@ -8,7 +8,7 @@ use crate::calm;
 use crate::cell::Cell;
 use crate::clock::ticks_per_second;
 use crate::distance;
-use crate::generator::Own;
+use crate::generator::{Own, TIMES};
 use crate::instructions::Instructions;
 use crate::iperf::Iperf;
 use crate::load::{Load, Measured};
@@ -269,6 +269,12 @@ pub struct Report {
     pub samples: Vec<Sample>,
 }
 
+/// What is said of a generator that is so many times as fast as the fastest back-end.
+fn times(times: f64) -> String {
+    let miss = if times < TIMES { format!(", MISS: wanted >= {TIMES}") } else { String::new() };
+    format!("{times:.2} times the fastest back-end{miss}")
+}
+
 impl Report {
     /// Nothing was found out yet.
     pub fn empty(machine: Machine, load: Load, rounds: usize) -> Self {
@@ -390,24 +396,22 @@ impl Report {
         );
     }
 
-    fn own(&self, text: &mut String) {
+    /// How many times the rate of the fastest back-end of this run the generator reached, with the same rings, direction and frames, where the
+    /// other side did nothing; in words, with a miss where it is less than [`TIMES`].
+    pub fn times(&self, own: &Own) -> Option<String> {
         use crate::cell::Direction::{Rx, Tx};
-        let fastest = |own: &Own| {
-            let direction = if own.receives() { Rx } else { Tx };
-            let like = |row: &&Row| row.cell.packed == own.packed && row.cell.direction == direction;
-            let rates = self.rows.iter().filter(like).filter(|row| row.cell.frames.most() == 64);
-            rates.flat_map(|row| row.of.iter().map(|of| of.pps.median)).fold(0.0, f64::max)
-        };
+        let direction = if own.receives() { Rx } else { Tx };
+        let like = |row: &&Row| row.cell.packed == own.packed && row.cell.direction == direction;
+        let rates = self.rows.iter().filter(like).filter(|row| row.cell.frames.most() == 64);
+        let fastest = rates.flat_map(|row| row.of.iter().map(|of| of.pps.median)).reduce(f64::max);
+        fastest.filter(|_| own.is_bare()).map(|fastest| times(own.rate() / fastest))
+    }
+
+    fn own(&self, text: &mut String) {
         for own in &self.generator {
-            let rate = own.measured.sent_pps + own.measured.received_pps;
-            let fastest = fastest(own);
-            let times = if fastest > 0.0 && own.is_bare() {
-                format!(", {:.1} times the fastest back-end", rate / fastest)
-            } else {
-                String::new()
-            };
+            let times = self.times(own).map_or(String::new(), |times| format!(", {times}"));
             let format = if own.packed { "packed" } else { "split" };
-            let _ = writeln!(text, "generator, {format}, {}: {:.1} Mpps{times}", own.work, rate / 1e6);
+            let _ = writeln!(text, "generator, {format}, {}: {:.1} Mpps{times}", own.work, own.rate() / 1e6);
         }
         if !self.generator.is_empty() {
             text.push('\n');
@@ -566,6 +570,12 @@ mod tests {
         assert!(figure(Some(90.0), true).keeps() && figure(Some(89.0), false).keeps());
         assert!(!figure(Some(89.0), true).keeps() && !figure(Some(90.0), false).keeps());
         assert!(!figure(None, true).keeps() && !figure(None, false).keeps());
+    }
+
+    #[test]
+    fn a_generator_that_could_be_the_bottleneck_is_a_miss() {
+        assert_eq!(times(1.996), "2.00 times the fastest back-end, MISS: wanted >= 2");
+        assert_eq!(times(2.4), "2.40 times the fastest back-end");
     }
 
     #[test]

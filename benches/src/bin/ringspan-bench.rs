@@ -339,10 +339,9 @@ impl Run {
         let load = Load { measured: self.seconds.unwrap_or(0.3), ..plan.load };
         let place = plan.place;
         for own in generator::all(frames.most(), 1024, load, self.guest_core, self.core, place.huge_pages, 3)? {
-            let rate = own.measured.sent_pps + own.measured.received_pps;
             let format = if own.packed { "packed" } else { "split" };
             let waiting = 100.0 * own.measured.waiting;
-            println!("{format:<8} {:<30} {:>8.1} Mpps, waiting {waiting:.0} %", own.work, rate / 1e6);
+            println!("{format:<8} {:<30} {:>8.1} Mpps, waiting {waiting:.0} %", own.work, own.rate() / 1e6);
         }
         Ok(())
     }

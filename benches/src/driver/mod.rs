@@ -17,6 +17,8 @@ pub mod receive;
 pub mod slots;
 pub mod split;
 pub mod stamp;
+#[cfg(test)]
+mod tests;
 pub mod transmit;
 
 use std::sync::Arc;
@@ -70,6 +72,11 @@ pub trait Ring: Sized + Send {
     /// How many of the slots that follow the taken ones have come back. May say less when that is fewer than `least`, and need not look for
     /// more than `most`, which is no less than that.
     fn pending(&mut self, least: u16, most: u16) -> u16;
+
+    /// Whether the `count` slots that follow `from` slots of those that were not taken seem to have come back, for who would ask for their buffers
+    /// ahead of time; what the ring itself has of them is asked for. Always no where that is not known for the price of a look, or where the
+    /// device was waited for since the last time.
+    fn peek(&mut self, from: u16, count: u16) -> bool;
 
     /// Whether the first `count` pending slots are those that were expected there.
     fn in_order(&self, count: u16) -> bool;

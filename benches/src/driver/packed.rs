@@ -1,11 +1,12 @@
 //! The driver's side of a packed ring, lean. Virtio 1.2, section 2.8.
 //!
 //! A line of the ring goes from core to core twice for every four frames, so that is what counts: the lines of a burst are asked for, for
-//! writing, before the first is looked at, are looked at all together, and the slot at the burst's end tells whether it is worth to begin.
+//! writing, before the first is looked at, are looked at all together, and the slot at the burst's end tells whether it is worth to begin. Who
+//! was not kept waiting by the device asks for the lines of the burst that follows, too, before he works on the one he has.
 //!
 //! # Invariants
 //! The descriptors and both event structures are as long as `size` asks for and stay mapped with `memory`; positions are masked before
-//! they become an address. The second half of a descriptor (length, id, flags) is one atomic, so flags never come before the rest.
+//! they become an address. The second half of a descriptor (length, id, flags) is written at once, so flags never come before the rest.
 
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use std::sync::atomic::{AtomicU16, AtomicU64, Ordering, fence};
 use anyhow::ensure;
 use ringspan_testkit::guest::Memory;
 
-use super::{Chain, LINE, Ring, prefetch_write};
+use super::{Chain, LINE, Ring, prefetch_read, prefetch_write};
 
 const AVAIL: u16 = 1 << 7;
 const USED: u16 = 1 << 15;
@@ -43,8 +44,12 @@ pub struct PackedRing {
     taken: u16,
     /// Pending slots that were looked at.
     seen: u16,
+    /// Bytes that were written to them.
+    written: u64,
     /// One of them had another slot's id.
     wrong: bool,
+    /// The last look found less than was wanted.
+    waited: bool,
     batches: bool,
 }
 
@@ -114,18 +119,20 @@ impl PackedRing {
 
     /// Whether all of `count` slots, `ahead` of the first that was not taken, came back, each as itself.
     #[inline(always)]
-    fn all_back(&self, ahead: u16, count: u16) -> bool {
-        let mut wrong = 0;
+    fn all_back(&mut self, ahead: u16, count: u16) -> bool {
+        let (mut wrong, mut sum) = (0, 0_u64);
         for (from, count) in self.laps(self.taken.wrapping_add(ahead), count) {
             let slot = self.slot(from);
-            let mut expected = self.used(from) | u64::from(slot) << 32;
-            for i in 0..count {
-                wrong |= self.tail(slot + i).load(Ordering::Relaxed) ^ expected;
-                expected += 1 << 32;
-            }
+            let expected = self.used(from) | u64::from(slot) << 32;
+            // SAFETY: a lap has so many slots from there on.
+            let found = unsafe { tails(self.descriptor(slot), count.into(), expected) };
+            (wrong, sum) = (wrong | found.0, sum.wrapping_add(found.1));
         }
         fence(Ordering::Acquire);
-        wrong & STATE == 0
+        let good = wrong & STATE == 0;
+        // Lengths are in the lower halves, and their sum is, too: 16384 of 65535 bytes.
+        self.written += if good { sum & 0xffff_ffff } else { 0 };
+        good
     }
 
     /// Looks at all up to `wanted` when the last of them came back; whether they have.
@@ -149,10 +156,17 @@ impl PackedRing {
     fn look_singly(&mut self, most: u16) {
         while self.seen < most && self.is_used(self.seen) {
             let slot = self.slot(self.taken.wrapping_add(self.seen));
-            let id = (self.tail(slot).load(Ordering::Relaxed) >> 32) as u16;
-            self.wrong |= id != slot;
+            let tail = self.tail(slot).load(Ordering::Relaxed);
+            self.wrong |= (tail >> 32) as u16 != slot;
+            self.written += tail & 0xffff_ffff;
             self.seen += 1;
         }
+    }
+
+    /// Bytes that were written to the first `count` slots that were not taken.
+    fn lengths(&self, count: u16) -> u64 {
+        let length = |ahead| self.tail(self.slot(self.taken.wrapping_add(ahead))).load(Ordering::Relaxed) & 0xffff_ffff;
+        (0..count).map(length).sum()
     }
 
     /// From one batch to the next: those in between stay as they were offered. More than the ring's size is an error of the device's,
@@ -164,6 +178,71 @@ impl PackedRing {
             self.seen += (id.wrapping_sub(slot) & (self.size - 1)) + 1;
         }
     }
+}
+
+/// Writes both halves of a descriptor, and flags with the second one.
+///
+/// # Safety
+/// It is there, aligned as descriptors are, and the caller's to write.
+#[inline(always)]
+unsafe fn write_descriptor(descriptor: *mut u64, chain: &[u64; 2], flags: u64) {
+    // SAFETY: the caller's. Aligned to 16 bytes, as a descriptor is.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        use std::arch::x86_64::{_mm_loadu_si128, _mm_or_si128, _mm_set_epi64x, _mm_store_si128};
+        let chain = _mm_loadu_si128(chain.as_ptr().cast());
+        _mm_store_si128(descriptor.cast(), _mm_or_si128(chain, _mm_set_epi64x(flags as i64, 0)));
+    }
+    // SAFETY: the caller's.
+    #[cfg(not(target_arch = "x86_64"))]
+    unsafe {
+        descriptor.write(chain[0]);
+        AtomicU64::from_ptr(descriptor.add(1)).store(chain[1] | flags, Ordering::Relaxed);
+    }
+}
+
+/// In what the second halves of `count` descriptors differ from what is expected, which has a higher id for each that follows; and their sum. Two
+/// at a time, where the processor can.
+///
+/// # Safety
+/// They are there, aligned as descriptors are.
+#[inline(always)]
+unsafe fn tails(first: *mut u64, count: usize, expected: u64) -> (u64, u64) {
+    const NEXT: u64 = 1 << 32;
+    let (mut wrong, mut sum, mut done) = (0_u64, 0_u64, 0);
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{
+            __m128i, _mm_add_epi64, _mm_or_si128, _mm_set_epi64x, _mm_set1_epi64x, _mm_setzero_si128,
+            _mm_unpackhi_epi64, _mm_xor_si128,
+        };
+        // SAFETY: numbers in registers, whose two halves are looked at in the end.
+        let halves = |pair: __m128i| unsafe { std::mem::transmute::<__m128i, [u64; 2]>(pair) };
+        // SAFETY: SSE2 is part of x86-64. `at + 1` is below `count`; who else writes there may do so meanwhile, which a volatile read stands.
+        unsafe {
+            let mut expected = _mm_set_epi64x((expected + NEXT) as i64, expected as i64);
+            let (mut differences, mut sums) = (_mm_setzero_si128(), _mm_setzero_si128());
+            let mut at = first.cast::<__m128i>();
+            while done + 2 <= count {
+                let pair = _mm_unpackhi_epi64(at.read_volatile(), at.add(1).read_volatile());
+                differences = _mm_or_si128(differences, _mm_xor_si128(pair, expected));
+                sums = _mm_add_epi64(sums, pair);
+                expected = _mm_add_epi64(expected, _mm_set1_epi64x(2 * NEXT as i64));
+                (at, done) = (at.add(2), done + 2);
+            }
+            let ([a, b], [c, d]) = (halves(differences), halves(sums));
+            wrong |= a | b;
+            sum = sum.wrapping_add(c).wrapping_add(d);
+        }
+    }
+    while done < count {
+        // SAFETY: `done` is below `count`; aligned to 8.
+        let tail = unsafe { AtomicU64::from_ptr(first.add(2 * done + 1)) }.load(Ordering::Relaxed);
+        wrong |= tail ^ (expected + NEXT * done as u64);
+        sum = sum.wrapping_add(tail);
+        done += 1;
+    }
+    (wrong, sum)
 }
 
 impl Ring for PackedRing {
@@ -191,8 +270,9 @@ impl Ring for PackedRing {
         unsafe { AtomicU16::from_ptr(driver.as_ptr().add(1)) }.store(DISABLE, Ordering::Relaxed);
         let chains = chains.collect();
         let _memory = Arc::clone(memory);
-        let (offered, taken, seen, wrong, batches) = (0, 0, 0, false, false);
-        Ok(Self { _memory, size, desc, driver, device, chains, offered, taken, seen, wrong, batches })
+        let (offered, taken, seen, written) = (0, 0, 0, 0);
+        let (wrong, waited, batches) = (false, false, false);
+        Ok(Self { _memory, size, desc, driver, device, chains, offered, taken, seen, written, wrong, waited, batches })
     }
 
     fn user_addresses(&self) -> [u64; 3] {
@@ -221,6 +301,7 @@ impl Ring for PackedRing {
         // The last of those that are needed is looked at first: slots come back in their order, and this does not take the line away on
         // which the device is writing.
         if self.seen < least && !self.look_at_once(least.min(self.size)) {
+            self.waited = true;
             return self.seen;
         }
         let most = most.min(self.size);
@@ -237,17 +318,29 @@ impl Ring for PackedRing {
     }
 
     #[inline(always)]
-    fn written(&self, count: u16) -> u64 {
-        let mut sum = 0;
-        for (from, count) in self.laps(self.taken, count) {
-            let slot = self.slot(from);
-            sum += (0..count).map(|i| self.tail(slot + i).load(Ordering::Relaxed) & 0xffff_ffff).sum::<u64>();
+    fn peek(&mut self, from: u16, count: u16) -> bool {
+        // Who was kept waiting would only take away the line that the device is about to write.
+        if std::mem::take(&mut self.waited) || self.batches || from + count > self.size || count == 0 {
+            return false;
         }
-        sum
+        if !self.is_used(from + count - 1) {
+            return false;
+        }
+        self.ask(self.taken.wrapping_add(from), count);
+        // The slot that tells of the burst behind that one.
+        let behind = self.slot(self.taken.wrapping_add(from + 2 * count - 1));
+        prefetch_read(self.descriptor(behind).cast());
+        true
+    }
+
+    #[inline(always)]
+    fn written(&self, count: u16) -> u64 {
+        if count == self.seen { self.written } else { self.lengths(count) }
     }
 
     #[inline(always)]
     fn take(&mut self, count: u16) {
+        self.written = if count == self.seen { 0 } else { self.written.wrapping_sub(self.lengths(count)) };
         self.taken = self.taken.wrapping_add(count);
         self.seen -= count;
     }
@@ -264,10 +357,13 @@ impl Ring for PackedRing {
         for (from, count) in self.laps(first.wrapping_add(1), others) {
             let (slot, flags) = (self.slot(from), self.available(from));
             let chains = &self.chains[usize::from(slot)..][..usize::from(count)];
-            for (slot, [address, tail]) in (slot..).zip(chains) {
-                // SAFETY: slot < size. The descriptor is the driver's until the first of the burst is shown.
-                unsafe { self.descriptor(slot).write(*address) };
-                self.tail(slot).store(tail | flags, Ordering::Relaxed);
+            let mut descriptor = self.descriptor(slot);
+            for chain in chains {
+                // SAFETY: a lap has so many slots from there on. They are the driver's until the first of the burst is shown.
+                unsafe {
+                    write_descriptor(descriptor, chain, flags);
+                    descriptor = descriptor.add(2);
+                }
             }
         }
         // The first comes last, and with it the burst: the device looks at no other before.

@@ -18,6 +18,8 @@ pub struct Receiver<R> {
     kick: EventFd,
     /// Buffers that are still to come of the frame that was begun.
     rest: u16,
+    /// Slots from the first one that was not taken on whose lines were asked for.
+    asked: u16,
     /// Frames received.
     pub frames: u64,
     /// Bytes of them, without virtio-net headers.
@@ -33,7 +35,7 @@ impl<R: Ring> Receiver<R> {
         let chain = |slot| Chain { address: slots.guest(slot), length: room as u32, flags: WRITE };
         let ring = R::new(memory, size, event_idx, chain)?;
         let kick = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
-        Ok(Self { ring, slots, mergeable, kick, rest: 0, frames: 0, bytes: 0, kicks: 0 })
+        Ok(Self { ring, slots, mergeable, kick, rest: 0, asked: 0, frames: 0, bytes: 0, kicks: 0 })
     }
 
     /// The ring.
@@ -72,33 +74,49 @@ impl<R: Ring> Receiver<R> {
             return Err(OutOfOrder);
         }
         let count = count.min(most);
-        let first = usize::from(self.ring.first_pending());
-        for i in 0..usize::from(count) {
-            prefetch_read(self.slots.pointer(first + i));
-        }
+        let first = self.ring.first_pending();
+        self.ask(count);
         if !self.ring.in_order(count) {
             return Err(OutOfOrder);
         }
-        let mut bytes = self.ring.written(count);
-        for i in 0..count {
-            if self.rest > 0 {
-                self.rest -= 1;
-                continue;
-            }
-            let buffer = self.slots.pointer(first + usize::from(i));
-            // SAFETY: a slot has at least one line, which is read as numbers that may have any value; the slot is the driver's.
-            let (buffers, stamp) =
-                unsafe { (buffer.add(10).cast::<u16>().read(), buffer.add(STAMP).cast::<u64>().read()) };
-            if self.mergeable {
-                self.rest = buffers.saturating_sub(1);
-            }
-            self.frames += 1;
-            bytes -= HEADER as u64;
-            look(stamp);
+        // What follows comes while this is looked at.
+        let more = 2 * count.min(self.ring.size() / 2);
+        if self.ring.peek(count, more - count.min(more)) {
+            self.ask(more);
         }
-        self.bytes = self.bytes.wrapping_add(bytes);
+        let mut frames = 0;
+        for piece in self.slots.pieces(first, count) {
+            for buffer in piece {
+                if self.rest > 0 {
+                    self.rest -= 1;
+                    continue;
+                }
+                // SAFETY: a slot has at least one line, which is read as numbers that may have any value; the slot is the driver's.
+                let (buffers, stamp) =
+                    unsafe { (buffer.add(10).cast::<u16>().read(), buffer.add(STAMP).cast::<u64>().read()) };
+                if self.mergeable && buffers > 1 {
+                    self.rest = buffers - 1;
+                }
+                frames += 1;
+                look(stamp);
+            }
+        }
+        self.frames += frames;
+        self.bytes = self.bytes.wrapping_add(self.ring.written(count)).wrapping_sub(HEADER as u64 * frames);
+        self.asked = self.asked.saturating_sub(count);
         self.ring.take(count);
         self.post(count);
         Ok(count)
+    }
+
+    /// Asks for the first lines of the first `count` slots that were not taken, unless that was done already.
+    #[inline(always)]
+    fn ask(&mut self, count: u16) {
+        let Some(more) = count.checked_sub(self.asked) else { return };
+        let first = (self.ring.first_pending() + self.asked) & (self.ring.size() - 1);
+        for piece in self.slots.pieces(first, more) {
+            piece.iter().for_each(|buffer| prefetch_read(buffer.as_ptr()));
+        }
+        self.asked = count;
     }
 }

@@ -29,6 +29,8 @@ pub struct SplitRing {
     used: NonNull<u16>,
     offered: u16,
     taken: u16,
+    /// Pending slots, as of the last look.
+    seen: u16,
     batches: bool,
 }
 
@@ -47,9 +49,21 @@ impl SplitRing {
         usize::from(counter & (self.size - 1))
     }
 
+    /// The pieces of `count` slots from a position on that lie in one lap each: first slot, and number.
+    #[inline(always)]
+    fn laps(&self, position: u16, count: u16) -> [(usize, usize); 2] {
+        let (slot, count) = (self.slot(position), usize::from(count));
+        let here = count.min(usize::from(self.size) - slot);
+        [(slot, here), (0, count - here)]
+    }
+
     #[inline(always)]
     fn element(&self, ahead: u16) -> Used {
-        let slot = self.slot(self.taken.wrapping_add(ahead));
+        self.element_of(self.slot(self.taken.wrapping_add(ahead)))
+    }
+
+    #[inline(always)]
+    fn element_of(&self, slot: usize) -> Used {
         // SAFETY: slot < size, elements start 4 bytes into the ring. The device wrote this one before the index that was loaded
         // with Acquire, and does not write it again before its slot is offered again.
         unsafe { self.used.add(2).cast::<Used>().add(slot).read() }
@@ -84,6 +98,7 @@ impl Ring for SplitRing {
             used,
             offered: 0,
             taken: 0,
+            seen: 0,
             batches: false,
         };
         if event_idx {
@@ -113,7 +128,14 @@ impl Ring for SplitRing {
 
     #[inline(always)]
     fn pending(&mut self, _least: u16, _most: u16) -> u16 {
-        self.atomic(self.used, 1).load(Ordering::Acquire).wrapping_sub(self.taken)
+        self.seen = self.atomic(self.used, 1).load(Ordering::Acquire).wrapping_sub(self.taken);
+        self.seen
+    }
+
+    #[inline(always)]
+    fn peek(&mut self, from: u16, count: u16) -> bool {
+        // One index tells of all of them, and was looked at just before.
+        self.seen >= from.saturating_add(count)
     }
 
     #[inline(always)]
@@ -129,20 +151,27 @@ impl Ring for SplitRing {
             return ahead == count;
         }
         let mut wrong = 0;
-        for ahead in 0..count {
-            wrong |= self.element(ahead).id ^ self.slot(self.taken.wrapping_add(ahead)) as u32;
+        for (first, count) in self.laps(self.taken, count) {
+            for slot in first..first + count {
+                wrong |= self.element_of(slot).id ^ slot as u32;
+            }
         }
         wrong == 0
     }
 
     #[inline(always)]
     fn written(&self, count: u16) -> u64 {
-        (0..count).map(|ahead| u64::from(self.element(ahead).length)).sum()
+        let mut sum = 0;
+        for (first, count) in self.laps(self.taken, count) {
+            sum += (first..first + count).map(|slot| u64::from(self.element_of(slot).length)).sum::<u64>();
+        }
+        sum
     }
 
     #[inline(always)]
     fn take(&mut self, count: u16) {
         self.taken = self.taken.wrapping_add(count);
+        self.seen -= count;
     }
 
     #[inline(always)]
@@ -153,10 +182,11 @@ impl Ring for SplitRing {
     #[inline(always)]
     fn offer(&mut self, count: u16) -> bool {
         let old = self.offered;
-        for i in 0..count {
-            let slot = self.slot(old.wrapping_add(i));
-            // SAFETY: slot < size; the device does not read this entry before it sees the index below.
-            unsafe { self.avail.add(2 + slot).write(slot as u16) };
+        for (first, count) in self.laps(old, count) {
+            for slot in first..first + count {
+                // SAFETY: slot < size; the device does not read this entry before it sees the index below.
+                unsafe { self.avail.add(2 + slot).write(slot as u16) };
+            }
         }
         self.offered = old.wrapping_add(count);
         self.atomic(self.avail, 1).store(self.offered, Ordering::Release);

@@ -1,6 +1,6 @@
 //! Sending: whole bursts of frames, each written anew.
 
-use std::ptr;
+use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -10,8 +10,13 @@ use ringspan_testkit::guest::ring::{Descriptor, INDIRECT, NEXT};
 use super::stamp::{Frames, STAMP, image};
 use super::{Chain, HEADER, LINE, OutOfOrder, Ring, Slots, prefetch_write};
 
-/// Bytes of a buffer that holds a small frame: written by a copy of this length, which needs no loop.
+/// Bytes of a buffer that holds a small frame: what is written of them all stays in registers meanwhile.
 const SMALL: usize = 80;
+/// A register.
+#[cfg(target_arch = "x86_64")]
+type Part = std::arch::x86_64::__m128i;
+#[cfg(not(target_arch = "x86_64"))]
+type Part = u128;
 /// Lines of a buffer that are written by a loop; longer ones by the C library, whose wide copies are worth a call then.
 const SHORT: u16 = 10;
 /// Bytes of frames whose lines are asked for ahead of the copy.
@@ -42,6 +47,8 @@ pub struct Transmitter<R> {
     next: u16,
     /// Slots from there on whose lines were asked for.
     asked: u16,
+    /// The ring told that the next burst has come back, and was not asked to be sure.
+    peeked: bool,
     in_flight: u16,
     /// Frames that came back.
     pub done: u64,
@@ -91,8 +98,8 @@ impl<R: Ring> Transmitter<R> {
         };
         let shapes = (0..size).map(shape).collect();
         let kick = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
-        let (next, asked, in_flight, done, bytes, kicks) = (0, 0, 0, 0, 0, 0);
-        Ok(Self { ring, slots, frames, images, shapes, kick, next, asked, in_flight, done, bytes, kicks })
+        let (next, asked, peeked, in_flight, done, bytes, kicks) = (0, 0, false, 0, 0, 0, 0);
+        Ok(Self { ring, slots, frames, images, shapes, kick, next, asked, peeked, in_flight, done, bytes, kicks })
     }
 
     /// With `VIRTIO_F_IN_ORDER`: what comes back may come by the batch.
@@ -123,21 +130,15 @@ impl<R: Ring> Transmitter<R> {
             return Ok(free);
         }
         let least = wanted - free;
-        let mut back = self.ring.pending(least, least);
-        if back > self.in_flight {
-            return Err(OutOfOrder);
-        }
+        let back = self.ring.pending(least, least);
         if back < least {
-            return Ok(free);
-        }
-        // As many more, if they are there already: so the lines of the next burst can be asked for in time.
-        let more = least.saturating_add(wanted).min(self.in_flight);
-        if back < more {
-            back = self.ring.pending(more, more);
+            return if back > self.in_flight { Err(OutOfOrder) } else { Ok(free) };
         }
         if back > self.in_flight || !self.ring.in_order(back) {
             return Err(OutOfOrder);
         }
+        // Whether as many more are there already: so the lines of the next burst can be asked for in time.
+        self.peeked = self.in_flight - back >= wanted && self.ring.peek(back, wanted);
         if let Frames::Fixed(length) = self.frames {
             self.bytes += u64::from(back) * u64::from(length);
         } else {
@@ -166,7 +167,8 @@ impl<R: Ring> Transmitter<R> {
         self.asked = self.asked.saturating_sub(count);
         self.in_flight += count;
         // The lines of the next burst come while this one is shown, if it is known that the device has done with them.
-        if self.ring.size() - self.in_flight >= count {
+        let peeked = std::mem::take(&mut self.peeked);
+        if peeked || self.ring.size() - self.in_flight >= count {
             self.ask(if self.is_small() { count } else { self.distance().min(count) });
         }
         if self.ring.offer(count) {
@@ -189,32 +191,44 @@ impl<R: Ring> Transmitter<R> {
     /// Asks for the lines of the next `count` slots that were not asked for yet.
     #[inline(always)]
     fn ask(&mut self, count: u16) {
-        let (small, mask) = (self.is_small(), self.ring.size() - 1);
-        for i in self.asked..count {
-            let slot = usize::from((self.next + i) & mask);
-            let line = self.slots.pointer(slot);
-            prefetch_write(line);
-            prefetch_write(line.wrapping_add(LINE));
-            if !small {
-                for at in 2..self.shapes[slot].lines {
-                    prefetch_write(line.wrapping_add(LINE * usize::from(at)));
+        let Some(more) = count.checked_sub(self.asked) else { return };
+        let first = (self.next + self.asked) & (self.ring.size() - 1);
+        let both = |buffer: &NonNull<u8>| {
+            prefetch_write(buffer.as_ptr());
+            prefetch_write(buffer.as_ptr().wrapping_add(LINE));
+        };
+        if self.is_small() {
+            self.slots.pieces(first, more).into_iter().flatten().for_each(both);
+        } else {
+            let slots = (0..more).map(|i| (first + i) & (self.ring.size() - 1));
+            for slot in slots {
+                let start = self.slots.pointer(slot);
+                for at in 0..usize::from(self.shapes[usize::from(slot)].lines) {
+                    prefetch_write(start.wrapping_add(LINE * at));
                 }
             }
         }
-        self.asked = self.asked.max(count);
+        self.asked = count;
     }
 
     #[inline(always)]
     fn write_small(&mut self, count: u16, stamp: u64) {
         self.ask(count);
-        let first = usize::from(self.next);
-        let image = self.images[0].as_ptr();
-        for i in 0..usize::from(count) {
-            let buffer = self.slots.pointer(first + i);
-            // SAFETY: a slot has whole lines, at least 2, and so has the image; the slot is the driver's.
-            unsafe {
-                ptr::copy_nonoverlapping(image, buffer, SMALL);
-                buffer.add(STAMP).cast::<u64>().write(stamp.wrapping_add(i as u64));
+        let image = self.images[0].as_ptr().cast::<Part>();
+        // SAFETY: the image has whole lines, at least 2.
+        let parts: [Part; SMALL / size_of::<Part>()] =
+            std::array::from_fn(|part| unsafe { image.add(part).read_unaligned() });
+        let mut stamp = stamp;
+        for piece in self.slots.pieces(self.next, count) {
+            for buffer in piece {
+                // SAFETY: a slot has whole lines, at least 2, aligned as such; it is the driver's.
+                unsafe {
+                    for (at, part) in parts.iter().enumerate() {
+                        buffer.cast::<Part>().add(at).write(*part);
+                    }
+                    buffer.add(STAMP).cast::<u64>().write(stamp);
+                }
+                stamp = stamp.wrapping_add(1);
             }
         }
     }
@@ -225,8 +239,8 @@ impl<R: Ring> Transmitter<R> {
         let distance = self.distance();
         for i in 0..count {
             self.ask((i + distance).min(count));
-            let slot = usize::from((self.next + i) & mask);
-            let Shape { length, lines, image } = self.shapes[slot];
+            let slot = (self.next + i) & mask;
+            let Shape { length, lines, image } = self.shapes[usize::from(slot)];
             let image = self.images[usize::from(image)].as_ptr();
             let buffer = self.slots.pointer(slot);
             // SAFETY: a slot and the image have whole lines, enough for the frame with its header; the slot is the driver's.

@@ -379,11 +379,16 @@ fn generator(report: &Report, page: &mut String) {
     if report.generator.is_empty() {
         return;
     }
-    page.push_str("<h2>The generator</h2><p>Its own rate, 64-byte frames, median of three: what it could show of a faster back-end.</p><table><tr><th>ring</th><th>the other side</th><th>Mpps</th></tr>");
+    page.push_str("<h2>The generator</h2><p>Its own rate, 64-byte frames, median of three: what it could show of a faster back-end.</p><table><tr><th>ring</th><th>the other side</th><th>Mpps</th><th></th></tr>");
     for own in &report.generator {
-        let rate = (own.measured.sent_pps + own.measured.received_pps) / 1e6;
+        let (rate, times) = (own.rate() / 1e6, report.times(own).unwrap_or_default());
         let ring = if own.packed { "packed" } else { "split" };
-        let _ = write!(page, "<tr><td>{ring}</td><td>{}</td><td>{rate:.1}</td></tr>", escape(&own.work));
+        let _ = write!(
+            page,
+            "<tr><td>{ring}</td><td>{}</td><td>{rate:.1}</td><td>{}</td></tr>",
+            escape(&own.work),
+            escape(&times)
+        );
     }
     page.push_str("</table>");
 }
