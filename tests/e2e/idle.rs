@@ -105,21 +105,21 @@ fn a_guest_that_is_held_to_its_rate_costs_a_lane_next_to_nothing(kind: Kind) -> 
     Ok(())
 }
 
-/// A lane whose guest sends nothing.
-fn silent(name: &str, folder: &std::path::Path, more: &[&str]) -> Result<(Lane, Guest)> {
+/// A lane whose guests send nothing, one with each kind of rings.
+fn silent(name: &str, folder: &std::path::Path, more: &[&str]) -> Result<(Lane, [Guest; 2])> {
     let more = more.iter().map(ToString::to_string).collect();
     let mut lane = Lane::start(lane::Options { more, ..lane::Options::new(name) }, folder)?;
-    let socket = lane.add_port("vm0", "patch:cable/a", 1)?;
-    let guest = Guest::start(Options::new(socket))?;
-    Ok((lane, guest))
+    let sockets = [lane.add_port("vm0", "patch:cable/a", 1)?, lane.add_port("vm1", "patch:cable/b", 1)?];
+    let [split, packed] = sockets.map(Options::new);
+    Ok((lane, [Guest::start(split.over(Kind::Split))?, Guest::start(packed.over(Kind::Packed))?]))
 }
 
 #[test]
 fn a_lane_that_is_to_spin_does_not_sleep() -> Result<()> {
     needs!(Root, Lane);
     let folders = (paths::scratch()?, paths::scratch()?);
-    let (spins, _its_guest) = silent("spins", folders.0.path(), &["--busy-poll"])?;
-    let (sleeps, _its_guest) = silent("sleeps", folders.1.path(), &[])?;
+    let (spins, _its_guests) = silent("spins", folders.0.path(), &["--busy-poll"])?;
+    let (sleeps, _its_guests) = silent("sleeps", folders.1.path(), &[])?;
     std::thread::sleep(Duration::from_millis(500));
     let before = (processor_seconds(spins.pid())?, processor_seconds(sleeps.pid())?);
     // However little of the processor it gets.

@@ -1,9 +1,11 @@
-//! A NIC is plugged into a guest that runs and taken out of it again, by what `ringspan port attach` says must be executed over QMP.
+//! A NIC is plugged into a guest that runs and taken out of it again, by what `ringspan port attach` says must be executed over QMP: with
+//! split rings, and then with packed ones.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use ringspan_testkit::daemon::{Daemon, tap_device};
+use ringspan_testkit::guest::Kind;
 use ringspan_testkit::needs;
 use ringspan_testkit::netns::Netns;
 use ringspan_testkit::qemu::{Conversation, Guest, GuestSpec, split_arguments};
@@ -43,6 +45,14 @@ fn steps<'a>(said: &'a Value, name: &str) -> Result<&'a Vec<Value>> {
     said[name].as_array().with_context(|| format!("no {name} in {said}"))
 }
 
+/// What plugs the NIC in, with rings of a format: the only thing that the caller says of his own.
+fn plug(said: &Value, rings: Kind) -> Result<Vec<Value>> {
+    let mut all = steps(said, "plug")?.clone();
+    let nic = all.iter_mut().find(|step| step["execute"]["execute"] == "device_add").context("no device_add")?;
+    nic["execute"]["arguments"]["packed"] = json!(rings == Kind::Packed);
+    Ok(all)
+}
+
 /// The guest has this many NICs.
 fn has_nics(guest: &mut Guest, count: usize) -> Result<()> {
     guest.sh_for(
@@ -65,8 +75,8 @@ fn a_nic_is_plugged_into_a_running_guest_and_unplugged_as_was_said() -> Result<(
     let mut guest = Guest::boot(&GuestSpec { nics, ..GuestSpec::default() })?;
     has_nics(&mut guest, 0)?;
     let mut qemu = guest.monitor.converse(LONG)?;
-    for round in 0..2 {
-        let all = steps(&said, "plug")?;
+    for (round, rings) in [Kind::Split, Kind::Packed].into_iter().enumerate() {
+        let all = plug(&said, rings)?;
         ensure!(all.len() == 3, "{all:?}");
         all.iter().try_for_each(|one| step(&daemon, &mut qemu, one)).with_context(|| format!("round {round}"))?;
         has_nics(&mut guest, 1)?;
@@ -76,6 +86,10 @@ fn a_nic_is_plugged_into_a_running_guest_and_unplugged_as_was_said() -> Result<(
             "cd /sys/class/net; for n in eth*; do ip link set $n up; ip address add {GUEST}/24 dev $n; done"
         ))?;
         net.wait_ping(GUEST, LONG).with_context(|| daemon.story())?;
+        // A letter for each feature bit that the guest's driver took.
+        let bits = guest.sh("cat /sys/class/net/eth*/device/features")?;
+        let packed = bits.trim().chars().nth(34) == Some('1');
+        ensure!(packed == (rings == Kind::Packed), "{rings:?} rings were wanted, the guest took {bits}");
 
         let all = steps(&said, "unplug")?;
         let event = &all[1]["wait"];

@@ -5,11 +5,13 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use ringspan_protocol::{LaneEventKind, LaneLoad, Reply, Request};
 use ringspan_testkit::guest::loopback::Plan;
-use ringspan_testkit::guest::{Guest, Options, Traffic};
+use ringspan_testkit::guest::{Guest, Kind, Options, Traffic};
 use ringspan_testkit::lane::{self, Lane};
-use ringspan_testkit::{needs, paths};
+use ringspan_testkit::{needs, over_both, paths};
 
 const SOON: Duration = Duration::from_secs(30);
+
+over_both!(a_worker_with_too_much_gives_some_away_and_no_frame_is_lost_doubled_or_late);
 
 /// A lane with two workers that are compared every 20 ms.
 fn lane(folder: &std::path::Path) -> Result<Lane> {
@@ -24,8 +26,7 @@ fn load(lane: &mut Lane) -> Result<LaneLoad> {
     }
 }
 
-#[test]
-fn a_worker_with_too_much_gives_some_away_and_no_frame_is_lost_doubled_or_late() -> Result<()> {
+fn a_worker_with_too_much_gives_some_away_and_no_frame_is_lost_doubled_or_late(kind: Kind) -> Result<()> {
     needs!(Root, Lane);
     if std::thread::available_parallelism()?.get() < 2 {
         println!("skipped: one core");
@@ -45,7 +46,8 @@ fn a_worker_with_too_much_gives_some_away_and_no_frame_is_lost_doubled_or_late()
     let socket = lane.add_port("vm", "vdev:net_ring0", 1)?;
     lane.remove("away0")?;
     lane.remove("away1")?;
-    let traffic = Traffic::start(vec![Guest::start(Options::new(socket))?], Plan { burst: 16, ..Plan::new(0, 32) });
+    let traffic =
+        Traffic::start(vec![Guest::start(Options::new(socket).over(kind))?], Plan { burst: 16, ..Plan::new(0, 32) });
     traffic.wait_more(1000, SOON)?;
 
     // Both always have frames, of the device's making, and nobody to give them to.

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use ringspan_testkit::daemon::Daemon;
 use ringspan_testkit::guest::crossing::{self, End, Ways};
 use ringspan_testkit::guest::loopback::Plan;
-use ringspan_testkit::guest::{Guest, Options};
+use ringspan_testkit::guest::{Guest, Kind, Options};
 use ringspan_testkit::netns::Netns;
 use ringspan_testkit::ovs::Ovs;
 use ringspan_testkit::{needs, wait};
@@ -41,7 +41,8 @@ impl Scene {
         let mut guests = Vec::new();
         for vf in 0..2 {
             daemon.add_port(&format!("vm{vf}"), &format!("soft:nic0/vf{vf}"), &[])?;
-            guests.push(Guest::start(Options::new(daemon.path(&format!("vm{vf}.sock"))))?);
+            let kind = if vf == 0 { Kind::Split } else { Kind::Packed };
+            guests.push(Guest::start(Options::new(daemon.path(&format!("vm{vf}.sock"))).over(kind))?);
         }
         let scene = Self { guests, daemon, ovs, net };
         for port in ["nic0_vf0", "nic0_vf1", "nic0"] {

@@ -11,7 +11,7 @@ use ringspan_testkit::ovs::Ovs;
 use ringspan_testkit::{needs, process, wait};
 use serde_json::{Value, json};
 
-use crate::kit::send;
+use crate::kit::{by_turns, send};
 
 const LENGTH: usize = 1000;
 const LONG: Duration = Duration::from_secs(30);
@@ -60,10 +60,11 @@ fn guests_are_attached_mended_held_to_a_rate_and_detached() -> Result<()> {
     ovs.vsctl(&["add-br", "br0", "--", "set", "Bridge", "br0", "datapath_type=netdev"])?;
     ovs.vsctl(&["add-port", "br0", "nic0"])?;
     let mut guests = Vec::new();
-    for guest in ["g1", "g2"] {
+    for (number, guest) in ["g1", "g2"].into_iter().enumerate() {
         let args = daemon.ok(&["port", "attach", guest, "--wire", "br0", "--vlan", "10", "--qemu-version", "7.2"])?;
         ensure!(args.contains(&format!("run/{guest}-nic0.sock,reconnect=1")), "{args}");
-        guests.push(Guest::start(Options::new(daemon.path(&format!("run/{guest}-nic0.sock"))))?);
+        let options = Options::new(daemon.path(&format!("run/{guest}-nic0.sock")));
+        guests.push(Guest::start(options.over(by_turns(number)))?);
     }
     let third = daemon.cli(&["port", "attach", "g3", "--wire", "br0"])?;
     ensure!(third.code == 1 && third.text.contains("no VF on wire br0 is free"), "{}", third.text);

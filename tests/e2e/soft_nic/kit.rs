@@ -8,7 +8,7 @@ use ringspan_protocol::{
     Action, Match, NicMode, NicPort, NicPortCounters, NicSpec, NicStatus, Reply, Request, Rule, RuleCounters, RuleId,
 };
 use ringspan_testkit::far_end::FarEnd;
-use ringspan_testkit::guest::{Guest, NetHeader, Options};
+use ringspan_testkit::guest::{Guest, Kind, NetHeader, Options};
 use ringspan_testkit::lane::{self, Lane};
 use ringspan_testkit::netns::Netns;
 
@@ -28,8 +28,14 @@ pub fn nic(vfs: u16, uplinks: &[&str]) -> NicSpec {
     NicSpec { name, vfs, uplinks, bond, mode, vf: vec![], mtu: 1500, pci: None }
 }
 
+/// The format of the rings of the guest with this number.
+pub fn by_turns(guest: usize) -> Kind {
+    if guest.is_multiple_of(2) { Kind::Split } else { Kind::Packed }
+}
+
 impl Scene {
-    /// A NIC with so many VFs and these uplinks, and guests on the first of them. Representors say nothing of themselves.
+    /// A NIC with so many VFs and these uplinks, and guests on the first of them, by turns with split and with packed rings. Representors say
+    /// nothing of themselves.
     pub fn new(label: &str, spec: &NicSpec, guests: usize) -> Result<Self> {
         Self::with(label, spec, guests, |options| options)
     }
@@ -48,7 +54,7 @@ impl Scene {
         let mut scene = Self { guests: vec![], lane, net, _folder: folder };
         for vf in 0..guests {
             let socket = scene.lane.add_port(&format!("vm{vf}"), &format!("soft:nic0/vf{vf}"), 1)?;
-            scene.guests.push(Guest::start(shape(Options::new(socket)))?);
+            scene.guests.push(Guest::start(shape(Options::new(socket).over(by_turns(vf))))?);
         }
         Ok(scene)
     }

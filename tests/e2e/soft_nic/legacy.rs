@@ -8,7 +8,7 @@ use ringspan_testkit::guest::{Guest, NetHeader, Options, feature};
 use ringspan_testkit::needs;
 use ringspan_testkit::packet::Packet;
 
-use crate::kit::{Scene, nic, receive, rule, send};
+use crate::kit::{Scene, by_turns, nic, receive, rule, send};
 use crate::{VF0, VF1, finished, out};
 
 const VLAN: [u8; 2] = [0x81, 0];
@@ -33,7 +33,8 @@ fn set(scene: &mut Scene, settings: VfSettings) -> Result<()> {
 fn with_outside(label: &str, spec: &NicSpec, shape: impl Fn(Options) -> Options) -> Result<Scene> {
     let mut scene = Scene::with(label, spec, spec.vfs.into(), &shape)?;
     let socket = scene.lane.add_port("outside", OUTSIDE, 1)?;
-    scene.guests.push(Guest::start(shape(Options::new(socket)))?);
+    let kind = by_turns(scene.guests.len());
+    scene.guests.push(Guest::start(shape(Options::new(socket).over(kind)))?);
     Ok(scene)
 }
 

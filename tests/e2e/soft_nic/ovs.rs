@@ -11,7 +11,7 @@ use ringspan_testkit::needs;
 use ringspan_testkit::netns::Netns;
 use ringspan_testkit::ovs::Ovs;
 
-use crate::kit::{receive, send};
+use crate::kit::{by_turns, receive, send};
 
 const LONG: Duration = Duration::from_secs(30);
 const LENGTH: usize = 100;
@@ -54,9 +54,9 @@ fn the_first_frame_goes_through_ovs_and_those_that_follow_straight_across() -> R
     );
     let daemon = Daemon::start(&config, Some(&net))?;
     let mut guests = Vec::new();
-    for vf in ["0", "1"] {
+    for vf in 0..2 {
         daemon.add_port(&format!("vm{vf}"), &format!("soft:nic0/vf{vf}"), &[])?;
-        guests.push(Guest::start(Options::new(daemon.path(&format!("vm{vf}.sock"))))?);
+        guests.push(Guest::start(Options::new(daemon.path(&format!("vm{vf}.sock"))).over(by_turns(vf)))?);
     }
     ovs.vsctl(&["add-br", "br0", "--", "set", "Bridge", "br0", "datapath_type=netdev", "fail_mode=secure"])?;
     for (port, number) in [("nic0_vf0", "1"), ("nic0_vf1", "2")] {
