@@ -1,7 +1,7 @@
 //! A lane without DPDK, for tests: the test executable itself, started again with `FAKE_LANE` in its environment.
 //!
 //! What it does is told by the device's arguments: `refuse=1` is refused, `die=1` ends the process, `ready=1` makes the driver ready
-//! at once. With `FAKE_LANE_VERSION` in its run directory it speaks that version of the protocol; with `FAKE_LANE_DIES`
+//! at once; so does a file beside its socket, `.guest`, for as long as it is there. With `FAKE_LANE_VERSION` in its run directory it speaks that version of the protocol; with `FAKE_LANE_DIES`
 //! it ends as soon as it is started.
 
 use std::collections::BTreeMap;
@@ -194,7 +194,7 @@ impl FakeLane {
                 }
                 None => missing(&name),
             },
-            Request::PortList => Reply::Ports(ports.values().cloned().collect()),
+            Request::PortList => Reply::Ports(ports.values().map(as_it_is).collect()),
             Request::PortStats { name, .. } => {
                 let chosen = ports.keys().filter(|port| name.as_ref().is_none_or(|name| name == *port));
                 let queue = QueueCounters { received: 5, sent: 5, ..QueueCounters::default() };
@@ -226,6 +226,11 @@ fn args(spec: &PortSpec) -> String {
         DeviceSpec::Vdev { args, .. } | DeviceSpec::Pci { args, .. } => args.clone(),
         _ => String::new(),
     }
+}
+
+fn as_it_is(port: &PortStatus) -> PortStatus {
+    let guest = port.spec.socket.with_extension("guest").exists();
+    PortStatus { phase: if guest { PortPhase::DriverReady } else { port.phase }, ..port.clone() }
 }
 
 fn status(spec: PortSpec, ready: bool) -> PortStatus {

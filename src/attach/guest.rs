@@ -42,6 +42,18 @@ pub(crate) enum Qmp {
     Call(Value),
 }
 
+impl std::fmt::Display for Qmp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Execute(command) => write!(f, "{command}"),
+            Self::Wait(event) => write!(f, "wait for {event}"),
+            Self::Call(call) => {
+                write!(f, "ringspan call {} '{}'", call["method"].as_str().unwrap_or_default(), call["params"])
+            }
+        }
+    }
+}
+
 fn execute(command: &str, arguments: Value) -> Qmp {
     Qmp::Execute(json!({ "execute": command, "arguments": arguments }))
 }
@@ -142,12 +154,26 @@ fn detach(record: &Record) -> Qmp {
     Qmp::Call(json!({ "method": "port.detach", "params": { "guest": record.wanted.guest, "nic": record.wanted.nic } }))
 }
 
-/// The device goes when its guest lets go of it, which the event tells; not when the command is answered.
-fn device_deleted(id: &str) -> [Qmp; 2] {
-    [
+/// What is done over QMP before a guest's NIC is detached. The device goes when its guest lets go of it, which the event tells; not when the command is
+/// answered.
+pub(crate) fn still_to_unplug(record: &Record) -> Result<Vec<Qmp>, Error> {
+    let name = record.key().port()?;
+    let id = device_id(&name);
+    let mut steps = vec![
         execute("device_del", json!({ "id": id })),
         Qmp::Wait(json!({ "event": "DEVICE_DELETED", "data": { "device": id } })),
-    ]
+    ];
+    if record.wanted.mode == Mode::Vhost {
+        // It takes its chardev with it (net/vhost-user.c, `net_vhost_user_cleanup`), and so the connection.
+        steps.push(execute("netdev_del", json!({ "id": netdev_id(&name) })));
+    }
+    Ok(steps)
+}
+
+fn unplug(record: &Record) -> Result<Vec<Qmp>, Error> {
+    let mut steps = still_to_unplug(record)?;
+    steps.push(detach(record));
+    Ok(steps)
 }
 
 fn virtio(record: &Record, shape: &Shape, run_dir: &Path) -> Result<ForGuest, Error> {
@@ -163,7 +189,7 @@ fn virtio(record: &Record, shape: &Shape, run_dir: &Path) -> Result<ForGuest, Er
         *device += &on_bus(shape);
     }
     let rest = args.split_off(args.iter().position(|arg| arg == "-chardev").unwrap_or(0));
-    let (chardev, netdev) = (format!("chr-{name}"), format!("net-{name}"));
+    let (chardev, netdev) = (format!("chr-{name}"), netdev_id(name));
     let mut backend = json!({
         "addr": { "type": "unix", "data": { "path": spec.socket } }, "server": spec.role == Role::Client,
     });
@@ -186,7 +212,6 @@ fn virtio(record: &Record, shape: &Shape, run_dir: &Path) -> Result<ForGuest, Er
     if let Some(bus) = &shape.bus {
         device["bus"] = json!(bus);
     }
-    let [delete, deleted] = device_deleted(&id);
     Ok(ForGuest {
         memory: args,
         args: rest,
@@ -196,18 +221,16 @@ fn virtio(record: &Record, shape: &Shape, run_dir: &Path) -> Result<ForGuest, Er
             execute("netdev_add", json!({ "type": "vhost-user", "id": netdev, "chardev": chardev, "queues": queues })),
             execute("device_add", device),
         ],
-        unplug: vec![
-            delete,
-            deleted,
-            // It takes its chardev with it (net/vhost-user.c, `net_vhost_user_cleanup`).
-            execute("netdev_del", json!({ "id": netdev })),
-            detach(record),
-        ],
+        unplug: unplug(record)?,
     })
 }
 
 fn device_id(name: &PortName) -> String {
     format!("nic-{name}")
+}
+
+fn netdev_id(name: &PortName) -> String {
+    format!("net-{name}")
 }
 
 /// A NIC that is there from the start is unplugged at a root port only, too.
@@ -221,7 +244,6 @@ fn handed_over(record: &Record, address: PciAddress, shape: &Shape) -> Result<Fo
     let libvirt = format!(
         "<hostdev mode='subsystem' type='pci' managed='no'>\n  <driver name='vfio'/>\n  <source>\n    <address domain='0x{domain:04x}' bus='0x{bus:02x}' slot='0x{device:02x}' function='0x{function:x}'/>\n  </source>\n  <alias name='ua-{id}'/>\n</hostdev>\n"
     );
-    let [delete, deleted] = device_deleted(&id);
     let mut device = json!({ "driver": "vfio-pci", "host": address, "id": id });
     if let Some(bus) = &shape.bus {
         device["bus"] = json!(bus);
@@ -231,6 +253,6 @@ fn handed_over(record: &Record, address: PciAddress, shape: &Shape) -> Result<Fo
         args: vec!["-device".into(), format!("vfio-pci,host={address},id={id}{}", on_bus(shape))],
         libvirt,
         plug: vec![execute("device_add", device)],
-        unplug: vec![delete, deleted, detach(record)],
+        unplug: unplug(record)?,
     })
 }

@@ -7,7 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::guest::{Qmp, still_to_unplug};
 use super::record::{Counted, Key, Record, Stage, Step};
+use super::request::Mode;
 use crate::error::{Error, ErrorKind};
 use crate::state::StateDir;
 
@@ -22,7 +24,7 @@ pub(crate) trait World {
     fn undo(&self, step: Step, record: &Record) -> Result<(), Error>;
     /// What differs from how the step left it.
     fn drift(&self, step: Step, record: &Record) -> Result<Option<String>, Error>;
-    /// Who uses the VF itself, so that it cannot be taken away.
+    /// Who still has the VF or its port, so that its guest was not seen to let go of it.
     fn user(&self, record: &Record) -> Option<String>;
     /// The port, or the NIC, that has claimed the VF, or is about to, and is no attachment's. Is asked while nothing can be written down, so that
     /// it must not ask for attachments.
@@ -372,14 +374,18 @@ impl Attachments {
         Ok(self.carry_out(world, record)?)
     }
 
-    /// Detaches. One that is not there is a success: false.
-    pub(crate) fn detach(&self, world: &impl World, key: &Key) -> Result<bool, Error> {
+    /// Detaches. One that is not there is a success: false. What its guest still has is refused; with `disturb` it is taken away all the same, unless it was
+    /// handed over: the kernel would wait for the guest.
+    pub(crate) fn detach(&self, world: &impl World, key: &Key, disturb: bool) -> Result<bool, Error> {
         let _claim = self.claim(key)?;
         let Some(record) = self.get(key) else { return Ok(false) };
-        if let Some(user) = world.user(&record) {
+        let handed_over = record.wanted.mode == Mode::Passthrough;
+        if let Some(user) = world.user(&record).filter(|_| handed_over || !disturb) {
+            let steps: Vec<String> = still_to_unplug(&record)?.iter().map(Qmp::to_string).collect();
+            let or = if handed_over { "" } else { ", or say --disturb: it is taken away from the guest then" };
             let message = format!(
-                "{key}: {user} has {} open: unplug it from the guest (device_del, and wait for DEVICE_DELETED), or stop that guest first",
-                record.target
+                "{key}: {user}: unplug it from the guest (over QMP {}; what was done already is left out), or stop that guest first{or}",
+                steps.join(", ")
             );
             return Err(Error::new(ErrorKind::Busy, message).about(key));
         }

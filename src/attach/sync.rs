@@ -149,7 +149,7 @@ pub(crate) fn sync(
         if let Some(why) = orphan {
             let mut found = finding(record, vec![why]);
             if mending {
-                mend(&mut found, all.detach(world, &key).map(drop));
+                mend(&mut found, all.detach(world, &key, false).map(drop));
             }
             synced.orphaned.push(found);
             continue;

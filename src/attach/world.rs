@@ -28,6 +28,8 @@ pub(crate) trait Lanes {
     fn add_port(&self, port: &PortRequest) -> Result<Vec<String>, Error>;
     /// Removes a port, if it is there.
     fn remove_port(&self, name: &PortName) -> Result<(), Error>;
+    /// How far the front-end of a port has come that is connected; nothing: none is.
+    fn front_end(&self, name: &PortName) -> Option<String>;
     /// What differs of a port.
     fn port_differs(&self, port: &PortRequest) -> Result<Option<String>, Error>;
     /// Gives a VF of a software NIC in legacy mode these settings.
@@ -93,13 +95,14 @@ impl World for Real<'_> {
     }
 
     fn user(&self, record: &Record) -> Option<String> {
-        let Target::Pci { address, .. } = &record.target else { return None };
-        if record.wanted.mode != Mode::Passthrough {
-            // Our own lane has it open.
-            return None;
+        if record.wanted.mode == Mode::Vhost {
+            // The VF itself is open in our own lane.
+            let state = self.lanes.front_end(&record.key().port().ok()?)?;
+            return Some(format!("its guest is connected ({state})"));
         }
+        let Target::Pci { address, .. } = &record.target else { return None };
         let function = pci_function(self.host, *address)?;
-        self.host.vfio_user(&function).map(|process| format!("process {process}"))
+        self.host.vfio_user(&function).map(|process| format!("process {process} has {} open", record.target))
     }
 }
 

@@ -197,9 +197,8 @@ pub(super) fn attach(client: &mut Client, wish: &Attach) -> Result<(), Failure> 
     let mut lines = |steps: &[Qmp]| -> Result<(), Failure> {
         for step in steps {
             match step {
-                Qmp::Execute(command) => writeln!(out, "{command}")?,
-                Qmp::Wait(event) => writeln!(out, "# wait for {event}")?,
-                Qmp::Call(call) => writeln!(out, "# ringspan call {} '{}'", word(&call["method"]), call["params"])?,
+                Qmp::Execute(_) => writeln!(out, "{step}")?,
+                Qmp::Wait(_) | Qmp::Call(_) => writeln!(out, "# {step}")?,
             }
         }
         Ok(())
@@ -214,8 +213,8 @@ pub(super) fn attach(client: &mut Client, wish: &Attach) -> Result<(), Failure> 
     Ok(())
 }
 
-pub(super) fn detach(client: &mut Client, guest: &str, nic: u16, output: Output) -> Result<(), Failure> {
-    let answer = client.call("port.detach", json!({ "guest": guest, "nic": nic }))?;
+pub(super) fn detach(client: &mut Client, guest: &str, nic: u16, disturb: bool, output: Output) -> Result<(), Failure> {
+    let answer = client.call("port.detach", json!({ "guest": guest, "nic": nic, "disturb": disturb }))?;
     if output.json { print_json(&answer) } else { Ok(()) }
 }
 

@@ -147,6 +147,9 @@ pub(super) enum Port {
         /// Which of the guest's NICs.
         #[arg(long, default_value_t = 0, value_name = "N")]
         nic: u16,
+        /// Also while its guest is connected, which loses its NIC then. Not with mode passthrough.
+        #[arg(long)]
+        disturb: bool,
         #[command(flatten)]
         output: Output,
     },

@@ -26,7 +26,9 @@ pub(super) fn run(mut client: Client, command: Port) -> Result<(), Failure> {
             client.call("port.remove", json!({ "name": name, "if_exists": if_exists })).map(drop)
         }
         Port::Attach(wish) => super::attach::attach(&mut client, &wish),
-        Port::Detach { guest, nic, output } => super::attach::detach(&mut client, &guest, nic, output),
+        Port::Detach { guest, nic, disturb, output } => {
+            super::attach::detach(&mut client, &guest, nic, disturb, output)
+        }
         Port::List(output) => {
             let ports = client.call("port.list", json!({}))?;
             if output.json { print_json(&ports) } else { list(&serde_json::from_value::<Vec<PortEntry>>(ports)?) }

@@ -3,12 +3,12 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use ringspan_testkit::daemon::{Daemon, tap_device};
 use ringspan_testkit::guest::Kind;
 use ringspan_testkit::needs;
 use ringspan_testkit::netns::Netns;
-use ringspan_testkit::qemu::{Conversation, Guest, GuestSpec, split_arguments};
+use ringspan_testkit::qemu::{Guest, GuestSpec, split_arguments};
 use ringspan_testkit::scene::{GUEST, HOST};
 use serde_json::{Value, json};
 
@@ -25,20 +25,6 @@ fn attach(daemon: &Daemon) -> Result<Value> {
 fn attached(daemon: &Daemon) -> Result<usize> {
     let list = daemon.call("attachment.list", json!({}))?;
     Ok(list.as_array().with_context(|| format!("no list: {list}"))?.len())
-}
-
-/// A step as it was printed.
-fn step(daemon: &Daemon, qemu: &mut Conversation, step: &Value) -> Result<()> {
-    let Some((what, of)) = step.as_object().and_then(|step| step.iter().next()) else { bail!("no step: {step}") };
-    match what.as_str() {
-        "execute" => qemu.execute(of).map(drop),
-        "wait" => qemu.wait(of),
-        "call" => {
-            let method = of["method"].as_str().with_context(|| format!("no method in {step}"))?;
-            daemon.call(method, of["params"].clone()).map(drop)
-        }
-        _ => bail!("{step}"),
-    }
 }
 
 fn steps<'a>(said: &'a Value, name: &str) -> Result<&'a Vec<Value>> {
@@ -78,7 +64,7 @@ fn a_nic_is_plugged_into_a_running_guest_and_unplugged_as_was_said() -> Result<(
     for (round, rings) in [Kind::Split, Kind::Packed].into_iter().enumerate() {
         let all = plug(&said, rings)?;
         ensure!(all.len() == 3, "{all:?}");
-        all.iter().try_for_each(|one| step(&daemon, &mut qemu, one)).with_context(|| format!("round {round}"))?;
+        all.iter().try_for_each(|one| qemu.follow(&daemon, one)).with_context(|| format!("round {round}"))?;
         has_nics(&mut guest, 1)?;
         let mac = guest.sh("cat /sys/class/net/eth*/address")?;
         ensure!(mac.trim() == MAC, "the guest's address is {mac}");
@@ -91,19 +77,27 @@ fn a_nic_is_plugged_into_a_running_guest_and_unplugged_as_was_said() -> Result<(
         let packed = bits.trim().chars().nth(34) == Some('1');
         ensure!(packed == (rings == Kind::Packed), "{rings:?} rings were wanted, the guest took {bits}");
 
+        if round == 0 {
+            // Not before the guest has let go of it.
+            let refused = daemon.cli(&["port", "detach", "g1"])?;
+            let says = ["its guest is connected (driver-ready)", "DEVICE_DELETED", "netdev_del", "--disturb"];
+            ensure!(refused.code == 1 && says.iter().all(|part| refused.text.contains(part)), "{}", refused.text);
+            ensure!(attached(&daemon)? == 1, "a detach that was refused has detached");
+        }
+
         let all = steps(&said, "unplug")?;
         let event = &all[1]["wait"];
         ensure!(event["event"] == "DEVICE_DELETED", "{all:?}");
         // A guest that does not run cannot let go of it, though the command is answered.
         qemu.execute(&json!({ "execute": "stop" }))?;
-        step(&daemon, &mut qemu, &all[0])?;
+        qemu.follow(&daemon, &all[0])?;
         let devices =
             qemu.execute(&json!({ "execute": "qom-list", "arguments": { "path": "/machine/peripheral" } }))?;
         ensure!(devices.to_string().contains("nic-g1-nic0"), "it went while the guest stood still: {devices}");
         ensure!(!qemu.was_told(event) && attached(&daemon)? == 1, "the guest has let go of it while it stood still");
         qemu.execute(&json!({ "execute": "cont" }))?;
         for (number, one) in all.iter().enumerate().skip(1) {
-            step(&daemon, &mut qemu, one).with_context(|| format!("round {round}, step {number}"))?;
+            qemu.follow(&daemon, one).with_context(|| format!("round {round}, step {number}"))?;
             let last = number + 1 == all.len();
             ensure!(attached(&daemon)? == usize::from(!last), "after {one}: {} are attached", attached(&daemon)?);
         }

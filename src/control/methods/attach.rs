@@ -1,7 +1,7 @@
 //! Methods about guests' NICs: attaching, detaching, and keeping the agent and the host of one mind.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ringspan_protocol::{
     DeviceSpec, LaneName, MacAddress, NicName, NicSpec, PciAddress, PortChange, PortName, PortSpec, VfSettings,
@@ -9,7 +9,7 @@ use ringspan_protocol::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::port::{Phase, entry as port_entry};
+use super::port::{Phase, WaitFor, entry as port_entry};
 use super::port_change::{self, Add, Set};
 use super::{Call, Nothing, device, nic};
 use crate::attach::Attach;
@@ -21,6 +21,7 @@ use crate::attach::request::Mode;
 use crate::attach::run::World;
 use crate::attach::sync::{self, Finding, Guest, Synced};
 use crate::attach::world::{Lanes, Real};
+use crate::control::events::Next;
 use crate::control::{Daemon, EventKind, locked};
 use crate::desired::Desired;
 use crate::error::{Error, ErrorKind};
@@ -93,6 +94,20 @@ pub(crate) struct Attached {
     pub qemu: ForGuest,
     /// What was done; empty: it was so already.
     pub done: Vec<String>,
+}
+
+/// Which NIC is to be detached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Detach {
+    /// The guest's id.
+    pub guest: String,
+    /// Which of its NICs.
+    #[serde(default)]
+    pub nic: u16,
+    /// Also while its front-end is connected: the guest loses its NIC. With mode `passthrough` it is refused all the same.
+    #[serde(default)]
+    pub disturb: bool,
 }
 
 /// What came of `port.detach`.
@@ -174,6 +189,11 @@ impl Lanes for Own<'_> {
     fn remove_port(&self, name: &PortName) -> Result<(), Error> {
         let remove = port_change::Remove { name: name.clone(), if_exists: true };
         port_change::remove_from(self.0, remove).map(drop)
+    }
+
+    fn front_end(&self, name: &PortName) -> Option<String> {
+        let port = port_entry(self.0, name).ok()?;
+        WaitFor::Connected.is_met(port.phase).then(|| port.phase.word())
     }
 
     fn port_differs(&self, request: &PortRequest) -> Result<Option<String>, Error> {
@@ -261,6 +281,9 @@ fn of_host(step: Step, record: &Record) -> Result<Option<std::sync::MutexGuard<'
     // Another change may take long, a vf.enable for instance. What is taken back for want of patience would be left.
     changes.then(|| device::one_at_a_time(&device::CHANGES, PATIENCE)).transpose()
 }
+
+/// Longest wait for who is just letting go of a guest's NIC.
+const LETTING_GO: Duration = Duration::from_millis(if cfg!(test) { 300 } else { 5000 });
 
 /// Runs something with the world of this daemon.
 pub(super) fn with_world<T>(daemon: &Daemon, run: impl FnOnce(&Guarded<'_>) -> T) -> T {
@@ -377,16 +400,35 @@ fn has_lane(daemon: &Daemon, lane: &LaneName) -> bool {
     locked(&daemon.config).lane(lane).is_some()
 }
 
-pub(super) fn detach(call: &mut Call, key: Key) -> Result<Detached, Error> {
+pub(super) fn detach(call: &mut Call, Detach { guest, nic, disturb }: Detach) -> Result<Detached, Error> {
+    let (daemon, key) = (call.daemon, Key { guest, nic });
     key.port()?;
-    let daemon = call.daemon;
-    let was_attached = with_world(daemon, |world| detach_told(daemon, world, &key))?;
+    if !disturb {
+        wait_for_the_end_of(daemon, &key);
+    }
+    let was_attached = with_world(daemon, |world| detach_told(daemon, world, &key, disturb))?;
     Ok(Detached { was_attached })
 }
 
-fn detach_told(daemon: &Daemon, world: &Guarded<'_>, key: &Key) -> Result<bool, Error> {
+/// A front-end that has gone is connected until its lane has seen that, and a QEMU that ends has a VF open until its memory is given back.
+fn wait_for_the_end_of(daemon: &Daemon, key: &Key) {
+    let until = Instant::now() + LETTING_GO;
+    loop {
+        let (seen, left) = (daemon.events.last(), until.saturating_duration_since(Instant::now()));
+        let Some(record) = daemon.attachments.get(key) else { return };
+        if left.is_zero() || with_world(daemon, |world| world.user(&record)).is_none() {
+            return;
+        }
+        // Looked at again without an event, in case the lane lost some.
+        if daemon.events.next(seen, 1, left.min(Duration::from_millis(250))) == Next::Closed {
+            return;
+        }
+    }
+}
+
+fn detach_told(daemon: &Daemon, world: &Guarded<'_>, key: &Key, disturb: bool) -> Result<bool, Error> {
     let device = daemon.attachments.get(key).map(|record| record.target.to_string());
-    let was_attached = daemon.attachments.detach(world, key)?;
+    let was_attached = daemon.attachments.detach(world, key, disturb)?;
     if let Some(device) = device.filter(|_| was_attached) {
         tell(daemon, key, |guest, nic| EventKind::Detached { guest, nic, device });
     }

@@ -42,7 +42,7 @@ pub(crate) enum Phase {
 
 impl Phase {
     /// The word it has in JSON.
-    fn word(self) -> String {
+    pub(super) fn word(self) -> String {
         serde_json::to_value(self).ok().and_then(|word| Some(word.as_str()?.to_owned())).unwrap_or_default()
     }
 }
@@ -248,7 +248,7 @@ pub(crate) enum WaitFor {
 }
 
 impl WaitFor {
-    fn is_met(self, phase: Phase) -> bool {
+    pub(super) fn is_met(self, phase: Phase) -> bool {
         let made = matches!(phase, Phase::Listening | Phase::Connecting);
         let connected = matches!(phase, Phase::Connected | Phase::DriverReady | Phase::Broken);
         match self {

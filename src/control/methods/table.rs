@@ -5,7 +5,6 @@ use super::{
     port_change, rule, typed, vdpa,
 };
 use crate::attach::Attach;
-use crate::attach::record::Key;
 use crate::attach::sync::Synced;
 use crate::control::jobs::Job;
 use crate::control::peer::Role;
@@ -119,10 +118,11 @@ pub(crate) static METHODS: &[Method] = &[
          step, and survives restarts; a daemon that was killed in between takes back what was begun. When a step fails, those before it are taken back. One that is there and is the same is a success. Of two who want the \
          last VF one gets it, the other one `no-room`. With `qemu`, memory that is known not to be shared is refused before anything is touched.",
         r#"{"guest":"guest1","nic":0,"mode":"vhost","wire":"br0","mac":"52:54:00:12:34:56","vlan":10,"min_rate":0,"max_rate":1000,"queues":1,"mtu":1500,"role":"server"}"# => concat!(r#"{"attachment":"#, guest1!(), r#","qemu":{"memory":["-object","memory-backend-memfd,id=mem-guest1-nic0,size=512M,share=on","-machine","memory-backend=mem-guest1-nic0"],"args":["-chardev","socket,id=chr-guest1-nic0,path=/run/ringspan/guest1-nic0.sock,reconnect-ms=500","-netdev","vhost-user,id=net-guest1-nic0,chardev=chr-guest1-nic0,queues=1","-device","virtio-net-pci,netdev=net-guest1-nic0,mac=52:54:00:12:34:56,id=nic-guest1-nic0"],"libvirt":"<interface type='vhostuser'>...</interface>\n","plug":[{"execute":{"execute":"device_add","arguments":{"driver":"virtio-net-pci","id":"nic-guest1-nic0","netdev":"net-guest1-nic0","mac":"52:54:00:12:34:56"}}}],"unplug":[{"execute":{"execute":"device_del","arguments":{"id":"nic-guest1-nic0"}}},{"wait":{"event":"DEVICE_DELETED","data":{"device":"nic-guest1-nic0"}}},{"call":{"method":"port.detach","params":{"guest":"guest1","nic":0}}}]},"done":["nic0_vf3: added to bridge br0","port guest1-nic0 is on soft:nic0/vf3"]}"#)),
-    method!("port.detach", Change, attach::detach, Key => attach::Detached,
-        "Takes back all that `port.attach` did: the port and its counters, the representor's place in its bridge, the driver, the settings. What is not there (any more) is a success, the guest too. Refused with `busy` while a \
-         process has a VF open that was handed over: unplug it from the guest first, and wait for DEVICE_DELETED.",
-        r#"{"guest":"guest1","nic":0}"# => r#"{"was_attached":true}"#),
+    method!("port.detach", Change, attach::detach, attach::Detach => attach::Detached,
+        "Takes back all that `port.attach` did: the port and its counters, the representor's place in its bridge, the driver, the settings. What is not there (any more) is a success, the guest too. Refused with `busy` while the \
+         guest still has its NIC: its front-end is connected or, with mode `passthrough`, a process has the VF open; who is just letting go is waited for, 5 seconds at most. The message says how far it is, and what is to be executed over QMP: \
+         device_del, the wait for DEVICE_DELETED, netdev_del. `disturb` takes a connected one away all the same, and nothing that was handed over.",
+        r#"{"guest":"guest1","nic":0,"disturb":false}"# => r#"{"was_attached":true}"#),
     method!("attachment.list", Read, attach::list, Nothing => Vec<attach::Entry>,
         "All guests' NICs, sorted by guest and NIC.",
         "{}" => concat!("[", guest1!(), "]")),

@@ -130,6 +130,41 @@ fn events_tell_of_guests_nics_and_a_sync_attaches_what_is_missing() {
 }
 
 #[test]
+fn a_nic_is_not_detached_while_its_guest_is_connected_unless_that_is_said() {
+    let bench = Bench::start("");
+    nic(&bench, "legacy");
+    let guest = bench.path("g1.guest");
+    let detach = |disturb: bool| bench.call("port.detach", json!({ "guest": "g1", "disturb": disturb }));
+    for disturb in [false, true] {
+        bench.call("port.attach", wanted(&bench, "g1", json!({}))).unwrap();
+        std::fs::write(&guest, "").unwrap();
+        let error = detach(false).unwrap_err();
+        let message = error["message"].as_str().unwrap();
+        assert!(kind(&error) == "busy" && message.contains("its guest is connected (driver-ready)"), "{error}");
+        let list = bench.call("attachment.list", json!({})).unwrap();
+        assert_eq!(
+            (&list[0]["stage"], ports(&bench), vlans(&bench)),
+            (&json!("attached"), vec!["g1-nic0".into()], vec![json!(7)])
+        );
+        // It is the guest's until that has let go of it.
+        assert_eq!(
+            kind(
+                &bench
+                    .call("port.attach", wanted(&bench, "g2", json!({ "wire": null, "device": "soft:nic0/vf0" })))
+                    .unwrap_err()
+            ),
+            "busy"
+        );
+        if !disturb {
+            std::fs::remove_file(&guest).unwrap();
+        }
+        assert_eq!(detach(disturb).unwrap()["was_attached"], true);
+        assert_eq!((ports(&bench), vlans(&bench)), (vec![], vec![]));
+        assert_eq!(detach(false).unwrap()["was_attached"], false);
+    }
+}
+
+#[test]
 fn a_vf_of_a_legacy_nic_of_the_file_is_attached_and_is_the_files_again() {
     let file =
         "[[nic]]\nname = \"nic0\"\nkind = \"soft\"\nvfs = 2\nmode = \"legacy\"\n\n[[nic.vf]]\nvf = 0\nvlan = 5\n";

@@ -47,6 +47,10 @@ impl Lanes for Ports {
         Ok(())
     }
 
+    fn front_end(&self, _: &PortName) -> Option<String> {
+        None
+    }
+
     fn port_differs(&self, port: &PortRequest) -> Result<Option<String>, Error> {
         Ok((!self.0.borrow().contains_key(&port.name)).then(|| "it is gone".into()))
     }
@@ -152,7 +156,7 @@ fn a_vf_is_set_bound_and_bridged_and_is_as_before_when_it_is_detached() {
         let differs: Vec<_> =
             record.steps.iter().filter_map(|step| scene.world().drift(*step, &record).unwrap()).collect();
         assert_eq!(differs, [format!("pci:{} has VLAN 9, not 7", VFS[0])]);
-        assert!(all.detach(&scene.world(), &key()).unwrap());
+        assert!(all.detach(&scene.world(), &key(), false).unwrap());
         assert_eq!(scene.seen(), untouched(), "{mode}");
     }
 }
@@ -193,7 +197,7 @@ fn an_infiniband_vf_is_handed_over_with_the_agents_guids_and_has_its_own_again()
     scene.kernel.0.lock().unwrap().vfs.get_mut(&2).unwrap()[0].port_guid = first("00:00:00:00:00:00:00:07");
     let differs = scene.world().drift(Step::Settings, &record).unwrap().unwrap();
     assert!(differs.contains(&format!("GUID 00:00:00:00:00:00:00:07, not 00:10:{MAC}")), "{differs}");
-    assert!(all.detach(&scene.world(), &key()).unwrap());
+    assert!(all.detach(&scene.world(), &key(), false).unwrap());
     assert_eq!((guids(), scene.tree.driver_of(VFS[0]).as_deref()), (before, Some("igbvf")));
 }
 
@@ -261,14 +265,14 @@ fn what_is_attached_is_detached_when_its_vf_is_gone_or_refuses_its_old_rate() {
     let all = scene.boot();
     scene.attach(&all, r#","vlan":7,"max_rate":100"#).unwrap();
     scene.kernel.0.lock().unwrap().refusals.push(("set_vf 0 Rate", 1, libc::EINVAL, ""));
-    assert!(all.detach(&scene.world(), &key()).unwrap());
+    assert!(all.detach(&scene.world(), &key(), false).unwrap());
     let (driver, vlan, max_rate, ours, ports) = scene.seen();
     assert_eq!((driver.as_deref(), vlan, max_rate, ours, ports), (Some("igbvf"), 0, 100, false, 0));
     scene.attach(&all, r#","vlan":7"#).unwrap();
     // Somebody has taken the VFs away; the PF's driver says nothing of them any more.
     scene.tree.sysfs().write(&format!("bus/pci/devices/{PF}/sriov_numvfs"), "0").unwrap();
     scene.kernel.0.lock().unwrap().vfs.clear();
-    assert!(all.detach(&scene.world(), &key()).unwrap());
+    assert!(all.detach(&scene.world(), &key(), false).unwrap());
     assert_eq!((all.all().len(), scene.ports.0.borrow().len()), (0, 0));
 }
 

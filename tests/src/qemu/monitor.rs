@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
+use crate::daemon::Daemon;
+
 /// Where a QEMU's monitor listens.
 pub struct Monitor {
     path: PathBuf,
@@ -100,6 +102,20 @@ impl Conversation {
                 return Ok(value.clone());
             }
             self.events.push(said);
+        }
+    }
+
+    /// Does a step as `port attach` says it (`plug`, `unplug`): a command, an event that is waited for, or a call of this daemon's.
+    pub fn follow(&mut self, daemon: &Daemon, step: &Value) -> Result<()> {
+        let Some((what, of)) = step.as_object().and_then(|step| step.iter().next()) else { bail!("no step: {step}") };
+        match what.as_str() {
+            "execute" => self.execute(of).map(drop),
+            "wait" => self.wait(of),
+            "call" => {
+                let method = of["method"].as_str().with_context(|| format!("no method in {step}"))?;
+                daemon.call(method, of["params"].clone()).map(drop)
+            }
+            _ => bail!("{step}"),
         }
     }
 

@@ -108,8 +108,10 @@ fn check(control: &mut Control) -> Result<()> {
         "{now:?} packets, {counted:?} before {pings} pings"
     );
 
-    control.done(&["port", "detach", "guest1"])?;
+    // It is the guest's until that lets go of it.
+    control.refused(&["port", "detach", "guest1"], &["its guest is connected", "DEVICE_DELETED", "--disturb"])?;
     drop(guest);
+    control.done(&["port", "detach", "guest1"])?;
     wait::until(LIMIT, "the VF's own driver", || Ok(vf.driver().filter(|driver| driver == "igbvf")))?;
     ensure!(!tool("ip", &["link", "show", &pf])?.contains(MAC), "{} still has {MAC}", vf.address());
     let (list, ports) = (control.json(&["attachment", "list"])?, control.json(&["port", "list"])?);
