@@ -137,6 +137,8 @@ pub fn check(programs: &Path, qemu: Vec<String>, only: &str) -> Result<u32> {
     }
     if netdevsim::is_wanted(only) {
         variables += &format!("{}='{}' ", netdevsim::MODULES, modules::prepare(&modules::NETDEVSIM)?.display());
+        let estimate = modules::prepare(&modules::SMALL_ESTIMATE)?;
+        variables += &format!("{}='{}' ", netdevsim::ESTIMATE, estimate.display());
     }
     let said = inside_of(programs, &qemu, &machine, &words, &variables, &format!("--only '{only}'"))?;
     Ok(passed + counted(&said)?)

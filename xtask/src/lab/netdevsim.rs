@@ -23,11 +23,17 @@ const CHECKS: &[Check] = &[
     ("netdevsim: a setting that the switch does not have takes the mode back", rolls_back),
     ("netdevsim: a daemon is killed amid a change of mode, and the next one finishes it", daemon_is_killed),
     ("netdevsim: the doctor finds and mends what the agent left on representors (agent-qdiscs)", broken),
+    (
+        "netdevsim: ip says \"Buffer too small for object\", the doctor why, and ringspan lists all the same (ip-dump)",
+        too_small,
+    ),
     ("netdevsim: a device that goes meanwhile, and one that devlink does not know, are refused", refused),
 ];
 
 /// Names the folder of the module, inside.
 pub const MODULES: &str = "RINGSPAN_LAB_NETDEVSIM";
+/// The same of the one that makes the kernel's estimate of messages too small.
+pub const ESTIMATE: &str = "RINGSPAN_LAB_SMALL_ESTIMATE";
 const DEVICE: &str = "netdevsim/netdevsim10";
 const FOLDER: &str = "/sys/bus/netdevsim/devices/netdevsim10";
 /// Where it is told how many VFs it may have.
@@ -194,6 +200,26 @@ fn broken(control: &mut Control) -> Result<()> {
     vfs(4)?;
     set(control, "switchdev")?;
     doctor::on_representors(control.story)
+}
+
+/// The kernel's own end of a dump, and the words of the real `ip`: on a kernel that counts the GUIDs of VFs, one that forgets them.
+fn too_small(control: &mut Control) -> Result<()> {
+    // More than a list may have that is not counted right, and less than what its length can say.
+    vfs(200)?;
+    let module = std::env::var(ESTIMATE).with_context(|| format!("{ESTIMATE} names no folder"))?;
+    doctor::on_a_small_estimate(control.story, &format!("{module}/small_estimate.ko"), |story| {
+        let seen = wait::run(std::process::Command::new("ip").args(["link", "show"]), super::control::LIMIT)?;
+        let said = seen.text.lines().filter(|line| line.contains("Error") || line.contains("terminated"));
+        writeln!(story, "    ip link show: exit code {}; {}", seen.code, said.collect::<Vec<_>>().join("; "))?;
+        // Its exit code may be 0 all the same (iproute2 6.1).
+        ensure!(seen.text.contains("Buffer too small for object"), "{}", seen.text);
+        // For one interface, and as ringspan asks.
+        tool("ip", &["link", "show", "dev", "lo"])?;
+        for words in [&["device", "list", "--json"][..], &["pf", "list", "--json"]] {
+            control.daemon.cli(words)?.success("ringspan beside an ip that fails")?;
+        }
+        Ok(())
+    })
 }
 
 fn refused(control: &mut Control) -> Result<()> {

@@ -21,12 +21,14 @@ use ringspan_testkit::wait::{self, Finished};
 use serde_json::Value;
 
 use super::control::tool;
+use super::doctor;
 use super::vdpa::{FAR, MODULES, NIC, RING, interface};
 
 type Check = (&'static str, fn(&mut Scene) -> Result<()>);
 
 /// In this order: a check finds what the one before it left.
 const CHECKS: &[Check] = &[
+    ("vdpa netlink: what a port on a vDPA device misses is found, and is there after the pasted remedy (vdpa)", missed),
     ("vdpa netlink: what is not loaded is named", not_loaded),
     ("vdpa netlink: management devices are listed as the kernel's own tool lists them", listed),
     ("vdpa netlink: a device is made as it is wanted, once, and taken away", made),
@@ -124,6 +126,11 @@ impl Scene<'_> {
         let all: Value = serde_json::from_str(&text).with_context(|| format!("vdpa dev show: {text}"))?;
         Ok(all["dev"].as_object().map(|devices| devices.keys().cloned().collect()).unwrap_or_default())
     }
+}
+
+/// The doctor's check of vDPA, broken.
+fn missed(scene: &mut Scene) -> Result<()> {
+    doctor::on_vdpa(scene.story, &scene.modules)
 }
 
 fn not_loaded(scene: &mut Scene) -> Result<()> {

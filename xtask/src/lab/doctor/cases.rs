@@ -1,6 +1,7 @@
 //! What a line of shell breaks, and what the doctor says of it.
 
-/// Something that is broken. `{first}` and `{second}` are the NICs' addresses, `{eth}` is the first one's interface, `{vf}` its VF.
+/// Something that is broken. `{first}` and `{second}` are the NICs' addresses, `{eth}` is the first one's interface, `{vf}` its VF, `{vdpa}` the
+/// virtio NIC of [`ON_VDPA`].
 pub struct Case {
     pub check: &'static str,
     /// Breaks it.
@@ -33,6 +34,53 @@ pub const ON_REPRESENTORS: &[Case] = &[
         says: "ingress on a representor",
         by_hand: "",
         undo: "",
+    },
+];
+
+/// By the real `ip` with 200 VFs, while the kernel's estimate is as small as it was before 6.14; `{estimate}` is the module that makes it so.
+pub const ON_A_SMALL_ESTIMATE: Case = Case {
+    check: "ip-dump",
+    breaks: "insmod {estimate}",
+    state: "fail",
+    says: "ip cannot list interfaces",
+    // The new kernel, which the remedy's command has installed, has the estimate right.
+    by_hand: "rmmod small_estimate",
+    undo: "ip link show",
+};
+
+/// With a port on a vDPA device of a virtio NIC (`{vdpa}`), whose kernel has none of the modules for it loaded. In this order.
+pub const ON_VDPA: &[Case] = &[
+    Case {
+        check: "vdpa",
+        breaks: "printf '[[port]]\\nname = \"vm1\"\\nsocket = \"/run/vm1.sock\"\\ndevice = \"vdpa:{vdpa}\"\\n' > /etc/ringspan.toml",
+        state: "fail",
+        says: "vdpa and vhost_vdpa not loaded: ports with vDPA devices are refused",
+        by_hand: "",
+        undo: "[ -d /sys/bus/vdpa/drivers/vhost_vdpa ]",
+    },
+    Case {
+        check: "vdpa",
+        breaks: "rmmod vhost_vdpa",
+        state: "fail",
+        says: "vhost_vdpa not loaded: ports with vDPA devices are refused",
+        by_hand: "",
+        undo: "",
+    },
+    Case {
+        check: "vdpa",
+        breaks: ":",
+        state: "fail",
+        says: "{vdpa} is a virtio card that its own driver has, not vp-vdpa",
+        by_hand: "",
+        undo: "vdpa mgmtdev show | grep {vdpa}",
+    },
+    Case {
+        check: "vdpa",
+        breaks: "echo {vdpa} > /sys/bus/pci/drivers/vp-vdpa/unbind",
+        state: "fail",
+        says: "{vdpa} has no driver: no vDPA device can be made on it",
+        by_hand: "ringspan device bind {vdpa} vp-vdpa",
+        undo: "ringspan device bind {vdpa} --restore; rmmod vp_vdpa vhost_vdpa vdpa; rm /etc/ringspan.toml",
     },
 ];
 
@@ -111,7 +159,7 @@ pub const CASES: &[Case] = &[
         by_hand: "",
         undo: "",
     },
-    // No kernel here fails so: the words are iproute2's (lib/libnetlink.c), by a program that stands in for ip.
+    // By a program that stands in for ip; the real one, and a kernel that fails so, are on netdevsim's VFs (`ON_A_SMALL_ESTIMATE`).
     Case {
         check: "ip-dump",
         breaks: "printf '%s\\n' '#!/bin/sh' 'case $1 in -V) echo ip utility, iproute2-5.10.0 ;; \

@@ -20,8 +20,9 @@ use ringspan_testkit::{paths, qemu};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::vdpa::NIC;
 use super::{FIRST, SECOND};
-use cases::{CASES, Case, ON_REPRESENTORS};
+use cases::{CASES, Case, ON_A_SMALL_ESTIMATE, ON_REPRESENTORS, ON_VDPA};
 
 /// Longest time for one thing: nothing is fast here.
 const LIMIT: Duration = Duration::from_secs(180);
@@ -30,7 +31,7 @@ const CONFIGURATION: &str = "[dataplane]\ncores = [0]\nmemory_mib = 64\n[ovs]\nr
 
 impl Case {
     fn name(&self) -> String {
-        format!("the doctor finds and mends: {} ({})", self.says, self.check)
+        format!("the doctor finds and mends: {} ({})", self.says.replace("{vdpa}", NIC), self.check)
     }
 }
 
@@ -104,6 +105,38 @@ pub fn on_representors(story: &mut fs::File) -> Result<()> {
     Ok(())
 }
 
+/// The same of a dump of links that fails in the kernel; `look` sees it fail before the doctor is asked.
+pub fn on_a_small_estimate(
+    story: &mut fs::File,
+    module: &str,
+    look: impl FnOnce(&mut fs::File) -> Result<()>,
+) -> Result<()> {
+    let mut lab = Lab { daemon: None, folder: stand_ins()?, story };
+    let case = ON_A_SMALL_ESTIMATE;
+    lab.begin(&case.name())?;
+    lab.sh(&case.breaks.replace("{estimate}", module))?;
+    look(lab.story)?;
+    lab.case(&Case { breaks: ":", ..case }).with_context(|| case.name())
+}
+
+/// The same of what ports on vDPA devices need, with the modules of this folder, of which none is loaded: modprobe finds them as if their package were
+/// installed. Leaves the kernel as it was.
+pub fn on_vdpa(story: &mut fs::File, modules: &Path) -> Result<()> {
+    let known = Path::new("/etc/modprobe.d/ringspan-lab-vdpa.conf");
+    let mut lines = String::new();
+    for (module, needs) in [("vdpa", ""), ("vhost_vdpa", "modprobe -a vhost vhost_iotlb irqbypass; "), ("vp_vdpa", "")]
+    {
+        lines += &format!("install {module} {needs}insmod {}\n", modules.join(format!("{module}.ko")).display());
+    }
+    fs::write(known, lines)?;
+    let mut lab = Lab { daemon: Some(Daemon::start(CONFIGURATION, None)?), folder: stand_ins()?, story };
+    for case in ON_VDPA {
+        lab.begin(&case.name())?;
+        lab.case(case).with_context(|| case.name())?;
+    }
+    Ok(fs::remove_file(known)?)
+}
+
 /// Programs that do what the host's own would do if it had a network, systemd and a boot loader.
 fn stand_ins() -> Result<TempDir> {
     let folder = paths::scratch()?;
@@ -170,7 +203,7 @@ impl Lab<'_> {
 
     /// Fills in what is not known before.
     fn sh(&self, script: &str) -> Result<String> {
-        let mut script = script.replace("{first}", FIRST).replace("{second}", SECOND);
+        let mut script = script.replace("{first}", FIRST).replace("{second}", SECOND).replace("{vdpa}", NIC);
         if script.contains("{eth}") {
             let interface = wait::until(LIMIT, "the first NIC's interface", || Ok(Function::at(FIRST)?.interface()))?;
             script = script.replace("{eth}", &interface);
@@ -246,14 +279,15 @@ impl Lab<'_> {
     fn case(&mut self, case: &Case) -> Result<()> {
         let start = Instant::now();
         self.sh(case.breaks).context("breaking it")?;
-        let found = self.found(&[], case.check, case.says, case.state)?;
+        let says = case.says.replace("{vdpa}", NIC);
+        let found = self.found(&[], case.check, &says, case.state)?;
         let comments = self.paste(&found)?;
         if !case.by_hand.is_empty() {
             ensure!(!comments.is_empty(), "nothing says what must be done by hand: {found:#}");
             writeln!(self.story, "    by hand: {}", case.by_hand)?;
             self.sh(case.by_hand).context("what the remedy says, by hand")?;
         }
-        self.mended(&[], case.check, case.says)?;
+        self.mended(&[], case.check, &says)?;
         self.sh(case.undo).context("tidying up")?;
         writeln!(self.story, "    passes; {:.1} s", start.elapsed().as_secs_f64())?;
         Ok(())
