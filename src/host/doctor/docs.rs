@@ -43,13 +43,14 @@ Platform
 `cargo xtask lab --only doctor` breaks what the checks look at in an emulated host with a real kernel and two igb NICs: each finding must have its cause and evidence, its commands are pasted as they
 stand, and the check must pass. That covers `iommu`, `iommu-passthrough`, `iommu-isolation` (by bridges without ACS), `kernel-log`, `module-parameters`, `nic-driver` (unbound, with a `driver_override`
 left), `hugepages`, `hugetlbfs`, `guest-memory` (a real QEMU), `dpdk-drivers`, `device-nodes`, `memlock` (a limit on the doctor's own process, systemd's settings read back), `bonds` (with a real LACP
-partner), `ovs-offload` (a real Open vSwitch with the kernel's datapath), `agent-binding` (a VF that vfio-pci took by `new_id`), `agent-qdiscs` (on netdevsim's representors) and `ip-dump` (by a program
-that stands in for `ip`: no kernel here fails so). What a remedy says in a comment, for no command can do it, is done by hand. What waits for a reboot gets one: the host is booted with what the remedies
+partner), `ovs-offload` (a real Open vSwitch with the kernel's datapath), `agent-binding` (a VF that vfio-pci took by `new_id`), `agent-qdiscs` (on netdevsim's representors),
+`vdpa` (`--only "vdpa netlink"`: a port on a virtio NIC's vDPA device, with no module loaded, with one unloaded, and the NIC with its own driver and with none) and `ip-dump` (by a program
+that stands in for an old `ip`; by the real one where 250 VFs of netdevsim's make it lose some, and where the kernel ends its dump with EMSGSIZE: today's kernels count the GUIDs of InfiniBand VFs in their
+estimate, so a module makes it as small as it was, and 200 VFs do the rest). What a remedy says in a comment, for no command can do it, is done by hand. What waits for a reboot gets one: the host is booted with what the remedies
 wrote into `/etc/default/grub`. Some programs have stand-ins there: `apt-get` (no network: the package must be known), `systemctl`, and the boot loader's. The doctor that runs as nobody says *unknown*
 where it may not look.
 
-Not broken there: `representors`, `agent-domains`, `firmware`, VF LAG, `sriov-capability`, `ari` (QEMU's igb has what it needs) and
-`vdpa` (it looks at what ports with vDPA devices need, and that host has no such port; that it passes with one is seen by `cargo xtask lab --only "vdpa netlink"`): made-up trees and texts only.
+Not broken there: `representors`, `agent-domains`, `firmware`, VF LAG, `sriov-capability` and `ari` (QEMU's igb has what it needs): made-up trees and texts only.
 
 What depends on hardware that the project does not have (ConnectX, VF LAG, MLNX_OFED, `mstconfig`) was tested with made-up trees, and with texts written from public documentation: not yet seen on hardware.
 
