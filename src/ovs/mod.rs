@@ -14,6 +14,8 @@ pub(crate) mod owner;
 pub(crate) mod qdisc;
 mod representor;
 pub(crate) mod restart;
+mod rtnetlink;
+pub(crate) mod underlay;
 pub(crate) mod verify;
 pub(crate) mod view;
 

@@ -1,9 +1,9 @@
 //! Queueing disciplines on the host's interfaces, by rtnetlink. Those of a representor see only what the NIC did not forward.
 
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::tc::{TcAttribute, TcFilterFlowerOption, TcHandle, TcMessage, TcOption};
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+
+use super::rtnetlink::{Want, ask};
 
 /// A discipline.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,7 +30,7 @@ impl Qdisc {
 /// All disciplines of this network namespace.
 pub(crate) fn list() -> std::io::Result<Vec<Qdisc>> {
     let mut found = Vec::new();
-    dump(RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default()), |message| {
+    ask(RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default()), Want::All, |message| {
         if let RouteNetlinkMessage::NewQueueDiscipline(message) = message {
             found.extend(qdisc(&message));
         }
@@ -45,7 +45,7 @@ pub(crate) fn in_nic(interface: &str) -> std::io::Result<usize> {
     request.header.index = nix::net::if_::if_nametoindex(interface)?.try_into().unwrap_or_default();
     request.header.parent = INGRESS;
     let mut rules = 0;
-    dump(RouteNetlinkMessage::GetTrafficFilter(request), |message| {
+    ask(RouteNetlinkMessage::GetTrafficFilter(request), Want::All, |message| {
         if let RouteNetlinkMessage::NewTrafficFilter(message) = message {
             rules += usize::from(is_in_nic(&message));
         }
@@ -66,43 +66,6 @@ fn is_in_nic(message: &TcMessage) -> bool {
     options
         .flatten()
         .any(|option| matches!(option, TcOption::Flower(TcFilterFlowerOption::Flags(flags)) if flags & IN_HW != 0))
-}
-
-/// Asks for all of something.
-fn dump(request: RouteNetlinkMessage, mut each: impl FnMut(RouteNetlinkMessage)) -> std::io::Result<()> {
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    let mut packet = NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::from(request));
-    packet.header.flags = NLM_F_DUMP | NLM_F_REQUEST;
-    packet.header.sequence_number = 1;
-    packet.finalize();
-    let mut bytes = vec![0; packet.buffer_len()];
-    packet.serialize(&mut bytes);
-    socket.send(&bytes, 0)?;
-    loop {
-        let (bytes, _) = socket.recv_from_full()?;
-        let mut rest = &bytes[..];
-        while let Some(length) = length_of(rest) {
-            let (message, more) = rest.split_at(length);
-            // Messages are aligned to four bytes.
-            rest = &more[more.len().min(length.next_multiple_of(4) - length)..];
-            // One that the crate cannot read, such as a discipline with options of its own, is passed over.
-            let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(message) else { continue };
-            match message.payload {
-                NetlinkPayload::Done(_) => return Ok(()),
-                NetlinkPayload::Error(error) => return Err(error.to_io()),
-                NetlinkPayload::InnerMessage(message) => each(message),
-                _ => {}
-            }
-        }
-    }
-}
-
-/// Length of the message at the front, where there is a whole one.
-fn length_of(bytes: &[u8]) -> Option<usize> {
-    let length = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
-    (16..=bytes.len()).contains(&length).then_some(length)
 }
 
 fn qdisc(message: &TcMessage) -> Option<Qdisc> {

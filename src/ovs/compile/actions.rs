@@ -2,16 +2,16 @@
 
 use std::net::IpAddr;
 
-use ringspan_protocol::NicName;
 use ringspan_protocol::rule::{Action as Do, Field, FieldMatch, TunnelKind, TunnelPush as Push};
+use ringspan_protocol::{NicName, NicPort};
 
 use super::matches::field;
-use super::{Cause, Ports};
+use super::{Cause, Ports, tunnel_device};
 use crate::ovs::flow::action::Action;
 use crate::ovs::flow::key::{Key, PortRef, Vlan};
 use crate::ovs::flow::masked::Masked;
 use crate::ovs::flow::push::{OuterIp, OuterUdp, TunnelHeader, TunnelPush};
-use crate::ovs::flow::tunnel::GeneveOption;
+use crate::ovs::flow::tunnel::{GeneveOption, Tunnel};
 
 /// Presence of a tag.
 const TAGGED: u16 = 0x1000;
@@ -32,11 +32,23 @@ pub(super) fn actions(actions: &[Action], nic: &NicName, ports: &Ports, in_tunne
 }
 
 fn append(actions: &[Action], nic: &NicName, ports: &Ports, done: &mut Vec<Do>) -> Result<(), Cause> {
+    let mut tunnel = None;
     for (at, action) in actions.iter().enumerate() {
         match action {
-            Action::Output(port) => done.push(Do::Output(output(port, nic, ports)?)),
+            Action::Output(port) => match tunnel.filter(|_| is_tunnel(port)) {
+                None => done.push(Do::Output(output(port, nic, ports)?)),
+                // Behind it the frame would be the one in the tunnel, to the kernel it is the one that was there before.
+                Some(_) if at + 1 != actions.len() => return Err(Cause::Order("something behind a tunnel")),
+                Some(tunnel) => {
+                    done.push(Do::TunnelPush(Box::new(kernel_push(tunnel, port, nic, ports)?)));
+                    done.push(Do::Output(NicPort::Uplink));
+                }
+            },
             Action::Drop => return Ok(()),
-            Action::Set(key) => set(key, done)?,
+            Action::Set(key) => match set_tunnel(action) {
+                Some(set) => tunnel = Some(set),
+                None => set(key, done)?,
+            },
             Action::PushVlan(push) => done.push(Do::PushVlan {
                 tpid: push.tpid,
                 tci: u16::from(push.pcp & Vlan::PCP_MASK) << 13 | TAGGED | push.vid & Vlan::VID_MASK,
@@ -94,11 +106,69 @@ fn set(key: &Key, done: &mut Vec<Do>) -> Result<(), Cause> {
             let value = join(vlan.pcp.value, vlan.vid.value) | TAGGED;
             fields.push(field(Field::VlanTci, Masked { value, mask: join(vlan.pcp.mask, vlan.vid.mask) })?);
         }
-        Key::Tunnel(_) => return Err(Cause::SetTunnel),
         other => return Err(Cause::Field(format!("set {other:?}"))),
     }
     done.extend(fields.into_iter().filter(|field| field.mask() != 0).map(Do::Set));
     Ok(())
+}
+
+fn is_tunnel(port: &PortRef) -> bool {
+    matches!(port, PortRef::Name(name) if tunnel_device(name).is_some())
+}
+
+/// The tunnel that an action sets.
+pub(super) fn set_tunnel(action: &Action) -> Option<&Tunnel> {
+    match action {
+        Action::Set(key) => match &**key {
+            Key::Tunnel(tunnel) => Some(tunnel),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// Where a tunnel ends.
+pub(super) fn far_end(tunnel: &Tunnel) -> Option<IpAddr> {
+    let v6 = tunnel.ipv6_dst.map(|dst| IpAddr::from(dst.value));
+    v6.or(tunnel.dst.map(|dst| dst.value.into()))
+}
+
+/// The headers that the kernel would put in front of a packet for the tunnel at this port.
+fn kernel_push(tunnel: &Tunnel, port: &PortRef, nic: &NicName, ports: &Ports) -> Result<Push, Cause> {
+    let PortRef::Name(name) = port else { return Err(Cause::ForeignOutput(port.to_string())) };
+    let (kind, udp) = tunnel_device(name).ok_or_else(|| Cause::ForeignOutput(name.to_string()))?;
+    let dst = far_end(tunnel).ok_or_else(|| Cause::SetTunnel("it has no far end".into()))?;
+    let (other, way) = ports.way(dst).map_err(Cause::SetTunnel)?;
+    if other != nic {
+        return Err(Cause::OtherNic(way.interface.clone()));
+    }
+    let said = tunnel.ipv6_src.map(|src| IpAddr::from(src.value)).or(tunnel.src.map(|src| src.value.into()));
+    let src = said.unwrap_or(way.src);
+    if !way.own.contains(&src) {
+        return Err(Cause::SetTunnel(format!("{src} is no address of {}", way.interface)));
+    }
+    if tunnel.tp_dst.is_some_and(|port| port.value != udp) {
+        return Err(Cause::SetTunnel(format!("another UDP port than that of {name}")));
+    }
+    // Flags of OVS's: df 2, csum 4, key 8.
+    let flags = tunnel.flags.value.0;
+    let id = tunnel.id.map(|id| id.value).filter(|_| flags & 8 != 0);
+    let id = id.and_then(|id| u32::try_from(id).ok()).ok_or_else(|| Cause::SetTunnel("it has no id".into()))?;
+    Ok(Push {
+        kind,
+        id,
+        eth_src: way.eth_src,
+        eth_dst: way.eth_dst,
+        src,
+        dst,
+        tos: tunnel.tos.map_or(0, |tos| tos.value),
+        ttl: tunnel.ttl.map_or(0, |ttl| ttl.value),
+        dont_fragment: dst.is_ipv4() && flags & 2 != 0,
+        src_port: tunnel.tp_src.map(|port| port.value).filter(|port| *port != 0),
+        dst_port: udp,
+        checksum: flags & 4 != 0,
+        options: String::new(),
+    })
 }
 
 fn settable(is: bool) -> Result<(), Cause> {

@@ -17,8 +17,8 @@ pub(crate) enum Cause {
     ForeignTunnel(String),
     /// It takes packets out of a tunnel.
     TunnelPop,
-    /// It sets a tunnel for a port that does the rest.
-    SetTunnel,
+    /// It sends into a tunnel of the kernel's, whose packets do not go by a NIC's uplink.
+    SetTunnel(String),
     /// It has a meter of OVS's that the NIC cannot have.
     Meter(String),
     /// Nothing passed by the NIC for Open vSwitch's idle time.
@@ -48,7 +48,10 @@ pub(crate) const CODES: &[(&str, &str)] = &[
     ("other-nic", "It goes from one NIC to another: each has a switch of its own."),
     ("tunnel-port", "It came out of a tunnel whose packets do not come in by a NIC's uplink, untagged and over IPv4."),
     ("tunnel-pop", "It takes packets out of a tunnel: the flows of what is inside are offloaded instead."),
-    ("set-tunnel", "It sets a tunnel's fields for a port of the kernel's that makes the headers."),
+    (
+        "set-tunnel",
+        "It sends into a tunnel of the kernel's, whose packets do not go out by a NIC's uplink, or not yet.",
+    ),
     ("meter", "It has a meter of OVS's that the NIC does not have."),
     (
         "idle",
@@ -74,7 +77,7 @@ impl Cause {
             Self::OtherNic(_) => "other-nic",
             Self::ForeignTunnel(_) => "tunnel-port",
             Self::TunnelPop => "tunnel-pop",
-            Self::SetTunnel => "set-tunnel",
+            Self::SetTunnel(_) => "set-tunnel",
             Self::Meter(_) => "meter",
             Self::Idle => "idle",
             Self::Order(_) => "order",
@@ -105,9 +108,12 @@ impl Cause {
             Self::ForeignPort(what) | Self::ForeignOutput(what) | Self::OtherNic(what) | Self::ForeignTunnel(what) => {
                 Some(what.clone())
             }
-            Self::Field(what) | Self::Meter(what) | Self::Rule(what) | Self::Unreadable(what) | Self::Engine(what) => {
-                Some(what.clone())
-            }
+            Self::SetTunnel(what)
+            | Self::Field(what)
+            | Self::Meter(what)
+            | Self::Rule(what)
+            | Self::Unreadable(what)
+            | Self::Engine(what) => Some(what.clone()),
             Self::Order(what) => Some((*what).to_owned()),
             _ => None,
         }

@@ -263,7 +263,7 @@ pub(super) fn bits(fields: &Fields) -> u32 {
     fields.iter().map(|field| field.mask().count_ones()).sum()
 }
 
-/// The tunnel that a frame came in. What OVS leaves out may be zero or count for nothing: it is matched as zero, which is never too
+/// The tunnel that a frame came in. What OVS's text leaves out may be zero or count for nothing: it is matched as zero, which is never too
 /// wide. The kind and the UDP port are those of the port that it came out of.
 pub(super) fn tunnel(tunnel: &Tunnel, through: &TunnelIn) -> Result<Fields, Cause> {
     let mut fields = vec![

@@ -10,13 +10,15 @@ mod ports;
 #[cfg(test)]
 mod tests;
 
+use std::net::IpAddr;
+
 use ringspan_protocol::rule::{Match, Rule, RuleId};
 use ringspan_protocol::{NicName, NicPort};
 
 #[cfg(test)]
 pub(crate) use cause::CODES;
 pub(crate) use cause::Cause;
-pub(crate) use ports::{Ports, TunnelIn};
+pub(crate) use ports::{Ports, TunnelIn, tunnel_device};
 
 use super::flow::action::Action;
 use super::flow::key::{Key, PortRef};
@@ -39,15 +41,15 @@ pub(crate) fn compile(flow: &Flow, ports: &Ports) -> Result<(NicName, Rule), Cau
     let (nic, in_port, mut fields) = match tunnel {
         None => {
             let (nic, in_port) = ports.find(port).ok_or_else(|| Cause::ForeignPort(port.to_string()))?;
-            (nic, in_port, Vec::new())
+            (nic.clone(), in_port, Vec::new())
         }
         // What comes out of a tunnel comes in by the uplink whose flow takes it out: the rule is about what both match.
         Some(tunnel) => {
             let mut widest = Err(Cause::ForeignTunnel(port.to_string()));
             for through in ports.tunnels(port) {
-                widest = match (widest, matches::tunnel(tunnel, through)) {
+                widest = match (widest, matches::tunnel(tunnel, &through)) {
                     (Ok((bits, known)), Ok(fields)) if matches::bits(&fields) >= bits => Ok((bits, known)),
-                    (_, Ok(fields)) => Ok((matches::bits(&fields), (&through.nic, NicPort::Uplink, fields))),
+                    (_, Ok(fields)) => Ok((matches::bits(&fields), (through.nic, NicPort::Uplink, fields))),
                     (Err(_), Err(cause)) => Err(cause),
                     (known, Err(_)) => known,
                 };
@@ -57,10 +59,15 @@ pub(crate) fn compile(flow: &Flow, ports: &Ports) -> Result<(NicName, Rule), Cau
     };
     matches::keys(&flow.keys, ports.one_vlan(), &mut fields)?;
     let matches = Match::new(fields).map_err(|twice| Cause::Field(twice.to_string()))?;
-    let actions = actions::actions(&flow.actions, nic, ports, tunnel.is_some())?;
+    let actions = actions::actions(&flow.actions, &nic, ports, tunnel.is_some())?;
     let rule = Rule { id: RuleId(ufid.0), priority: 0, in_port, matches, actions, refresh: true };
     rule.check().map_err(|error| Cause::Rule(error.to_string()))?;
-    Ok((nic.clone(), rule))
+    Ok((nic, rule))
+}
+
+/// The far ends of the kernel's tunnels that a flow sends packets to.
+pub(crate) fn far_ends(flow: &Flow) -> impl Iterator<Item = IpAddr> {
+    flow.actions.iter().filter_map(actions::set_tunnel).filter_map(actions::far_end)
 }
 
 /// The rule of a flow on a NIC of so many VFs, whose representors are the datapath's ports: for tests of rules against frames. OVS reads one VLAN header, or two.

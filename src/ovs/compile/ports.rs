@@ -1,12 +1,15 @@
 //! Which of the datapath's ports are ports of NICs.
 
 use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
 
-use ringspan_protocol::rule::{Match, TunnelKind};
+use ringspan_protocol::rule::{Field, FieldMatch, Match, TunnelKind};
 use ringspan_protocol::{NicName, NicPort};
 
 use crate::ovs::flow::key::PortRef;
 use crate::ovs::mirror::Limits;
+use crate::ovs::underlay::{End, Underlay, Way};
 
 /// What the datapath's ports are.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -15,6 +18,8 @@ pub(crate) struct Ports {
     names: HashMap<Box<str>, (NicName, NicPort)>,
     /// What takes packets out of tunnels, by the datapath's name of their port.
     tunnels: HashMap<Box<str>, Vec<TunnelIn>>,
+    /// The network that the kernel's tunnels go through.
+    underlay: Arc<Underlay>,
     /// Limits of OVS's meters, by the datapath's numbers, or why they are not known.
     meters: Limits,
     /// NICs whose engine has no meters.
@@ -37,15 +42,32 @@ pub(crate) struct TunnelIn {
 }
 
 impl TunnelIn {
-    /// OVS names a tunnel's port in the datapath by kind and UDP port (netdev_vport_get_dpif_port in lib/netdev-vport.c).
+    /// Nothing where the port's name does not say that kind and UDP port.
     pub(super) fn new(nic: NicName, name: &PortRef, port: u16, outer: Match) -> Option<Self> {
         let PortRef::Name(name) = name else { return None };
-        let (kind, digits) = match name.strip_prefix("vxlan_sys_") {
-            Some(digits) => (TunnelKind::Vxlan, digits),
-            None => (TunnelKind::Geneve, name.strip_prefix("genev_sys_")?),
-        };
-        (digits.parse() == Ok(port)).then_some(Self { nic, kind, port, outer })
+        let (kind, udp) = tunnel_device(name)?;
+        (udp == port).then_some(Self { nic, kind, port, outer })
     }
+
+    /// What the kernel itself takes out of a tunnel: what is for the host's address at an uplink.
+    fn of_kernel(nic: NicName, (kind, port): (TunnelKind, u16), end: &End) -> Option<Self> {
+        let [a, b, c, d, e, f] = end.mac.0;
+        let mac = u64::from_be_bytes([0, 0, a, b, c, d, e, f]);
+        let mac = FieldMatch::exact(Field::TunnelEthDst, mac.into()).ok()?;
+        let address = FieldMatch::exact(Field::TunnelIpv4Dst, u32::from(end.address).into()).ok()?;
+        let outer = Match::new([mac, address]).ok()?;
+        Some(Self { nic, kind, port, outer })
+    }
+}
+
+/// The tunnel and the UDP port of a datapath's port of this name: OVS calls it so (netdev_vport_get_dpif_port in lib/netdev-vport.c), and
+/// the kernel's device has the same name.
+pub(crate) fn tunnel_device(name: &str) -> Option<(TunnelKind, u16)> {
+    let (kind, digits) = match name.strip_prefix("vxlan_sys_") {
+        Some(digits) => (TunnelKind::Vxlan, digits),
+        None => (TunnelKind::Geneve, name.strip_prefix("genev_sys_")?),
+    };
+    Some((kind, digits.parse().ok()?))
 }
 
 impl Ports {
@@ -101,6 +123,30 @@ impl Ports {
         }
     }
 
+    /// This is the network now that the kernel's tunnels go through.
+    pub(crate) fn set_underlay(&mut self, underlay: Arc<Underlay>) {
+        self.underlay = underlay;
+    }
+
+    /// The network that the kernel's tunnels go through.
+    pub(crate) fn underlay(&self) -> &Arc<Underlay> {
+        &self.underlay
+    }
+
+    /// How the kernel's packets go to a tunnel's far end, with the NIC whose uplink they go by; or why no NIC sees them.
+    pub(super) fn way(&self, to: IpAddr) -> Result<(&NicName, &Way), String> {
+        let way = self.underlay.way(to)?;
+        match self.names.get(way.interface.as_str()) {
+            Some((nic, NicPort::Uplink)) => Ok((nic, way)),
+            _ => Err(format!("{} is no uplink's representor", way.interface)),
+        }
+    }
+
+    /// Names of the representors of uplinks.
+    pub(crate) fn uplinks(&self) -> impl Iterator<Item = &str> {
+        self.names.iter().filter(|(_, (_, port))| *port == NicPort::Uplink).map(|(name, _)| &**name)
+    }
+
     /// Forgets all tunnels.
     pub(crate) fn without_tunnels(&self) -> Self {
         Self { tunnels: HashMap::new(), ..self.clone() }
@@ -120,8 +166,18 @@ impl Ports {
         self.names.get(name(port)?).map(|(nic, port)| (nic, *port))
     }
 
-    pub(super) fn tunnels(&self, port: &PortRef) -> &[TunnelIn] {
-        name(port).and_then(|name| self.tunnels.get(name)).map_or(&[], Vec::as_slice)
+    /// What takes packets out of the tunnel at this port: flows of OVS's userspace datapath, or the kernel.
+    pub(super) fn tunnels(&self, port: &PortRef) -> Vec<TunnelIn> {
+        let Some(name) = name(port) else { return Vec::new() };
+        let mut all = self.tunnels.get(name).cloned().unwrap_or_default();
+        if let Some(device) = tunnel_device(name).filter(|_| self.underlay.devices().any(|device| device == name)) {
+            for end in self.underlay.ends() {
+                if let Some((nic, NicPort::Uplink)) = self.names.get(end.interface.as_str()) {
+                    all.extend(TunnelIn::of_kernel(nic.clone(), device, end));
+                }
+            }
+        }
+        all
     }
 }
 

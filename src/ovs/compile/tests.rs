@@ -1,11 +1,14 @@
 //! Flows as OVS prints them, and the rules that they become.
 
+use std::sync::Arc;
+
 use proptest::prelude::*;
-use ringspan_protocol::{NicName, NicPort};
+use ringspan_protocol::{MacAddress, NicName, NicPort};
 
 use super::{Cause, Ports, compile, tunnel_in};
 use crate::ovs::flow::parse;
 use crate::ovs::flow::{Flow, Names};
+use crate::ovs::underlay::{End, Underlay, Way};
 
 /// What stands in every line of the userspace datapath.
 const ANY: &str =
@@ -140,6 +143,67 @@ fn what_a_fresh_packet_fulfils_by_itself_is_no_obstacle() {
     assert_eq!(with("ct_state(0/0)", "ct_state(+est+trk)").unwrap_err().code(), "match-conntrack");
     assert_eq!(with("skb_mark(0/0)", "skb_mark(0x1)").unwrap_err().code(), "match-metadata");
     assert_eq!(with("recirc_id(0)", "recirc_id(0x5)").unwrap_err().code(), "match-recirculated");
+}
+
+#[test]
+fn a_tunnel_of_the_kernels_is_made_and_ended_as_its_network_says() {
+    let outer = |address: &str| address.parse::<std::net::IpAddr>().unwrap();
+    let mac = |last| MacAddress([2, 0, 0, 0, 0x0b, last]);
+    let way = |interface: &str| Way {
+        interface: interface.into(),
+        eth_src: mac(1),
+        eth_dst: mac(2),
+        src: outer("172.16.0.1"),
+        own: vec![outer("172.16.0.1"), outer("172.16.0.11")],
+    };
+    let mut ports = ports();
+    let to = |port: &str, more: &str| {
+        format!("set(tunnel(tun_id=0x64,{more}dst=172.16.0.2,tos=0x1,ttl=64,tp_dst=4789,flags(df|key))),{port}")
+    };
+    let into = to("vxlan_sys_4789", "");
+    assert_eq!(rule(&ports, IP, &into).unwrap_err().code(), "set-tunnel");
+    let end =
+        |interface: &str| End { interface: interface.into(), mac: mac(1), address: "172.16.0.1".parse().unwrap() };
+    let underlay = Underlay::of(&[(outer("172.16.0.2"), way("nic0"))], &[end("nic0")], &["vxlan_sys_4789"]);
+    ports.set_underlay(Arc::new(underlay));
+    let pushed = |src: &str| {
+        format!(
+            "{{tunnel-push:{{kind:vxlan,id:100,eth_src:02:00:00:00:0b:01,eth_dst:02:00:00:00:0b:02,src:{src},dst:172.16.0.2,tos:1,ttl:64,dont_fragment:true,dst_port:4789,checksum:false}}}},{{output:uplink}}]"
+        )
+    };
+    assert_eq!(rule(&ports, IP, &into).unwrap().1, format!("[{}", pushed("172.16.0.1")));
+    let both = format!("nic0_vf1,{}", to("vxlan_sys_4789", "src=172.16.0.11,"));
+    assert_eq!(rule(&ports, IP, &both).unwrap().1, format!("[{{output:vf1}},{}", pushed("172.16.0.11")));
+    for (actions, code) in [
+        (to("vxlan_sys_4789", "src=172.16.0.3,"), "set-tunnel"),
+        (into.replace("dst=172.16.0.2", "dst=172.16.0.4"), "set-tunnel"),
+        (to("vxlan_sys_4790", ""), "set-tunnel"),
+        (into.replace("tp_dst=4789,", "tp_dst=4789,vxlan(gbp(id=5)),"), "action-tunnel-options"),
+        (format!("{into},nic0_vf1"), "order"),
+        ("vxlan_sys_4789".into(), "output"),
+        (to("br0", ""), "output"),
+    ] {
+        assert_eq!(rule(&ports, IP, &actions).unwrap_err().code(), code, "{actions}");
+    }
+    // What comes out is what is for the host's own addresses, at both layers.
+    let inner = "tunnel(tun_id=0x64,src=172.16.0.2,dst=172.16.0.1,tos=0/0,ttl=0/0,tp_src=0/0,flags(-df-csum+key)),\
+        in_port(vxlan_sys_4789),eth(src=02:00:00:00:00:01,dst=02:00:00:00:00:02),eth_type(0x0806)";
+    let (fields, does) = rule(&ports, inner, "nic0_vf1").unwrap();
+    for field in ["uplink ", " tunnel_ipv4_dst=172.16.0.1 ", " tunnel_eth_dst=02:00:00:00:0b:01", " tunnel_kind=1 "] {
+        assert!(fields.contains(field), "{field} in {fields}");
+    }
+    assert!(!fields.contains("tunnel_src_port") && !fields.contains("tunnel_tos"), "{fields}");
+    assert_eq!(does, "[tunnel-pop,{output:vf1}]");
+    let other = inner.replace("dst=172.16.0.1", "dst=172.16.0.9");
+    assert_eq!(rule(&ports, &other, "nic0_vf1").unwrap_err().code(), "tunnel-port");
+    // Where the kernel has no such tunnel, nothing comes out of one. A way by another NIC is not this one's.
+    let underlay = Underlay::of(&[(outer("172.16.0.2"), way("nic1"))], &[end("nic0")], &[]);
+    ports.set_underlay(Arc::new(underlay));
+    assert_eq!(rule(&ports, inner, "nic0_vf1").unwrap_err().code(), "tunnel-port");
+    assert_eq!(rule(&ports, IP, &into).unwrap_err().code(), "other-nic");
+    let underlay = Underlay::of(&[(outer("172.16.0.2"), way("nic0_vf1"))], &[], &[]);
+    ports.set_underlay(Arc::new(underlay));
+    assert_eq!(rule(&ports, IP, &into).unwrap_err().code(), "set-tunnel");
 }
 
 #[test]

@@ -39,6 +39,12 @@ pub struct Tunnel {
     /// Outer source port.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tp_src: Option<Masked<u16>>,
+    /// A `tos` that is absent is known to count for nothing. Only the kernel's masks say so: in text it may as well be zero.
+    #[serde(skip)]
+    pub any_tos: bool,
+    /// The same of `tp_src`.
+    #[serde(skip)]
+    pub any_tp_src: bool,
     /// Outer destination port.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tp_dst: Option<Masked<u16>>,
@@ -59,6 +65,18 @@ pub struct Tunnel {
     /// Attributes that this OVS did not know either.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub unknown: Vec<UnknownKey>,
+}
+
+impl Tunnel {
+    /// Says in so many words what is known to count for nothing, so that it is also in the text.
+    pub(crate) fn spell_out(&mut self) {
+        if std::mem::take(&mut self.any_tos) {
+            self.tos.get_or_insert_default();
+        }
+        if std::mem::take(&mut self.any_tp_src) {
+            self.tp_src.get_or_insert_default();
+        }
+    }
 }
 
 /// `vxlan(...)`.

@@ -103,6 +103,22 @@ fn a_tunnels_flags_have_a_mask_though_they_are_not_set() {
 }
 
 #[test]
+fn a_tunnels_field_that_is_neither_in_the_key_nor_in_the_mask_counts_for_nothing() {
+    let key = attribute(0, &77_u64.to_be_bytes());
+    let tunnel = |mask: &[u8]| {
+        let keys = flow(&message(&attribute(16, &key), Some(&attribute(16, mask)), &[])).keys;
+        let [Key::Tunnel(tunnel)] = &keys[..] else { panic!("{keys:?}") };
+        (tunnel.any_tos, tunnel.any_tp_src)
+    };
+    let id = attribute(0, &[0xff; 8]);
+    assert_eq!(tunnel(&id), (true, true));
+    // Zero of both counts.
+    assert_eq!(tunnel(&[id, attribute(3, &[0xff]), attribute(9, &[0xff; 2])].concat()), (false, false));
+    let all = flow(&message(&attribute(16, &key), None, &[])).keys;
+    assert!(matches!(&all[..], [Key::Tunnel(tunnel)] if !tunnel.any_tos && !tunnel.any_tp_src), "{all:?}");
+}
+
+#[test]
 fn what_is_not_known_is_kept_or_refused_and_never_passed_over() {
     let unknown = attribute(99, &[1, 2, 3]);
     let keys = flow(&message(&unknown, None, &[])).keys;

@@ -55,6 +55,10 @@ pub fn tunnel(bytes: &[u8], mask: Mask<'_>) -> Result<Tunnel, DecodeError> {
             kind => tunnel.unknown.push(unknown(kind, attribute.value, mask)),
         }
     }
+    // The kernel leaves out what is zero of the value and, by itself, of the mask (__ip_tun_to_nlattr in net/openvswitch/flow_netlink.c).
+    let is_any = |kind| Ok::<_, DecodeError>(matches!(mask.of(kind)?, Mask::Nothing));
+    tunnel.any_tos = tunnel.tos.is_none() && is_any(TOS)?;
+    tunnel.any_tp_src = tunnel.tp_src.is_none() && is_any(TP_SRC)?;
     // With an id, that there is one counts; of the other flags a mask may be there without a value.
     let id = if tunnel.id.is_some() { FLAG_KEY } else { 0 };
     tunnel.flags.value = TunnelFlags(flags(bytes)? | id);

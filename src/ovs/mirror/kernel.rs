@@ -286,6 +286,13 @@ pub(super) fn as_told(told: kernel::Told, ports: &Ports, kinds: &mut Kinds) -> O
     };
     let ufid = flow.ufid?;
     name_ports(&mut flow, ports);
+    // The kernel tells values with their masks applied: what a packet's source port is to a tunnel's flow is in neither. Were it not in the text,
+    // it would be read as zero, which no packet has.
+    for key in &mut flow.keys {
+        if let Key::Tunnel(tunnel) = key {
+            tunnel.spell_out();
+        }
+    }
     let (mut keys, mut actions) = (String::with_capacity(480), String::with_capacity(64));
     // A string takes all.
     let _ = flow.parts(&mut keys, &mut actions);
@@ -368,6 +375,28 @@ mod tests {
             7,
             "recirc_id(0),in_port(nic0_vf0),eth_type(0x0800)",
             "clone(nic0),check_pkt_len(size=100,gt(nic0),le(9)),nic0",
+            &Default::default(),
+        );
+        assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn a_tunnels_source_port_that_the_kernel_leaves_out_of_key_and_mask_is_any() {
+        let text = "ufid:00000000-0000-0000-0000-000000000007, recirc_id(0),tunnel(tun_id=0x4d,src=1.1.1.2,dst=1.1.1.1,ttl=0/0,flags(-df-csum+key)),\
+                    in_port(1),eth_type(0x88b5), packets:0, bytes:0, used:never, actions:2";
+        let mut flow = parse::flow(text, 1, Names::None).unwrap();
+        let tunnel = flow.keys.iter_mut().find_map(|key| match key {
+            Key::Tunnel(tunnel) => Some(tunnel),
+            _ => None,
+        });
+        let tunnel = tunnel.unwrap();
+        (tunnel.any_tos, tunnel.any_tp_src) = (true, true);
+        let told = as_told(kernel::Told::Flow(Box::new(flow)), &HashMap::new(), &mut Kinds::default()).unwrap();
+        let expected = Told::new(
+            &mut Kinds::default(),
+            7,
+            "recirc_id(0),tunnel(tun_id=0x4d,src=1.1.1.2,dst=1.1.1.1,tos=0/0,ttl=0/0,tp_src=0/0,flags(-df-csum+key)),in_port(1),eth_type(0x88b5)",
+            "2",
             &Default::default(),
         );
         assert_eq!(told, expected);

@@ -15,6 +15,7 @@ use super::{idle, kernel, meters, poll};
 use crate::control::spawn;
 use crate::error::{Error, ErrorKind};
 use crate::ovs::client::{OvsError, Place};
+use crate::ovs::underlay::Underlay;
 
 /// Time between looks at the NICs, at what failed, and at what OVS does not answer.
 const TICK: Duration = Duration::from_millis(100);
@@ -321,6 +322,13 @@ fn run(common: &Common, settings: &Settings, engine: &dyn Engine, news: &Receive
         if let Some(step) = step {
             let outcome = step.run(engine);
             lock(&common.shared).work.done(outcome);
+        }
+        let asks = lock(&common.shared).work.asks_underlay();
+        if let Some((uplinks, far)) = asks {
+            match Underlay::read(&uplinks, &far) {
+                Ok(underlay) => lock(&common.shared).work.look_at_underlay(underlay),
+                Err(error) => tracing::debug!("the network of the kernel's tunnels cannot be looked at: {error}"),
+            }
         }
     }
 }

@@ -3,7 +3,8 @@
 //!
 //! What is gone comes first. Then flows that have a rule and are not as they were: their rule is replaced or goes. New flows come last.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,14 +17,18 @@ use super::packed::Packed;
 use super::step::{BATCH, Outcome, Step};
 use super::table::{Changes, Entry, Misses, Source, State, Table, Told, seconds};
 use crate::error::Error;
-use crate::ovs::compile::{Cause, Ports, TunnelIn, compile, tunnel_in};
+use crate::ovs::compile::{Cause, Ports, TunnelIn, compile, far_ends, tunnel_in};
 use crate::ovs::flow::{Flow, Names, PortRef, parse};
 use crate::ovs::owner::Owning;
+use crate::ovs::underlay::Underlay;
 
 /// How long after an install an engine that says that it has none has lost them.
 const SETTLED: Duration = Duration::from_secs(2);
 /// Time between attempts at what an engine refused.
 const AGAIN: Duration = Duration::from_secs(5);
+/// Time between looks at the network that the kernel's tunnels go through, for each 64 far ends that are known, and how many are at most.
+const UNDERLAY: Duration = Duration::from_millis(250);
+const FAR_ENDS: usize = 4096;
 
 /// What sources tell.
 #[derive(Debug)]
@@ -96,6 +101,12 @@ pub(super) struct Work {
     refused: HashSet<u128>,
     /// Flows that take packets out of tunnels, in an order that stays.
     pops: BTreeMap<u128, (PortRef, TunnelIn)>,
+    /// Far ends of the kernel's tunnels that flows send to, ...
+    far: BTreeSet<IpAddr>,
+    /// ... and whether flows come out of tunnels.
+    from_tunnels: bool,
+    /// When it was last asked for the network that the kernel's tunnels go through; nothing when there are more far ends since.
+    underlay_read: Option<Instant>,
     /// When something was last installed: an engine's word of what it has may be older.
     told: Option<Instant>,
     /// When all that engines refused was last tried again.
@@ -181,6 +192,7 @@ impl Work {
         let mut ports = Ports::default();
         ports.set_meters(self.ports.meters().clone());
         ports.set_one_vlan(self.one_vlan);
+        ports.set_underlay(Arc::clone(self.ports.underlay()));
         for nic in present {
             ports.add_nic(&nic.name, &nic.ports);
             if !nic.capabilities.meters {
@@ -286,6 +298,34 @@ impl Work {
         inside.into_iter().for_each(|ufid| self.enqueue(ufid));
     }
 
+    /// Whether the network that the kernel's tunnels go through is to be looked at: the representors of uplinks, and the far ends.
+    pub(super) fn asks_underlay(&mut self) -> Option<(BTreeSet<String>, BTreeSet<IpAddr>)> {
+        let needs = self.from_tunnels || !self.far.is_empty();
+        // What it costs grows with the far ends.
+        let pause = UNDERLAY * (1 + self.far.len() as u32 / 64);
+        if !needs || self.underlay_read.is_some_and(|read| read.elapsed() < pause) {
+            return None;
+        }
+        self.underlay_read = Some(Instant::now());
+        Some((self.ports.uplinks().map(str::to_owned).collect(), self.far.clone()))
+    }
+
+    /// This is that network now: flows of the kernel's tunnels become other rules where it is not as it was.
+    pub(super) fn look_at_underlay(&mut self, underlay: Underlay) {
+        if **self.ports.underlay() == underlay {
+            return;
+        }
+        self.ports.set_underlay(Arc::new(underlay));
+        let tunnel = |(_, entry): &(&u128, &Entry)| {
+            entry.text().is_in_tunnel() || entry.text().actions().contains("set(tunnel(")
+        };
+        let all: Vec<u128> = self.table.flows.iter().filter(tunnel).map(|(ufid, _)| *ufid).collect();
+        if all.is_empty() {
+            (self.far, self.from_tunnels) = (BTreeSet::new(), false);
+        }
+        all.into_iter().for_each(|ufid| self.enqueue(ufid));
+    }
+
     /// Whether there is something to do.
     pub(super) fn is_busy(&self) -> bool {
         !self.gone.is_empty()
@@ -327,6 +367,14 @@ impl Work {
             Err(Cause::Torn)
         } else {
             let flow = read(ufid, entry.text());
+            for far in flow.iter().flat_map(far_ends) {
+                if self.far.len() < FAR_ENDS && self.far.insert(far) {
+                    self.underlay_read = None;
+                }
+            }
+            if !self.from_tunnels && entry.text().is_in_tunnel() {
+                (self.from_tunnels, self.underlay_read) = (true, None);
+            }
             flow.map_err(Cause::Unreadable).and_then(|flow| compile(&flow, &self.ports))
         };
         let result = result.and_then(|(nic, rule)| match self.refusing.get(&nic) {

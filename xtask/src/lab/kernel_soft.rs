@@ -1,4 +1,4 @@
-//! Software NICs on Open vSwitch's kernel datapath: VLANs, and flows that change all the time, every frame marked and checked.
+//! Software NICs on Open vSwitch's kernel datapath: VLANs, a tunnel, and flows that change all the time, every frame marked and checked.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -13,6 +13,7 @@ use ringspan_testkit::guest::loopback::{ETHERTYPE, Lengths, Plan};
 use ringspan_testkit::guest::{Guest, NetHeader, Options};
 use ringspan_testkit::netns::Netns;
 use ringspan_testkit::ovs::Ovs;
+use ringspan_testkit::tunnel::{self, Datapath};
 use ringspan_testkit::{churn, wait};
 use serde_json::{Value, json};
 
@@ -23,6 +24,7 @@ type Check = (&'static str, fn(&mut fs::File) -> Result<()>);
 const CHECKS: &[Check] = &[
     ("software NIC on the kernel's datapath: guests in VLANs, and a wire that has their tags", vlans),
     ("software NIC on the kernel's datapath: a change of the kernel's is in the NIC at once", change),
+    ("software NIC on the kernel's datapath: a VXLAN tunnel between two NICs", vxlan),
     ("software NIC on the kernel's datapath: flows that change all the time", churn),
 ];
 const DATAPATH: &str = "system@ovs-system";
@@ -36,7 +38,7 @@ pub fn run(story: &mut fs::File, only: &str) -> Result<u32> {
     let mut done = 0;
     for (name, check) in CHECKS.iter().filter(|(name, _)| name.contains(only)) {
         if done == 0 {
-            tool("modprobe", &["-a", "openvswitch", "tun", "veth", "8021q"])?;
+            tool("modprobe", &["-a", "openvswitch", "tun", "veth", "8021q", "vxlan"])?;
         }
         let start = Instant::now();
         writeln!(story, "--> {name}")?;
@@ -237,6 +239,12 @@ fn change(story: &mut fs::File) -> Result<()> {
     let median = took[CHANGES / 2];
     writeln!(story, "    {CHANGES} changes, asked for until a frame goes there: median {median:?}, all {took:?}")?;
     ensure!(median < Duration::from_millis(50), "a change takes {median:?}");
+    Ok(())
+}
+
+fn vxlan(story: &mut fs::File) -> Result<()> {
+    let seen = tunnel::run("vxlan", Datapath::Kernel, 2000)?;
+    writeln!(story, "    {seen:?}")?;
     Ok(())
 }
 

@@ -144,6 +144,8 @@ fn tunnel() -> BoxedStrategy<Tunnel> {
             let (vxlan, geneve, erspan, gtpu, unknown) = options;
             let flags = Masked { value: TunnelFlags(flags.value & flags.mask), mask: TunnelFlags(flags.mask) };
             Tunnel {
+                any_tos: false,
+                any_tp_src: false,
                 id,
                 src,
                 dst,
