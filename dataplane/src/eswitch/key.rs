@@ -47,14 +47,16 @@ const ND: [u8; 2] = [135, 136];
 const ND_SOURCE: u8 = 1;
 const ND_TARGET: u8 = 2;
 
-/// Bits of the first word that every rule looks at: the port, the tunnel's kind, whether it is over IPv6, and whether it has an option.
-pub const ALWAYS: u64 = 0xffff << 48 | TUNNEL_IPV6 | TUNNEL_OPTION | 3 << 40;
+/// Bits of the first word that every rule looks at: the port, the tunnel's kind, whether it is over IPv6, and which options it has.
+pub const ALWAYS: u64 = 0xffff << 48 | TUNNEL_IPV6 | TUNNEL_OPTION | 3 << 43 | 3 << 40;
 const TUNNEL_IPV6: u64 = 1 << 47;
 const TUNNEL_OPTION: u64 = 1 << 42;
 
-/// Bytes of VXLAN's and GENEVE's header behind that of UDP, and of an option with 4 bytes.
+/// Bytes of the headers of UDP and of VXLAN or GENEVE, and of an option with 4 bytes.
 const TUNNEL_HEADERS: u16 = 16;
 const OPTION: u16 = 8;
+/// Most bytes of options that a key has room for, over IPv4.
+const OPTIONS: u16 = 16;
 
 /// A frame's fields, or a rule's values or masks. Two cache lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,6 +142,9 @@ fn slot(field: Field) -> Slot {
         // Only its type; the class is where word 10 has room.
         Field::TunnelOption => (0, 32),
         Field::TunnelOptionData => (15, 32),
+        Field::TunnelOptionShape => (0, 43),
+        // Its upper half. The lower one is in the upper half of word 14, which only addresses of IPv6 have else.
+        Field::TunnelOptionMore => (12, 32),
         Field::TunnelSrcPort => (15, 16),
         Field::TunnelDstPort => (15, 0),
     };
@@ -156,6 +161,11 @@ impl Key {
         if field.field() == Field::TunnelOption {
             values.put_option(field.value() as u32);
             masks.put_option(field.mask() as u32);
+            return;
+        }
+        if field.field() == Field::TunnelOptionMore {
+            values.put_more(field.value() as u64);
+            masks.put_more(field.mask() as u64);
             return;
         }
         let put = |key: &mut Self, bits: u128| {
@@ -187,6 +197,12 @@ impl Key {
         let [_, high, low, kind] = option.to_be_bytes().map(u64::from);
         self.0[0] |= kind << 32 | TUNNEL_OPTION;
         self.0[10] |= high << 56 | low << 24;
+    }
+
+    /// What stands behind the first 4 bytes of the first option.
+    fn put_more(&mut self, more: u64) {
+        self.0[12] |= more & !0xffff_ffff;
+        self.0[14] |= more << 32;
     }
 
     fn put(&mut self, field: Field, value: u64) {
@@ -254,10 +270,16 @@ impl Key {
         self.put(Field::TunnelSrcPort, outer.get(Field::SrcPort));
         self.put(Field::TunnelDstPort, outer.get(Field::DstPort));
         if at.inner - at.l4 > TUNNEL_HEADERS {
-            let option = head.get(usize::from(at.l4 + TUNNEL_HEADERS)..)?.first_chunk::<8>()?;
-            let [high, low, kind, _, data @ ..] = *option;
+            let options = head.get(usize::from(at.l4 + TUNNEL_HEADERS)..usize::from(at.inner))?;
+            let [high, low, kind, words, data @ ..] = *options.first_chunk::<8>()?;
             self.put_option(u32::from_be_bytes([0, high, low, kind]));
             self.put(Field::TunnelOptionData, u32::from_be_bytes(data).into());
+            if let more @ [_, ..] = &options[8..] {
+                self.put(Field::TunnelOptionShape, if words == 1 { 3 } else { u64::from(words) - 1 });
+                self.put_more(
+                    more.iter().enumerate().fold(0, |all, (at, byte)| all | u64::from(*byte) << (56 - 8 * at)),
+                );
+            }
         }
         Some(())
     }
@@ -382,7 +404,8 @@ impl Key {
             self.0[8] |= u64::from(u16::from_be_bytes([header[12] & 0xf, header[13]])) << 16;
         }
         if proto == UDP && whole && places.tags == 0 {
-            places.inner = inner_start(header, [c, d]).map_or(0, |start| places.l4 + start);
+            let start = inner_start(header, [c, d], if places.network == Network::Ipv4 { OPTIONS } else { OPTION });
+            places.inner = start.map_or(0, |start| places.l4 + start);
         }
     }
 
@@ -477,10 +500,10 @@ fn tunnel_kind(port: u16) -> Option<TunnelKind> {
     [TunnelKind::Vxlan, TunnelKind::Geneve].into_iter().find(|kind| kind.port() == port)
 }
 
-/// Where the frame in a UDP packet to a tunnel's port begins, from the UDP header on. One with GENEVE options is none, but for one
-/// option of 4 bytes: that is what OVN has.
+/// Where the frame in a UDP packet to a tunnel's port begins, from the UDP header on. One with GENEVE options is none, but for one option of 4, 8 or
+/// 12 bytes, or two of 4, with `most` bytes all in all: OVN has one of 4.
 #[inline]
-fn inner_start(udp: &[u8], port: [u8; 2]) -> Option<u16> {
+fn inner_start(udp: &[u8], port: [u8; 2], most: u16) -> Option<u16> {
     let kind = tunnel_kind(u16::from_be_bytes(port))?;
     let tunnel = udp.get(8..)?.first_chunk::<8>()?;
     let start = match kind {
@@ -491,11 +514,12 @@ fn inner_start(udp: &[u8], port: [u8; 2]) -> Option<u16> {
             match tunnel[0] {
                 0 if tunnel[1] & 0x40 == 0 => TUNNEL_HEADERS,
                 // Section 3.5: class, type, and the length in words.
-                2 if *udp.get(19)? == 1 => TUNNEL_HEADERS + OPTION,
+                words @ 2..=4 if *udp.get(19)? == words - 1 => TUNNEL_HEADERS + 4 * u16::from(words),
+                4 if udp[19] == 1 && *udp.get(27)? == 1 => TUNNEL_HEADERS + 2 * OPTION,
                 _ => return None,
             }
         }
         _ => return None,
     };
-    (udp.len() >= usize::from(start) + 14).then_some(start)
+    (start <= TUNNEL_HEADERS + most && udp.len() >= usize::from(start) + 14).then_some(start)
 }

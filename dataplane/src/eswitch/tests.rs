@@ -331,8 +331,38 @@ fn an_option_of_geneve_is_matched_and_one_that_nobody_asked_for_is_not() {
         assert!(!is(&[], &ovn) && is(&[], &bare) && !is(&["tunnel_option=0x010280"], &bare));
         let pop = rule(&["tunnel_kind=2", "tunnel_option=0x010280"], vec![Action::TunnelPop, out()]);
         assert_eq!(one(&pop, &ovn), frame);
-        // Two options, or a longer one, are for the slow path.
-        for more in ["01028001000500070102800100050007", "010280020005000700000000"] {
+        // A longer option, or two, have room beside addresses of IPv4; others are for the slow path.
+        for (options, shape, data) in [
+            ("010280020005000701020304", "tunnel_option_shape=1", "tunnel_option_more=0x0102030400000000"),
+            ("01028003000500070102030405060708", "tunnel_option_shape=2", "tunnel_option_more=0x0102030405060708"),
+            ("01028001000500070103070100000009", "tunnel_option_shape=3", "tunnel_option_more=0x0103070100000009"),
+        ] {
+            let outer = push(options);
+            let all = ["tunnel_option=0x010280", "tunnel_option_data=0x50007", shape, data];
+            assert!(!is(&all[..2], &outer), "{options}");
+            if ipv6 {
+                assert_eq!(parse(&outer).1.inner, 0, "{options}");
+                continue;
+            }
+            assert!(is(&all, &outer), "{options}");
+            let other = data.replace("=0x01", "=0x81");
+            assert!(is(&all[..3], &outer) && !is(&[all[0], all[1], shape, &other], &outer), "{options}");
+            assert!(!is(&[all[0], "tunnel_option_data=0x50008", shape, data], &outer), "{options}");
+            for wrong in ["1", "2", "3"].map(|number| format!("tunnel_option_shape={number}")) {
+                assert_eq!(is(&[all[0], &wrong], &outer), wrong == shape, "{options}");
+            }
+            let pop = rule(
+                &[&["tunnel_kind=2", "tunnel_ipv4_src=10.0.0.1"], &all[..]].concat(),
+                vec![Action::TunnelPop, out()],
+            );
+            assert_eq!(one(&pop, &outer), frame, "{options}");
+        }
+        for more in [
+            "01028002000500070000000001028000",
+            "0102800400050007000000000000000000000000",
+            "0102800100050007010280020005000700000000",
+            "0102800001028000",
+        ] {
             let outer = push(more);
             assert_eq!(parse(&outer).1.inner, 0, "{more}");
         }
@@ -474,7 +504,8 @@ fn a_tunnel_that_is_not_clean_is_none() {
         (1, 0),
         "OVS takes nothing out of a packet that is tagged"
     );
-    let options = TunnelPush { options: "010203020000000000000000".into(), ..tunnel(TunnelKind::Geneve, false) };
+    let options =
+        TunnelPush { options: "0102030400000000000000000000000000000000".into(), ..tunnel(TunnelKind::Geneve, false) };
     let outer = one(&rule(&[], vec![Action::TunnelPush(Box::new(options)), out()]), &frame);
     assert_eq!((outer[44], parse(&outer).1.inner), (0x65, 0), "options that nobody here knows");
 }

@@ -278,8 +278,7 @@ pub(super) fn tunnel(tunnel: &Tunnel, through: &TunnelIn) -> Result<Fields, Caus
     // Whether options that are not there count cannot be seen in OVS's text: a rule without options is for packets without options.
     match tunnel.geneve.as_deref() {
         None | Some([]) => {}
-        Some([option]) => fields.extend(geneve_option(option)?),
-        Some(_) => return Err(Cause::Field("several options of GENEVE".into())),
+        Some(options) => fields.extend(geneve_options(options)?),
     }
     let absent = || Cause::Field("a tunnel without addresses".into());
     match (tunnel.ipv6_dst, tunnel.dst) {
@@ -312,18 +311,35 @@ pub(super) fn tunnel(tunnel: &Tunnel, through: &TunnelIn) -> Result<Fields, Caus
     both(fields, through.outer.fields())
 }
 
-/// The one option that a rule can say: of 4 bytes, and with all of its class, type and length.
-fn geneve_option(option: &GeneveOption) -> Result<[FieldMatch; 2], Cause> {
-    let GeneveOption { class, kind, len, data, data_mask } = option;
-    let whole = class.mask == u16::MAX && kind.mask == u8::MAX && len.mask & 0x1f == 0x1f;
-    let bytes = (<[u8; 4]>::try_from(&data[..]), <[u8; 4]>::try_from(&data_mask[..]));
-    let ((Ok(value), Ok(mask)), true) = (bytes, whole) else {
-        return Err(Cause::Field("an option of GENEVE that is not of 4 bytes, or counts in part".into()));
+/// The options that a rule can say ([`Field::TunnelOptionShape`]), with all of their classes, types and lengths.
+fn geneve_options(options: &[GeneveOption]) -> Result<Fields, Cause> {
+    let lengths: Vec<usize> = options.iter().map(|option| option.data.len()).collect();
+    let shape = match lengths[..] {
+        [4] => 0,
+        [8] => 1,
+        [12] => 2,
+        [4, 4] => 3,
+        _ => return Err(Cause::Field("options of GENEVE that are not one of 4, 8 or 12 bytes, or two of 4".into())),
     };
-    let (value, mask) = (u32::from_be_bytes(value), u32::from_be_bytes(mask));
-    let name = u32::from(class.value) << 8 | u32::from(kind.value);
-    Ok([
-        exact(Field::TunnelOption, name.into())?,
-        field(Field::TunnelOptionData, Masked { value: value & mask, mask })?,
-    ])
+    // As they stand in the header (RFC 8926, section 3.5).
+    let (mut value, mut mask) = (Vec::with_capacity(16), Vec::with_capacity(16));
+    for GeneveOption { class, kind, len, data, data_mask } in options {
+        if class.mask != u16::MAX || kind.mask != u8::MAX || len.mask & 0x1f != 0x1f || data_mask.len() != data.len() {
+            return Err(Cause::Field("an option of GENEVE that counts in part".into()));
+        }
+        let [high, low] = class.value.to_be_bytes();
+        value.extend([high, low, kind.value, (data.len() / 4) as u8]);
+        mask.extend([0xff; 4]);
+        value.extend(data.iter().zip(data_mask).map(|(byte, mask)| byte & mask));
+        mask.extend(data_mask);
+    }
+    let part = |bytes: &[u8], from: usize, to: usize| {
+        (from..to).fold(0, |all, at| all << 8 | u64::from(bytes.get(at).copied().unwrap_or_default()))
+    };
+    let both = |from, to| Masked { value: part(&value, from, to), mask: part(&mask, from, to) };
+    let mut fields = vec![field(Field::TunnelOption, both(0, 3))?, field(Field::TunnelOptionData, both(4, 8))?];
+    if shape != 0 {
+        fields.extend([exact(Field::TunnelOptionShape, shape)?, field(Field::TunnelOptionMore, both(8, 16))?]);
+    }
+    Ok(fields)
 }

@@ -256,7 +256,7 @@ fn what_is_inside_a_tunnel_becomes_a_rule_of_the_uplink_that_it_comes_in_by() {
     let (port, tunnel) = tunnel_in(&flow(&outer8, "tnl_pop(vxlan_sys_8472)"), &ports).unwrap();
     ports.add_tunnel(&port, tunnel);
     assert_eq!(rule(&ports, &inner8, "nic0_vf1").unwrap_err().code(), "field");
-    // A packet without options of GENEVE, and with one of 4 bytes; longer ones and several are not for a rule.
+    // A packet without options of GENEVE, with one of 4, 8 or 12 bytes, and with two of 4; longer ones and more are not for a rule.
     let (outer, inner) =
         (outer.replace("4789", "6081"), inner.replace("vxlan_sys_4789", "genev_sys_6081").replace("4789", "6081"));
     let (port, tunnel) = tunnel_in(&flow(&outer, "tnl_pop(genev_sys_6081)"), &ports).unwrap();
@@ -268,9 +268,29 @@ fn what_is_inside_a_tunnel_becomes_a_rule_of_the_uplink_that_it_comes_in_by() {
         matches.contains("tunnel_option=0x10280") && matches.contains("tunnel_option_data=0x50007/0x7fffffff"),
         "{matches}"
     );
+    for (options, shape, more) in [
+        ("{class=0x102,type=0x80,len=8,0x5000700000009/0x7fffffff000000ff}", 1, "0x900000000/0xff00000000"),
+        ("{class=0x102,type=0x80,len=12,0x500070000000000000009}", 2, "0x9"),
+        (
+            "{class=0x102,type=0x80,len=4,0x50007}{class=0x103,type=0x81,len=4,0x9/0xff}",
+            3,
+            "0x103810100000009/0xffffffff000000ff",
+        ),
+    ] {
+        let (matches, _) = rule(&ports, &with(options), "nic0_vf1").unwrap();
+        for part in ["tunnel_option=0x10280 ", "tunnel_option_data=0x50007"] {
+            assert!(matches.contains(part), "{part} in {matches}");
+        }
+        assert!(
+            matches.contains(&format!("tunnel_option_shape={shape} tunnel_option_more={more}")),
+            "{more} in {matches}"
+        );
+    }
     for option in [
-        "{class=0x102,type=0x80,len=8,0x5000700000000}",
-        "{class=0x102,type=0x80,len=4,0x1}{class=0x103,type=0x80,len=4,0x1}",
+        "{class=0x102,type=0x80,len=16,0x1}",
+        "{class=0x102,type=0x80,len=8,0x1}{class=0x103,type=0x80,len=4,0x1}",
+        "{class=0x102,type=0x80,len=4,0x1}{class=0x103/0xff,type=0x80,len=4,0x1}",
+        "{class=0x102,type=0x80,len=4,0x1}{class=0x103,type=0x80,len=4,0x1}{class=0x104,type=0x80,len=4,0x1}",
     ] {
         let cause = rule(&ports, &with(option), "nic0_vf1").unwrap_err();
         assert_eq!(cause.code(), "match-tunnel-options", "{option}");

@@ -58,7 +58,7 @@ reasons! {
     MatchNsh, "match-nsh", "It matches a network service header.";
     MatchIpv6Label, "match-ipv6-label", "It matches IPv6's flow label.";
     MatchNd, "match-nd", "It matches the flags of neighbour discovery, or its options as such.";
-    MatchTunnelOptions, "match-tunnel-options", "It matches a tunnel's options (VXLAN group policy, ERSPAN, GTP-U, GENEVE options but for one of 4 bytes, all of whose class and type counts).";
+    MatchTunnelOptions, "match-tunnel-options", "It matches a tunnel's options (VXLAN group policy, ERSPAN, GTP-U, GENEVE options but for one of 4, 8 or 12 bytes or two of 4, all of whose classes and types count).";
     MatchTunnelHeader, "match-tunnel-header", "It matches a tunnel's OAM flag.";
     MatchUnknown, "match-unknown", "It matches something that OVS itself prints as a number.";
     ActionConntrack, "action-conntrack", "It tracks connections or translates addresses (ct, ct_clear).";
@@ -194,12 +194,17 @@ fn of_tunnel(tunnel: &Tunnel) -> Option<Reason> {
 /// The flag of [`TunnelFlags`] that says more than the kind of tunnel does.
 const OAM: u8 = 0x1;
 
-/// Of 4 bytes, with all of its class, type and length: that is what OVN has.
-fn is_plain(option: &GeneveOption) -> bool {
-    option.class.mask == u16::MAX
-        && option.kind.mask == u8::MAX
-        && option.len.mask & 0x1f == 0x1f
-        && option.data.len() == 4
+/// One of 4, 8 or 12 bytes or two of 4, with all of their classes, types and lengths: OVN has one of 4.
+fn are_plain(options: &[GeneveOption]) -> bool {
+    let is_whole = |option: &GeneveOption| {
+        option.class.mask == u16::MAX && option.kind.mask == u8::MAX && option.len.mask & 0x1f == 0x1f
+    };
+    let fit = match options {
+        [one] => matches!(one.data.len(), 4 | 8 | 12),
+        [first, second] => first.data.len() == 4 && second.data.len() == 4,
+        _ => false,
+    };
+    fit && options.iter().all(is_whole)
 }
 
 fn has_options(tunnel: &Tunnel) -> bool {
@@ -212,7 +217,7 @@ fn has_options(tunnel: &Tunnel) -> bool {
             || option.len.mask != 0
             || option.data_mask.iter().any(|m| *m != 0)
     });
-    let geneve = counts && !matches!(tunnel.geneve.as_deref(), Some([option]) if is_plain(option));
+    let geneve = counts && !tunnel.geneve.as_deref().is_some_and(are_plain);
     vxlan || geneve || tunnel.erspan.is_some() || tunnel.gtpu.is_some()
 }
 

@@ -57,8 +57,8 @@ pub enum RuleError {
     #[error("tunnel_kind is matched in part: match all of it, 0, 1 or 2")]
     TunnelInPart,
     /// Of a tunnel's option only some bits are matched.
-    #[error("tunnel_option is matched in part: match all of its class and type")]
-    OptionInPart,
+    #[error("{0} is matched in part: match all of it")]
+    OptionInPart(Field),
     /// The tunnel's headers are wrong.
     #[error("tunnel-push: {0}")]
     Push(&'static str),
@@ -91,8 +91,8 @@ impl Rule {
             if field.field() == Field::TunnelKind && !field.is_exact() {
                 return Err(RuleError::TunnelInPart);
             }
-            if field.field() == Field::TunnelOption && !field.is_exact() {
-                return Err(RuleError::OptionInPart);
+            if matches!(field.field(), Field::TunnelOption | Field::TunnelOptionShape) && !field.is_exact() {
+                return Err(RuleError::OptionInPart(field.field()));
             }
             known.has(field.field()).map_err(|needs| RuleError::Unfounded(field.field(), needs))?;
         }
@@ -141,6 +141,10 @@ impl Known {
             ),
             Field::TunnelOption => (self.tunnel == Some(2), "tunnel_kind=2"),
             Field::TunnelOptionData => (self.tunnel == Some(2) && self.option, "tunnel_kind=2 and tunnel_option"),
+            Field::TunnelOptionShape | Field::TunnelOptionMore => (
+                self.tunnel == Some(2) && self.option && self.tunnel_ipv4,
+                "tunnel_kind=2, tunnel_option and tunnel_ipv4_dst",
+            ),
             Field::TunnelId
             | Field::TunnelIpv4Src
             | Field::TunnelIpv4Dst

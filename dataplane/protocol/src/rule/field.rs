@@ -136,11 +136,16 @@ fields! {
     TunnelEthSrc = "tunnel_eth_src", 48, Mac;
     /// Destination MAC address of the packet around, of a tunnel over IPv4.
     TunnelEthDst = "tunnel_eth_dst", 48, Mac;
-    /// The one option of a GENEVE packet, of 4 bytes: its class (0xffff00) and type (0x0000ff). All of it is matched, or the packet has
+    /// The first option of a GENEVE packet: its class (0xffff00) and type (0x0000ff). All of it is matched, or the packet has
     /// no options.
     TunnelOption = "tunnel_option", 24, Hex;
-    /// The 4 bytes of that option.
+    /// The first 4 bytes of that option's data.
     TunnelOptionData = "tunnel_option_data", 32, Hex;
+    /// Which options there are: 0 one of 4 bytes, 1 one of 8, 2 one of 12, 3 two of 4 bytes each. All of it is matched, as 0 where it is not named.
+    TunnelOptionShape = "tunnel_option_shape", 2, Decimal;
+    /// What stands behind those 4 bytes, of a tunnel over IPv4: more data (8 bytes; of an option of 8 bytes its last 4 in the upper half), or the
+    /// second option with its header.
+    TunnelOptionMore = "tunnel_option_more", 64, Hex;
 }
 
 impl Field {
