@@ -140,6 +140,12 @@ pub fn check(programs: &Path, qemu: Vec<String>, only: &str) -> Result<u32> {
         let estimate = modules::prepare(&modules::SMALL_ESTIMATE)?;
         variables += &format!("{}='{}' ", netdevsim::ESTIMATE, estimate.display());
     }
+    let mut qemu = qemu;
+    let wire = vdpa::is_wanted(only).then(vdpa::outside::Wire::new).transpose()?;
+    if let Some(wire) = &wire {
+        machine = format!("{machine} {}", vdpa::outside::MACHINE);
+        qemu = wire.qemu(&qemu);
+    }
     let said = inside_of(programs, &qemu, &machine, &words, &variables, &format!("--only '{only}'"))?;
     Ok(passed + counted(&said)?)
 }

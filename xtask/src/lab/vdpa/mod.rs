@@ -2,7 +2,7 @@
 //!
 //! One is QEMU's own virtio NIC behind the emulated IOMMU, made a vDPA device by vp_vdpa ([`wire`]): it is a device on a bus with a wire, whose other end is an interface of
 //! the kernel's; it begins at the beginning of rings only. The other is the kernel's simulator ([`returns`]): it returns each frame to its sender, can be suspended,
-//! and goes on wherever a ring stands, as mlx5 does.
+//! and goes on wherever a ring stands, as mlx5 does. A third is a NIC with several queues ([`several`]), whose wire is outside of the host ([`outside`]).
 
 use std::fs;
 use std::io::Write;
@@ -21,7 +21,9 @@ use ringspan_testkit::pci::Function;
 use ringspan_testkit::{paths, wait};
 
 mod cpu;
+pub mod outside;
 mod returns;
+mod several;
 mod stream;
 mod virtio_user;
 mod wire;
@@ -54,7 +56,7 @@ struct Scene<'a> {
 
 /// All checks. Each makes its device and its port, and leaves nothing.
 fn checks() -> impl Iterator<Item = &'static Check> {
-    wire::CHECKS.iter().chain(virtio_user::CHECKS).chain(returns::CHECKS)
+    wire::CHECKS.iter().chain(virtio_user::CHECKS).chain(several::CHECKS).chain(returns::CHECKS)
 }
 
 /// Whether the name of one of the checks contains `only`.
@@ -201,7 +203,7 @@ impl Scene<'_> {
         for port in ["vm", "vm2"] {
             let _ = self.lane.remove(port);
         }
-        for device in ["vd0", "vs0", "vs1"] {
+        for device in ["vd0", "vd1", "vs0", "vs1"] {
             let _ = tool("vdpa", &["dev", "del", device]);
         }
     }
