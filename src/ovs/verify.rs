@@ -1,5 +1,9 @@
 //! Whether Open vSwitch's flows are offloaded, and what stands in the way: one finding after the other.
 
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use schemars::JsonSchema;
@@ -11,6 +15,9 @@ use super::qdisc::{self, Qdisc};
 use super::representor::{self, Representor};
 use super::view::View;
 use crate::error::Error;
+
+/// Type of the kernel's datapath.
+const KERNEL: &str = "system";
 
 /// What was found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -102,6 +109,8 @@ pub(crate) struct Datapath {
     pub flows: u64,
     /// Those that saw a packet.
     pub with_packets: u64,
+    /// Those of them that come in or go out by a VF's representor: others are not for a NIC.
+    pub of_vfs: u64,
     /// Those that a NIC has wholly.
     pub offloaded: u64,
     /// Those of which a NIC has the match alone.
@@ -119,6 +128,8 @@ pub(crate) struct Datapath {
 pub(crate) struct Own {
     /// Names of its NICs' VF representors.
     pub representors: Vec<String>,
+    /// Those of them that are a software NIC's: their switch is nobody else's.
+    pub software: Vec<String>,
     /// Rules that it installed; absent: it mirrors no flows.
     pub rules: Option<u64>,
     /// NICs whose packets Open vSwitch sees nothing of, while ringspan brings flows into them.
@@ -131,15 +142,17 @@ pub(crate) struct Own {
 pub(crate) fn verify(place: &Place, sysfs: &Path, own: &Own) -> Result<Verified, Error> {
     let view = View::read(&mut Database::connect(place)?)?;
     let mut switch = Switch::connect(place)?;
-    let datapaths = datapaths(&mut switch)?;
     let representors = representor::list(sysfs);
+    let vfs: BTreeSet<&str> =
+        representors.iter().map(|one| &one.name).chain(&own.representors).map(String::as_str).collect();
+    let datapaths = datapaths(&mut switch, &vfs)?;
     let mut checks = vec![
-        hw_offload(&view, switch.process, &representors),
+        hw_offload(&view, switch.process, &representors, own),
         offloaded(&view, &datapaths, own),
-        own_rules(own),
+        own_rules(&datapaths, own),
         idle(&view, own),
         owners(owner::open_vswitch(&view, place), own),
-        missing(&view, &representors, own),
+        missing(&view, &vfs),
         interfaces(&view),
     ];
     checks.push(match qdisc::list() {
@@ -162,14 +175,14 @@ impl Check {
     }
 }
 
-fn datapaths(switch: &mut Switch) -> Result<Vec<Datapath>, Error> {
+fn datapaths(switch: &mut Switch, vfs: &BTreeSet<&str>) -> Result<Vec<Datapath>, Error> {
     let names = switch.call("dpctl/dump-dps", &[])?;
     let mut found = Vec::new();
     for name in names.lines().map(str::trim).filter(|name| !name.is_empty()) {
         // One that goes in this moment has no flows any more.
         let seen = switch.dump_flows(name, &[]).and_then(|flows| Ok((flows, switch.call("dpctl/show", &[name])?)));
         match seen {
-            Ok((flows, show)) => found.push(Datapath::count(name, &flows).with_lookups(&show)),
+            Ok((flows, show)) => found.push(Datapath::count(name, &flows, vfs).with_lookups(&show)),
             Err(error) if error.connection_is_good() => {}
             Err(error) => return Err(error.into()),
         }
@@ -178,13 +191,20 @@ fn datapaths(switch: &mut Switch) -> Result<Vec<Datapath>, Error> {
 }
 
 impl Datapath {
-    /// Counts in what `dpctl/dump-flows -m` printed, by words that stand alike in all versions.
-    fn count(name: &str, text: &str) -> Self {
+    /// Counts in what `dpctl/dump-flows -m` printed, by words that stand alike in all versions. Without any VF's representor all flows
+    /// are taken for theirs.
+    fn count(name: &str, text: &str, vfs: &BTreeSet<&str>) -> Self {
         let mut all = Self { name: name.into(), ..Self::default() };
         for line in text.lines() {
             let Some((head, actions)) = line.split_once("actions:") else { continue };
+            let has_packets = !head.contains("packets:0,");
+            let by = head.split_once("in_port(").and_then(|(_, rest)| rest.split([')', '/']).next());
+            let is_of_vf = vfs.is_empty()
+                || by.is_some_and(|port| vfs.contains(port))
+                || actions.split([',', '(', ')']).any(|word| vfs.contains(word.trim_end()));
             all.flows += 1;
-            all.with_packets += u64::from(!head.contains("packets:0,"));
+            all.with_packets += u64::from(has_packets);
+            all.of_vfs += u64::from(has_packets && is_of_vf);
             all.offloaded += u64::from(head.contains("offloaded:yes"));
             all.partial += u64::from(head.contains("offloaded:partial"));
             let tracked = head.contains("ct_state(") && !head.contains("ct_state(0/0)");
@@ -201,11 +221,31 @@ impl Datapath {
     }
 }
 
-fn hw_offload(view: &View, process: Process, representors: &[Representor]) -> Check {
+fn hw_offload(view: &View, process: Process, representors: &[Representor], own: &Own) -> Check {
     let check = |state, message: String| Check::new(Checked::HwOffload, state, message);
     if view.changed_under == Some(process.life()) {
         let message = format!("hw-offload or tc-policy changed since ovs-vswitchd {} started", process.pid);
         return check(State::Failed, message).remedy("restart ovs-vswitchd: ringspan ovs configure --restart");
+    }
+    // Of a NIC whose switch is ringspan's, what else brings rules there is said by `owners`.
+    let others = representors.iter().any(|one| !own.representors.contains(&one.name));
+    if !view.hw_offload && !others && !own.unseen.is_empty() {
+        let nics = own.unseen.join(", ");
+        return check(
+            State::Ok,
+            format!("hw-offload is not set, and must not be: ringspan brings the flows into {nics}"),
+        );
+    }
+    let is_in_kernel = |name: &String| view.port(name).is_some_and(|(bridge, _)| bridge.datapath_type == KERNEL);
+    if let Some(name) = own.software.iter().find(|name| view.hw_offload && is_in_kernel(name)) {
+        return check(
+            State::Warning,
+            format!(
+                "hw-offload is set, and Open vSwitch gives the flows of {name} to TC, of which the kernel's datapath does not tell: \
+                 the software NIC follows the dumps of ovs-vswitchd instead"
+            ),
+        )
+        .remedy("where no other NIC needs it: ringspan ovs configure --hw-offload false --restart");
     }
     match (view.hw_offload, representors.is_empty()) {
         (true, _) => check(State::Ok, format!("hw-offload is set, tc-policy is {}", view.tc_policy)),
@@ -217,7 +257,7 @@ fn hw_offload(view: &View, process: Process, representors: &[Representor]) -> Ch
 
 fn offloaded(view: &View, datapaths: &[Datapath], own: &Own) -> Check {
     let sum = |count: fn(&Datapath) -> u64| datapaths.iter().map(count).sum::<u64>();
-    let (flows, hit) = (sum(|one| one.flows), sum(|one| one.with_packets));
+    let (flows, hit) = (sum(|one| one.flows), sum(|one| one.of_vfs));
     let (whole, partial) = (sum(|one| one.offloaded), sum(|one| one.partial));
     let check = |state, message: String| Check::new(Checked::Offloaded, state, message);
     if whole + partial > 0 {
@@ -225,7 +265,7 @@ fn offloaded(view: &View, datapaths: &[Datapath], own: &Own) -> Check {
         return check(state, format!("{whole} of {flows} flows are offloaded, {partial} partially"));
     }
     if hit == 0 {
-        return check(State::Unknown, format!("no traffic yet: none of {flows} flows saw a packet"))
+        return check(State::Unknown, no_traffic(flows, sum(|one| one.with_packets)))
             .remedy("send traffic between ports, and verify again within 10 s");
     }
     let state = if view.hw_offload && own.rules.is_none() { State::Failed } else { State::Ok };
@@ -237,7 +277,23 @@ fn offloaded(view: &View, datapaths: &[Datapath], own: &Own) -> Check {
     }
 }
 
-fn own_rules(own: &Own) -> Check {
+/// Flows of other ports than VFs' say nothing of whether a NIC works.
+fn no_traffic(flows: u64, others: u64) -> String {
+    match others {
+        0 => format!("no traffic yet: none of {flows} flows saw a packet"),
+        _ => format!(
+            "no traffic yet: of {flows} flows {others} saw packets, and none of those comes from a VF or goes to one"
+        ),
+    }
+}
+
+fn own_rules(datapaths: &[Datapath], own: &Own) -> Check {
+    let hit: u64 = datapaths.iter().map(|one| one.of_vfs).sum();
+    if own.rules == Some(0) && hit > 0 {
+        let message = format!("no rule is installed by ringspan, and {hit} flows of VFs saw packets");
+        return Check::new(Checked::OwnRules, State::Warning, message)
+            .remedy("ringspan flow list --why says of each flow why it stays with Open vSwitch");
+    }
     let message = match own.rules {
         None => "ringspan mirrors no flows here".into(),
         Some(rules) => format!(
@@ -302,10 +358,8 @@ fn owners(owning: Option<Owning>, own: &Own) -> Check {
     .remedy("take offload = \"tc\" for the NIC, or ringspan ovs configure --hw-offload false --restart")
 }
 
-fn missing(view: &View, representors: &[Representor], own: &Own) -> Check {
+fn missing(view: &View, names: &BTreeSet<&str>) -> Check {
     let on_bridge = |name: &str| view.interfaces().any(|(_, _, interface)| interface.name == name);
-    let names: Vec<&str> =
-        representors.iter().map(|one| one.name.as_str()).chain(own.representors.iter().map(String::as_str)).collect();
     let missing: Vec<&str> = names.iter().copied().filter(|name| !on_bridge(name)).collect();
     let check = |state, message: String| Check::new(Checked::Representors, state, message);
     match (names.len(), missing.len()) {
@@ -393,7 +447,7 @@ fn upcalls(datapaths: &[Datapath]) -> Check {
 
 fn judge(view: &View, datapaths: &[Datapath], own: &Own, has_nic: bool) -> (Verdict, String) {
     let sum = |count: fn(&Datapath) -> u64| datapaths.iter().map(count).sum::<u64>();
-    let (flows, hit, offloaded) = (sum(|one| one.flows), sum(|one| one.with_packets), sum(|one| one.offloaded));
+    let (flows, hit, offloaded) = (sum(|one| one.flows), sum(|one| one.of_vfs), sum(|one| one.offloaded));
     let rules = own.rules.unwrap_or(0);
     if offloaded + rules > 0 {
         return (
@@ -405,124 +459,7 @@ fn judge(view: &View, datapaths: &[Datapath], own: &Own, has_nic: bool) -> (Verd
         return (Verdict::Off, "offload is off: hw-offload is not set, and there is no switchdev NIC".into());
     }
     match hit {
-        0 => (Verdict::NoTraffic, format!("no traffic yet: none of {flows} flows saw a packet")),
+        0 => (Verdict::NoTraffic, no_traffic(flows, sum(|one| one.with_packets))),
         _ => (Verdict::NotWorking, format!("offload does not work: {hit} flows carry packets, and none is offloaded")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const HEAD: &str = "ufid:0d7c, recirc_id(0),in_port(p1),eth_type(0x0800)";
-
-    fn count(lines: &[&str]) -> Datapath {
-        Datapath::count("system@ovs-system", &lines.iter().map(|line| format!("{HEAD}{line}\n")).collect::<String>())
-    }
-
-    #[test]
-    fn flows_are_counted_by_what_is_offloaded_and_what_tracks() {
-        let all = count(&[
-            ", packets:10, bytes:600, used:0.1s, offloaded:yes, dp:tc, actions:p2",
-            ", packets:0, bytes:0, used:never, offloaded:partial, dp:ovs, actions:p2",
-            ",ct_state(0/0), packets:100, bytes:1, used:1s, dp:ovs, actions:ct(commit,zone=5),recirc(0x1)",
-            ",ct_state(+est-new/+est+new), packets:1, bytes:1, used:1s, dp:ovs, actions:ct_clear,p2",
-        ]);
-        assert_eq!((all.flows, all.with_packets, all.offloaded, all.partial, all.conntrack), (4, 3, 1, 1, 2));
-        assert_eq!(Datapath::count("x", "flow-dump from the main thread:\n").flows, 0);
-    }
-
-    #[test]
-    fn no_traffic_yet_is_told_from_not_working() {
-        let on = View { hw_offload: true, ..View::default() };
-        let own = Own::default();
-        let idle = [count(&[", packets:0, bytes:0, used:never, dp:ovs, actions:p2"])];
-        let busy = [count(&[", packets:7, bytes:0, used:1s, dp:ovs, actions:p2"])];
-        let good = [count(&[", packets:7, bytes:0, used:1s, offloaded:yes, dp:tc, actions:p2"])];
-        for (datapaths, verdict, state) in [
-            (&[][..], Verdict::NoTraffic, State::Unknown),
-            (&idle, Verdict::NoTraffic, State::Unknown),
-            (&busy, Verdict::NotWorking, State::Failed),
-            (&good, Verdict::Working, State::Ok),
-        ] {
-            assert_eq!(judge(&on, datapaths, &own, true).0, verdict);
-            assert_eq!(offloaded(&on, datapaths, &own).state, state);
-        }
-        assert_eq!(judge(&View::default(), &busy, &own, false).0, Verdict::Off);
-        let ours = Own { rules: Some(3), ..Own::default() };
-        assert_eq!(judge(&View::default(), &busy, &ours, false).0, Verdict::Working);
-    }
-
-    #[test]
-    fn a_broken_interface_of_a_bond_is_removed_by_the_ports_name() {
-        let interface = |name: &str, error: Option<&str>| crate::ovs::view::Interface {
-            name: name.into(),
-            error: error.map(Into::into),
-            ..Default::default()
-        };
-        let interfaces_of = vec![interface("eth0", None), interface("eth1", Some("No such device"))];
-        let port = crate::ovs::view::Port { name: "uplinks".into(), interfaces: interfaces_of, ..Default::default() };
-        let bridge = crate::ovs::view::Bridge { name: "br0".into(), ports: vec![port], ..Default::default() };
-        let told = interfaces(&View { bridges: vec![bridge], ..View::default() });
-        assert!(told.message.contains("eth1 on br0: No such device"), "{told:?}");
-        assert!(told.remedy.as_deref().is_some_and(|remedy| remedy.ends_with("--remove-port uplinks")), "{told:?}");
-    }
-
-    #[test]
-    fn a_switch_that_no_packet_reaches_is_told_from_one_that_lost_some() {
-        let show = |lookups: &str| {
-            count(&[]).with_lookups(&format!("system@ovs-system:\n  lookups: {lookups}\n  flows: 0\n  port 0: x\n"))
-        };
-        assert_eq!((show("hit:7 missed:3 lost:1").missed, show("hit:7 missed:3 lost:1").lost), (3, 1));
-        let state = |lookups| upcalls(&[show("hit:9 missed:9 lost:0"), show(lookups)]).state;
-        assert_eq!(state("hit:0 missed:607 lost:607"), State::Failed);
-        assert_eq!(state("hit:7 missed:3 lost:1"), State::Warning);
-        assert_eq!(state("hit:0 missed:0 lost:0"), State::Ok);
-        assert!(upcalls(&[show("hit:0 missed:6 lost:6")]).message.contains("system@ovs-system: 6 of 6 were lost"));
-    }
-
-    #[test]
-    fn who_removes_idle_flows_and_two_owners_are_said() {
-        let (ovs, ours) = (View::default(), View { max_idle_was: Some("unset 120000".into()), ..View::default() });
-        let own = Own { unseen: vec!["nic1".into()], ..Own::default() };
-        for (view, own, state) in [
-            (&ovs, &Own::default(), State::Ok),
-            (&ours, &own, State::Ok),
-            (&ovs, &own, State::Warning),
-            (&ours, &Own::default(), State::Warning),
-        ] {
-            assert_eq!(idle(view, own).state, state);
-        }
-        assert!(idle(&ours, &own).message.contains("was unset: Open vSwitch does not see what nic1 forwards"));
-        let set = Some(Owning::Set);
-        assert_eq!((owners(set, &Own::default()).state, owners(None, &own).state), (State::Ok, State::Ok));
-        assert_eq!(owners(set, &own).state, State::Failed);
-        assert_eq!(owners(Some(Owning::Unknown), &own).state, State::Unknown);
-        assert!(owners(Some(Owning::UntilRestart), &own).message.contains("until it is restarted"));
-        let ruled = Own { tc_ruled: vec!["rep0".into()], ..own };
-        assert!(owners(None, &ruled).message.contains("rules of TC's for rep0"));
-    }
-
-    #[test]
-    fn conntrack_on_an_old_nic_advises_to_disable_security_groups() {
-        let tracked = [count(&[", packets:7, bytes:0, used:1s, dp:ovs, actions:ct(zone=1),recirc(0x2)"])];
-        let nic = |device| [Representor { name: "rep0".into(), port: "pf0vf0".into(), nic: Some((0x15b3, device)) }];
-        let old = conntrack(&tracked, &nic(0x1017));
-        assert!(old.remedy.unwrap().contains("disable_security_group: true"));
-        assert_eq!(conntrack(&tracked, &nic(0x1021)).remedy, None);
-        assert_eq!(conntrack(&[], &nic(0x1017)).state, State::Ok);
-    }
-
-    #[test]
-    fn what_shapes_a_representor_is_named_and_an_ingress_of_somebody_elses_too() {
-        let rep = [Representor { name: "rep0".into(), port: "pf0vf0".into(), nic: None }];
-        let qdisc = |interface: &str, kind: &str| Qdisc { interface: interface.into(), kind: kind.into() };
-        let found = [qdisc("eth0", "tbf"), qdisc("rep0", "tbf"), qdisc("rep0", "ingress"), qdisc("rep0", "noqueue")];
-        let off = qdiscs(&View::default(), &rep, &Own::default(), &found);
-        assert_eq!(off.state, State::Warning);
-        assert!(off.message.ends_with(": tbf on rep0, ingress on rep0"), "{}", off.message);
-        let on = qdiscs(&View { hw_offload: true, ..View::default() }, &rep, &Own::default(), &found);
-        assert!(on.message.ends_with(": tbf on rep0"), "{}", on.message);
-        assert_eq!(qdiscs(&View::default(), &rep, &Own::default(), &found[..1]).state, State::Ok);
     }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::time::Instant;
 
-use ringspan_protocol::NicPort;
+use ringspan_protocol::{EngineKind, NicPort};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -90,6 +90,7 @@ pub(super) fn own(call: &Call) -> Own {
         ports.map(|(_, representor)| representor.clone()).collect::<Vec<_>>()
     };
     let rules = |nic: &Nic| engine.counters(&nic.name).map_or(0, |rules| rules.len() as u64);
+    let is_software = |nic: &&Nic| nic.capabilities.engine == EngineKind::Eswitch;
     let is_unseen = |nic: &&Nic| !nic.capabilities.refreshes && nic.capabilities.refuses.is_none();
     let unseen: Vec<&Nic> = nics.iter().filter(is_unseen).collect();
     let ports = unseen.iter().flat_map(|nic| nic.ports.iter().map(|(_, name)| name.as_str()));
@@ -97,6 +98,7 @@ pub(super) fn own(call: &Call) -> Own {
         tc_ruled: owner::with_rules(ports),
         unseen: unseen.iter().map(|nic| nic.name.to_string()).collect(),
         representors: nics.iter().flat_map(vfs).collect(),
+        software: nics.iter().filter(is_software).flat_map(vfs).collect(),
         rules: (!nics.is_empty()).then(|| nics.iter().map(rules).sum()),
     }
 }
