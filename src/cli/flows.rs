@@ -29,28 +29,64 @@ pub(super) fn list(mut client: Client, wish: &FlowList) -> Result<(), Failure> {
     if wish.rules {
         return rules(client, wish);
     }
-    let params = filter(&wish.choice, wish.sort, wish.limit);
+    if let Some(kind) = wish.kind {
+        return dump(client, wish, kind);
+    }
+    let params = filter(&wish.choice, wish.sort, wish.limit.unwrap_or(1000));
     let answer = client.call("flow.list", params)?;
     if wish.output.json {
         return print_json(&answer);
     }
     let flows: Flows = serde_json::from_value(answer)?;
-    if let Some(kind) = wish.kind {
-        let mut out = std::io::stdout().lock();
-        for flow in flows.flows.iter().filter(|flow| is_of(flow, kind)) {
-            writeln!(out, "{}", dumped(flow))?;
-        }
-        return Ok(());
-    }
     table(&flows, wish.choice.why).print()?;
-    let mut err = std::io::stderr();
     if flows.total > flows.flows.len() {
-        writeln!(err, "{} more: --limit, or --json", flows.total - flows.flows.len())?;
+        writeln!(std::io::stderr(), "{} more: --limit, or --type all", flows.total - flows.flows.len())?;
     }
-    if let Some(trouble) = flows.trouble {
-        writeln!(err, "as it was: {trouble}")?;
+    say_trouble(&flows)
+}
+
+fn say_trouble(flows: &Flows) -> Result<(), Failure> {
+    if let Some(trouble) = &flows.trouble {
+        writeln!(std::io::stderr(), "as it was: {trouble}")?;
     }
     Ok(())
+}
+
+/// Flows and rules that the daemon is asked for at once: it goes on with its own work in between.
+const PAGE: usize = 4096;
+
+/// Prints flows as `dpctl/dump-flows` does: all that there are, page by page, unless a limit or another order is asked for.
+fn dump(mut client: Client, wish: &FlowList, kind: FlowTypeWord) -> Result<(), Failure> {
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    let in_order = matches!(wish.sort, None | Some(FlowSortWord::Ufid));
+    let mut left = wish.limit.unwrap_or(usize::MAX);
+    let mut after: Option<String> = None;
+    while left > 0 {
+        let mut params = filter(&wish.choice, wish.sort, PAGE);
+        if kind == FlowTypeWord::Offloaded && wish.choice.state.is_none() {
+            params["state"] = json!("offloaded");
+        }
+        if let Some(after) = &after {
+            params["after"] = json!(after);
+        }
+        let flows: Flows = serde_json::from_value(client.call("flow.list", params)?)?;
+        for flow in flows.flows.iter().filter(|flow| is_of(flow, kind)).take(left) {
+            writeln!(out, "{}", dumped(flow))?;
+            left -= 1;
+        }
+        let more = flows.total.saturating_sub(flows.flows.len());
+        after = flows.flows.last().map(|flow| flow.ufid.clone());
+        if more == 0 || after.is_none() {
+            out.flush()?;
+            return say_trouble(&flows);
+        }
+        if !in_order && left > 0 {
+            out.flush()?;
+            writeln!(std::io::stderr(), "{more} more: without --sort all are printed")?;
+            return say_trouble(&flows);
+        }
+    }
+    Ok(out.flush()?)
 }
 
 /// What is shown beside flows: sums, and a heading of the table.
@@ -131,11 +167,25 @@ fn table(flows: &Flows, why: bool) -> Table {
 
 /// What NICs hold, as testpmd would be told it. What has no form there is a comment.
 fn rules(mut client: Client, wish: &FlowList) -> Result<(), Failure> {
-    let answer = client.call("rule.list", json!({ "limit": wish.limit }))?;
+    let mut entries: Vec<Value> = Vec::new();
+    loop {
+        let limit = wish.limit.map_or(PAGE, |limit| PAGE.min(limit.saturating_sub(entries.len())));
+        let mut params = json!({ "limit": limit });
+        if let Some(last) = entries.last() {
+            params["after"] = json!({ "nic": last["nic"], "id": last["rule"]["id"] });
+        }
+        let page: Vec<Value> = serde_json::from_value(client.call("rule.list", params)?)?;
+        let is_last = page.len() < PAGE;
+        entries.extend(page);
+        if is_last {
+            break;
+        }
+    }
+    let answer = Value::from(entries);
     if wish.output.json {
         return print_json(&answer);
     }
-    let mut out = std::io::stdout().lock();
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     let mut nic = None;
     for entry in serde_json::from_value::<Vec<RuleEntry>>(answer)? {
         if nic.as_ref() != Some(&entry.nic) {
@@ -147,7 +197,7 @@ fn rules(mut client: Client, wish: &FlowList) -> Result<(), Failure> {
         }
         nic = Some(entry.nic);
     }
-    Ok(())
+    Ok(out.flush()?)
 }
 
 fn is_of(flow: &FlowView, kind: FlowTypeWord) -> bool {

@@ -439,9 +439,9 @@ pub(super) struct FlowList {
     /// Print the rules that NICs hold, in the syntax of DPDK's testpmd.
     #[arg(long, conflicts_with_all = ["why", "port", "state", "reason", "sort", "kind"])]
     pub rules: bool,
-    /// At most so many, and at most 10000.
-    #[arg(long, default_value_t = 1000, value_name = "N")]
-    pub limit: usize,
+    /// At most so many: 1000 when not given, and at most 10000; with --type and --rules all.
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
     #[command(flatten)]
     pub output: Output,
 }

@@ -87,21 +87,26 @@ impl Lanes {
         }
     }
 
-    /// All pages of a list that is told in the order of ids.
+    /// Some pages of a list that is told in the order of ids: what is behind one, and at most so many.
     fn pages<T>(
         &self,
         nic: &NicName,
-        request: impl Fn(Option<RuleId>) -> Request,
+        (after, limit): (Option<RuleId>, usize),
+        request: impl Fn(Option<RuleId>, u32) -> Request,
         read: impl Fn(Reply) -> Option<Vec<T>>,
         id: impl Fn(&T) -> RuleId,
     ) -> Result<Vec<T>, Error> {
         let mut all = Vec::new();
         loop {
-            let after = all.last().map(&id);
-            let page = read(self.ask(nic, request(after))?).ok_or_else(something_else)?;
-            let last = page.len() < MAX_RULES;
-            // A lane that repeats itself would be asked for ever.
-            if page.first().is_some_and(|first| Some(id(first)) <= after) {
+            let after = all.last().map(&id).or(after);
+            let wanted = MAX_RULES.min(limit - all.len());
+            if wanted == 0 {
+                return Ok(all);
+            }
+            let page = read(self.ask(nic, request(after, wanted as u32))?).ok_or_else(something_else)?;
+            let last = page.len() < wanted;
+            // A lane that repeats itself would be asked for ever; one that tells more than it was asked for is another one.
+            if page.first().is_some_and(|first| Some(id(first)) <= after) || page.len() > wanted {
                 return Err(something_else());
             }
             all.extend(page);
@@ -109,6 +114,16 @@ impl Lanes {
                 return Ok(all);
             }
         }
+    }
+
+    /// Rules that are installed, in the order of their ids: those behind one, and at most so many.
+    pub(crate) fn rules_after(&self, nic: &NicName, after: Option<RuleId>, limit: usize) -> Result<Vec<Rule>, Error> {
+        let request = |after, limit| Request::RuleList { nic: nic.clone(), after, limit };
+        let read = |reply| match reply {
+            Reply::Rules(rules) => Some(rules),
+            _ => None,
+        };
+        self.pages(nic, (after, limit), request, read, |rule| rule.id)
     }
 }
 
@@ -155,20 +170,15 @@ impl Engine for Lanes {
     }
 
     fn rules(&self, nic: &NicName) -> Result<Vec<Rule>, Error> {
-        let request = |after| Request::RuleList { nic: nic.clone(), after, limit: MAX_RULES as u32 };
-        let read = |reply| match reply {
-            Reply::Rules(rules) => Some(rules),
-            _ => None,
-        };
-        self.pages(nic, request, read, |rule| rule.id)
+        self.rules_after(nic, None, usize::MAX)
     }
 
     fn counters(&self, nic: &NicName) -> Result<Vec<RuleCounters>, Error> {
-        let request = |after| Request::RuleCounters { nic: nic.clone(), after, limit: MAX_RULES as u32 };
+        let request = |after, limit| Request::RuleCounters { nic: nic.clone(), after, limit };
         let read = |reply| match reply {
             Reply::RuleCounters(counters) => Some(counters),
             _ => None,
         };
-        self.pages(nic, request, read, |counters| counters.id)
+        self.pages(nic, (None, usize::MAX), request, read, |counters| counters.id)
     }
 }

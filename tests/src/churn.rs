@@ -245,6 +245,14 @@ pub fn run(net: Netns, ovs: Ovs, plan: Plan) -> Result<Seen> {
         Ok((rules as usize >= flows * 99 / 100).then_some(rules))
     })
     .with_context(|| scene.story())?;
+    // All of them are printed, not a first page.
+    for (words, word) in
+        [(["--type", "offloaded"], ", offloaded:yes, dp:ringspan,"), (["--rules", "--limit=100000"], "flow create 0 ")]
+    {
+        let printed = scene.daemon.ok(&[&["flow", "list"], &words[..]].concat())?;
+        let count = printed.lines().filter(|line| line.contains(word)).count();
+        ensure!(count >= flows * 9 / 10, "{words:?}: {count} of {offloaded} are printed");
+    }
     let late = scene.late;
     scene.send((0..3).flat_map(|_| 0..flows))?;
     ensure!(scene.late == late, "{} frames went astray after all was quiet", scene.late - late);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ringspan_protocol::NicName;
+use ringspan_protocol::{NicName, RuleId};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +36,9 @@ pub(crate) struct FlowFilter {
     /// At most so many, and at most 10,000.
     #[serde(default = "most")]
     pub limit: usize,
+    /// Only those whose ufid is greater: in the order of ufids, the last one of the answer before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<RuleId>,
 }
 
 fn most() -> usize {
@@ -126,7 +129,7 @@ pub(crate) struct PathCounters {
 /// Some flows.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Flows {
-    /// All that fit the filter, told or not.
+    /// All that fit the filter, told or not; of those behind `after`.
     pub total: usize,
     /// Why OVS or a NIC could not be asked the last time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -187,7 +190,8 @@ impl Mirror {
     pub(crate) fn list(&self, filter: &FlowFilter, engine: &dyn Engine) -> Flows {
         sample::take(&self.common, engine);
         let shared = lock(&self.common.shared);
-        let views = shared.work.table.flows.iter().filter(|(_, entry)| fits(entry, filter));
+        let is_behind = |ufid: u128| filter.after.is_none_or(|RuleId(after)| ufid > after);
+        let views = shared.work.table.flows.iter().filter(|(ufid, entry)| is_behind(**ufid) && fits(entry, filter));
         let mut chosen: Vec<(u128, &Entry)> = views.map(|(ufid, entry)| (*ufid, entry)).collect();
         let total = chosen.len();
         let of = |entry: &Entry| {

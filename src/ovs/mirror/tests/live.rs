@@ -11,10 +11,29 @@ use ringspan_testkit::ovs::Ovs;
 
 use super::super::report::{FlowFilter, FlowState, Sort};
 use super::super::{Mirror, Settings};
-use super::{Fake, SOON, until};
+use super::{Fake, SOON, told, until};
 use crate::ovs::client::Place;
 
 pub(super) const PACKET: &str = "in_port(1),eth(src=02:00:00:00:00:01,dst=02:00:00:00:00:02),eth_type(0x1234)";
+
+#[test]
+fn flows_are_told_page_by_page_each_once() {
+    let place = Place::new(None);
+    let mirror = Mirror::new(Settings { place, max_flows: 100, grace: SOON, raised: SOON });
+    for ufid in [7, 3, 5, 1, 4] {
+        let told = told(ufid, "nic0_vf0", 0x1000 + ufid as u16, "nic0_vf1");
+        super::super::run::lock(&mirror.common.shared).work.table.put(told, 100);
+    }
+    let (mut after, mut pages) = (None, Vec::new());
+    loop {
+        let flows = mirror.list(&FlowFilter { limit: 2, after, ..FlowFilter::default() }, &Fake::default());
+        let Some(last) = flows.flows.last() else { break };
+        after = Some(last.ufid.parse().unwrap());
+        pages.push((flows.total, flows.flows.iter().map(|flow| flow.ufid.clone()).collect::<Vec<_>>()));
+    }
+    let named = |ufids: &[u128]| ufids.iter().map(|ufid| crate::ovs::flow::Ufid(*ufid).to_string()).collect();
+    assert_eq!(pages, [(5, named(&[1, 3])), (3, named(&[4, 5])), (1, named(&[7]))]);
+}
 
 #[test]
 fn what_ovs_decides_is_in_the_nic_and_follows_what_it_decides_next() -> Result<()> {
