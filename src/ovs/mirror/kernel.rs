@@ -2,6 +2,8 @@
 //!
 //! The kernel does not tell of counters, nor of a datapath that was flushed: so all is dumped again from time to time, which costs ovs-vswitchd
 //! nothing. While a dump is read, changes are passed on: what is told of one by one is newer than the dump.
+//!
+//! With `hw-offload` Open vSwitch gives most flows to TC and not to the datapath: while it does, its own dumps, which have both, are what a software NIC goes by.
 
 use std::collections::HashMap;
 use std::sync::mpsc::SyncSender;
@@ -42,6 +44,8 @@ enum End {
     Error(KernelError),
     /// No port of a NIC is on the datapath any more.
     NoPort,
+    /// Open vSwitch gives its flows to TC, of which the datapath does not tell.
+    WithTc,
 }
 
 impl From<KernelError> for End {
@@ -54,20 +58,27 @@ impl From<KernelError> for End {
 pub(super) fn run(common: &Common, place: &Place, news: &SyncSender<News>) {
     let mut said = false;
     while !lock(&common.shared).ending {
-        if !lock(&common.shared).work.has_nics() {
+        let (has_nics, with_tc) = {
+            let shared = lock(&common.shared);
+            (shared.work.has_nics(), shared.work.is_with_tc())
+        };
+        if !has_nics {
             std::thread::sleep(STEP);
             continue;
         }
-        let (end, begun, failed) = match Kernel::open(place) {
-            Ok(mut kernel) => {
+        let opened = if with_tc { None } else { Some(Kernel::open(place)) };
+        let (end, begun, failed) = match opened {
+            None => (End::WithTc, false, 0),
+            Some(Ok(mut kernel)) => {
                 let end = kernel.run(common, news);
                 (end, kernel.begun, kernel.dumps.failed)
             }
-            Err(error) => (End::Error(error), false, 0),
+            Some(Err(error)) => (End::Error(error), false, 0),
         };
         let phase = match end {
             End::Ending => return,
             End::NoPort => Phase::Idle,
+            End::WithTc => Phase::Off,
             End::Error(error) => {
                 if !std::mem::replace(&mut said, true) {
                     tracing::debug!("the kernel's flows come by way of ovs-vswitchd, if there are any: {error}");
@@ -177,6 +188,9 @@ impl Kernel {
             let mut shared = lock(&common.shared);
             if shared.ending {
                 return Ok(Some(End::Ending));
+            }
+            if shared.work.is_with_tc() {
+                return Ok(Some(End::WithTc));
             }
             std::mem::take(&mut shared.dump_kernel)
         };

@@ -480,6 +480,11 @@ impl Work {
         all.into_iter().for_each(|ufid| self.enqueue(ufid));
     }
 
+    /// How many rules the NIC has.
+    pub(super) fn count_rules(&self, nic: &NicName) -> usize {
+        self.table.flows.values().filter(|entry| entry.state.nic() == Some(nic)).count()
+    }
+
     fn has_rules(&self, nic: &NicName) -> bool {
         self.table.flows.values().any(|entry| entry.state.nic() == Some(nic))
     }
@@ -507,6 +512,11 @@ impl Work {
     /// Whether there is a NIC at all, as of the last look.
     pub(super) fn has_nics(&self) -> bool {
         !self.ports.is_empty()
+    }
+
+    /// Whether flows of software NICs' ports may be with TC, where the kernel's datapath does not tell of them. Other NICs are then Open vSwitch's.
+    pub(super) fn is_with_tc(&self) -> bool {
+        !self.refreshing.is_empty() && matches!(self.hw_offload, Some(Owning::Set | Owning::UntilRestart))
     }
 
     /// Ports of NICs into whose switch others may bring rules, too: all but those of software NICs.

@@ -26,6 +26,10 @@ const CHECKS: &[Check] = &[
     ("software NIC on the kernel's datapath: a change of the kernel's is in the NIC at once", change),
     ("software NIC on the kernel's datapath: a VXLAN tunnel between two NICs", vxlan),
     ("software NIC on the kernel's datapath: flows that change all the time", churn),
+    (
+        "software NIC on the kernel's datapath: ringspan and Open vSwitch are restarted, and flows are given to TC",
+        restarts,
+    ),
 ];
 const DATAPATH: &str = "system@ovs-system";
 /// Of two guests.
@@ -38,7 +42,21 @@ pub fn run(story: &mut fs::File, only: &str) -> Result<u32> {
     let mut done = 0;
     for (name, check) in CHECKS.iter().filter(|(name, _)| name.contains(only)) {
         if done == 0 {
-            tool("modprobe", &["-a", "openvswitch", "tun", "veth", "8021q", "vxlan"])?;
+            tool(
+                "modprobe",
+                &[
+                    "-a",
+                    "openvswitch",
+                    "tun",
+                    "veth",
+                    "8021q",
+                    "vxlan",
+                    "cls_flower",
+                    "sch_ingress",
+                    "act_mirred",
+                    "act_gact",
+                ],
+            )?;
         }
         let start = Instant::now();
         writeln!(story, "--> {name}")?;
@@ -246,6 +264,74 @@ fn vxlan(story: &mut fs::File) -> Result<()> {
     let seen = tunnel::run("vxlan", Datapath::Kernel, 2000)?;
     writeln!(story, "    {seen:?}")?;
     Ok(())
+}
+
+/// Between the two guests, both ways.
+const ACROSS: [&str; 2] = ["in_port=nic0_vf0,actions=output:nic0_vf1", "in_port=nic0_vf1,actions=output:nic0_vf0"];
+
+impl Scene {
+    fn across(&mut self, frames: u64) -> Result<()> {
+        let [first, second] = &mut self.guests[..] else { unreachable!() };
+        let plan = Plan { lengths: Lengths::Between(60, 1400), ..Plan::new(frames, 32).in_any_order() };
+        crossing::run(&mut End::Guest(first), &mut End::Guest(second), Ways::Both, plan).map(drop)
+    }
+
+    /// Sends until both flows are in the NIC, and on from there: nothing is lost, and the kernel sees next to none.
+    fn offloaded(&mut self, what: &str) -> Result<()> {
+        let settled = wait::until(LIMIT, what, || {
+            self.across(20)?;
+            let flows = self.list()?;
+            Ok((flows.len() == 2 && flows.iter().all(|flow| flow["state"] == "offloaded")).then_some(()))
+        });
+        settled.with_context(|| self.story())?;
+        let by_rules = |scene: &Self| -> Result<u64> {
+            Ok(scene.list()?.iter().filter_map(|flow| flow["rule"]["packets"].as_u64()).sum())
+        };
+        let before = by_rules(self)?;
+        self.across(2000)?;
+        let passed = wait::until(LIMIT, "what rules count", || {
+            let passed = by_rules(self)?.saturating_sub(before);
+            Ok((passed >= 4000 * 99 / 100).then_some(passed))
+        });
+        passed.map(drop).with_context(|| format!("{what}: {}", self.story()))
+    }
+}
+
+fn restarts(story: &mut fs::File) -> Result<()> {
+    let mut scene = Scene::new("soft-restart", 2)?;
+    scene.flows(&ACROSS)?;
+    scene.offloaded("both flows in the NIC")?;
+    scene.daemon.kill()?;
+    scene.across(500)?;
+    scene.daemon.start_again()?;
+    scene.offloaded("both flows in the NIC after a restart of ringspan")?;
+
+    // The kernel goes on without ovs-vswitchd, and so do frames, without the NIC's rules.
+    scene.ovs.stop_switch();
+    let rules = |scene: &Scene| -> Result<u64> {
+        let nic = scene.daemon.call("nic.show", json!({ "name": "nic0" }))?;
+        ringspan_testkit::daemon::find(&nic, "rules").and_then(Value::as_u64).context("rules")
+    };
+    wait::until(LIMIT, "no rule in the NIC", || Ok((rules(&scene)? == 0).then_some(())))?;
+    scene.across(500)?;
+    scene.ovs.start_switch()?;
+    scene.ovs.ofctl("br0", "del-flows", &[])?;
+    scene.flows(&ACROSS)?;
+    scene.offloaded("both flows in the NIC after a restart of Open vSwitch")?;
+
+    // With hw-offload Open vSwitch gives them to TC: the kernel's datapath does not tell of them, its dumps do.
+    scene.ovs.vsctl(&["set", "Open_vSwitch", ".", "other_config:hw-offload=true"])?;
+    scene.ovs.stop_switch();
+    scene.ovs.start_switch()?;
+    scene.ovs.ofctl("br0", "del-flows", &[])?;
+    scene.flows(&ACROSS)?;
+    scene.offloaded("both flows in the NIC while they are with TC")?;
+    let dump = scene.ovs.appctl(&["dpctl/dump-flows", "-m", "--names", DATAPATH])?;
+    ensure!(dump.lines().filter(|line| line.contains("dp:tc") && line.contains("88b5")).count() == 2, "{dump}");
+    let verified = scene.daemon.ok(&["ovs", "verify"])?;
+    ensure!(verified.contains("follows the dumps of ovs-vswitchd instead"), "{verified}");
+    writeln!(story, "    {}", verified.lines().next().unwrap_or_default())?;
+    scene.daemon.adds_up("nic0")
 }
 
 fn churn(story: &mut fs::File) -> Result<()> {
