@@ -155,7 +155,8 @@ impl FakeLane {
                 }
                 None => Reply::Failed(Failure::new(FailureKind::NotFound, format!("no NIC {name}"))),
             },
-            Request::MeterSet { .. }
+            Request::NicRefresh { .. }
+            | Request::MeterSet { .. }
             | Request::MeterRemove { .. }
             | Request::RuleInstall { .. }
             | Request::RuleValidate { .. }

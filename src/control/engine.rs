@@ -155,6 +155,14 @@ impl Engine for Lanes {
         }
     }
 
+    fn set_refresh(&self, nic: &NicName, every: Duration) -> Result<(), Error> {
+        let ms = every.as_millis().try_into().unwrap_or(u32::MAX);
+        match self.ask(nic, Request::NicRefresh { nic: nic.clone(), ms })? {
+            Reply::Done => Ok(()),
+            _ => Err(something_else()),
+        }
+    }
+
     fn install(&self, nic: &NicName, rules: &[Rule]) -> Result<Vec<RuleResult>, Error> {
         self.told(nic, rules.len(), Request::RuleInstall { nic: nic.clone(), rules: rules.to_vec() })
     }

@@ -89,6 +89,13 @@ pub enum Request {
         /// All of the VF's settings.
         settings: VfSettings,
     },
+    /// How often a rule in use sends a frame to its representor, where nothing else is said every 4 s.
+    NicRefresh {
+        /// The NIC.
+        nic: NicName,
+        /// Milliseconds, 100 to 4000.
+        ms: u32,
+    },
     /// Makes meters of a NIC, or gives them other limits, while frames flow. At most [`MAX_RULES`].
     MeterSet {
         /// The NIC.
@@ -201,7 +208,7 @@ pub enum Reply {
     Hello(LaneInfo),
     /// To [`Request::PortAdd`] and [`Request::PortSet`].
     Port(Box<PortStatus>),
-    /// To [`Request::PortRemove`], [`Request::Shutdown`] and requests about meters.
+    /// To [`Request::PortRemove`], [`Request::Shutdown`], [`Request::NicRefresh`] and requests about meters.
     Done,
     /// To [`Request::PortList`], sorted by name.
     Ports(Vec<PortStatus>),

@@ -18,7 +18,7 @@ use super::kept::Rules;
 use super::key::{ALWAYS, Key};
 use super::meters::Live;
 use super::slow::{SlowCounters, SlowPath, SlowPort};
-use super::switch::{Installed, Side, Switch, SwitchPort};
+use super::switch::{Installed, REFRESH, SHORTEST_REFRESH, Side, Switch, SwitchPort};
 use super::tap::Tap;
 use crate::nic::{Bell, Device, DeviceConfig, Member, SoftNic, soft_pool, way};
 use crate::relay::Load;
@@ -213,6 +213,19 @@ impl Nic {
         drop(old);
         self.spec = spec;
         Ok(())
+    }
+
+    /// How often a rule in use sends a frame to its representor, in milliseconds.
+    ///
+    /// # Errors
+    /// A time that cannot be. The lane is stopping.
+    pub fn set_refresh(&mut self, ms: u32) -> Result<(), Failure> {
+        if !(SHORTEST_REFRESH..=REFRESH).contains(&ms) {
+            let what =
+                format!("NIC {}: a refresh each {ms} ms: {SHORTEST_REFRESH} to {REFRESH} is possible", self.spec.name);
+            return Err(Failure::new(FailureKind::Invalid, what));
+        }
+        self.ask(move |switch| switch.refresh_every = ms)
     }
 
     /// Makes meters, or gives them other limits. One that is as it was has not forgotten what it let pass.

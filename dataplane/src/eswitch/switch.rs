@@ -16,9 +16,11 @@ use crate::nic::{Bell, Burst, Pool, QueuePair, SoftNic, VfLink, WayIn, WayOut};
 use crate::relay::Load;
 use crate::worker::{Watch, millis, ticks, ticks_in};
 
-/// How often a rule in use sends a frame to the representor, in milliseconds. OVS looks at its flows at least that often before it forgets them
-/// (`max-idle`, 10 s), and is told to within 5 s.
-const REFRESH: u32 = 4000;
+/// How often a rule in use sends a frame to the representor, in milliseconds, unless more often is asked for. OVS looks at its flows at least that
+/// often before it forgets them (`max-idle`, 10 s), and is told to within 5 s.
+pub const REFRESH: u32 = 4000;
+/// The shortest time that may be asked for, in milliseconds.
+pub const SHORTEST_REFRESH: u32 = 100;
 /// Room in the ring to a representor that is kept for those frames: misses do not take it.
 const KEPT_FOR_REFRESH: usize = 64;
 /// Frames that wait for all VFs together, but for what one round adds: a half of the smallest pool of an uplink or of a port, so that those which are slow
@@ -68,10 +70,10 @@ impl Installed {
         counters.hits += 1;
     }
 
-    /// Whether the representor is to get a frame by now.
+    /// Whether the representor is to get a frame by now, where it gets one in so many milliseconds.
     #[inline]
-    pub(super) fn is_due(&self, now: u32) -> bool {
-        now.wrapping_sub(self.shown) >= REFRESH && self.program.refreshes()
+    pub(super) fn is_due(&self, now: u32, every: u32) -> bool {
+        now.wrapping_sub(self.shown) >= every && self.program.refreshes()
     }
 
     /// It gets one.
@@ -117,6 +119,8 @@ pub struct Switch {
     pub rules: Classifier<Installed>,
     /// Rules among them that match a tunnel.
     pub tunnels: usize,
+    /// In how many milliseconds a rule in use sends a frame to its representor.
+    pub refresh_every: u32,
     /// Meters that rules name.
     pub meters: Meters,
     /// What decides instead of rules in legacy mode.
@@ -275,6 +279,7 @@ impl Switch {
             seen: 0,
             rules,
             tunnels: 0,
+            refresh_every: REFRESH,
             meters: Meters::default(),
             bridge,
             ports,
@@ -341,7 +346,7 @@ impl Switch {
     /// A burst from a port: keys, rules, and where each frame goes. What would be too much for one turn waits for the next.
     #[inline]
     fn forward(&mut self, from: usize) -> usize {
-        let Self { ports, rules, meters, bridge, work, outside, segments, .. } = self;
+        let Self { ports, rules, refresh_every, meters, bridge, work, outside, segments, .. } = self;
         let Work { burst, keys, places, found, inner, .. } = &mut **work;
         let count = ports[from].receive(burst);
         if count == 0 {
@@ -359,7 +364,7 @@ impl Switch {
                 work.look_into_tunnels(rules, count);
             }
         }
-        let mut turn = Turn::new(ports, work, outside, meters, (from, marked));
+        let mut turn = Turn::new(ports, work, outside, meters, (from, marked, *refresh_every));
         let mut done = 0;
         match bridge {
             None => {

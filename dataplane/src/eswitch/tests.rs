@@ -6,10 +6,12 @@ use proptest::prelude::*;
 use ringspan_protocol::{Action, Field, FieldMatch, Match, NicPort, Rule, RuleId, TunnelKind, TunnelPush};
 use ringspan_testkit::packet::{Packet, sum};
 
+mod arp_icmp;
+
 use super::actions::{Edit, MOST_HEADERS, Program};
 use super::checksum::sctp;
 use super::key::{Key, Network, Places};
-use super::switch::Installed;
+use super::switch::{Installed, REFRESH};
 use crate::worker::millis;
 
 /// A frame with room before it.
@@ -236,22 +238,6 @@ fn every_field_that_is_set_has_its_new_value_and_all_checksums_are_right() {
                 }
                 assert_eq!(after[packet.header_len()..], frame[packet.header_len()..], "{field}: payload");
             }
-        }
-    }
-}
-
-#[test]
-fn icmp_keeps_its_checksum_and_its_addresses_count_for_ipv6_only() {
-    for ipv6 in [false, true] {
-        let (kind, proto) = if ipv6 { ("eth_type=0x86dd", "ip_proto=58") } else { ("eth_type=0x800", "ip_proto=1") };
-        let address = if ipv6 { "ipv6_dst=fd00::9" } else { "ipv4_dst=10.9.9.9" };
-        let frame = icmp(ipv6);
-        assert_eq!(icmp_sum(&frame, ipv6), 0xffff);
-        for action in [set(address), set("icmp_type=129"), set("icmp_code=7"), Action::DecTtl] {
-            let after = one(&rule(&[kind, proto], vec![action.clone(), out()]), &frame);
-            assert_eq!(icmp_sum(&after, ipv6), 0xffff, "{action:?}");
-            assert!(ipv6 || sum(&after[14..34]) == 0xffff, "{action:?}");
-            assert_ne!(after, frame);
         }
     }
 }
@@ -612,18 +598,20 @@ fn a_rule_that_is_installed_again_goes_on_and_begins_to_refresh_only_if_it_says_
     old.packets = 7;
     let now = millis();
     // Not at once, for all rules of a flood, but within the time.
-    assert!(!old.is_due(now) && old.is_due(now.wrapping_add(4000)));
+    assert!(!old.is_due(now, REFRESH) && old.is_due(now.wrapping_add(4000), REFRESH));
     for refresh in [true, false] {
         let mut new = Installed::new(program(refresh), 0);
-        assert!(!new.is_due(now.wrapping_add(2001)));
+        assert!(!new.is_due(now.wrapping_add(2001), REFRESH));
         new.go_on(&old);
         // When the old one would have.
-        let due = [1000, 4000, 60_000].map(|later| new.is_due(now.wrapping_add(later)));
+        let due = [1000, 4000, 60_000].map(|later| new.is_due(now.wrapping_add(later), REFRESH));
         assert_eq!((new.packets, due), (7, [false, refresh, refresh]));
+        // Where it is to be often, soon.
+        assert_eq!(new.is_due(now.wrapping_add(1000), 200), refresh);
     }
     // One that is overdue stays so.
     old.refreshed(now.wrapping_sub(60_000));
     let mut new = Installed::new(program(true), 0);
     new.go_on(&old);
-    assert!(new.is_due(millis()));
+    assert!(new.is_due(millis(), REFRESH));
 }

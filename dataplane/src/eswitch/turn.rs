@@ -94,6 +94,8 @@ pub(super) struct Turn<'a> {
     from: usize,
     /// In milliseconds, by [`millis`].
     now: u32,
+    /// In how many milliseconds a rule sends a frame to the representor.
+    refresh_every: u32,
     /// Something is left to be done to some of the frames.
     marked: bool,
     /// Frames that left the burst. The next one is the burst's first.
@@ -109,9 +111,9 @@ impl<'a> Turn<'a> {
         work: &'a mut Work,
         outside: &'a Outside,
         meters: &'a mut Meters,
-        (from, marked): (usize, bool),
+        (from, marked, refresh_every): (usize, bool, u32),
     ) -> Self {
-        Self { ports, work, outside, meters, from, now: millis(), marked, dealt: 0, cut: 0 }
+        Self { ports, work, outside, meters, from, now: millis(), refresh_every, marked, dealt: 0, cut: 0 }
     }
 
     /// Whether another frame may be looked at.
@@ -141,7 +143,7 @@ impl<'a> Turn<'a> {
             }
             Some(rule) => {
                 rule.last = self.now;
-                if rule.is_due(self.now) && self.ports[from].may_refresh() {
+                if rule.is_due(self.now, self.refresh_every) && self.ports[from].may_refresh() {
                     rule.refreshed(self.now);
                     self.leave_to_slow_path(segments, at, REFRESH)
                 } else {

@@ -49,6 +49,17 @@ impl AnyNic {
         }
     }
 
+    /// How often a rule in use sends a frame to its representor, in milliseconds.
+    pub(super) fn set_refresh(&mut self, ms: u32) -> Result<(), Failure> {
+        match self {
+            Self::Soft(nic) => nic.set_refresh(ms),
+            Self::Pci(nic) => {
+                let message = format!("NIC {}: it cannot send frames of its rules to representors", nic.spec().name);
+                Err(Failure::new(FailureKind::Unsupported, message))
+            }
+        }
+    }
+
     /// Meters of a NIC of its own are not made: there only nothing can be asked for.
     pub(super) fn set_meters(&mut self, meters: &[MeterSpec]) -> Result<(), Failure> {
         match self {

@@ -112,6 +112,7 @@ impl Lane {
             | Request::NicRemove { .. }
             | Request::NicList
             | Request::NicSetVf { .. }
+            | Request::NicRefresh { .. }
             | Request::MeterSet { .. }
             | Request::MeterRemove { .. }
             | Request::RuleInstall { .. }

@@ -30,6 +30,7 @@ impl Lane {
                 self.with_nic(&name, |nic| nic.set_vf(settings).and_then(|()| nic.status()))
                     .map(|status| Reply::Nic(Box::new(status)))
             }
+            Request::NicRefresh { nic, ms } => self.with_nic(&nic, |nic| nic.set_refresh(ms)).map(|()| Reply::Done),
             Request::MeterSet { nic, meters } => {
                 bounded(meters.len())?;
                 self.with_nic(&nic, |nic| nic.set_meters(&meters)).map(|()| Reply::Done)

@@ -1,5 +1,7 @@
 //! Who has the rules: the switches of NICs, behind one trait.
 
+use std::time::Duration;
+
 use ringspan_protocol::rule::{Rule, RuleCounters, RuleId, RuleResult};
 use ringspan_protocol::{Capabilities, MeterSpec, NicName, NicPort};
 
@@ -27,6 +29,9 @@ pub(crate) trait Engine: Send + Sync {
 
     /// Makes meters, or gives them other limits; one that is as it was is left alone.
     fn set_meters(&self, nic: &NicName, meters: &[MeterSpec]) -> Result<(), Error>;
+
+    /// How often each rule in use shows OVS a packet, of an engine that does that by itself (`refreshes`).
+    fn set_refresh(&self, nic: &NicName, every: Duration) -> Result<(), Error>;
 
     /// Installs rules, or replaces those of the same ids; the result of each. An error: nothing is known of any.
     fn install(&self, nic: &NicName, rules: &[Rule]) -> Result<Vec<RuleResult>, Error>;

@@ -1,6 +1,6 @@
 //! Open vSwitch keeps what is used, and forgets what is idle, although a NIC forwards packets of which it sees none.
 //!
-//! A software NIC sends one packet of each active rule to OVS. An engine of another NIC cannot do that (`refreshes` of
+//! A software NIC sends one packet of each active rule to OVS, as often as OpenFlow's idle timeouts need it. An engine of another NIC cannot do that (`refreshes` of
 //! [`ringspan_protocol::Capabilities`]). Then `other_config:max-idle` is raised ([`max_idle`]), and by the NIC's word of each rule's last packet
 //! - a rule that is idle for the user's time is taken out, and installed again when OVS sees a packet of its flow;
 //! - a rule that is in use is taken out for a moment when OVS saw nothing of its flow for half the raised time, or for a third of the shortest idle
@@ -9,9 +9,12 @@
 //! The flows themselves are OVS's to remove: one that is deleted in its datapath by somebody else is not put there again by versions before
 //! 3.4, which go on believing that it is there (decision 0022).
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use super::engine::Engine;
+use ringspan_protocol::NicName;
+
+use super::engine::{Engine, Nic};
 use super::run::{Common, Settings, lock};
 use super::table::{Entry, Paused, State, seconds};
 use super::work::Work;
@@ -24,6 +27,11 @@ const EVERY: Duration = Duration::from_millis(500);
 const RETRY: Duration = Duration::from_secs(5);
 /// Longest wait for the database server.
 const DATABASE: Duration = Duration::from_secs(1);
+/// How often a software NIC's rule in use shows OVS a packet: where no idle timeout asks for more, and at most.
+const SHOWN: Duration = Duration::from_secs(4);
+const SHOWN_AT_MOST: Duration = Duration::from_millis(300);
+/// Packets a second that a NIC's rules together may send to OVS for that: its slow path has other things to do.
+const SHOWN_A_SECOND: usize = 2000;
 /// Most rules that are taken out at once, of those in use: their packets go through OVS meanwhile.
 const AT_ONCE: usize = 200;
 
@@ -33,9 +41,12 @@ pub(super) fn run(common: &Common, settings: &Settings, engine: &dyn Engine) {
     // From when on no NIC needs it; one that is busy or restarted is not there for a moment.
     let mut unneeded = Some(Instant::now());
     let mut is_restored = false;
+    let mut told = HashMap::new();
     while !lock(&common.shared).ending {
         let owned = lock(&common.shared).work.hw_offload.is_some();
-        let needs = engine.nics().iter().any(|nic| {
+        let nics = engine.nics();
+        refresh(common, engine, &nics, &mut told);
+        let needs = nics.iter().any(|nic| {
             let can = &nic.capabilities;
             !can.refreshes && can.refuses.is_none() && !owned
         });
@@ -59,6 +70,34 @@ pub(super) fn run(common: &Common, settings: &Settings, engine: &dyn Engine) {
         }
         common.sleep(pause);
     }
+}
+
+/// Tells software NICs how often their rules are to show OVS a packet. `told` is what each was last told, and in which life.
+fn refresh(common: &Common, engine: &dyn Engine, nics: &[Nic], told: &mut HashMap<NicName, (u64, Duration)>) {
+    told.retain(|name, _| nics.iter().any(|nic| nic.name == *name));
+    for nic in nics.iter().filter(|nic| nic.capabilities.refreshes) {
+        let every = {
+            let shared = lock(&common.shared);
+            let shortest = shared.work.shortest_idle;
+            shortest.map_or(SHOWN, |shortest| shown(shortest, shared.work.count_rules(&nic.name)))
+        };
+        let is = (nic.life, every);
+        if told.get(&nic.name) == Some(&is) {
+            continue;
+        }
+        match engine.set_refresh(&nic.name, every) {
+            Ok(()) => drop(told.insert(nic.name.clone(), is)),
+            Err(error) => tracing::debug!(nic = %nic.name, "how often its rules show packets: {error}"),
+        }
+    }
+}
+
+/// How often each of so many rules shows OVS a packet, so that flows of OpenFlow's with this idle timeout stay while they are used: three times in it, as
+/// far as OVS takes so many packets.
+fn shown(shortest: Duration, rules: usize) -> Duration {
+    // In steps, so that not every rule that comes or goes is another time.
+    let least = Duration::from_millis(100) * (rules * 10 / SHOWN_A_SECOND).try_into().unwrap_or(u32::MAX);
+    Duration::from_millis(shortest.as_millis() as u64 / 3).max(least).clamp(SHOWN_AT_MOST, SHOWN)
 }
 
 fn look(
@@ -168,6 +207,21 @@ mod tests {
             assert_eq!(unseen(seconds(120), shortest.map(seconds)), seconds(often), "{shortest:?}");
         }
         assert_eq!(unseen(seconds(120), Some(seconds(1))), EVERY);
+    }
+
+    #[test]
+    fn rules_show_their_packets_three_times_in_a_timeout_unless_there_are_too_many() {
+        let ms = Duration::from_millis;
+        for (shortest, rules, every) in [
+            (30_000, 0, 4000),
+            (6000, 10, 2000),
+            (1000, 10, 333),
+            (1000, 1000, 500),
+            (3000, 100_000, 4000),
+            (500, 0, 300),
+        ] {
+            assert_eq!(shown(ms(shortest), rules), ms(every), "{shortest} {rules}");
+        }
     }
 
     #[test]

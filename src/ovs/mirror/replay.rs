@@ -1,5 +1,7 @@
 //! The way of a change from the kernel to an engine, for messages that were recorded: what the benchmark measures.
 
+use std::time::Duration;
+
 use ringspan_protocol::rule::{Rule, RuleCounters, RuleId, RuleResult};
 use ringspan_protocol::{Capabilities, MeterSpec, NicName, NicPort};
 
@@ -75,6 +77,10 @@ impl Engine for Taker {
     }
 
     fn set_meters(&self, _: &NicName, _: &[MeterSpec]) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn set_refresh(&self, _: &NicName, _: Duration) -> Result<(), Error> {
         Ok(())
     }
 

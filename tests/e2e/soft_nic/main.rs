@@ -226,6 +226,25 @@ fn a_rule_in_use_sends_a_frame_to_the_representor_now_and_then_and_copies_none()
         scene.guests[1].rx[0].receive(64, |_| across += 1);
         refreshed += u64::from(slow.receive(&mut bytes)?.is_some());
     }
+    // Where somebody asks for it, more often.
+    let often = |ms| ringspan_protocol::Request::NicRefresh { nic: "nic0".parse().expect("a name"), ms };
+    ensure!(scene.lane.client()?.ask(often(5)).is_err() && scene.lane.client()?.ask(often(60_000)).is_err());
+    scene.lane.client()?.ask(often(200))?;
+    let (since, before) = (Instant::now(), refreshed);
+    while refreshed - before < 5 {
+        ensure!(since.elapsed() < Duration::from_secs(15), "{} frames came to the representor", refreshed - before);
+        send(&mut scene.guests[0], &frame, &NetHeader::default())?;
+        sent += 1;
+        scene.guests[1].rx[0].receive(64, |_| across += 1);
+        refreshed += u64::from(slow.receive(&mut bytes)?.is_some());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let last = Instant::now();
+    while across + refreshed < sent {
+        ensure!(last.elapsed() < Duration::from_secs(20), "{sent} sent, {across} across, {refreshed} refreshed");
+        scene.guests[1].rx[0].receive(64, |_| across += 1);
+        refreshed += u64::from(slow.receive(&mut bytes)?.is_some());
+    }
     let counted = scene.counters()?[0].packets;
     ensure!(counted == across && across + refreshed == sent, "{counted} {across} {refreshed} {sent}");
     scene.adds_up()

@@ -116,3 +116,25 @@ fn dead_flows_of_such_a_nic_go_while_others_come_and_do_not_pile_up() -> Result<
     thread.join().expect("the mirror ends");
     Ok(())
 }
+
+#[test]
+fn where_openflow_has_short_timeouts_rules_show_their_packets_often() -> Result<()> {
+    needs!(Ovs);
+    let ovs = scene()?;
+    let fake = Fake::default();
+    let mirror = mirror_of(&ovs);
+    let thread = mirror.start(fake.clone()).expect("a thread");
+    let every = |wanted: Duration| until("a time", || (fake.told().refresh == Some(wanted)).then_some(()));
+    every(Duration::from_secs(4));
+    ovs.ofctl("br0", "add-flow", &["in_port=3,idle_timeout=3,actions=output:2"])?;
+    every(Duration::from_secs(1));
+    // Another life of it has not been told.
+    fake.told().refresh = None;
+    fake.told().life += 1;
+    every(Duration::from_secs(1));
+    ovs.ofctl("br0", "del-flows", &["in_port=3"])?;
+    every(Duration::from_secs(4));
+    mirror.end();
+    thread.join().expect("the mirror ends");
+    Ok(())
+}

@@ -42,6 +42,8 @@ struct Told {
     names: BTreeMap<NicPort, String>,
     capabilities: Capabilities,
     meters: BTreeMap<u32, MeterSpec>,
+    /// How often each rule shows OVS a packet.
+    refresh: Option<Duration>,
     /// How long ago each rule's last packet was.
     idle_ms: u64,
     /// It was asked to take rules while it did not answer.
@@ -79,6 +81,11 @@ impl Engine for Fake {
 
     fn set_meters(&self, _: &NicName, meters: &[MeterSpec]) -> Result<(), Error> {
         self.up()?.meters.extend(meters.iter().map(|meter| (meter.id, *meter)));
+        Ok(())
+    }
+
+    fn set_refresh(&self, _: &NicName, every: Duration) -> Result<(), Error> {
+        self.up()?.refresh = Some(every);
         Ok(())
     }
 
