@@ -77,6 +77,31 @@ struct Now {
     closed: bool,
 }
 
+/// What a change that cannot be leaves as it was.
+struct Kept {
+    reason: Option<String>,
+    retry: bool,
+    guest_refused: bool,
+    refused: Option<(u64, u16)>,
+    /// A port that is down for its guest's sake has no device that went away: none is to be waited for.
+    lost: bool,
+    again: (Instant, Duration),
+    allowed: u64,
+}
+
+impl Kept {
+    fn of(now: &Now) -> Self {
+        let Now { retry, guest_refused, refused, lost, again, allowed, .. } = *now;
+        Self { reason: now.reason.clone(), retry, guest_refused, refused, lost, again, allowed }
+    }
+
+    fn restore(self, now: &mut Now) {
+        let Self { reason, retry, guest_refused, refused, lost, again, allowed } = self;
+        (now.reason, now.retry, now.guest_refused, now.refused) = (reason, retry, guest_refused, refused);
+        (now.lost, now.again, now.allowed) = (lost, again, allowed);
+    }
+}
+
 enum Way {
     Relay(Box<dyn Relays>),
     Vdpa(Box<Handover>),
@@ -308,7 +333,7 @@ impl Backing {
                 }
             }
         };
-        let kept = (now.reason.clone(), now.retry, now.guest_refused, now.refused, now.allowed);
+        let kept = Kept::of(now);
         if mode == Mode::Relay {
             (now.retry, now.allowed) = (false, u64::MAX);
             if let Way::Relay(_) = now.way {
@@ -324,7 +349,7 @@ impl Backing {
         let ready = match self.prepare(now, to).transpose() {
             Ok(ready) => ready,
             Err(failure) => {
-                (now.reason, now.retry, now.guest_refused, now.refused, now.allowed) = kept;
+                kept.restore(now);
                 now.spec = before.clone();
                 return Err(failure);
             }
@@ -346,8 +371,7 @@ impl Backing {
         }
         let mut why = now.reason.clone().unwrap_or_else(|| "nobody took the device".into());
         now.spec = before.clone();
-        let (reason, ..) = &kept;
-        now.reason.clone_from(reason);
+        now.reason.clone_from(&kept.reason);
         match was {
             _ if now.mode() == was => {}
             ModeStatus::Relay => self.switch(now, Mode::Relay),
@@ -357,7 +381,7 @@ impl Backing {
         if now.mode() == was {
             // Who asked is told why, and for all others it is as before.
             now.events.truncate(told);
-            (now.reason, now.retry, now.guest_refused, now.refused, now.allowed) = kept;
+            kept.restore(now);
         } else {
             let (mode, then) = (now.mode(), now.reason.as_deref().unwrap_or("no more is known"));
             why = format!("{why}; and it could not be put back, the port's mode is {mode:?} now: {then}");

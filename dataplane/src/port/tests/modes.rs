@@ -87,6 +87,31 @@ fn a_port_that_is_down_is_relayed_when_that_is_asked_for() {
 }
 
 #[test]
+fn a_port_that_is_down_for_its_guests_sake_is_as_it_was_after_a_change_that_cannot_be() {
+    for mode in [Mode::Relay, Mode::Auto] {
+        let (scene, folder) = (Scene::new(), tempfile::tempdir().unwrap());
+        let vdpa = spec(folder.path(), Mode::Vdpa);
+        let backing = Backing::open(Box::new(scene.clone()), &vdpa).unwrap();
+        connect(&backing, 0);
+        assert_eq!(start(&backing), 0, "without VERSION_1");
+        let was = backing.mode();
+        assert_eq!(was.0, ModeStatus::Down);
+        backing.take_events();
+        for node in [false, true] {
+            (scene.world().node_fails, scene.world().relays_fail) = (node, true);
+            backing.set(&PortSpec { mode, ..vdpa.clone() }).unwrap_err();
+            assert_eq!((backing.take_events(), backing.mode()), (vec![], was.clone()), "{mode:?}");
+        }
+        // Nothing went, so that nothing is waited for, and nothing returns.
+        (scene.world().node_fails, scene.world().relays_fail) = (false, false);
+        backing.set(&PortSpec { mode, ..vdpa }).unwrap();
+        assert_eq!(has(&backing), (ModeStatus::Relay, 1), "{mode:?}");
+        let events = backing.take_events();
+        assert!(matches!(events[..], [LaneEventKind::ModeChanged { mode: ModeStatus::Relay, .. }]), "{events:?}");
+    }
+}
+
+#[test]
 fn a_guest_in_circles_does_not_open_a_device_that_has_just_refused_the_same() {
     let (scene, folder) = (Scene::new(), tempfile::tempdir().unwrap());
     let backing = Backing::open(Box::new(scene.clone()), &spec(folder.path(), Mode::Vdpa)).unwrap();
