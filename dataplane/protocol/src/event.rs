@@ -82,7 +82,7 @@ pub enum LaneEventKind {
     },
     /// The device is gone from the bus; of a vDPA device also that the port cannot take it at the moment (`mode-changed` says why).
     DeviceRemoved,
-    /// A vDPA device that was gone is back, and the port has it.
+    /// A vDPA device that was gone is back: the port has it, or would but for what its guest asks of it (`mode-changed` says which).
     DeviceReturned,
     /// Somebody else moves the port's packets.
     ModeChanged {

@@ -136,3 +136,27 @@ fn a_device_that_is_back_when_the_guests_driver_starts_is_told_as_returned() {
     let returned = backing.take_events().into_iter().filter(|event| *event == LaneEventKind::DeviceReturned).count();
     assert_eq!(returned, 1);
 }
+
+#[test]
+fn a_device_that_is_back_and_does_not_suit_the_guest_is_told_as_returned_and_why_nobody_has_it() {
+    let (scene, folder) = (Scene::new(), tempfile::tempdir().unwrap());
+    let backing = running(&scene, &spec(folder.path(), Mode::Vdpa));
+    scene.device.lock().gone = true;
+    backing.attend();
+    (scene.device.lock().gone, scene.device.lock().refuses_below) = (false, LANE);
+    backing.take_events();
+    backing.attend();
+    let events = backing.take_events();
+    assert!(
+        matches!(&events[..], [
+            LaneEventKind::DeviceReturned,
+            LaneEventKind::ModeChanged { mode: ModeStatus::Down, reason: Some(why), .. },
+        ] if why.contains("cannot be pinned")),
+        "{events:?}"
+    );
+    assert!(backing.look().is_some_and(|look| !look.up && !look.due), "it is not looked for");
+    // Gone again, which is told again.
+    std::fs::remove_file(folder.path().join("node")).unwrap();
+    backing.attend();
+    assert_eq!(backing.take_events()[0], LaneEventKind::DeviceRemoved);
+}
