@@ -110,7 +110,7 @@ impl Eal {
     /// Starts DPDK: no device is probed, no file is left anywhere, and the calling thread keeps its CPUs.
     ///
     /// The calling thread no longer takes real-time signals, nor do threads that it starts from now on: net_tap asks the
-    /// kernel for one with each frame, and would interrupt system calls with it. DPDK's own thread takes them, or a worker.
+    /// kernel for one with each frame, and would interrupt system calls with it. A thread of its own takes them, or the only worker.
     /// So this is best called by a program's first thread, before it starts others.
     ///
     /// # Errors
@@ -134,6 +134,8 @@ impl Eal {
         log::install()?;
         let this_thread = Pid::from_raw(0);
         let affinity = sched_getaffinity(this_thread).map_err(EalError::Affinity)?;
+        // DPDK's threads inherit that.
+        signals::divert();
         let result = init(&arguments(config, huge_pages, &affinity));
         // EAL pins the calling thread to its main lcore, and threads made later would inherit that.
         sched_setaffinity(this_thread, &affinity).map_err(EalError::Affinity)?;
@@ -142,7 +144,7 @@ impl Eal {
             keep_memory();
         }
         leave_no_folder();
-        signals::divert();
+        signals::start_taker();
         let started = STARTED.get_or_init(|| Started {
             memory_mib: config.memory_mib,
             huge_pages,
