@@ -57,6 +57,8 @@ struct Ports {
     by_name: BTreeMap<PortName, Arc<Port>>,
     /// Those that are being taken down: what they have is theirs until they are gone.
     leaving: Vec<PortSpec>,
+    /// How many wait for some of those to be gone.
+    waiting: usize,
     last_id: u64,
     stopping: bool,
 }
@@ -214,8 +216,12 @@ impl Lane {
     /// The right to change which ports there are, and those, when no port is leaving that `concerns` whoever asks.
     fn change_without(&self, concerns: impl Fn(&PortSpec) -> bool) -> (MutexGuard<'_, ()>, MutexGuard<'_, Ports>) {
         loop {
+            let mut ports = self.lock();
+            ports.waiting += 1;
             let waits = |ports: &mut Ports| ports.leaving.iter().any(&concerns);
-            drop(self.left.wait_while(self.lock(), waits).unwrap_or_else(PoisonError::into_inner));
+            ports = self.left.wait_while(ports, waits).unwrap_or_else(PoisonError::into_inner);
+            ports.waiting -= 1;
+            drop(ports);
             let (changing, ports) = (self.change(), self.lock());
             // Another may have begun to leave meanwhile.
             if !ports.leaving.iter().any(&concerns) {
