@@ -452,6 +452,11 @@ fn compile(rule: &Rule, ports: u16, meters: &BTreeMap<u32, MeterSpec>) -> Result
     Ok(Compiled { id: rule.id, priority: rule.priority, value, mask, does: program })
 }
 
+/// How many of DPDK's devices a software NIC takes: two uplinks are three, the bond among them.
+pub fn devices_of(spec: &NicSpec) -> usize {
+    usize::from(spec.vfs) + spec.uplinks.len() + usize::from(spec.uplinks.len() > 1)
+}
+
 fn check(spec: &NicSpec, max_ports: u16) -> Result<(), Failure> {
     let failed = |kind, what: String| Err(Failure::new(kind, format!("NIC {}: {what}", spec.name)));
     if !MTU_RANGE.contains(&spec.mtu) {
@@ -462,8 +467,7 @@ fn check(spec: &NicSpec, max_ports: u16) -> Result<(), Failure> {
         let most = ringspan_protocol::nic::MAX_VFS;
         return failed(FailureKind::Invalid, format!("{} VFs: at most {most} are possible", spec.vfs));
     }
-    let bond = usize::from(spec.uplinks.len() > 1);
-    let devices = usize::from(spec.vfs) + spec.uplinks.len() + bond;
+    let devices = devices_of(spec);
     if devices > usize::from(max_ports) {
         let what = format!(
             "{} VFs and {} uplinks are {devices} devices (two uplinks are three), and this build of DPDK allows {max_ports} in a lane: have fewer VFs, or spread them over NICs of several lanes",

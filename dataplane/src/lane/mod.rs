@@ -15,13 +15,13 @@ use std::time::Duration;
 
 use crossbeam::channel::{self, Receiver, Sender};
 use ringspan_protocol::{
-    Failure, FailureKind, LaneEventKind, LaneInfo, LaneLoad, PortChange, PortName, PortSpec, PortStatus, Reply,
-    Request, VERSION,
+    DeviceSpec, Failure, FailureKind, LaneEventKind, LaneInfo, LaneLoad, PortChange, PortName, PortSpec, PortStatus,
+    Reply, Request, VERSION,
 };
 
 use crate::events::EventLog;
 use crate::journal::Journal;
-use crate::nic::{sweep_loans, sweep_pools};
+use crate::nic::{device_count, sweep_loans, sweep_pools};
 use crate::port::{Port, Surroundings};
 use crate::relay::Fault;
 use crate::worker::{Watchdog, Worker};
@@ -146,7 +146,8 @@ impl Lane {
     }
 
     fn add(&self, spec: PortSpec) -> Result<PortStatus, Failure> {
-        let (_changing, mut ports) = self.change_without(|leaving| shares(leaving, &spec));
+        let full = || self.is_full_with(spec.device.dpdk_ports());
+        let (_changing, mut ports) = self.change_without(|leaving| shares(leaving, &spec) || full());
         if ports.stopping {
             return Err(Failure::new(FailureKind::Failed, format!("lane {} is stopping", self.info.name)));
         }
@@ -228,6 +229,11 @@ impl Lane {
                 return (changing, ports);
             }
         }
+    }
+
+    /// Whether as many devices more are too many for DPDK, which those of a port that is leaving count for, too.
+    fn is_full_with(&self, more: usize) -> bool {
+        device_count() + more > self.info.max_ports.into()
     }
 
     fn set(&self, name: &PortName, change: &PortChange) -> Result<PortStatus, Failure> {
@@ -321,17 +327,22 @@ impl Lane {
     }
 }
 
-/// Whether a port has what another one wants: its name, its device or its socket.
+/// Whether a port has what another one wants: its name, a device or its socket.
 fn shares(has: &PortSpec, wants: &PortSpec) -> bool {
     has.name == wants.name || shared(has, wants).is_some()
 }
 
 /// What both of two ports want.
 fn shared(one: &PortSpec, other: &PortSpec) -> Option<String> {
-    let identity = other.device.identity();
-    if one.device.identity() == identity {
+    if let Some(identity) = same_part(&one.device, &other.device) {
         Some(format!("device {identity}"))
     } else {
         (one.socket == other.socket).then(|| format!("socket {}", other.socket.display()))
     }
+}
+
+/// A device that is opened for both: one of a bond's is nobody else's.
+fn same_part(one: &DeviceSpec, other: &DeviceSpec) -> Option<String> {
+    let has: Vec<String> = one.parts().iter().map(DeviceSpec::identity).collect();
+    other.parts().iter().map(DeviceSpec::identity).find(|identity| has.contains(identity))
 }

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ringspan_protocol::message::MAX_RULES;
-use ringspan_protocol::{Failure, FailureKind, NicName, NicSpec, NicStatus, Reply, Request};
+use ringspan_protocol::{DeviceSpec, Failure, FailureKind, NicName, NicSpec, NicStatus, Reply, Request};
 
-use super::Lane;
 use super::any_nic::AnyNic;
+use super::{Lane, same_part};
+use crate::eswitch::nic::devices_of;
 
 /// The NICs by name.
 #[derive(Default)]
@@ -64,8 +65,12 @@ impl Lane {
     }
 
     fn add_nic(&self, spec: NicSpec) -> Result<NicStatus, Failure> {
-        let _changing = self.change();
-        if self.lock().stopping {
+        let full = || spec.pci.is_none() && self.is_full_with(devices_of(&spec));
+        let wants = |has: &DeviceSpec| spec.uplinks.iter().any(|uplink| same_part(has, uplink).is_some());
+        let (_changing, ports) = self.change_without(|leaving| wants(&leaving.device) || full());
+        let stopping = ports.stopping;
+        drop(ports);
+        if stopping {
             return Err(Failure::new(FailureKind::Failed, format!("lane {} is stopping", self.info.name)));
         }
         let mut nics = self.nics();
@@ -84,7 +89,10 @@ impl Lane {
     }
 
     fn remove_nic(&self, name: &NicName, representors: bool) -> Result<(), Failure> {
-        let _changing = self.change();
+        // A VF is free when the port that had it has gone.
+        let of_it = |device: &DeviceSpec| matches!(device, DeviceSpec::Soft { nic, .. } if nic == name.as_str());
+        let (_changing, ports) = self.change_without(|leaving| of_it(&leaving.device));
+        drop(ports);
         let mut nics = self.nics();
         let nic = nics.by_name.get(name).ok_or_else(|| self.no_nic(name))?;
         if let Some(vf) = nic.taken() {

@@ -437,12 +437,16 @@ fn vdpa_user(path: &Path) -> String {
     format!("net_virtio_user{}", &name[name.len().saturating_sub(40)..])
 }
 
+/// How many devices DPDK has in this process, those of NICs and of what is being closed among them.
+pub fn device_count() -> usize {
+    // SAFETY: reads which entries of DPDK's own table are in use, whether EAL is started or not.
+    unsafe { sys::rte_eth_dev_count_total() }.into()
+}
+
 /// Whether one more port may be made.
 pub(super) fn check_room(device: &str) -> Result<(), DeviceError> {
-    // SAFETY: EAL is started.
-    let ports = unsafe { sys::rte_eth_dev_count_total() };
     let limit = sys::SHIM_MAX_ETHPORTS as u16;
-    if ports < limit { Ok(()) } else { Err(DeviceError::PortLimit { device: device.into(), limit }) }
+    if device_count() < limit.into() { Ok(()) } else { Err(DeviceError::PortLimit { device: device.into(), limit }) }
 }
 
 fn driver_name(info: &sys::rte_eth_dev_info) -> String {

@@ -47,7 +47,7 @@ pub use blanks::Blanks;
 pub use bond::Member;
 pub use burst::{Burst, Deal, Frame, FrameMut, Segments};
 pub use configure::DeviceConfig;
-pub use device::{Device, Link};
+pub use device::{Device, Link, device_count};
 pub use eal::{Eal, EalConfig, HugePages, RegisteredThread};
 pub use error::{DeviceError, EalError};
 pub use external::OwnMemory;
