@@ -84,10 +84,10 @@ void shim_free_bulk(struct rte_mbuf **packets, unsigned int n)
 
 int shim_get_bulk(struct rte_mempool *pool, struct rte_mbuf **buffers, unsigned int n)
 {
-#ifndef RTE_LIBRTE_MEMPOOL_DEBUG
+#if !defined(RTE_LIBRTE_MEMPOOL_DEBUG) && !defined(RTE_LIBRTE_MEMPOOL_STATS)
 	struct rte_mempool_cache *cache = rte_mempool_default_cache(pool, rte_lcore_id());
 
-	/* DPDK takes them one by one, in the other order. */
+	/* DPDK takes them one by one, in the other order; and where it checks or counts them, by itself. */
 	if (cache != NULL && n <= cache->len) {
 		cache->len -= n;
 		memcpy(buffers, &cache->objs[cache->len], n * sizeof(*buffers));
@@ -95,6 +95,29 @@ int shim_get_bulk(struct rte_mempool *pool, struct rte_mbuf **buffers, unsigned 
 	}
 #endif
 	return rte_mempool_get_bulk(pool, (void **)buffers, n);
+}
+
+struct shim_layout {
+	uint16_t room;
+	int others;
+};
+
+static void look_at(struct rte_mempool *pool, void *expected, void *buffer, unsigned int index)
+{
+	struct shim_layout *layout = expected;
+	const struct rte_mbuf *packet = buffer;
+
+	(void)index;
+	layout->others += packet->buf_addr != (const char *)packet + sizeof(*packet) || packet->buf_len < layout->room ||
+			  packet->pool != pool || packet->next != NULL;
+}
+
+int shim_plain_buffers(struct rte_mempool *pool, uint16_t room)
+{
+	struct shim_layout layout = { .room = room };
+	uint32_t seen = rte_mempool_obj_iter(pool, look_at, &layout);
+
+	return seen == pool->size && layout.others == 0;
 }
 
 void shim_put_bulk(struct rte_mempool *pool, struct rte_mbuf **buffers, unsigned int n)

@@ -133,6 +133,11 @@ void shim_free_bulk(struct rte_mbuf **packets, unsigned int n);
 /* rte_mempool_get_bulk() and rte_mempool_put_bulk(): buffers as they lie in the pool, all n or none. */
 int shim_get_bulk(struct rte_mempool *pool, struct rte_mbuf **buffers, unsigned int n);
 void shim_put_bulk(struct rte_mempool *pool, struct rte_mbuf **buffers, unsigned int n);
+/*
+ * Whether each buffer of a pool, of which none is out, has its memory right behind its fields, `room` bytes or more: what is written there
+ * without a look at buf_addr stays inside.
+ */
+int shim_plain_buffers(struct rte_mempool *pool, uint16_t room);
 
 /* A frame that lies in memory of somebody else's, from shim_lend() until every user of its buffer has freed it. */
 struct shim_loan {

@@ -22,3 +22,6 @@ pub mod worker;
 
 /// Most packets that are moved in one go, in either direction.
 pub const BURST: usize = 64;
+
+/// Longest frame in bytes that is short: one that is copied without a call, and for which each packet buffer has room.
+pub const SHORT: usize = 128;

@@ -6,7 +6,7 @@ use dpdk_sys as sys;
 
 use super::burst::{Burst, data, set_field};
 use super::pool::Pool;
-use crate::BURST;
+use crate::{BURST, SHORT};
 
 /// Free buffers of one pool, of which the first have become frames. [`Burst::allocate`] makes frames that are changed
 /// afterwards; here the fields of a frame are written once, which is what a burst of small frames feels.
@@ -31,8 +31,9 @@ unsafe impl Send for Blanks {}
 /// `data_off`, `refcnt`, `nb_segs` and `port` of a frame in one buffer that came from no device, as the eight bytes that they are.
 const FRESH: u64 = sys::SHIM_PKTMBUF_HEADROOM as u64 | 1 << 16 | 1 << 32 | (u16::MAX as u64) << 48;
 
-// The fields that are written together lie side by side.
+// The fields that are written together lie side by side, and each value fits its part of FRESH.
 const _: () = {
+    assert!(sys::SHIM_PKTMBUF_HEADROOM as u64 <= u16::MAX as u64 && SHORT <= u16::MAX as usize);
     assert!(
         sys::SHIM_MBUF_REFCNT == sys::SHIM_MBUF_DATA_OFF + 2 && sys::SHIM_MBUF_NB_SEGS == sys::SHIM_MBUF_DATA_OFF + 4
     );
@@ -59,7 +60,7 @@ impl Default for Blanks {
 unsafe fn begin(buffer: *mut sys::rte_mbuf, len: usize) -> NonNull<u8> {
     let buffer = buffer.cast::<u8>();
     // SAFETY: its fields are where the compiler of DPDK's headers says, and are aligned, which the constants above assert; its
-    // memory lies behind it (rte_pktmbuf_init(), of pools without private data), and data starts behind the headroom.
+    // memory lies behind it, which Pool::new() has looked at, and data starts behind the headroom.
     unsafe {
         debug_assert_eq!(
             buffer.add(sys::SHIM_MBUF_BUF_ADDR as usize).cast::<*mut u8>().read(),
@@ -74,9 +75,6 @@ unsafe fn begin(buffer: *mut sys::rte_mbuf, len: usize) -> NonNull<u8> {
 }
 
 impl Blanks {
-    /// What each buffer of a pool has room for that [`Blanks::several`] uses.
-    pub const SHORT: usize = 128;
-
     /// None.
     pub const fn new() -> Self {
         Self { buffers: [ptr::null_mut(); BURST], frames: 0, len: 0, pool: None, room: 0, long: false }
@@ -131,7 +129,7 @@ impl Blanks {
     /// now: all, or fewer where buffers are.
     ///
     /// # Safety
-    /// No length is above [`Blanks::SHORT`].
+    /// No length is above [`SHORT`].
     #[inline(always)]
     pub unsafe fn several<P>(
         &mut self,
@@ -139,12 +137,13 @@ impl Blanks {
         mut put: impl FnMut(P, usize, NonNull<u8>),
     ) -> usize {
         let Some(free) = self.buffers.get(self.frames..self.len) else { return 0 };
-        if self.room < Self::SHORT {
+        if self.room < SHORT {
             return 0;
         }
         let mut made = 0;
         for (&buffer, (len, piece)) in free.iter().zip(frames) {
-            // SAFETY: the buffer is ours, and free.
+            debug_assert!(len <= SHORT);
+            // SAFETY: the buffer is ours, and free; it has room for SHORT bytes.
             put(piece, len, unsafe { begin(buffer, len) });
             made += 1;
         }

@@ -67,6 +67,15 @@ impl Pool {
             let each = u64::from(sys::SHIM_MBUF_SIZE) + u64::from(data_room) + 64;
             return Err(PoolError { errno: rte_errno(), need_bytes: each * u64::from(size) });
         };
+        // SAFETY: the pool was just made, and nobody else has it.
+        if unsafe { sys::shim_plain_buffers(raw.as_ptr(), data_room) } == 0 {
+            // SAFETY: as above.
+            unsafe { sys::rte_mempool_free(raw.as_ptr()) };
+            tracing::error!(
+                "this build of DPDK puts something between a packet buffer and its memory: use one that does not"
+            );
+            return Err(PoolError { errno: libc::ENOTSUP, need_bytes: 0 });
+        }
         let node = u16::try_from(socket).ok();
         Ok(Self { memory: Arc::new(PoolMemory { raw, size, data_room: frame, node }) })
     }

@@ -3,6 +3,7 @@
 use std::ptr::NonNull;
 
 use super::NetHeader;
+use crate::SHORT;
 
 /// Takes the frames that a guest sends.
 ///
@@ -27,7 +28,7 @@ pub unsafe trait FrameSink {
     ///
     /// # Safety
     ///
-    /// No frame is longer than 128 bytes.
+    /// No frame is longer than [`SHORT`].
     #[inline(always)]
     unsafe fn several<P>(
         &mut self,
@@ -36,6 +37,7 @@ pub unsafe trait FrameSink {
     ) -> usize {
         let mut count = 0;
         for (header, len, piece) in frames {
+            debug_assert!(len <= SHORT);
             let Some(to) = self.frame(&header, len) else { break };
             put(piece, len, to);
             count += 1;

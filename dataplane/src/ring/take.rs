@@ -7,10 +7,11 @@ use super::descriptor::{Chain, Descriptor};
 use super::format::Format;
 use super::queue::{Ground, Queue};
 use super::{FrameSink, LargeFrame, Loan, NetHeader, RingError, Taken, copy};
-use crate::BURST;
+use crate::{BURST, SHORT};
 
 /// Shortest frame: an Ethernet header. Linux guests refuse shorter ones, too.
 const MIN_FRAME: usize = 14;
+const _: () = assert!(MIN_FRAME <= SHORT);
 
 impl<F: Format> Queue<F> {
     /// Takes up to `limit` chains (64 at most) and copies the frame of each into `sink`'s buffers, frames longer than
@@ -196,7 +197,7 @@ unsafe fn fetch_run<const HEADER: usize, F: Format, S: FrameSink>(
     chains: &[Chain],
     longest: usize,
 ) -> Run {
-    let longest = longest.min(copy::SHORT - MIN_FRAME);
+    let longest = longest.min(SHORT - MIN_FRAME);
     let (mut bytes, mut slots) = (0, 0);
     let frames = chains.iter().map_while(|chain| {
         let len = (chain.room as usize).wrapping_sub(HEADER);
