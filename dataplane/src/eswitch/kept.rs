@@ -58,12 +58,22 @@ impl Rules {
             actions: self.actions.get(actions),
             values: values.into(),
         };
-        self.by_id.insert(*id, kept);
+        let old = self.by_id.insert(*id, kept);
+        self.let_go(old);
     }
 
     /// Forgets a rule, if it is there.
     pub fn remove(&mut self, id: RuleId) {
-        self.by_id.remove(&id);
+        let old = self.by_id.remove(&id);
+        self.let_go(old);
+    }
+
+    fn let_go(&mut self, old: Option<Kept>) {
+        if old.is_some() {
+            drop(old);
+            self.kinds.released(1);
+            self.actions.released(1);
+        }
     }
 
     /// The rules behind an id, in order.

@@ -290,13 +290,13 @@ impl Nic {
             if ready.len() == CHUNK {
                 let begun = self.hand_over(std::mem::take(&mut ready))?;
                 if let Some(before) = taking.replace(begun) {
-                    drop(self.answer(before)?);
+                    self.done_with(before)?;
                 }
             }
         }
         let rest = (!ready.is_empty()).then(|| self.hand_over(ready)).transpose()?;
         for begun in taking.into_iter().chain(rest) {
-            drop(self.answer(begun)?);
+            self.done_with(begun)?;
         }
         Ok(results)
     }
@@ -319,6 +319,15 @@ impl Nic {
         })
     }
 
+    /// Waits until the switch has rules, and frees what it gave up for them.
+    fn done_with(&mut self, begun: Begun<Option<Vec<Installed>>>) -> Result<(), Failure> {
+        let old = self.answer(begun)?;
+        let count = old.len();
+        drop(old);
+        self.programs.released(count);
+        Ok(())
+    }
+
     /// Removes rules.
     ///
     /// # Errors
@@ -331,7 +340,9 @@ impl Nic {
                 switch.tunnels -= old.iter().filter(|rule| rule.program.is_of_tunnel()).count();
                 old
             })?;
+            let count = old.len();
             drop(old);
+            self.programs.released(count);
             chunk.iter().for_each(|id| self.rules.remove(*id));
         }
         Ok(ids.iter().map(|id| RuleResult { id: *id, error: None }).collect())
