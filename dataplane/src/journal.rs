@@ -36,6 +36,10 @@ struct Layout {
     unsent: AtomicU64,
 }
 
+/// Where the rings' records begin in the file.
+#[cfg(test)]
+pub const RECORDS: usize = std::mem::offset_of!(Layout, rings);
+
 /// A port's journal, mapped.
 pub struct Journal {
     path: PathBuf,

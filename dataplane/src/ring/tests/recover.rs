@@ -386,7 +386,7 @@ fn a_journal_of_before_the_memory_was_noted_is_read_as_it_was_written() {
     // The burst, the three parts, what the front-end named, what was taken; and zeros to the end of the record.
     let path = folder.path().join("vm1.journal");
     let mut bytes = std::fs::read(&path).unwrap();
-    let records = bytes.len() - 2 * ringspan_protocol::MAX_QUEUE_PAIRS as usize * size_of::<RingRecord>();
+    let records = crate::journal::RECORDS;
     let word = |at: usize| u64::from_le_bytes(bytes[records + 8 * at..][..8].try_into().unwrap());
     let config = guest.driver.config.clone();
     assert_eq!([word(1), word(2), word(3)], [config.desc.0, config.avail.0, config.used.0]);
