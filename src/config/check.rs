@@ -158,6 +158,7 @@ fn ovs(table: &OvsTable) -> Result<Ovs, Refusal> {
         restart_command: table.restart_command.as_ref().map(|command| command.get_ref().clone()),
         max_flows: bounded("max_flows", &table.max_flows, MAX_FLOWS, FLOWS)?,
         grace: Duration::from_millis(bounded("grace_ms", &table.grace_ms, GRACE_MS, GRACE)?),
+        kernel_tunnels: table.kernel_tunnels,
     })
 }
 

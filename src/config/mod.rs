@@ -150,6 +150,7 @@ struct OvsTable {
     restart_command: Option<Spanned<Vec<String>>>,
     max_flows: Option<Spanned<usize>>,
     grace_ms: Option<Spanned<u64>>,
+    kernel_tunnels: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -201,6 +202,8 @@ pub(crate) struct Ovs {
     pub max_flows: usize,
     /// How long rules stay in NICs when ovs-vswitchd cannot be reached.
     pub grace: Duration,
+    /// Whether tunnels of the kernel's datapath are brought into NICs by what is read of the kernel's network.
+    pub kernel_tunnels: bool,
 }
 
 /// `[host]`.

@@ -39,6 +39,9 @@ fn an_empty_file_is_a_daemon_with_the_lane_main() {
     let config = read("").unwrap();
     assert_eq!(config.control.socket, Path::new(DEFAULT_SOCKET));
     assert_eq!(config.lanes[0].cores, [0]);
+    // Packets would pass by the host's IPsec and firewall.
+    assert!(!config.ovs.kernel_tunnels);
+    assert!(read("[ovs]\nkernel_tunnels = true").unwrap().ovs.kernel_tunnels);
 }
 
 #[test]
@@ -62,7 +65,7 @@ fn the_example_has_every_key_and_its_comments_are_right_too() {
     for key in schema.get("properties").unwrap().as_object().unwrap().keys() {
         assert!(port.get(key).is_some_and(|value| !value.is_null()), "[[port]] {key} is not in the example");
     }
-    for table in ["control", "log", "dataplane", "lane"] {
+    for table in ["control", "log", "dataplane", "lane", "ovs"] {
         let error = read(&format!("[{table}]\nno-such-key = 1").replace("[lane]", "[[lane]]")).unwrap_err();
         let expected = error.split('`').skip(3).step_by(2);
         for key in expected {

@@ -131,6 +131,7 @@ impl Daemon {
             place: Place::new(config.ovs.run_dir.as_deref()),
             max_flows: config.ovs.max_flows,
             grace: config.ovs.grace,
+            kernel_tunnels: config.ovs.kernel_tunnels,
             raised: crate::ovs::max_idle::RAISED,
         };
         let daemon = Self {

@@ -145,6 +145,7 @@ fn fixed_keys(old: &Config, new: &Config) -> Vec<&'static str> {
         ("ovs.run_dir", old.ovs.run_dir == new.ovs.run_dir),
         ("ovs.max_flows", old.ovs.max_flows == new.ovs.max_flows),
         ("ovs.grace_ms", old.ovs.grace == new.ovs.grace),
+        ("ovs.kernel_tunnels", old.ovs.kernel_tunnels == new.ovs.kernel_tunnels),
     ];
     same.into_iter().filter(|(_, same)| !same).map(|(key, _)| key).collect()
 }

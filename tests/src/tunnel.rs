@@ -64,8 +64,9 @@ impl Host {
         };
         // Also where all takes long, flows stay that no packet uses for a while.
         ovs.vsctl(&["set", "Open_vSwitch", ".", "other_config:max-idle=600000"])?;
+        let kernel_tunnels = datapath == Datapath::Kernel;
         let config = format!(
-            "[ovs]\nrun_dir = \"{}\"\n[dataplane]\nmemory_mib = 256\nhuge_pages = \"off\"\n\
+            "[ovs]\nrun_dir = \"{}\"\nkernel_tunnels = {kernel_tunnels}\n[dataplane]\nmemory_mib = 256\nhuge_pages = \"off\"\n\
              [[nic]]\nname = \"nic0\"\nvfs = 1\nuplinks = [\"vdev:net_af_packet0,iface=up0\"]\n",
             ovs.run_dir().display()
         );

@@ -10,6 +10,7 @@ use super::{Cause, Ports, tunnel_device};
 use crate::ovs::flow::action::Action;
 use crate::ovs::flow::key::{Key, PortRef, Vlan};
 use crate::ovs::flow::masked::Masked;
+use crate::ovs::flow::obstacle::Reason;
 use crate::ovs::flow::push::{OuterIp, OuterUdp, TunnelHeader, TunnelPush};
 use crate::ovs::flow::tunnel::{GeneveOption, Tunnel};
 
@@ -46,6 +47,10 @@ fn append(actions: &[Action], nic: &NicName, ports: &Ports, done: &mut Vec<Do>) 
             },
             Action::Drop => return Ok(()),
             Action::Set(key) => match set_tunnel(action) {
+                // Which NIC's packets these are is only known by the kernel's network.
+                Some(_) if ports.underlay().is_none() => {
+                    return Err(Cause::SetTunnel("ovs.kernel_tunnels is false".into()));
+                }
                 Some(set) => tunnel = Some(set),
                 None => set(key, done)?,
             },
@@ -137,6 +142,10 @@ pub(super) fn far_end(tunnel: &Tunnel) -> Option<IpAddr> {
 fn kernel_push(tunnel: &Tunnel, port: &PortRef, nic: &NicName, ports: &Ports) -> Result<Push, Cause> {
     let PortRef::Name(name) = port else { return Err(Cause::ForeignOutput(port.to_string())) };
     let (kind, udp) = tunnel_device(name).ok_or_else(|| Cause::ForeignOutput(name.to_string()))?;
+    // Also those that a match can say: they would be missing.
+    if tunnel.has_any_option() {
+        return Err(Cause::Flow(Reason::ActionTunnelOptions));
+    }
     let dst = far_end(tunnel).ok_or_else(|| Cause::SetTunnel("it has no far end".into()))?;
     let (other, way) = ports.way(dst).map_err(Cause::SetTunnel)?;
     if other != nic {
@@ -152,6 +161,10 @@ fn kernel_push(tunnel: &Tunnel, port: &PortRef, nic: &NicName, ports: &Ports) ->
     }
     // Flags of OVS's: df 2, csum 4, key 8.
     let flags = tunnel.flags.value.0;
+    let ttl = tunnel.ttl.map_or(0, |ttl| ttl.value);
+    if ttl == 0 {
+        return Err(Cause::SetTunnel("its TTL is 0".into()));
+    }
     let id = tunnel.id.map(|id| id.value).filter(|_| flags & 8 != 0);
     let id = id.and_then(|id| u32::try_from(id).ok()).ok_or_else(|| Cause::SetTunnel("it has no id".into()))?;
     Ok(Push {
@@ -162,7 +175,7 @@ fn kernel_push(tunnel: &Tunnel, port: &PortRef, nic: &NicName, ports: &Ports) ->
         src,
         dst,
         tos: tunnel.tos.map_or(0, |tos| tos.value),
-        ttl: tunnel.ttl.map_or(0, |ttl| ttl.value),
+        ttl,
         dont_fragment: dst.is_ipv4() && flags & 2 != 0,
         src_port: tunnel.tp_src.map(|port| port.value).filter(|port| *port != 0),
         dst_port: udp,

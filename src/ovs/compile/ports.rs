@@ -18,8 +18,8 @@ pub(crate) struct Ports {
     names: HashMap<Box<str>, (NicName, NicPort)>,
     /// What takes packets out of tunnels, by the datapath's name of their port.
     tunnels: HashMap<Box<str>, Vec<TunnelIn>>,
-    /// The network that the kernel's tunnels go through.
-    underlay: Arc<Underlay>,
+    /// The network that the kernel's tunnels go through; nothing when it is not to be looked at.
+    underlay: Option<Arc<Underlay>>,
     /// Limits of OVS's meters, by the datapath's numbers, or why they are not known.
     meters: Limits,
     /// NICs whose engine has no meters.
@@ -123,19 +123,20 @@ impl Ports {
         }
     }
 
-    /// This is the network now that the kernel's tunnels go through.
-    pub(crate) fn set_underlay(&mut self, underlay: Arc<Underlay>) {
+    /// This is the network now that the kernel's tunnels go through. Nothing: flows of such tunnels stay with OVS.
+    pub(crate) fn set_underlay(&mut self, underlay: Option<Arc<Underlay>>) {
         self.underlay = underlay;
     }
 
-    /// The network that the kernel's tunnels go through.
-    pub(crate) fn underlay(&self) -> &Arc<Underlay> {
-        &self.underlay
+    /// The network that the kernel's tunnels go through, as it was set.
+    pub(crate) fn underlay(&self) -> Option<&Arc<Underlay>> {
+        self.underlay.as_ref()
     }
 
     /// How the kernel's packets go to a tunnel's far end, with the NIC whose uplink they go by; or why no NIC sees them.
     pub(super) fn way(&self, to: IpAddr) -> Result<(&NicName, &Way), String> {
-        let way = self.underlay.way(to)?;
+        let underlay = self.underlay.as_ref().ok_or("ovs.kernel_tunnels is false")?;
+        let way = underlay.way(to)?;
         match self.names.get(way.interface.as_str()) {
             Some((nic, NicPort::Uplink)) => Ok((nic, way)),
             _ => Err(format!("{} is no uplink's representor", way.interface)),
@@ -170,8 +171,9 @@ impl Ports {
     pub(super) fn tunnels(&self, port: &PortRef) -> Vec<TunnelIn> {
         let Some(name) = name(port) else { return Vec::new() };
         let mut all = self.tunnels.get(name).cloned().unwrap_or_default();
-        if let Some(device) = tunnel_device(name).filter(|_| self.underlay.devices().any(|device| device == name)) {
-            for end in self.underlay.ends() {
+        let Some(underlay) = &self.underlay else { return all };
+        if let Some(device) = tunnel_device(name).filter(|_| underlay.devices().any(|device| device == name)) {
+            for end in underlay.ends() {
                 if let Some((nic, NicPort::Uplink)) = self.names.get(end.interface.as_str()) {
                     all.extend(TunnelIn::of_kernel(nic.clone(), device, end));
                 }

@@ -161,11 +161,18 @@ fn a_tunnel_of_the_kernels_is_made_and_ended_as_its_network_says() {
         format!("set(tunnel(tun_id=0x64,{more}dst=172.16.0.2,tos=0x1,ttl=64,tp_dst=4789,flags(df|key))),{port}")
     };
     let into = to("vxlan_sys_4789", "");
-    assert_eq!(rule(&ports, IP, &into).unwrap_err().code(), "set-tunnel");
+    // Unless it is asked for, nothing is: nor is it of anything else that sets a tunnel.
+    for into in [into.clone(), to("br0", ""), to("vxlan_sys_4789", "").replace(",vxlan_sys_4789", ",nic0_vf1")] {
+        let cause = rule(&ports, IP, &into).unwrap_err();
+        assert!(cause.code() == "set-tunnel" && cause.sentence().contains("ovs.kernel_tunnels"), "{cause:?}");
+    }
+    ports.set_underlay(Some(Arc::default()));
+    let cause = rule(&ports, IP, &into).unwrap_err();
+    assert!(cause.code() == "set-tunnel" && cause.sentence().contains("not known yet"), "{cause:?}");
     let end =
         |interface: &str| End { interface: interface.into(), mac: mac(1), address: "172.16.0.1".parse().unwrap() };
     let underlay = Underlay::of(&[(outer("172.16.0.2"), way("nic0"))], &[end("nic0")], &["vxlan_sys_4789"]);
-    ports.set_underlay(Arc::new(underlay));
+    ports.set_underlay(Some(Arc::new(underlay)));
     let pushed = |src: &str| {
         format!(
             "{{tunnel-push:{{kind:vxlan,id:100,eth_src:02:00:00:00:0b:01,eth_dst:02:00:00:00:0b:02,src:{src},dst:172.16.0.2,tos:1,ttl:64,dont_fragment:true,dst_port:4789,checksum:false}}}},{{output:uplink}}]"
@@ -179,11 +186,29 @@ fn a_tunnel_of_the_kernels_is_made_and_ended_as_its_network_says() {
         (into.replace("dst=172.16.0.2", "dst=172.16.0.4"), "set-tunnel"),
         (to("vxlan_sys_4790", ""), "set-tunnel"),
         (into.replace("tp_dst=4789,", "tp_dst=4789,vxlan(gbp(id=5)),"), "action-tunnel-options"),
+        (into.replace("ttl=64,", "ttl=0,"), "set-tunnel"),
+        (into.replace("ttl=64,", ""), "set-tunnel"),
         (format!("{into},nic0_vf1"), "order"),
         ("vxlan_sys_4789".into(), "output"),
         (to("br0", ""), "output"),
     ] {
         assert_eq!(rule(&ports, IP, &actions).unwrap_err().code(), code, "{actions}");
+    }
+    // With options that a match can say, too: the kernel would put them into the header.
+    let geneve = |options: &str| {
+        let into = to("genev_sys_6081", "").replace("4789", "6081");
+        rule(&ports, IP, &into.replace("tp_dst=6081,", &format!("tp_dst=6081,{options}")))
+    };
+    assert!(geneve("").unwrap().1.contains("kind:geneve"));
+    assert!(geneve("geneve(),").is_ok());
+    for options in [
+        "{class=0x102,type=0x80,len=4,0x50007}",
+        "{class=0x102,type=0x80,len=0}",
+        "{class=0x102,type=0x80,len=4,0x50007}{class=0x103,type=0x1,len=4,0x9}",
+        "{class=0x102,type=0x80,len=16,0x1}",
+    ] {
+        let cause = geneve(&format!("geneve({options}),")).unwrap_err();
+        assert_eq!(cause.code(), "action-tunnel-options", "{options}");
     }
     // What comes out is what is for the host's own addresses, at both layers.
     let inner = "tunnel(tun_id=0x64,src=172.16.0.2,dst=172.16.0.1,tos=0/0,ttl=0/0,tp_src=0/0,flags(-df-csum+key)),\
@@ -198,11 +223,11 @@ fn a_tunnel_of_the_kernels_is_made_and_ended_as_its_network_says() {
     assert_eq!(rule(&ports, &other, "nic0_vf1").unwrap_err().code(), "tunnel-port");
     // Where the kernel has no such tunnel, nothing comes out of one. A way by another NIC is not this one's.
     let underlay = Underlay::of(&[(outer("172.16.0.2"), way("nic1"))], &[end("nic0")], &[]);
-    ports.set_underlay(Arc::new(underlay));
+    ports.set_underlay(Some(Arc::new(underlay)));
     assert_eq!(rule(&ports, inner, "nic0_vf1").unwrap_err().code(), "tunnel-port");
     assert_eq!(rule(&ports, IP, &into).unwrap_err().code(), "other-nic");
     let underlay = Underlay::of(&[(outer("172.16.0.2"), way("nic0_vf1"))], &[], &[]);
-    ports.set_underlay(Arc::new(underlay));
+    ports.set_underlay(Some(Arc::new(underlay)));
     assert_eq!(rule(&ports, IP, &into).unwrap_err().code(), "set-tunnel");
 }
 

@@ -68,6 +68,13 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
+    /// Whether there is any option or extension of its kind of tunnel, whatever it is.
+    pub(crate) fn has_any_option(&self) -> bool {
+        let vxlan = self.vxlan.as_ref().is_some_and(|vxlan| vxlan.gbp.is_some() || !vxlan.unknown.is_empty());
+        let geneve = self.geneve.as_ref().is_some_and(|options| !options.is_empty());
+        vxlan || geneve || self.erspan.is_some() || self.gtpu.is_some() || !self.unknown.is_empty()
+    }
+
     /// Says in so many words what is known to count for nothing, so that it is also in the text.
     pub(crate) fn spell_out(&mut self) {
         if std::mem::take(&mut self.any_tos) {

@@ -34,7 +34,7 @@ impl Replay {
         let of_nic = of_nic.map(|port| (port, port.representor(&nic))).collect();
         let engine =
             Taker(Nic { name: nic, ports: of_nic, capabilities: Capabilities::default(), life: 1, empty: false });
-        let mut work = Work::new(usize::MAX);
+        let mut work = Work::new(usize::MAX, false);
         work.complete = true;
         work.look(&engine.nics());
         Self { work, ports, kinds: Kinds::default(), engine, families: [family, 0], index }

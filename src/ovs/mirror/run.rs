@@ -35,6 +35,8 @@ pub(crate) struct Settings {
     pub max_flows: usize,
     /// How long rules stay when OVS cannot be reached.
     pub grace: Duration,
+    /// Whether tunnels of the kernel's datapath are followed into its network.
+    pub kernel_tunnels: bool,
     /// What `max-idle` of OVS is raised to while a NIC cannot show it that flows are used.
     pub raised: Duration,
 }
@@ -121,7 +123,7 @@ impl Common {
 impl Shared {
     fn new(settings: &Settings) -> Self {
         Self {
-            work: Work::new(settings.max_flows),
+            work: Work::new(settings.max_flows, settings.kernel_tunnels),
             pace: Pace::new(Instant::now()),
             dumps: 0,
             kernel_dumps: 0,
@@ -343,7 +345,13 @@ mod tests {
     }
 
     fn new() -> Shared {
-        Shared::new(&Settings { place: Place::new(None), max_flows: 10, grace: Duration::ZERO, raised: Duration::ZERO })
+        Shared::new(&Settings {
+            place: Place::new(None),
+            max_flows: 10,
+            grace: Duration::ZERO,
+            kernel_tunnels: false,
+            raised: Duration::ZERO,
+        })
     }
 
     #[test]

@@ -116,9 +116,11 @@ pub(super) struct Work {
 }
 
 impl Work {
-    /// With at most so many flows.
-    pub(super) fn new(limit: usize) -> Self {
-        Self { limit, ..Self::default() }
+    /// With at most so many flows. Flows of the kernel's tunnels are followed into the kernel's network, or stay with OVS.
+    pub(super) fn new(limit: usize, kernel_tunnels: bool) -> Self {
+        let mut ports = Ports::default();
+        ports.set_underlay(kernel_tunnels.then(Arc::default));
+        Self { limit, ports, ..Self::default() }
     }
 
     /// Takes what a source tells.
@@ -192,7 +194,7 @@ impl Work {
         let mut ports = Ports::default();
         ports.set_meters(self.ports.meters().clone());
         ports.set_one_vlan(self.one_vlan);
-        ports.set_underlay(Arc::clone(self.ports.underlay()));
+        ports.set_underlay(self.ports.underlay().cloned());
         for nic in present {
             ports.add_nic(&nic.name, &nic.ports);
             if !nic.capabilities.meters {
@@ -300,7 +302,7 @@ impl Work {
 
     /// Whether the network that the kernel's tunnels go through is to be looked at: the representors of uplinks, and the far ends.
     pub(super) fn asks_underlay(&mut self) -> Option<(BTreeSet<String>, BTreeSet<IpAddr>)> {
-        let needs = self.from_tunnels || !self.far.is_empty();
+        let needs = self.ports.underlay().is_some() && (self.from_tunnels || !self.far.is_empty());
         // What it costs grows with the far ends.
         let pause = UNDERLAY * (1 + self.far.len() as u32 / 64);
         if !needs || self.underlay_read.is_some_and(|read| read.elapsed() < pause) {
@@ -312,10 +314,10 @@ impl Work {
 
     /// This is that network now: flows of the kernel's tunnels become other rules where it is not as it was.
     pub(super) fn look_at_underlay(&mut self, underlay: Underlay) {
-        if **self.ports.underlay() == underlay {
+        if self.ports.underlay().is_none_or(|was| **was == underlay) {
             return;
         }
-        self.ports.set_underlay(Arc::new(underlay));
+        self.ports.set_underlay(Some(Arc::new(underlay)));
         let tunnel = |(_, entry): &(&u128, &Entry)| {
             entry.text().is_in_tunnel() || entry.text().actions().contains("set(tunnel(")
         };

@@ -35,6 +35,7 @@ const RINGSPAN: &[&str] = &[
     "busy_poll",
     "max_flows",
     "grace_ms",
+    "kernel_tunnels",
     "sysfs",
     "pci_ids",
     "name",

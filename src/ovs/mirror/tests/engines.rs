@@ -71,7 +71,7 @@ fn a_rule_that_two_nics_have_stays_in_the_one_that_it_belongs_to() {
     let wrong = Nic { name, ports, ..right.clone() };
     for found in [[&right, &wrong], [&wrong, &right]] {
         // As a new daemon finds it.
-        let mut work = Work::new(10);
+        let mut work = Work::new(10, false);
         work.complete = true;
         work.look(&[right.clone(), wrong.clone()]);
         work.table.begin(Source::Text);

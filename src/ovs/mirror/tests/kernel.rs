@@ -64,7 +64,7 @@ fn when_the_kernel_is_not_listened_to_any_more_its_flows_go_on_with_the_dumps_of
 fn what_an_earlier_daemon_left_is_compared_when_all_sources_have_told() {
     let (mut work, fake) = (Work::default(), Fake::default());
     round(&mut work, &fake, &[line(1, "nic0_vf0", 0x1111, "nic0_vf1"), line(2, "nic0_vf0", 0x2222, "nic0_vf1")]);
-    let mut new = Work::new(1000);
+    let mut new = Work::new(1000, false);
     new.look(&fake.nics());
     new.table.begin(Source::Text);
     let text = vec![told(1, "nic0_vf0", 0x1111, "nic0_vf1")];

@@ -19,7 +19,7 @@ pub(super) const PACKET: &str = "in_port(1),eth(src=02:00:00:00:00:01,dst=02:00:
 #[test]
 fn flows_are_told_page_by_page_each_once() {
     let place = Place::new(None);
-    let mirror = Mirror::new(Settings { place, max_flows: 100, grace: SOON, raised: SOON });
+    let mirror = Mirror::new(Settings { place, max_flows: 100, grace: SOON, kernel_tunnels: false, raised: SOON });
     for ufid in [7, 3, 5, 1, 4] {
         let told = told(ufid, "nic0_vf0", 0x1000 + ufid as u16, "nic0_vf1");
         super::super::run::lock(&mirror.common.shared).work.table.put(told, 100);
@@ -185,5 +185,6 @@ pub(super) fn scene() -> Result<Ovs> {
 
 pub(super) fn mirror_of(ovs: &Ovs) -> Mirror {
     let place = Place::new(Some(ovs.run_dir()));
-    Mirror::new(Settings { place, max_flows: 100, grace: Duration::from_secs(1), raised: Duration::from_secs(60) })
+    let (grace, raised) = (Duration::from_secs(1), Duration::from_secs(60));
+    Mirror::new(Settings { place, max_flows: 100, grace, kernel_tunnels: false, raised })
 }

@@ -23,7 +23,7 @@ impl crate::ovs::client::Lines for AsBefore<'_> {
 
 /// With `RINGSPAN_FLOWS=100000` and `--release --nocapture` it is a measurement, too.
 #[test]
-fn many_flows_take_less_than_half_a_kibibyte_each_and_a_dump_without_a_change_tells_the_engine_nothing() {
+fn texts_of_many_flows_add_up_to_less_than_half_a_kibibyte_each_and_a_dump_without_a_change_tells_the_engine_nothing() {
     let count: u32 = std::env::var("RINGSPAN_FLOWS").ok().and_then(|count| count.parse().ok()).unwrap_or(3000);
     let any = "skb_priority(0/0),skb_mark(0/0),ct_state(0/0),ct_zone(0/0),ct_mark(0/0),ct_label(0/0),recirc_id(0),dp_hash(0/0)";
     let flow = |at: u32| {

@@ -19,6 +19,7 @@ mod idle;
 mod kernel;
 mod live;
 mod many;
+mod tunnels;
 
 const SOON: Duration = Duration::from_secs(20);
 
