@@ -24,8 +24,9 @@ pub(crate) trait World {
     fn undo(&self, step: Step, record: &Record) -> Result<(), Error>;
     /// What differs from how the step left it.
     fn drift(&self, step: Step, record: &Record) -> Result<Option<String>, Error>;
-    /// Who still has the VF or its port, so that its guest was not seen to let go of it.
-    fn user(&self, record: &Record) -> Option<String>;
+    /// Who still has the VF or its port, so that its guest was not seen to let go of it. An error: who would know cannot be asked, and its guest may
+    /// have it or not.
+    fn user(&self, record: &Record) -> Result<Option<String>, Error>;
     /// The port, or the NIC, that has claimed the VF, or is about to, and is no attachment's. Is asked while nothing can be written down, so that
     /// it must not ask for attachments.
     fn claimed(&self, record: &Record) -> Option<String>;
@@ -55,6 +56,34 @@ impl From<Halt> for Error {
             Halt::Killed => Self::new(ErrorKind::Cancelled, "the daemon was killed here"),
         }
     }
+}
+
+/// Whether its guest has all of it. Of what was not made whole, or is being taken back, it is written down that it goes.
+fn whole(record: &Record) -> bool {
+    matches!(record.stage, Stage::Attached | Stage::Changing)
+}
+
+/// Why what its guest has is not taken away.
+fn in_use(record: &Record, user: &str) -> Result<Error, Error> {
+    let key = record.key();
+    let steps: Vec<String> = still_to_unplug(record)?.iter().map(Qmp::to_string).collect();
+    let handed_over = record.wanted.mode == Mode::Passthrough;
+    let or = if handed_over { "" } else { ", or say --disturb: it is taken away from the guest then" };
+    let message = format!(
+        "{key}: {user}: unplug it from the guest (over QMP {}; what was done already is left out), or stop that guest first{or}",
+        steps.join(", ")
+    );
+    Ok(Error::new(ErrorKind::Busy, message).about(&key))
+}
+
+/// Why what its guest may have is not taken away.
+fn unknown_use(record: &Record, why: &Error) -> Error {
+    let key = record.key();
+    let message = format!(
+        "{key}: it is not known whether its guest is connected ({}): try again when its lane is up (ringspan lane list), or, if that guest is gone, say --disturb: from one that runs it is taken away then",
+        why.message
+    );
+    Error::new(ErrorKind::Busy, message).about(&key)
 }
 
 #[derive(Default)]
@@ -374,20 +403,18 @@ impl Attachments {
         Ok(self.carry_out(world, record)?)
     }
 
-    /// Detaches. One that is not there is a success: false. What its guest still has is refused; with `disturb` it is taken away all the same, unless it was
-    /// handed over: the kernel would wait for the guest.
+    /// Detaches. One that is not there is a success: false. What its guest still has, or may have, is refused; with `disturb` it is taken away all the same,
+    /// unless it was handed over: the kernel would wait for the guest. What was being taken back already waits for nobody's answer.
     pub(crate) fn detach(&self, world: &impl World, key: &Key, disturb: bool) -> Result<bool, Error> {
         let _claim = self.claim(key)?;
         let Some(record) = self.get(key) else { return Ok(false) };
         let handed_over = record.wanted.mode == Mode::Passthrough;
-        if let Some(user) = world.user(&record).filter(|_| handed_over || !disturb) {
-            let steps: Vec<String> = still_to_unplug(&record)?.iter().map(Qmp::to_string).collect();
-            let or = if handed_over { "" } else { ", or say --disturb: it is taken away from the guest then" };
-            let message = format!(
-                "{key}: {user}: unplug it from the guest (over QMP {}; what was done already is left out), or stop that guest first{or}",
-                steps.join(", ")
-            );
-            return Err(Error::new(ErrorKind::Busy, message).about(key));
+        if handed_over || !disturb {
+            match world.user(&record) {
+                Ok(Some(user)) => return Err(in_use(&record, &user)?),
+                Err(why) if whole(&record) => return Err(unknown_use(&record, &why)),
+                Ok(None) | Err(_) => {}
+            }
         }
         self.take_back(world, record)?;
         Ok(true)

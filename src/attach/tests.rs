@@ -22,6 +22,8 @@ struct Made {
     refuses: RefCell<Option<Step>>,
     sticks: RefCell<Option<Step>>,
     user: RefCell<Option<String>>,
+    /// Why it cannot be said who has it.
+    silent: RefCell<Option<String>>,
     /// A VF that a port has.
     claimed: RefCell<Option<Target>>,
 }
@@ -59,8 +61,11 @@ impl World for Made {
         (*self.claimed.borrow() == Some(record.target.clone())).then(|| "port vm1".to_owned())
     }
 
-    fn user(&self, _: &Record) -> Option<String> {
-        self.user.borrow().clone()
+    fn user(&self, _: &Record) -> Result<Option<String>, Error> {
+        match self.silent.borrow().clone() {
+            Some(why) => Err(Error::new(ErrorKind::LaneDown, why)),
+            None => Ok(self.user.borrow().clone()),
+        }
     }
 }
 
@@ -294,6 +299,52 @@ fn what_a_guest_has_open_is_not_taken_away() {
     // It is gone, whoever is connected.
     assert!(!all.detach(&bench.world, &key("g"), false).unwrap());
     assert_eq!(bench.world.of(&key("g")), []);
+}
+
+#[test]
+fn what_a_guest_may_have_is_not_taken_away_while_nobody_can_say() {
+    let bench = Bench::new();
+    let all = bench.boot();
+    bench.attach(&all, "g").unwrap();
+    *bench.world.silent.borrow_mut() = Some("lane main does not answer".into());
+    let error = all.detach(&bench.world, &key("g"), false).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Busy);
+    for part in ["not known", "lane main does not answer", "try again", "ringspan lane list", "--disturb"] {
+        assert!(error.message.contains(part), "no {part}: {error}");
+    }
+    let synced = sync(&all, &bench.world, &[], true, |_| panic!("nothing is to be attached"));
+    let orphan = &synced.orphaned[0];
+    assert!(!orphan.mended && orphan.error.as_ref().is_some_and(|error| error.kind == ErrorKind::Busy), "{orphan:?}");
+    assert_eq!((all.get(&key("g")).unwrap().stage, bench.world.of(&key("g"))), (Stage::Attached, STEPS.to_vec()));
+    // Its lane is down for good, and so is the guest.
+    assert!(all.detach(&bench.world, &key("g"), true).unwrap());
+    assert_eq!(bench.world.of(&key("g")), []);
+}
+
+#[test]
+fn what_was_being_taken_back_is_finished_also_while_nobody_can_say_who_has_it() {
+    let interrupted = || {
+        let bench = Bench::new();
+        let all = bench.boot();
+        bench.attach(&all, "g").unwrap();
+        // Begun and written down, and the daemon is killed.
+        all.kill_at(3);
+        all.detach(&bench.world, &key("g"), false).unwrap_err();
+        drop(all);
+        *bench.world.silent.borrow_mut() = Some("lane main is not running yet".into());
+        assert_eq!(bench.boot().get(&key("g")).unwrap().stage, Stage::Detaching);
+        bench
+    };
+    for finish in [
+        |bench: &Bench, all: &Attachments| bench.recover(all),
+        |bench: &Bench, all: &Attachments| assert!(all.detach(&bench.world, &key("g"), false).unwrap()),
+        |bench: &Bench, all: &Attachments| assert!(sync(all, &bench.world, &[], true, |_| panic!()).orphaned[0].mended),
+    ] {
+        let bench = interrupted();
+        let all = bench.boot();
+        finish(&bench, &all);
+        assert_eq!((all.get(&key("g")), bench.world.of(&key("g"))), (None, vec![]));
+    }
 }
 
 #[test]

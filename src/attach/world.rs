@@ -28,12 +28,15 @@ pub(crate) trait Lanes {
     fn add_port(&self, port: &PortRequest) -> Result<Vec<String>, Error>;
     /// Removes a port, if it is there.
     fn remove_port(&self, name: &PortName) -> Result<(), Error>;
-    /// How far the front-end of a port has come that is connected; nothing: none is.
-    fn front_end(&self, name: &PortName) -> Option<String>;
+    /// How far the front-end of a port has come that is connected; nothing: none is. An error: the port's lane cannot be asked, or does not have the port
+    /// yet, so that its front-end may be connected, or about to be again.
+    fn front_end(&self, name: &PortName) -> Result<Option<String>, Error>;
     /// What differs of a port.
     fn port_differs(&self, port: &PortRequest) -> Result<Option<String>, Error>;
     /// Gives a VF of a software NIC in legacy mode these settings.
     fn set_soft_vf(&self, nic: &NicName, settings: SoftSettings) -> Result<(), Error>;
+    /// Gives it settings back that it had. A lane that does not run, or does not answer, has them when it does.
+    fn restore_soft_vf(&self, nic: &NicName, settings: SoftSettings) -> Result<(), Error>;
     /// Its settings; nothing: there is no such NIC.
     fn soft_vf(&self, nic: &NicName, vf: u16) -> Option<SoftSettings>;
     /// The port, or the NIC, that has claimed a VF. Asks for no attachments.
@@ -94,15 +97,15 @@ impl World for Real<'_> {
         self.lanes.owner(&record.target)
     }
 
-    fn user(&self, record: &Record) -> Option<String> {
+    fn user(&self, record: &Record) -> Result<Option<String>, Error> {
         if record.wanted.mode == Mode::Vhost {
             // The VF itself is open in our own lane.
-            let state = self.lanes.front_end(&record.key().port().ok()?)?;
-            return Some(format!("its guest is connected ({state})"));
+            let state = self.lanes.front_end(&record.key().port()?)?;
+            return Ok(state.map(|state| format!("its guest is connected ({state})")));
         }
-        let Target::Pci { address, .. } = &record.target else { return None };
-        let function = pci_function(self.host, *address)?;
-        self.host.vfio_user(&function).map(|process| format!("process {process} has {} open", record.target))
+        let Target::Pci { address, .. } = &record.target else { return Ok(None) };
+        let process = pci_function(self.host, *address).and_then(|function| self.host.vfio_user(&function));
+        Ok(process.map(|process| format!("process {process} has {} open", record.target)))
     }
 }
 
@@ -248,7 +251,7 @@ impl Real<'_> {
             },
             (Target::Soft { nic, vf }, before) => match before.soft {
                 Some(settings) if self.lanes.soft_vf(nic, *vf) != Some(settings) => {
-                    self.lanes.set_soft_vf(nic, settings)
+                    self.lanes.restore_soft_vf(nic, settings)
                 }
                 _ => Ok(()),
             },

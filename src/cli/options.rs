@@ -147,7 +147,7 @@ pub(super) enum Port {
         /// Which of the guest's NICs.
         #[arg(long, default_value_t = 0, value_name = "N")]
         nic: u16,
-        /// Also while its guest is connected, which loses its NIC then. Not with mode passthrough.
+        /// Also while its guest is connected, or its lane cannot be asked for that; it loses its NIC then. Not with mode passthrough.
         #[arg(long)]
         disturb: bool,
         #[command(flatten)]

@@ -105,7 +105,7 @@ pub(crate) struct Detach {
     /// Which of its NICs.
     #[serde(default)]
     pub nic: u16,
-    /// Also while its front-end is connected: the guest loses its NIC. With mode `passthrough` it is refused all the same.
+    /// Also while its front-end is connected, or nobody knows whether it is: the guest loses its NIC. With mode `passthrough` it is refused all the same.
     #[serde(default)]
     pub disturb: bool,
 }
@@ -191,9 +191,20 @@ impl Lanes for Own<'_> {
         port_change::remove_from(self.0, remove).map(drop)
     }
 
-    fn front_end(&self, name: &PortName) -> Option<String> {
-        let port = port_entry(self.0, name).ok()?;
-        WaitFor::Connected.is_met(port.phase).then(|| port.phase.word())
+    fn front_end(&self, name: &PortName) -> Result<Option<String>, Error> {
+        // What is not wanted, or stands aside, no lane keeps.
+        let lane = locked(&self.0.desired).ports.get(name).map(|port| port.lane.clone());
+        let Some(lane) = lane else { return Ok(None) };
+        let lane = self.0.lane(&lane)?;
+        match lane.ports()?.remove(name).map(|port| Phase::from(port.phase)) {
+            Some(phase) => Ok(WaitFor::Connected.is_met(phase).then(|| phase.word())),
+            None if lane.refusal(name).is_some() => Ok(None),
+            // Its lane was just started, and its guest comes back when the port is there.
+            None => {
+                let message = format!("port {name} is being given to lane {} at this moment", lane.name);
+                Err(Error::new(ErrorKind::LaneDown, message).about(name))
+            }
+        }
     }
 
     fn port_differs(&self, request: &PortRequest) -> Result<Option<String>, Error> {
@@ -208,19 +219,11 @@ impl Lanes for Own<'_> {
     }
 
     fn set_soft_vf(&self, name: &NicName, settings: VfSettings) -> Result<(), Error> {
-        let VfSettings { vf, mac, vlan, qos, spoof_check, trust, max_mbit, link } = settings;
-        let request = nic::SetVf {
-            name: name.clone(),
-            vf,
-            mac: Some(mac.unwrap_or(MacAddress([0; 6]))),
-            vlan: Some(vlan),
-            qos: Some(qos),
-            spoof_check: Some(spoof_check),
-            trust: Some(trust),
-            max_mbit: Some(max_mbit),
-            link: Some(link),
-        };
-        nic::set_vf_of(self.0, request).map(drop)
+        nic::set_vf_of(self.0, soft_settings(name, settings), nic::WithoutLane::Refused).map(drop)
+    }
+
+    fn restore_soft_vf(&self, name: &NicName, settings: VfSettings) -> Result<(), Error> {
+        nic::set_vf_of(self.0, soft_settings(name, settings), nic::WithoutLane::Kept).map(drop)
     }
 
     fn soft_vf(&self, name: &NicName, vf: u16) -> Option<VfSettings> {
@@ -233,6 +236,22 @@ impl Lanes for Own<'_> {
             Target::Pci { address, .. } => device::owners_of(self.0).remove(&address.to_string()),
             Target::Soft { .. } => soft_owners(&locked(&self.0.desired)).remove(&target.to_string()),
         }
+    }
+}
+
+/// All settings of a VF, as a change of it.
+fn soft_settings(name: &NicName, settings: VfSettings) -> nic::SetVf {
+    let VfSettings { vf, mac, vlan, qos, spoof_check, trust, max_mbit, link } = settings;
+    nic::SetVf {
+        name: name.clone(),
+        vf,
+        mac: Some(mac.unwrap_or(MacAddress([0; 6]))),
+        vlan: Some(vlan),
+        qos: Some(qos),
+        spoof_check: Some(spoof_check),
+        trust: Some(trust),
+        max_mbit: Some(max_mbit),
+        link: Some(link),
     }
 }
 
@@ -264,7 +283,7 @@ impl World for Guarded<'_> {
         self.0.drift(step, record)
     }
 
-    fn user(&self, record: &Record) -> Option<String> {
+    fn user(&self, record: &Record) -> Result<Option<String>, Error> {
         self.0.user(record)
     }
 
@@ -284,6 +303,8 @@ fn of_host(step: Step, record: &Record) -> Result<Option<std::sync::MutexGuard<'
 
 /// Longest wait for who is just letting go of a guest's NIC.
 const LETTING_GO: Duration = Duration::from_millis(if cfg!(test) { 300 } else { 5000 });
+/// How long a QEMU may take to come back after its lane was started anew: the second of its `reconnect=1`, and some.
+const COMING_BACK: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 1500 });
 
 /// Runs something with the world of this daemon.
 pub(super) fn with_world<T>(daemon: &Daemon, run: impl FnOnce(&Guarded<'_>) -> T) -> T {
@@ -410,14 +431,23 @@ pub(super) fn detach(call: &mut Call, Detach { guest, nic, disturb }: Detach) ->
     Ok(Detached { was_attached })
 }
 
-/// A front-end that has gone is connected until its lane has seen that, and a QEMU that ends has a VF open until its memory is given back.
+/// A front-end that has gone is connected until its lane has seen that, and a QEMU that ends has a VF open until its memory is given back. A lane that cannot
+/// be asked may be starting, or about to be adopted: its guest is waited for, too.
 fn wait_for_the_end_of(daemon: &Daemon, key: &Key) {
-    let until = Instant::now() + LETTING_GO;
+    let mut until = Instant::now() + LETTING_GO;
+    let (mut unknown, mut back) = (false, false);
     loop {
         let (seen, left) = (daemon.events.last(), until.saturating_duration_since(Instant::now()));
         let Some(record) = daemon.attachments.get(key) else { return };
-        if left.is_zero() || with_world(daemon, |world| world.user(&record)).is_none() {
+        if left.is_zero() {
             return;
+        }
+        match with_world(daemon, |world| world.user(&record)) {
+            Ok(None) if !unknown => return,
+            // The lane is there again, and the guest that it had may come.
+            Ok(None) if !back => (until, back) = (Instant::now() + COMING_BACK, true),
+            Ok(_) => {}
+            Err(_) => unknown = true,
         }
         // Looked at again without an event, in case the lane lost some.
         if daemon.events.next(seen, 1, left.min(Duration::from_millis(250))) == Next::Closed {

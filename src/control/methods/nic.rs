@@ -167,11 +167,20 @@ pub(super) fn set_vf(call: &mut Call, request: SetVf) -> Result<NicEntry, Error>
     if in_the_file {
         return Err(in_file(call.daemon, &request.name, "change it there"));
     }
-    set_vf_of(call.daemon, request)
+    set_vf_of(call.daemon, request, WithoutLane::Refused)
+}
+
+/// What becomes of a change whose lane does not run, or does not answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum WithoutLane {
+    /// It is refused.
+    Refused,
+    /// It is wanted all the same, and the lane gets it as soon as it can be asked.
+    Kept,
 }
 
 /// Also for VFs of the file's NICs, for guests' attachments: what those have set counts until they are gone.
-pub(super) fn set_vf_of(daemon: &Daemon, request: SetVf) -> Result<NicEntry, Error> {
+pub(super) fn set_vf_of(daemon: &Daemon, request: SetVf, without_lane: WithoutLane) -> Result<NicEntry, Error> {
     let SetVf { name, vf, mac, vlan, qos, spoof_check, trust, max_mbit, link } = request;
     let change = VfChange { mac, vlan, qos, spoof_check, trust, max_mbit, link };
     // From here to where it is saved: of two changes of one VF, the later one is to know of the earlier one.
@@ -189,7 +198,10 @@ pub(super) fn set_vf_of(daemon: &Daemon, request: SetVf) -> Result<NicEntry, Err
         return Ok(entry(daemon, &name, nic));
     }
     daemon.lane(&nic.lane)?.change(Request::NicSetVf { name: name.clone(), settings }, |answer| match answer {
-        Ok(Reply::Nic(_)) => {
+        Err(error) if error.kind != ErrorKind::LaneDown || without_lane == WithoutLane::Refused => {
+            Err(error.about(&name))
+        }
+        Ok(Reply::Nic(_)) | Err(_) => {
             let as_in_file = as_in_file(daemon, &name, vf);
             let mut desired = locked(&daemon.desired);
             if let Some(nic) = desired.nics.get_mut(&name) {
@@ -207,7 +219,6 @@ pub(super) fn set_vf_of(daemon: &Daemon, request: SetVf) -> Result<NicEntry, Err
             daemon.state_dir.save(&desired.saved())
         }
         Ok(_) => Err(Error::new(ErrorKind::Version, format!("lane {} answered something else", nic.lane))),
-        Err(error) => Err(error.about(&name)),
     })?;
     let nic = locked(&daemon.desired).nics.get(&name).cloned().ok_or_else(|| unknown(&name))?;
     Ok(entry(daemon, &name, nic))

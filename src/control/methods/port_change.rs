@@ -226,11 +226,10 @@ pub(super) fn remove_from(daemon: &Daemon, params: Remove) -> Result<Nothing, Er
         return if params.if_exists { Ok(Nothing {}) } else { Err(unknown(&name)) };
     };
     refuse_unless_ours(daemon, &port, "take it out there and run ringspan reload")?;
-    let lane = daemon.lane(&port.lane)?;
-    lane.change(Request::PortRemove { name: name.clone(), forget: true }, |reply| {
+    let forget = |reply: Result<Reply, Error>| {
         match reply {
             Ok(_) => {}
-            // A lane that does not have it, or does not run, needs nothing: it is not given the port again.
+            // A lane that does not have it, does not run, or is nowhere any more, needs nothing: it is not given the port again.
             Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::LaneDown) => {}
             Err(error) => return Err(error.about(&name)),
         }
@@ -241,14 +240,26 @@ pub(super) fn remove_from(daemon: &Daemon, params: Remove) -> Result<Nothing, Er
             return Err(error.about(&name));
         }
         Ok(())
-    })
-    .inspect_err(|_| lane.look_again())?;
-    lane.forget_refusal(&name);
-    lane.forget_port(&name);
+    };
+    let lane = match daemon.lane(&port.lane) {
+        Ok(lane) => {
+            let request = Request::PortRemove { name: name.clone(), forget: true };
+            lane.change(request, forget).inspect_err(|_| lane.look_again())?;
+            lane.forget_refusal(&name);
+            lane.forget_port(&name);
+            Some(lane)
+        }
+        Err(unknown) => {
+            forget(Err(unknown))?;
+            None
+        }
+    };
     daemon.forget_journals();
     sweep_after(daemon, &port.spec);
     daemon.events.tell(Some(&port.lane), Some(&name), EventKind::PortRemoved);
-    daemon.retire(&lane);
+    if let Some(lane) = lane {
+        daemon.retire(&lane);
+    }
     Ok(Nothing {})
 }
 

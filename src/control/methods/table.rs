@@ -121,13 +121,15 @@ pub(crate) static METHODS: &[Method] = &[
     method!("port.detach", Change, attach::detach, attach::Detach => attach::Detached,
         "Takes back all that `port.attach` did: the port and its counters, the representor's place in its bridge, the driver, the settings. What is not there (any more) is a success, the guest too. Refused with `busy` while the \
          guest still has its NIC: its front-end is connected or, with mode `passthrough`, a process has the VF open; who is just letting go is waited for, 5 seconds at most. The message says how far it is, and what is to be executed over QMP: \
-         device_del, the wait for DEVICE_DELETED, netdev_del. `disturb` takes a connected one away all the same, and nothing that was handed over.",
+         device_del, the wait for DEVICE_DELETED, netdev_del. Also refused with `busy` while nobody knows, because the port's lane cannot be asked or does not have the port yet: try again when the lane is up. \
+         `disturb` takes it away all the same, connected or not known, and nothing that was handed over.",
         r#"{"guest":"guest1","nic":0,"disturb":false}"# => r#"{"was_attached":true}"#),
     method!("attachment.list", Read, attach::list, Nothing => Vec<attach::Entry>,
         "All guests' NICs, sorted by guest and NIC.",
         "{}" => concat!("[", guest1!(), "]")),
     method!("attachment.sync", Change, attach::sync, attach::Sync => Synced,
-        "Compares what is attached with the agent's guests, and with the host: for an agent that was restarted. With `mend`, what is orphaned is detached, and what drifted is made as it should be; each stands by itself.",
+        "Compares what is attached with the agent's guests, and with the host: for an agent that was restarted. With `mend`, what is orphaned is detached, and what drifted is made as it should be; each stands by itself. \
+         An orphan whose guest is connected, or may be because its lane cannot be asked at this moment, stays, with `busy` as its error.",
         r#"{"guests":[{"guest":"guest1","nics":[0,1]}],"mend":true}"# => r#"{"orphaned":[{"guest":"guest2","nic":0,"target":"soft:nic0/vf4","what":["guest guest2 is not listed"],"mended":true}],"missing":[{"guest":"guest1","nic":1,"what":["it is not attached"],"mended":false}],"drifted":[{"guest":"guest1","nic":0,"target":"soft:nic0/vf3","what":["nic0_vf3 is in no bridge, not in br0"],"mended":true}],"good":0}"#),
     method!("attachment.stats", Read, attach_stats::stats, attach_stats::Stats => Vec<attach_stats::GuestStats>,
         "What guests' NICs counted, from the guest's view: `tx` is what it sent. They never go back while a NIC is attached, whatever is restarted. Of a VF that was handed over, its representor is read; without one (legacy mode, InfiniBand), what the PF's driver counts of it; where that counts nothing, `current` is false.",

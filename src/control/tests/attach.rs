@@ -1,7 +1,10 @@
 //! Guests' NICs over the socket, on a software NIC in a fake lane; and in a daemon that is killed at every point.
 
+use nix::sys::signal::{Signal, kill as signal};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
+use super::lanes::{freeze, kill_now};
 use super::{Bench, kind};
 use crate::control::Ending;
 
@@ -162,6 +165,102 @@ fn a_nic_is_not_detached_while_its_guest_is_connected_unless_that_is_said() {
         assert_eq!((ports(&bench), vlans(&bench)), (vec![], vec![]));
         assert_eq!(detach(false).unwrap()["was_attached"], false);
     }
+}
+
+/// A guest on the NIC, which is connected.
+fn connected(bench: &Bench) {
+    nic(bench, "legacy");
+    bench.call("port.attach", wanted(bench, "g1", json!({}))).unwrap();
+    std::fs::write(bench.path("g1.guest"), "").unwrap();
+    bench.until("the guest is connected", || (bench.phase("g1-nic0") == "driver-ready").then_some(()));
+}
+
+/// An agent that asks for the NIC of the guest is told why not, and the guest keeps it.
+fn is_not_known(bench: &Bench, error: &Value, why: &str) {
+    let message = error["message"].as_str().unwrap_or_default();
+    assert_eq!(error["data"]["kind"].as_str().or(error["kind"].as_str()), Some("busy"), "{error}");
+    for part in ["not known whether its guest is connected", why, "ringspan lane list", "--disturb"] {
+        assert!(message.contains(part), "no {part}: {error}");
+    }
+    let list = bench.call("attachment.list", json!({})).unwrap();
+    assert_eq!((&list[0]["stage"], vlans(bench)), (&json!("attached"), vec![json!(7)]));
+}
+
+/// The finding about a guest that is missing in the agent's list.
+fn orphan(bench: &Bench) -> Value {
+    let synced = bench.call("attachment.sync", json!({ "guests": [], "mend": true })).unwrap();
+    assert_eq!(synced["orphaned"][0]["mended"], false, "{synced:#}");
+    synced["orphaned"][0]["error"].clone()
+}
+
+fn detach(bench: &Bench) -> Result<Value, Value> {
+    bench.call("port.detach", json!({ "guest": "g1" }))
+}
+
+#[test]
+fn a_lane_that_is_silent_leaves_the_guest_its_nic() {
+    let bench = Bench::start("");
+    connected(&bench);
+    let pid = bench.lane_pid("main");
+    freeze(&bench, pid);
+    is_not_known(&bench, &orphan(&bench), "lane main does not answer");
+    signal(Pid::from_raw(pid as i32), Signal::SIGCONT).unwrap();
+    let error = detach(&bench).unwrap_err();
+    assert!(error["message"].as_str().unwrap().contains("its guest is connected (driver-ready)"), "{error}");
+    std::fs::remove_file(bench.path("g1.guest")).unwrap();
+    assert_eq!(detach(&bench).unwrap()["was_attached"], true);
+}
+
+#[test]
+fn a_daemon_that_has_not_adopted_a_lane_yet_leaves_its_guest_its_nic() {
+    let mut bench = Bench::start("");
+    connected(&bench);
+    let pid = bench.lane_pid("main");
+    bench.stop(Ending::LeaveLanes);
+    freeze(&bench, pid);
+    bench.boot();
+    is_not_known(&bench, &orphan(&bench), "lane main is not running");
+    is_not_known(&bench, &detach(&bench).unwrap_err(), "lane main is not running");
+    signal(Pid::from_raw(pid as i32), Signal::SIGCONT).unwrap();
+    bench.until("the lane is adopted", || (bench.phase("g1-nic0") == "driver-ready").then_some(()));
+    assert_eq!(bench.lane_pid("main"), pid);
+    assert!(detach(&bench).unwrap_err()["message"].as_str().unwrap().contains("its guest is connected"));
+    assert_eq!(orphan(&bench)["kind"], "busy");
+}
+
+#[test]
+fn what_is_on_a_lane_that_is_down_is_detached_when_that_is_said_and_not_before() {
+    let bench = Bench::start("");
+    connected(&bench);
+    let pid = bench.lane_pid("main");
+    std::fs::write(bench.path("FAKE_LANE_DIES"), "").unwrap();
+    kill_now(pid);
+    bench.until("the lane waits", || {
+        (bench.call("lane.list", json!({})).unwrap()[0]["phase"] == "waiting").then_some(())
+    });
+    is_not_known(&bench, &orphan(&bench), "lane main is not running");
+    is_not_known(&bench, &detach(&bench).unwrap_err(), "lane main is not running");
+    assert_eq!(ports(&bench), ["g1-nic0"]);
+    let detached = bench.call("port.detach", json!({ "guest": "g1", "disturb": true })).unwrap();
+    assert_eq!(detached["was_attached"], true);
+    assert_eq!((ports(&bench), vlans(&bench)), (vec![], vec![]));
+}
+
+#[test]
+fn a_detach_that_had_begun_is_finished_by_a_daemon_whose_lane_is_down() {
+    let mut bench = Bench::start("");
+    nic(&bench, "legacy");
+    bench.call("port.attach", wanted(&bench, "g1", json!({}))).unwrap();
+    let pid = bench.lane_pid("main");
+    // Written down, and nothing taken back.
+    bench.running.as_ref().unwrap().daemon.attachments.kill_at(1);
+    detach(&bench).unwrap_err();
+    bench.stop(Ending::LeaveLanes);
+    std::fs::write(bench.path("FAKE_LANE_DIES"), "").unwrap();
+    kill_now(pid);
+    bench.boot();
+    bench.until("it is detached", || (bench.call("attachment.list", json!({})).unwrap() == json!([])).then_some(()));
+    assert_eq!((ports(&bench), vlans(&bench)), (vec![], vec![]));
 }
 
 #[test]

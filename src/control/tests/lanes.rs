@@ -9,12 +9,12 @@ use serde_json::json;
 use super::{Bench, kind};
 use crate::control::Ending;
 
-fn kill_now(pid: i64) {
+pub(super) fn kill_now(pid: i64) {
     kill(Pid::from_raw(pid as i32), Signal::SIGKILL).unwrap();
 }
 
 /// Makes a process hang, and waits until all its threads do.
-fn freeze(bench: &Bench, pid: i64) {
+pub(super) fn freeze(bench: &Bench, pid: i64) {
     kill(Pid::from_raw(pid as i32), Signal::SIGSTOP).unwrap();
     bench.until("the process stands still", || {
         let mut threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
@@ -244,6 +244,23 @@ fn a_lane_that_is_in_no_file_and_has_no_port_is_shut_down_and_one_with_ports_is_
     let names: Vec<_> = lanes.as_array().unwrap().iter().map(|lane| (&lane["name"], &lane["configured"])).collect();
     assert_eq!(names, [(&json!("b"), &json!(false)), (&json!("main"), &json!(true))]);
     assert_eq!(lanes[0]["info"]["cores"], json!([1]));
+}
+
+#[test]
+fn a_port_of_a_lane_that_is_nowhere_any_more_can_be_removed() {
+    let lane = "[[lane]]\nname = \"b\"\ncores = [1]\n";
+    let mut bench = Bench::start(lane);
+    let mut port = bench.port("vm1", "vdev:net_null0");
+    port["lane"] = json!("b");
+    bench.call("port.add", port).unwrap();
+    bench.stop(Ending::StopLanes);
+    // As after a start of the host.
+    let _ = std::fs::remove_file(bench.path("lane-b.sock"));
+    bench.write_config("");
+    bench.boot();
+    assert_eq!(bench.phase("vm1"), "lane-down");
+    bench.call("port.remove", json!({ "name": "vm1" })).unwrap();
+    assert_eq!(bench.call("port.list", json!({})).unwrap(), json!([]));
 }
 
 #[test]

@@ -47,8 +47,8 @@ impl Lanes for Ports {
         Ok(())
     }
 
-    fn front_end(&self, _: &PortName) -> Option<String> {
-        None
+    fn front_end(&self, _: &PortName) -> Result<Option<String>, Error> {
+        Ok(None)
     }
 
     fn port_differs(&self, port: &PortRequest) -> Result<Option<String>, Error> {
@@ -57,6 +57,10 @@ impl Lanes for Ports {
 
     fn set_soft_vf(&self, _: &NicName, _: SoftSettings) -> Result<(), Error> {
         Err(Error::new(ErrorKind::NotFound, "there is none"))
+    }
+
+    fn restore_soft_vf(&self, nic: &NicName, settings: SoftSettings) -> Result<(), Error> {
+        self.set_soft_vf(nic, settings)
     }
 
     fn soft_vf(&self, _: &NicName, _: u16) -> Option<SoftSettings> {
