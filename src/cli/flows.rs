@@ -55,6 +55,18 @@ fn say_trouble(flows: &Flows) -> Result<(), Failure> {
 /// Flows and rules that the daemon is asked for at once: it goes on with its own work in between.
 const PAGE: usize = 4096;
 
+/// The most that the daemon gives of flows in another order than that of their ufids, of which there are no pages.
+const MOST: usize = 10_000;
+
+/// How many flows to ask for when so many are still to be printed. Of what only this side sorts out more are asked for.
+fn ask_for(left: usize, in_order: bool, kind: FlowTypeWord) -> usize {
+    match (in_order, kind) {
+        (true, _) => PAGE,
+        (false, FlowTypeWord::NonOffloaded) => MOST,
+        (false, _) => left.min(MOST),
+    }
+}
+
 /// Prints flows as `dpctl/dump-flows` does: all that there are, page by page, unless a limit or another order is asked for.
 fn dump(mut client: Client, wish: &FlowList, kind: FlowTypeWord) -> Result<(), Failure> {
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
@@ -62,7 +74,7 @@ fn dump(mut client: Client, wish: &FlowList, kind: FlowTypeWord) -> Result<(), F
     let mut left = wish.limit.unwrap_or(usize::MAX);
     let mut after: Option<String> = None;
     while left > 0 {
-        let mut params = filter(&wish.choice, wish.sort, PAGE);
+        let mut params = filter(&wish.choice, wish.sort, ask_for(left, in_order, kind));
         if kind == FlowTypeWord::Offloaded && wish.choice.state.is_none() {
             params["state"] = json!("offloaded");
         }
@@ -316,8 +328,8 @@ pub(super) fn stats(mut client: Client, as_json: bool) -> Result<(), Failure> {
 mod tests {
     use clap::CommandFactory;
 
-    use super::{dumped, short};
-    use crate::cli::options::Options;
+    use super::{MOST, PAGE, ask_for, dumped, short};
+    use crate::cli::options::{FlowTypeWord, Options};
     use crate::ovs::flow::{Names, parse};
     use crate::ovs::mirror::FlowView;
 
@@ -325,6 +337,20 @@ mod tests {
     fn options_name_only_options_that_there_are() {
         // A conflict with one that is not there ends a debug build only when that command is used.
         Options::command().debug_assert();
+    }
+
+    #[test]
+    fn flows_in_another_order_are_all_asked_for_at_once() {
+        use FlowTypeWord::{All, NonOffloaded, Offloaded};
+        for (left, in_order, kind, asked) in [
+            (10_000, false, All, 10_000),
+            (5000, false, Offloaded, 5000),
+            (usize::MAX, false, All, MOST),
+            (10, false, NonOffloaded, MOST),
+            (usize::MAX, true, All, PAGE),
+        ] {
+            assert_eq!(ask_for(left, in_order, kind), asked, "{left} {in_order}");
+        }
     }
 
     #[test]
