@@ -71,7 +71,8 @@ impl Underlay {
         let ports: BTreeSet<&String> = uplinks.iter().filter(|name| is_port(name)).collect();
         let mut interfaces: BTreeMap<String, Interface> = BTreeMap::new();
         for entry in nix::ifaddrs::getifaddrs()? {
-            let name = entry.interface_name;
+            // An address may have a label behind the interface's name, such as `nic0:1`; no interface has a colon in its own.
+            let name = entry.interface_name.split(':').next().unwrap_or_default().to_owned();
             if super::compile::tunnel_device(&name).is_some() {
                 read.devices.insert(name);
                 continue;
@@ -144,8 +145,7 @@ fn is_port(interface: &str) -> bool {
 }
 
 fn way(to: IpAddr, interfaces: &BTreeMap<String, Interface>, neighbours: &[Neighbour]) -> Result<Way, String> {
-    let route = route(to).map_err(|error| format!("no route to {to}: {error}"))?;
-    let Some(route) = route else { return Err(format!("no route to {to}")) };
+    let route = route(to)?;
     let (interface, found) = interfaces
         .iter()
         .find(|(name, _)| if_nametoindex(name.as_str()) == Ok(route.interface))
@@ -164,32 +164,40 @@ struct Route {
     gateway: Option<IpAddr>,
 }
 
-/// What the kernel would do with a packet to this address.
-fn route(to: IpAddr) -> io::Result<Option<Route>> {
+/// What the kernel would do with a packet to this address, or why no rule can do that.
+fn route(to: IpAddr) -> Result<Route, String> {
     let mut request = RouteMessage::default();
     (request.header.address_family, request.header.destination_prefix_length) = match to {
         IpAddr::V4(_) => (AddressFamily::Inet, 32),
         IpAddr::V6(_) => (AddressFamily::Inet6, 128),
     };
     request.attributes.push(RouteAttribute::Destination(to.into()));
-    let mut found = None;
-    ask(RouteNetlinkMessage::GetRoute(request), Want::One, |answer| {
+    let mut found = Err(format!("no route to {to}"));
+    let asked = ask(RouteNetlinkMessage::GetRoute(request), Want::One, |answer| {
         if let RouteNetlinkMessage::NewRoute(answer) = answer
             && answer.header.kind == RouteType::Unicast
         {
-            let mut route = Route { interface: 0, source: None, gateway: None };
-            for attribute in answer.attributes {
-                match attribute {
-                    RouteAttribute::Oif(index) => route.interface = index,
-                    RouteAttribute::PrefSource(address) => route.source = ip(&address),
-                    RouteAttribute::Gateway(address) => route.gateway = ip(&address),
-                    _ => {}
-                }
-            }
-            found = Some(route);
+            found = plain(answer.attributes).map_err(|why| format!("the route to {to} {why}"));
         }
-    })?;
-    Ok(found)
+    });
+    asked.map_err(|error| format!("no route to {to}: {error}"))?;
+    found
+}
+
+/// A route, unless more is done with packets than to send them to a gateway as they are.
+fn plain(attributes: Vec<RouteAttribute>) -> Result<Route, &'static str> {
+    let mut route = Route { interface: 0, source: None, gateway: None };
+    for attribute in attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => route.interface = index,
+            RouteAttribute::PrefSource(address) => route.source = ip(&address),
+            RouteAttribute::Gateway(address) => route.gateway = ip(&address),
+            RouteAttribute::Encap(_) | RouteAttribute::EncapType(_) => return Err("has an encapsulation of its own"),
+            RouteAttribute::Via(_) => return Err("goes by a gateway of another family of addresses"),
+            _ => {}
+        }
+    }
+    Ok(route)
 }
 
 fn ip(address: &RouteAddress) -> Option<IpAddr> {
@@ -241,7 +249,29 @@ mod tests {
     use ringspan_testkit::netns::Netns;
     use ringspan_testkit::{needs, wait};
 
+    use netlink_packet_route::route::{RouteLwEnCapType, RouteVia};
+
     use super::*;
+
+    #[test]
+    fn a_route_that_does_more_than_to_name_a_gateway_is_none() {
+        let (gateway, source) = (Ipv4Addr::new(198, 51, 100, 9), Ipv4Addr::new(198, 51, 100, 1));
+        let with = |more: Option<RouteAttribute>| {
+            let route = [
+                RouteAttribute::Oif(7),
+                RouteAttribute::PrefSource(RouteAddress::Inet(source)),
+                RouteAttribute::Gateway(RouteAddress::Inet(gateway)),
+            ];
+            plain(route.into_iter().chain(more).collect())
+        };
+        let route = with(None).unwrap();
+        assert_eq!((route.interface, route.gateway, route.source), (7, Some(gateway.into()), Some(source.into())));
+        let why = |more| with(Some(more)).err().unwrap_or_default();
+        assert!(why(RouteAttribute::EncapType(RouteLwEnCapType::Mpls)).contains("encapsulation"));
+        assert!(why(RouteAttribute::Encap(Vec::new())).contains("encapsulation"));
+        let other = "fe80::9".parse::<std::net::Ipv6Addr>().unwrap();
+        assert!(why(RouteAttribute::Via(RouteVia::Inet6(other))).contains("another family"));
+    }
 
     #[test]
     fn the_way_to_a_far_end_is_that_of_the_kernels_own_packets() -> anyhow::Result<()> {
@@ -281,6 +311,12 @@ mod tests {
         }
         let address = "198.51.100.1".parse()?;
         assert_eq!(after.ends(), [End { interface: "nic0".into(), mac: mac(1), address }]);
+        // One that has a label is the interface's, too.
+        net.ip(&["address", "add", "198.51.100.11/24", "dev", "nic0", "label", "nic0:1"])?;
+        let labelled = read()?;
+        let second = "198.51.100.11".parse::<Ipv4Addr>()?;
+        assert!(labelled.ends().iter().any(|end| end.address == second), "{:?}", labelled.ends());
+        assert!(labelled.way(near).unwrap().own.contains(&second.into()));
         // A port of a bridge gets nothing for the host.
         net.ip(&["link", "add", "bridge", "type", "bridge"])?;
         net.ip(&["link", "set", "nic0", "master", "bridge"])?;

@@ -122,7 +122,7 @@ fn is_tunnel(port: &PortRef) -> bool {
 }
 
 /// The tunnel that an action sets.
-pub(super) fn set_tunnel(action: &Action) -> Option<&Tunnel> {
+fn set_tunnel(action: &Action) -> Option<&Tunnel> {
     match action {
         Action::Set(key) => match &**key {
             Key::Tunnel(tunnel) => Some(tunnel),
@@ -132,8 +132,18 @@ pub(super) fn set_tunnel(action: &Action) -> Option<&Tunnel> {
     }
 }
 
+/// Where the tunnels end that actions set, as [`append`] follows them.
+pub(super) fn far_ends(actions: &[Action], found: &mut Vec<IpAddr>) {
+    for (at, action) in actions.iter().enumerate() {
+        match action {
+            Action::Clone(inner) if at + 1 == actions.len() => far_ends(inner, found),
+            _ => found.extend(set_tunnel(action).and_then(far_end)),
+        }
+    }
+}
+
 /// Where a tunnel ends.
-pub(super) fn far_end(tunnel: &Tunnel) -> Option<IpAddr> {
+fn far_end(tunnel: &Tunnel) -> Option<IpAddr> {
     let v6 = tunnel.ipv6_dst.map(|dst| IpAddr::from(dst.value));
     v6.or(tunnel.dst.map(|dst| dst.value.into()))
 }

@@ -65,9 +65,14 @@ pub(crate) fn compile(flow: &Flow, ports: &Ports) -> Result<(NicName, Rule), Cau
     Ok((nic, rule))
 }
 
-/// The far ends of the kernel's tunnels that a flow sends packets to.
-pub(crate) fn far_ends(flow: &Flow) -> impl Iterator<Item = IpAddr> {
-    flow.actions.iter().filter_map(actions::set_tunnel).filter_map(actions::far_end)
+/// The far ends of the kernel's tunnels that a flow sends packets to, if they come from a NIC.
+pub(crate) fn far_ends(flow: &Flow, ports: &Ports) -> Vec<IpAddr> {
+    let is_ours = |port: &PortRef| ports.find(port).is_some() || !ports.tunnels(port).is_empty();
+    let mut found = Vec::new();
+    if in_port(&flow.keys).is_some_and(is_ours) {
+        actions::far_ends(&flow.actions, &mut found);
+    }
+    found
 }
 
 /// The rule of a flow on a NIC of so many VFs, whose representors are the datapath's ports: for tests of rules against frames. OVS reads one VLAN header, or two.

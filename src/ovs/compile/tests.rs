@@ -5,7 +5,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use ringspan_protocol::{MacAddress, NicName, NicPort};
 
-use super::{Cause, Ports, compile, tunnel_in};
+use super::{Cause, Ports, compile, far_ends, tunnel_in};
 use crate::ovs::flow::parse;
 use crate::ovs::flow::{Flow, Names};
 use crate::ovs::underlay::{End, Underlay, Way};
@@ -210,6 +210,12 @@ fn a_tunnel_of_the_kernels_is_made_and_ended_as_its_network_says() {
         let cause = geneve(&format!("geneve({options}),")).unwrap_err();
         assert_eq!(cause.code(), "action-tunnel-options", "{options}");
     }
+    // The far ends are those of what becomes a rule: also in a clone behind which there is nothing, and only of what a NIC receives.
+    let far = |keys: &str, actions: &str| far_ends(&flow(keys, actions), &ports);
+    let in_clone = format!("nic0_vf1,clone({into})");
+    assert_eq!(far(IP, &in_clone), [outer("172.16.0.2")]);
+    assert!(rule(&ports, IP, &in_clone).is_ok());
+    assert!(far(&IP.replace("nic0_vf0", "br0"), &into).is_empty());
     // What comes out is what is for the host's own addresses, at both layers.
     let inner = "tunnel(tun_id=0x64,src=172.16.0.2,dst=172.16.0.1,tos=0/0,ttl=0/0,tp_src=0/0,flags(-df-csum+key)),\
         in_port(vxlan_sys_4789),eth(src=02:00:00:00:00:01,dst=02:00:00:00:00:02),eth_type(0x0806)";

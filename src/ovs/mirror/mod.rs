@@ -23,6 +23,7 @@ mod step;
 mod table;
 #[cfg(test)]
 mod tests;
+mod tunnels;
 mod work;
 
 pub(crate) use engine::{Engine, Nic};

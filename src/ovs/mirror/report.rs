@@ -254,7 +254,8 @@ impl Mirror {
 /// Why OVS or a NIC could not be asked.
 fn trouble(shared: &Shared) -> Option<String> {
     let gone = shared.gone.as_ref().map(|(error, _)| error);
-    gone.or(shared.work.trouble.as_ref()).or(shared.refused.as_ref()).map(|error| error.message.clone())
+    let others = shared.work.trouble.as_ref().or(shared.refused.as_ref()).or(shared.work.tunnels.trouble.as_ref());
+    gone.or(others).map(|error| error.message.clone())
 }
 
 fn fits(entry: &Entry, filter: &FlowFilter) -> bool {

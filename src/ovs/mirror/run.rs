@@ -327,10 +327,8 @@ fn run(common: &Common, settings: &Settings, engine: &dyn Engine, news: &Receive
         }
         let asks = lock(&common.shared).work.asks_underlay();
         if let Some((uplinks, far)) = asks {
-            match Underlay::read(&uplinks, &far) {
-                Ok(underlay) => lock(&common.shared).work.look_at_underlay(underlay),
-                Err(error) => tracing::debug!("the network of the kernel's tunnels cannot be looked at: {error}"),
-            }
+            let read = Underlay::read(&uplinks, &far);
+            lock(&common.shared).work.underlay_read(read, settings.grace);
         }
     }
 }

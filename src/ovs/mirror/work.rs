@@ -16,7 +16,8 @@ use super::idle;
 use super::packed::Packed;
 use super::step::{BATCH, Outcome, Step};
 use super::table::{Changes, Entry, Misses, Source, State, Table, Told, seconds};
-use crate::error::Error;
+use super::tunnels::Tunnels;
+use crate::error::{Error, ErrorKind};
 use crate::ovs::compile::{Cause, Ports, TunnelIn, compile, far_ends, tunnel_in};
 use crate::ovs::flow::{Flow, Names, PortRef, parse};
 use crate::ovs::owner::Owning;
@@ -26,9 +27,6 @@ use crate::ovs::underlay::Underlay;
 const SETTLED: Duration = Duration::from_secs(2);
 /// Time between attempts at what an engine refused.
 const AGAIN: Duration = Duration::from_secs(5);
-/// Time between looks at the network that the kernel's tunnels go through, for each 64 far ends that are known, and how many are at most.
-const UNDERLAY: Duration = Duration::from_millis(250);
-const FAR_ENDS: usize = 4096;
 
 /// What sources tell.
 #[derive(Debug)]
@@ -101,12 +99,8 @@ pub(super) struct Work {
     refused: HashSet<u128>,
     /// Flows that take packets out of tunnels, in an order that stays.
     pops: BTreeMap<u128, (PortRef, TunnelIn)>,
-    /// Far ends of the kernel's tunnels that flows send to, ...
-    far: BTreeSet<IpAddr>,
-    /// ... and whether flows come out of tunnels.
-    from_tunnels: bool,
-    /// When it was last asked for the network that the kernel's tunnels go through; nothing when there are more far ends since.
-    underlay_read: Option<Instant>,
+    /// Flows of the kernel's tunnels.
+    pub(super) tunnels: Tunnels,
     /// When something was last installed: an engine's word of what it has may be older.
     told: Option<Instant>,
     /// When all that engines refused was last tried again.
@@ -157,6 +151,7 @@ impl Work {
         for (ufid, nic) in gone {
             tunnels |= self.pops.remove(&ufid).is_some();
             self.refused.remove(&ufid);
+            self.tunnels.forget(ufid);
             if let Some(nic) = nic {
                 self.gone.entry(nic).or_default().push(RuleId(ufid));
             }
@@ -302,18 +297,43 @@ impl Work {
 
     /// Whether the network that the kernel's tunnels go through is to be looked at: the representors of uplinks, and the far ends.
     pub(super) fn asks_underlay(&mut self) -> Option<(BTreeSet<String>, BTreeSet<IpAddr>)> {
-        let needs = self.ports.underlay().is_some() && (self.from_tunnels || !self.far.is_empty());
-        // What it costs grows with the far ends.
-        let pause = UNDERLAY * (1 + self.far.len() as u32 / 64);
-        if !needs || self.underlay_read.is_some_and(|read| read.elapsed() < pause) {
+        let known = self.ports.underlay()?;
+        if self.tunnels.is_empty() {
+            // What was read is old when the next such flow comes.
+            if **known != Underlay::default() {
+                self.ports.set_underlay(Some(Arc::default()));
+            }
+            self.tunnels.is_known();
             return None;
         }
-        self.underlay_read = Some(Instant::now());
-        Some((self.ports.uplinks().map(str::to_owned).collect(), self.far.clone()))
+        let far = self.tunnels.due()?;
+        Some((self.ports.uplinks().map(str::to_owned).collect(), far))
+    }
+
+    /// What came of reading that network. Where it could not be read for longer than `grace`, nothing is believed of it any more.
+    pub(super) fn underlay_read(&mut self, read: std::io::Result<Underlay>, grace: Duration) {
+        match read {
+            Ok(underlay) => {
+                self.tunnels.is_known();
+                self.look_at_underlay(underlay);
+            }
+            Err(error) => {
+                tracing::debug!("the network of the kernel's tunnels cannot be read: {error}");
+                let since = self.tunnels.is_failing();
+                if since >= grace {
+                    let message = format!(
+                        "the routes and neighbours of the kernel's tunnels cannot be read since {} s, so their flows are with Open vSwitch: {error}",
+                        since.as_secs()
+                    );
+                    self.tunnels.trouble = Some(Error::new(ErrorKind::Failed, message));
+                    self.look_at_underlay(Underlay::default());
+                }
+            }
+        }
     }
 
     /// This is that network now: flows of the kernel's tunnels become other rules where it is not as it was.
-    pub(super) fn look_at_underlay(&mut self, underlay: Underlay) {
+    fn look_at_underlay(&mut self, underlay: Underlay) {
         if self.ports.underlay().is_none_or(|was| **was == underlay) {
             return;
         }
@@ -322,9 +342,6 @@ impl Work {
             entry.text().is_in_tunnel() || entry.text().actions().contains("set(tunnel(")
         };
         let all: Vec<u128> = self.table.flows.iter().filter(tunnel).map(|(ufid, _)| *ufid).collect();
-        if all.is_empty() {
-            (self.far, self.from_tunnels) = (BTreeSet::new(), false);
-        }
         all.into_iter().for_each(|ufid| self.enqueue(ufid));
     }
 
@@ -365,20 +382,12 @@ impl Work {
     fn compile(&mut self, ufid: u128, step: &mut Step) {
         let Step { meters, installs, removals, .. } = step;
         let Some(entry) = self.table.flows.get_mut(&ufid) else { return };
-        let result = if entry.torn {
-            Err(Cause::Torn)
-        } else {
-            let flow = read(ufid, entry.text());
-            for far in flow.iter().flat_map(far_ends) {
-                if self.far.len() < FAR_ENDS && self.far.insert(far) {
-                    self.underlay_read = None;
-                }
-            }
-            if !self.from_tunnels && entry.text().is_in_tunnel() {
-                (self.from_tunnels, self.underlay_read) = (true, None);
-            }
-            flow.map_err(Cause::Unreadable).and_then(|flow| compile(&flow, &self.ports))
-        };
+        let flow = if entry.torn { Err(Cause::Torn) } else { read(ufid, entry.text()).map_err(Cause::Unreadable) };
+        match &flow {
+            Ok(flow) => self.tunnels.note(ufid, far_ends(flow, &self.ports), entry.text().is_in_tunnel()),
+            Err(_) => self.tunnels.forget(ufid),
+        }
+        let result = flow.and_then(|flow| compile(&flow, &self.ports));
         let result = result.and_then(|(nic, rule)| match self.refusing.get(&nic) {
             Some(why) => Err(Cause::Engine(why.clone())),
             None => Ok((nic, rule)),
