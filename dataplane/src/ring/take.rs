@@ -50,8 +50,14 @@ impl<F: Format> Queue<F> {
         max_frame: usize,
         sink: &mut S,
     ) -> Result<Taken, RingError> {
+        #[cfg(test)]
+        if super::tests::is_plain() {
+            return self.take_burst_plain::<HEADER, INDIRECT, IN_ORDER, S>(limit, max_frame, sink);
+        }
         #[cfg(all(target_arch = "x86_64", not(miri)))]
         if std::arch::is_x86_feature_detected!("avx2") {
+            #[cfg(test)]
+            super::tests::goes_wide();
             // SAFETY: the processor has it.
             return unsafe { self.take_burst_wide::<HEADER, INDIRECT, IN_ORDER, S>(limit, max_frame, sink) };
         }

@@ -40,7 +40,7 @@ fn features() -> impl Strategy<Value = RingFeatures> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 8 } else { 300 }, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: super::cases(8, 300), ..ProptestConfig::default() })]
 
     #[test]
     fn any_ring_at_all_is_survived_and_accounted_for(
@@ -90,7 +90,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 8 } else { 300 }, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: super::cases(8, 300), ..ProptestConfig::default() })]
 
     #[test]
     fn any_packed_ring_at_all_is_survived_and_accounted_for(

@@ -12,6 +12,7 @@ mod pair;
 mod put;
 mod recover;
 mod reference;
+mod runs;
 mod take;
 
 thread_local! {
@@ -24,11 +25,43 @@ thread_local! {
     static SLOW: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
     /// Chains of this thread that went that way.
     static WALKS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+    /// Bursts of this thread that were drained by AVX2.
+    static WIDE: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
 }
 
 /// A chain goes the way for any shape.
 pub fn walked() {
     WALKS.set(WALKS.get() + 1);
+}
+
+/// In its environment, so that a process drains rings as on a processor without AVX2.
+const PLAIN: &str = "RINGSPAN_TEST_PLAIN";
+
+/// Whether this process does.
+pub fn is_plain() -> bool {
+    static IS_PLAIN: std::sync::LazyLock<bool> = std::sync::LazyLock::new(|| std::env::var_os(PLAIN).is_some());
+    *IS_PLAIN
+}
+
+/// How many cases a property is tried with: fewer under Miri, and where they were all tried once already.
+fn cases(miri: u32, all: u32) -> u32 {
+    if cfg!(miri) {
+        miri
+    } else if is_plain() {
+        all / 4
+    } else {
+        all
+    }
+}
+
+/// A burst is drained by AVX2.
+pub fn goes_wide() {
+    WIDE.set(WIDE.get() + 1);
+}
+
+/// Bursts that this thread has drained so.
+fn went_wide() -> u64 {
+    WIDE.get()
 }
 
 /// Whether each chain goes the way for any shape.

@@ -362,7 +362,7 @@ fn both<R: PartialEq + std::fmt::Debug>(plan: &Plan, run: impl Fn(&Plan, &mut Gu
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 2 } else { 64 }, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: super::cases(2, 64), ..ProptestConfig::default() })]
 
     #[test]
     fn whatever_a_guest_sends_arrives_as_through_virtio_queue(plan in plan()) {
