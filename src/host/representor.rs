@@ -137,10 +137,14 @@ pub(crate) fn index(sysfs: &Sysfs, interface: &str) -> Option<u32> {
     sysfs.number(&format!("class/net/{interface}/ifindex"))
 }
 
-/// The PCI function that an interface belongs to.
+/// The PCI function that an interface belongs to. Between a virtio card and its interface is a virtio device.
 pub(crate) fn function_of(sysfs: &Sysfs, interface: &str) -> Option<PciAddress> {
-    let address = sysfs.link(&format!("class/net/{interface}/device"))?.parse().ok()?;
-    sysfs.has(&attribute(address, "")).then_some(address)
+    let device = sysfs.link(&format!("class/net/{interface}/device"))?;
+    if let Ok(address) = device.parse() {
+        return sysfs.has(&attribute(address, "")).then_some(address);
+    }
+    let has_it = |address: &PciAddress| sysfs.has(&attribute(*address, &format!("{device}/net/{interface}")));
+    sysfs.names("bus/pci/devices").into_iter().filter_map(|name| name.parse().ok()).find(has_it)
 }
 
 #[cfg(test)]

@@ -240,4 +240,9 @@ fn the_interface_of_a_virtio_card_lies_below_its_virtio_device() {
     std::fs::create_dir_all(at("virtio1/net/eth7")).unwrap();
     tree.set("class/net/eth7/type", "1");
     assert_eq!(listed(), Some((Some("eth7".into()), LinkType::Ethernet)));
+    // By the name that is listed it is found.
+    std::os::unix::fs::symlink(at("virtio1"), tree.path("class/net/eth7/device")).unwrap();
+    let named = Inventory::take(&host).pf_named("eth7").unwrap();
+    assert_eq!((named.address, named.interface), ("0000:00:03.0".parse().unwrap(), Some("eth7".into())));
+    assert!(Inventory::take(&host).pf_named("eth8").is_err());
 }
