@@ -248,9 +248,11 @@ int shim_log_to(void (*write)(uint32_t level, const char *text, size_t length))
 #if RTE_VERSION >= RTE_VERSION_NUM(23, 11, 0, 0)
 #define shim_member_add rte_eth_bond_member_add
 #define shim_members_get rte_eth_bond_active_members_get
+#define shim_member_info rte_eth_bond_8023ad_member_info
 #else
 #define shim_member_add rte_eth_bond_slave_add
 #define shim_members_get rte_eth_bond_active_slaves_get
+#define shim_member_info rte_eth_bond_8023ad_slave_info
 #endif
 
 int shim_bond_add(uint16_t bond, uint16_t member)
@@ -261,6 +263,13 @@ int shim_bond_add(uint16_t bond, uint16_t member)
 int shim_bond_active(uint16_t bond, uint16_t *members, uint16_t room)
 {
 	return shim_members_get(bond, members, room);
+}
+
+int shim_bond_distributes(uint16_t bond, uint16_t member)
+{
+	struct shim_member_info info;
+
+	return shim_member_info(bond, member, &info) == 0 && (info.actor_state & STATE_DISTRIBUTING) != 0;
 }
 
 int shim_poll_link(uint16_t port)

@@ -17,6 +17,7 @@
 #include <rte_eal.h>
 #include <rte_errno.h>
 #include <rte_eth_bond.h>
+#include <rte_eth_bond_8023ad.h>
 #include <rte_ethdev.h>
 #include <rte_eth_ring.h>
 #include <rte_ether.h>
@@ -177,6 +178,8 @@ int shim_link(uint16_t port, int *up, uint32_t *speed);
 int shim_bond_add(uint16_t bond, uint16_t member);
 /* rte_eth_bond_active_members_get(): how many were written to `members`, or a negative number. */
 int shim_bond_active(uint16_t bond, uint16_t *members, uint16_t room);
+/* Whether a bond by LACP sends on a member, which it does two seconds after it is active at the earliest (IEEE 802.1AX, Distributing). */
+int shim_bond_distributes(uint16_t bond, uint16_t member);
 /*
  * Takes from a port that nobody has configured yet the promise that its driver reports each change of its link, so that the bonding
  * driver polls it: net_tap promises and never reports. Returns 0 or a negative errno.

@@ -154,7 +154,13 @@ impl Members {
             (usize::try_from(count).unwrap_or(0).min(active.len()), sys::rte_eth_bond_primary_get(bond))
         };
         let sends = |id: u16| {
-            active[..count].contains(&id) && (self.mode != BondMode::ActiveBackup || primary == i32::from(id))
+            active[..count].contains(&id)
+                && match self.mode {
+                    BondMode::ActiveBackup => primary == i32::from(id),
+                    BondMode::BalanceXor => true,
+                    // SAFETY: the port is ours and a bond; reads what its driver has agreed.
+                    BondMode::Lacp => unsafe { sys::shim_bond_distributes(bond, id) != 0 },
+                }
         };
         let status = |(spec, port): &(DeviceSpec, Arc<Port>)| Member {
             device: spec.clone(),
