@@ -7,6 +7,7 @@ use ringspan_protocol::{Action, Field, FieldMatch, Match, NicPort, Rule, RuleId,
 use ringspan_testkit::packet::{Packet, sum};
 
 mod arp_icmp;
+mod tunnels;
 
 use super::actions::{Edit, MOST_HEADERS, Program};
 use super::checksum::sctp;
@@ -290,72 +291,6 @@ fn a_neighbour_solicitation_has_a_target_and_addresses() {
 }
 
 #[test]
-fn an_option_of_geneve_is_matched_and_one_that_nobody_asked_for_is_not() {
-    for ipv6 in [false, true] {
-        let frame = finished(&Packet::new(60));
-        let push = |options: &str| {
-            let options = options.into();
-            let push = TunnelPush { options, checksum: true, ..tunnel(TunnelKind::Geneve, ipv6) };
-            let mut outer = one(&rule(&[], vec![Action::TunnelPush(Box::new(push)), out()]), &frame);
-            Packet { ipv6, udp: true, ..Packet::new(0) }.check(&outer).unwrap();
-            // As OVS sets it for a critical option.
-            let flags = usize::from(parse(&outer).1.l4) + 9;
-            outer[flags] |= 0x40;
-            outer
-        };
-        let (ovn, bare) = (
-            push("0102800100050007"),
-            one(&rule(&[], vec![Action::TunnelPush(Box::new(tunnel(TunnelKind::Geneve, ipv6))), out()]), &frame),
-        );
-        let from = if ipv6 { "tunnel_ipv6_src=fd00::1" } else { "tunnel_ipv4_src=10.0.0.1" };
-        let kind = ["tunnel_kind=2", "tunnel_id=0x123456", from];
-        let is = |more: &[&str], frame: &[u8]| matches(&[&kind[..], more].concat(), frame);
-        assert!(is(&["tunnel_option=0x010280", "tunnel_option_data=0x50007"], &ovn));
-        assert!(is(&["tunnel_option=0x010280", "tunnel_option_data=0x7/0xffff", "eth_type=0x800"], &ovn));
-        assert!(!is(&["tunnel_option=0x010280", "tunnel_option_data=0x60007"], &ovn));
-        assert!(!is(&["tunnel_option=0x010380"], &ovn) && !is(&["tunnel_option=0x010281"], &ovn));
-        assert!(!is(&[], &ovn) && is(&[], &bare) && !is(&["tunnel_option=0x010280"], &bare));
-        let pop = rule(&["tunnel_kind=2", "tunnel_option=0x010280"], vec![Action::TunnelPop, out()]);
-        assert_eq!(one(&pop, &ovn), frame);
-        // A longer option, or two, have room beside addresses of IPv4; others are for the slow path.
-        for (options, shape, data) in [
-            ("010280020005000701020304", "tunnel_option_shape=1", "tunnel_option_more=0x0102030400000000"),
-            ("01028003000500070102030405060708", "tunnel_option_shape=2", "tunnel_option_more=0x0102030405060708"),
-            ("01028001000500070103070100000009", "tunnel_option_shape=3", "tunnel_option_more=0x0103070100000009"),
-        ] {
-            let outer = push(options);
-            let all = ["tunnel_option=0x010280", "tunnel_option_data=0x50007", shape, data];
-            assert!(!is(&all[..2], &outer), "{options}");
-            if ipv6 {
-                assert_eq!(parse(&outer).1.inner, 0, "{options}");
-                continue;
-            }
-            assert!(is(&all, &outer), "{options}");
-            let other = data.replace("=0x01", "=0x81");
-            assert!(is(&all[..3], &outer) && !is(&[all[0], all[1], shape, &other], &outer), "{options}");
-            assert!(!is(&[all[0], "tunnel_option_data=0x50008", shape, data], &outer), "{options}");
-            for wrong in ["1", "2", "3"].map(|number| format!("tunnel_option_shape={number}")) {
-                assert_eq!(is(&[all[0], &wrong], &outer), wrong == shape, "{options}");
-            }
-            let pop = rule(
-                &[&["tunnel_kind=2", "tunnel_ipv4_src=10.0.0.1"], &all[..]].concat(),
-                vec![Action::TunnelPop, out()],
-            );
-            assert_eq!(one(&pop, &outer), frame, "{options}");
-        }
-        for more in [
-            "01028002000500070000000001028000",
-            "0102800400050007000000000000000000000000",
-            "0102800100050007010280020005000700000000",
-            "0102800001028000",
-        ] {
-            let outer = push(more);
-            assert_eq!(parse(&outer).1.inner, 0, "{more}");
-        }
-    }
-}
-
-#[test]
 fn a_udp_checksum_of_none_stays_none() {
     let mut frame = finished(&Packet { udp: true, ..Packet::new(10) });
     frame[40..42].fill(0);
@@ -410,90 +345,6 @@ fn each_output_gets_the_frame_as_it_is_by_then() {
     assert_eq!(sent[0], frame);
     assert_eq!((&sent[1][..12], &sent[1][12..16]), (&frame[..12], &[0x81, 0, 0, 5][..]));
     assert_eq!((&sent[2][..6], &sent[2][6..]), (&[2, 0, 0, 0, 0, 9][..], &sent[1][6..]));
-}
-
-fn tunnel(kind: TunnelKind, ipv6: bool) -> TunnelPush {
-    let address = |end: u8| if ipv6 { format!("fd00::{end}") } else { format!("10.0.0.{end}") }.parse().unwrap();
-    TunnelPush {
-        kind,
-        id: 0x123456,
-        eth_src: "02:00:00:00:aa:01".parse().unwrap(),
-        eth_dst: "02:00:00:00:aa:02".parse().unwrap(),
-        src: address(1),
-        dst: address(2),
-        tos: 0x10,
-        ttl: 33,
-        dont_fragment: true,
-        src_port: None,
-        dst_port: kind.port(),
-        checksum: false,
-        options: String::new(),
-    }
-}
-
-#[test]
-fn what_goes_into_a_tunnel_comes_out_of_it_as_it_was() {
-    for (kind, number) in [(TunnelKind::Vxlan, "tunnel_kind=1"), (TunnelKind::Geneve, "tunnel_kind=2")] {
-        for (ipv6, checksum) in [(false, false), (false, true), (true, false), (true, true)] {
-            let frame = finished(&Packet { tags: 1, ..Packet::new(77) });
-            let push = TunnelPush { checksum, ..tunnel(kind, ipv6) };
-            let outer = one(&rule(&[], vec![Action::TunnelPush(Box::new(push)), out()]), &frame);
-            let (key, places) = parse(&outer);
-            assert_eq!(key.get(Field::IpTos), 0x10);
-            assert!(key.get(Field::SrcPort) >= 0x8000, "an ephemeral port");
-            assert_eq!(key.get(Field::DstPort), u64::from(kind.port()));
-            let as_udp = Packet { ipv6, udp: true, ..Packet::new(0) };
-            if checksum {
-                as_udp.check(&outer).unwrap();
-            } else {
-                assert_eq!(outer[usize::from(places.l4) + 6..][..2], [0, 0]);
-                assert!(ipv6 || sum(&outer[14..34]) == 0xffff);
-            }
-            let (inner, _) = Key::parse_inner(&outer, outer.len(), &key, &places).unwrap();
-            assert_eq!(inner.get(Field::TunnelId), 0x123456);
-            assert_eq!((inner.get(Field::TunnelTtl), inner.get(Field::TunnelTos)), (33, 0x10));
-            assert_eq!(inner.get(Field::VlanTci), 0x1001);
-            if !ipv6 {
-                assert_eq!(inner.get(Field::TunnelEthSrc), 0x0200_0000_aa01);
-                assert_eq!(inner.get(Field::TunnelEthDst), 0x0200_0000_aa02);
-            }
-            let source = if ipv6 { "tunnel_ipv6_src=fd00::1" } else { "tunnel_ipv4_src=10.0.0.1" };
-            let (mut values, mut masks) = (Key::EMPTY, Key::EMPTY);
-            Key::ask(&mut values, &mut masks, &source.parse().unwrap());
-            for word in 10..16 {
-                assert_eq!(inner.0[word] & masks.0[word], values.0[word]);
-            }
-            let pop = rule(&[number, source, "eth_type=0x800"], vec![Action::TunnelPop, out()]);
-            assert_eq!(one(&pop, &outer), frame, "{kind:?} {ipv6} {checksum}");
-        }
-    }
-}
-
-#[test]
-fn a_tunnel_that_is_not_clean_is_none() {
-    let frame = finished(&Packet::new(77));
-    let outer = one(&rule(&[], vec![Action::TunnelPush(Box::new(tunnel(TunnelKind::Vxlan, false))), out()]), &frame);
-    assert_eq!(parse(&outer).1.inner, 50);
-    // Flags, what is reserved, another port, and a packet that ends within the inner Ethernet header.
-    for (at, byte) in [(42, 0), (43, 1), (49, 1), (36, 0)] {
-        let mut bad = outer.clone();
-        bad[at] = byte;
-        assert_eq!(parse(&bad).1.inner, 0, "byte {at}");
-    }
-    let mut fragment = outer.clone();
-    fragment[20] = 0x20;
-    assert_eq!(parse(&fragment).1.inner, 0);
-    let mut tagged = outer.clone();
-    tagged.splice(12..12, [0x81, 0, 0, 5]);
-    assert_eq!(
-        (parse(&tagged).1.tags, parse(&tagged).1.inner),
-        (1, 0),
-        "OVS takes nothing out of a packet that is tagged"
-    );
-    let options =
-        TunnelPush { options: "0102030400000000000000000000000000000000".into(), ..tunnel(TunnelKind::Geneve, false) };
-    let outer = one(&rule(&[], vec![Action::TunnelPush(Box::new(options)), out()]), &frame);
-    assert_eq!((outer[44], parse(&outer).1.inner), (0x65, 0), "options that nobody here knows");
 }
 
 proptest! {
