@@ -124,7 +124,7 @@ fn missing(control: &mut Control) -> Result<()> {
     let links = tool("ip", &["-o", "link", "show"])?;
     let line = links.lines().find(|line| line.contains(THIRD_MAC)).context("the third NIC has no interface")?;
     let third = line.split(": ").nth(1).context("an interface without a name")?.to_owned();
-    control.refused(&["vf", "enable", &third, "1"], &[&third, "PCI device"])?;
+    control.refused(&["vf", "enable", &third, "1"], &[&third, "it has no SR-IOV capability"])?;
     let device = fs::canonicalize(format!("/sys/class/net/{third}/device"))?;
     let address = device.parent().and_then(|parent| parent.file_name()).context("a NIC without a bus")?;
     let address = address.to_string_lossy();
