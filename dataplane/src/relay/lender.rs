@@ -97,6 +97,21 @@ unsafe impl<S: FrameSink + Buffers> FrameSink for Lending<'_, S> {
         self.sink.frame(header, len)
     }
 
+    #[inline(always)]
+    unsafe fn several<P>(
+        &mut self,
+        frames: impl Iterator<Item = (NetHeader, usize, P)>,
+        put: impl FnMut(P, usize, NonNull<u8>),
+    ) -> usize {
+        // SAFETY: the caller's.
+        unsafe { self.sink.several(frames, put) }
+    }
+
+    #[inline(always)]
+    fn lends_from(&self) -> usize {
+        self.lender.from
+    }
+
     /// A frame that is to be worked on is copied first: the guest can change what it has, at any time.
     #[inline(always)]
     unsafe fn lend(&mut self, header: &NetHeader, start: NonNull<u8>, len: usize) -> Option<Loan> {

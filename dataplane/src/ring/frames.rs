@@ -48,6 +48,12 @@ pub unsafe trait FrameSink {
     /// Whether frames may be lent: [`FrameSink::lend`] is asked first.
     const LENDS: bool = false;
 
+    /// Frames of fewer bytes are never lent: [`FrameSink::lend`] is not asked.
+    #[inline(always)]
+    fn lends_from(&self) -> usize {
+        if Self::LENDS { 0 } else { usize::MAX }
+    }
+
     /// Leaves a frame of `len` bytes in guest memory at `start`, for whoever reads it there: nothing is copied, and its chain is not given
     /// back to the guest before [`Ring::settle`] hears that the loan is back. `None`: the frame is copied as any other.
     ///

@@ -108,9 +108,10 @@ impl<F: Format> Queue<F> {
         let (mut frames, mut bytes, mut missed, mut steps) = (0, 0, 0, 0);
         let (mut taken, mut slots) = (0, 0);
         loop {
-            if !S::LENDS
-                && let Some(chains) = chains.get(taken..)
-            {
+            if let Some(chains) = chains.get(taken..) {
+                // Of a ring that lends, each takes one slot.
+                let most = if S::LENDS { usize::from(most_slots - slots) } else { chains.len() };
+                let chains = &chains[..most.min(chains.len())];
                 // SAFETY: the chains are of the map, which lives.
                 let run = unsafe { fetch_run::<HEADER, F, S>(sink, chains, longest) };
                 (taken, frames) = (taken + run.frames, frames + run.frames as u64);
@@ -191,8 +192,8 @@ struct Run {
     slots: u16,
 }
 
-/// Copies the short frames of plain chains into `sink`, up to the first chain that is anything else, or that is left to [`fetch`]. There is no
-/// call in this loop, so that all it counts stays in registers.
+/// Copies the short frames of plain chains into `sink`, up to the first chain that is anything else, or that is left to [`fetch`]. Where frames are
+/// lent, those that may be are left to it, and chains of several slots. There is no call in this loop, so that all it counts stays in registers.
 ///
 /// # Safety
 ///
@@ -203,11 +204,14 @@ unsafe fn fetch_run<const HEADER: usize, F: Format, S: FrameSink>(
     chains: &[Chain],
     longest: usize,
 ) -> Run {
-    let longest = longest.min(SHORT - MIN_FRAME);
     let (mut bytes, mut slots) = (0, 0);
+    let Some(below_loans) = sink.lends_from().checked_sub(MIN_FRAME + 1) else {
+        return Run { frames: 0, bytes, slots };
+    };
+    let longest = longest.min(SHORT - MIN_FRAME).min(below_loans);
     let frames = chains.iter().map_while(|chain| {
         let len = (chain.room as usize).wrapping_sub(HEADER);
-        if len.wrapping_sub(MIN_FRAME) > longest {
+        if len.wrapping_sub(MIN_FRAME) > longest || S::LENDS && F::slots(chain) > 1 {
             return None;
         }
         // SAFETY: the chain has HEADER bytes and more.

@@ -8,7 +8,10 @@ use super::driver::*;
 use crate::BURST;
 use crate::ring::{FrameSink, Loan, NetHeader, RecordHandle, Ring, RingConfig, RingFeatures, RingRecord};
 
-/// Lends frames of 1000 bytes and more, and copies the others.
+/// Frames of fewer bytes are copied.
+const FROM: usize = 1000;
+
+/// Lends frames of [`FROM`] bytes and more, and copies the others.
 #[derive(Default)]
 struct Lender {
     copies: Sink,
@@ -25,9 +28,13 @@ unsafe impl FrameSink for Lender {
         self.copies.frame(header, len)
     }
 
+    fn lends_from(&self) -> usize {
+        FROM
+    }
+
     unsafe fn lend(&mut self, _: &NetHeader, start: NonNull<u8>, len: usize) -> Option<Loan> {
         let number = self.lent.len() as u16;
-        (len >= 1000).then(|| {
+        (len >= FROM).then(|| {
             self.lent.push((start.addr().get(), len));
             self.away.insert(number);
             Loan(number)
@@ -88,7 +95,9 @@ fn come_back_in_order(features: RingFeatures) {
         for _ in 0..dice.below(6) {
             let Some(head) = free.pop() else { break };
             let (large, kind) = (dice.below(5) < 2, dice.below(3) as u32 + 1);
-            offer(&mut driver, head, if large { 1200 } else { 200 }, kind);
+            // Those below `SHORT` are copied by a loop of their own.
+            let small = if dice.below(2) < 1 { 90 } else { 200 };
+            offer(&mut driver, head, if large { 1200 } else { small }, kind);
             flying.push((head, (large && kind < 3).then_some(0)));
         }
         let mut number = sink.lent.len() as u16;
@@ -119,6 +128,31 @@ fn come_back_in_order(features: RingFeatures) {
         }
     }
     assert!(waited > 100, "chains had to wait {waited} times");
+}
+
+/// Two descriptors whose buffers touch are one buffer, but two slots.
+#[test]
+fn no_more_is_on_the_way_than_a_ring_has_slots_whatever_a_guest_makes_available() {
+    let mut driver = Driver::new(8, PACKED, 0);
+    let mut ring = driver.device();
+    ring.allow_loans();
+    let mut sink = Lender::default();
+    for head in 0..5 {
+        offer(&mut driver, head, 1200, 1);
+    }
+    assert_eq!(ring.take(BURST, 1514, &mut sink).unwrap().lent, 5);
+    driver.overcommit();
+    for head in [8, 10] {
+        let at = BUFFERS + 4096 * u64::from(head);
+        driver.chain(head, &[(at, 12 + 40, 0), (at + 52, 40, 0)]);
+        driver.offer(head);
+    }
+    assert_eq!(ring.take(BURST, 1514, &mut sink).unwrap().frames, 1, "four slots where three are left");
+    assert_eq!(ring.owed(), 6);
+    sink.away.clear();
+    assert_eq!(sink.settle(&mut ring), 6);
+    assert_eq!(ring.take(BURST, 1514, &mut sink).unwrap().frames, 1);
+    assert_eq!(sink.copies.frames.len(), 2);
 }
 
 #[test]
