@@ -38,6 +38,12 @@ impl OfOvs {
         }
     }
 
+    /// Its packets and bytes.
+    #[inline]
+    pub(super) fn count(&self) -> Count {
+        Count { packets: self.packets, bytes: self.bytes }
+    }
+
     /// Milliseconds since the last packet; nothing: there was none.
     pub(super) fn used(&self) -> Option<u32> {
         (self.used_ms != NEVER).then_some(self.used_ms)
@@ -89,8 +95,19 @@ pub(super) struct Rate {
 }
 
 impl Count {
-    fn plus(self, other: Self) -> Self {
+    pub(super) fn plus(self, other: Self) -> Self {
         Self { packets: self.packets.wrapping_add(other.packets), bytes: self.bytes.wrapping_add(other.bytes) }
+    }
+
+    /// What came since then; nothing where it is less now.
+    pub(super) fn since(self, then: Self) -> Self {
+        Self { packets: self.packets.saturating_sub(then.packets), bytes: self.bytes.saturating_sub(then.bytes) }
+    }
+
+    /// Whether it is less than the other one, in packets or in bytes.
+    #[inline]
+    pub(super) fn is_behind(self, other: Self) -> bool {
+        self.packets < other.packets || self.bytes < other.bytes
     }
 }
 
@@ -98,7 +115,7 @@ impl Counted {
     /// The NIC told what its rule counts. Less than before: it is another rule, which began anew.
     pub(super) fn take(&mut self, counters: &RuleCounters) {
         let now = Count { packets: counters.packets, bytes: counters.bytes };
-        if now.packets < self.rule.packets || now.bytes < self.rule.bytes {
+        if now.is_behind(self.rule) {
             self.before = self.before.plus(self.rule);
         }
         let idle_ms = counters.idle_ms.map_or(NEVER, |idle| idle.min(u64::from(NEVER - 1)) as u32);
@@ -124,7 +141,7 @@ impl Counted {
 
     /// Both paths together.
     pub(super) fn total(&self, ovs: &OfOvs) -> Count {
-        self.before.plus(self.rule).plus(Count { packets: ovs.packets, bytes: ovs.bytes })
+        self.before.plus(self.rule).plus(ovs.count())
     }
 
     /// So much time passed since this was last called for all flows.

@@ -6,6 +6,7 @@
 //! right whatever OVS decides; a rule that is there too long is not. A flow that changed keeps its rule until the new one takes its place
 //! in one step. When OVS is gone for longer than the grace period, all rules go.
 
+mod copies;
 mod counted;
 mod engine;
 mod idle;

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use ringspan_protocol::NicName;
 
+use super::copies::Copies;
 use super::counted::{Counted, OfOvs};
 use super::line::{EXTRA, Line, UFID, counters, read_ufid, take_apart};
 use super::packed::{Kinds, Packed, strip};
@@ -130,6 +131,8 @@ pub(super) struct Entry {
     source: Source,
     /// Whether it was told twice in one dump, and not alike.
     pub torn: bool,
+    /// Whether its [`Copies`] are added up.
+    pub several: bool,
 }
 
 impl Entry {
@@ -145,19 +148,13 @@ impl Entry {
     }
 
     #[inline]
-    fn set_ovs(&mut self, ovs: OfOvs) {
+    pub(super) fn set_ovs(&mut self, ovs: OfOvs) {
         OfOvs { packets: self.packets, bytes: self.bytes, used_ms: self.used_ms } = ovs;
     }
 
     /// So much time passed since this was last called for all flows.
     pub(super) fn pass(&mut self, time: Duration) {
         self.counted.pass(&self.ovs(), time);
-    }
-
-    /// It is another one now.
-    fn take(&mut self, told: Told) {
-        self.set_ovs(told.ovs);
-        self.text = told.text;
     }
 
     fn is(&self, told: &Told) -> bool {
@@ -203,6 +200,8 @@ pub(super) type Flows = HashMap<u128, Entry, BuildHasherDefault<UfidHasher>>;
 pub(super) struct Table {
     /// By ufid.
     pub flows: Flows,
+    /// What several threads of the userspace datapath counted.
+    copies: Copies,
     /// Numbers of the last dumps, by source.
     dumps: [u32; 2],
     /// Of the last dumps, by source.
@@ -229,7 +228,8 @@ impl Table {
         let Some((ufid, rest)) = line.strip_prefix(b"ufid:").and_then(|rest| rest.split_at_checked(UFID)) else {
             return false;
         };
-        let Some(entry) = read_ufid(ufid).and_then(|ufid| self.flows.get_mut(&ufid)) else { return false };
+        let Some(ufid) = read_ufid(ufid) else { return false };
+        let Some(entry) = self.flows.get_mut(&ufid) else { return false };
         let dump = self.dumps[Source::Text as usize];
         if entry.torn || entry.source != Source::Text {
             return false;
@@ -244,12 +244,11 @@ impl Table {
         if !text.actions(|piece| strip(&mut rest, piece)) || !(rest.is_empty() || rest.starts_with(EXTRA.as_bytes())) {
             return false;
         }
-        if std::mem::replace(&mut entry.seen, dump) == dump {
-            entry.set_ovs(entry.ovs().plus(OfOvs::from(&stats)));
-        } else {
-            entry.set_ovs(OfOvs::from(&stats));
+        let is_first = std::mem::replace(&mut entry.seen, dump) != dump;
+        if is_first {
             self.as_before = self.as_before.map(|flows| flows + 1);
         }
+        self.copies.count(ufid, entry, OfOvs::from(&stats), is_first);
         true
     }
 
@@ -261,6 +260,7 @@ impl Table {
         let mut changes = Changes::default();
         // All are there as they were: there is nothing to look for.
         if told.is_empty() && source == Source::Text && self.as_before.take() == Some(self.flows.len()) {
+            self.copies.settle(&mut self.flows);
             return changes;
         }
         self.as_before = None;
@@ -283,6 +283,9 @@ impl Table {
             }
             stays
         });
+        if source == Source::Text {
+            self.copies.settle(&mut self.flows);
+        }
         changes
     }
 
@@ -303,7 +306,8 @@ impl Table {
                 entry.set_ovs(OfOvs { packets, bytes, ..now });
                 return None;
             }
-            entry.take(told);
+            entry.set_ovs(told.ovs);
+            entry.text = told.text;
             return Some(ufid);
         }
         self.take(Source::Kernel, told, limit)
@@ -332,6 +336,7 @@ impl Table {
     /// All goes.
     pub(super) fn clear(&mut self) -> Changes {
         self.misses = Default::default();
+        self.copies.clear();
         (self.gone_meanwhile, self.as_before) = (None, None);
         let gone = self.flows.drain().map(|(ufid, entry)| (ufid, entry.state.nic().cloned())).collect();
         Changes { changed: Vec::new(), gone }
@@ -366,23 +371,24 @@ impl Table {
                 }
                 let changed = !entry.is(&told);
                 (entry.source, entry.seen) = (source, dump);
-                entry.take(told);
+                self.copies.forget(ufid, entry);
+                entry.set_ovs(told.ovs);
+                entry.text = told.text;
                 changed.then_some(ufid)
             }
             Some(entry) if entry.seen == dump => {
                 // Each thread of the userspace datapath has its own copy of a flow.
-                entry.set_ovs(entry.ovs().plus(told.ovs));
+                self.copies.count(ufid, entry, told.ovs, false);
                 (!entry.is(&told) && !std::mem::replace(&mut entry.torn, true)).then_some(ufid)
             }
             Some(entry) => {
                 entry.seen = dump;
                 let changed = !entry.is(&told) || entry.torn;
-                if changed {
-                    entry.take(told);
-                    entry.torn = false;
-                } else {
-                    entry.set_ovs(told.ovs);
+                match source {
+                    Source::Text => self.copies.count(ufid, entry, told.ovs, true),
+                    Source::Kernel => entry.set_ovs(told.ovs),
                 }
+                (entry.text, entry.torn) = (told.text, false);
                 changed.then_some(ufid)
             }
             None if full => {
@@ -399,6 +405,7 @@ impl Table {
                     source,
                     seen: dump,
                     torn: false,
+                    several: false,
                     state: State::Pending,
                     paused: Paused::No,
                     touched: seconds(),

@@ -14,6 +14,7 @@ use super::{Engine, Nic};
 use crate::error::{Error, ErrorKind};
 
 mod changes;
+mod copies;
 mod engines;
 mod idle;
 mod kernel;
