@@ -40,6 +40,7 @@ impl<'a> Cursor<'a> {
         self.at = at;
     }
 
+    #[inline]
     pub fn peek(&self) -> Option<u8> {
         self.text.as_bytes().get(self.at).copied()
     }
@@ -48,6 +49,7 @@ impl<'a> Cursor<'a> {
         self.at == self.text.len()
     }
 
+    #[inline]
     pub fn starts_with(&self, what: &str) -> bool {
         self.rest().starts_with(what.as_bytes())
     }
@@ -57,6 +59,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Takes this where it stands here.
+    #[inline]
     pub fn take(&mut self, what: &str) -> bool {
         let there = self.starts_with(what);
         if there {
@@ -66,11 +69,13 @@ impl<'a> Cursor<'a> {
     }
 
     /// Takes this, or fails.
+    #[inline]
     pub fn expect(&mut self, what: &'static str) -> Parsed<()> {
         if self.take(what) { Ok(()) } else { self.fail(What::Expected(what)) }
     }
 
     /// Takes this field of a list: its name, and the comma in front where it is not the first.
+    #[inline]
     pub fn field(&mut self, first: &mut bool, name: &str) -> bool {
         let begin = self.at;
         if (*first || self.take(",")) && self.take(name) {
@@ -89,10 +94,12 @@ impl<'a> Cursor<'a> {
     }
 
     /// Takes letters up to the next of `(),`, `=` or white space.
+    #[inline]
     pub fn word(&mut self) -> &'a str {
         self.take_while(|byte| !matches!(byte, b'(' | b')' | b',' | b'=') && !byte.is_ascii_whitespace())
     }
 
+    #[inline]
     pub fn take_while(&mut self, mut belongs: impl FnMut(u8) -> bool) -> &'a str {
         let begin = self.at;
         let length = self.rest().iter().position(|byte| !belongs(*byte)).unwrap_or(self.text.len() - begin);
@@ -116,29 +123,37 @@ impl<'a> Cursor<'a> {
     pub fn number<N: TryFrom<u128>>(&mut self) -> Parsed<N> {
         let begin = self.at;
         let hexadecimal = self.take("0x") || self.take("0X");
-        let base: u128 = if hexadecimal { 16 } else { 10 };
-        let mut value: u128 = 0;
         let first = self.at;
-        // Nearly all numbers fit into 64 bits, where arithmetic is cheap.
-        let mut low: u64 = 0;
-        while let Some(digit) = self.peek().and_then(|byte| (byte as char).to_digit(base as u32)) {
-            if self.at - first < 16 {
-                low = low.wrapping_mul(base as u64).wrapping_add(digit.into());
-                value = low.into();
-            } else {
-                let more = value.checked_mul(base).and_then(|value| value.checked_add(digit.into()));
-                let Some(more) = more else {
-                    return Err(Fail { at: begin, what: What::TooLarge(size_of::<N>() * 8) });
-                };
-                value = more;
-            }
-            self.at += 1;
-        }
+        let value = if hexadecimal { self.digits::<16>() } else { self.digits::<10>() };
         if self.at == first {
             self.at = begin;
             return self.fail(What::Expected("a number"));
         }
-        N::try_from(value).map_err(|_| Fail { at: begin, what: What::TooLarge(size_of::<N>() * 8) })
+        let value = value.and_then(|value| value.try_into().ok());
+        value.ok_or(Fail { at: begin, what: What::TooLarge(size_of::<N>() * 8) })
+    }
+
+    /// What the digits that stand here make, if it is no more than 128 bits.
+    #[inline(always)]
+    fn digits<const BASE: u32>(&mut self) -> Option<u128> {
+        // So many fit into 64 bits, where arithmetic is cheap.
+        const SHORT: usize = 16;
+        let (mut count, mut value) = (0, 0);
+        for &byte in self.rest().iter().take(SHORT) {
+            let Some(digit) = (byte as char).to_digit(BASE) else { break };
+            value = value * u64::from(BASE) + u64::from(digit);
+            count += 1;
+        }
+        self.at += count;
+        if count < SHORT { Some(value.into()) } else { self.more_digits(value, BASE) }
+    }
+
+    /// The same for digits behind those that made `value`.
+    #[cold]
+    fn more_digits(&mut self, value: u64, base: u32) -> Option<u128> {
+        let more = self.take_while(|byte| (byte as char).is_digit(base));
+        let mut digits = more.chars().filter_map(|digit| digit.to_digit(base));
+        digits.try_fold(value.into(), |value: u128, digit| value.checked_mul(base.into())?.checked_add(digit.into()))
     }
 
     /// A number of no more than these bits.
@@ -191,14 +206,14 @@ impl<'a> Cursor<'a> {
         let mut bytes = [0; 4];
         for (index, byte) in bytes.iter_mut().enumerate() {
             let dot = index == 0 || self.take(".");
-            let digits = self.rest().iter().take_while(|byte| byte.is_ascii_digit()).take(4).count();
-            let value = self.rest()[..digits].iter().fold(0, |value, digit| value * 10 + u32::from(digit - b'0'));
-            let padded = digits > 1 && self.peek() == Some(b'0');
-            match u8::try_from(value) {
-                Ok(value) if dot && digits > 0 && !padded => *byte = value,
+            let (first, zero) = (self.at, self.peek() == Some(b'0'));
+            let value = self.digits::<10>().and_then(|value| u8::try_from(value).ok());
+            let length = self.at - first;
+            let padded = zero && length > 1;
+            match value {
+                Some(value) if dot && length > 0 && !padded => *byte = value,
                 _ => return Err(Fail { at: begin, what: What::Expected("an IPv4 address") }),
             }
-            self.at += digits;
         }
         Ok(bytes.into())
     }
@@ -210,7 +225,10 @@ impl<'a> Cursor<'a> {
     pub fn ipv6(&mut self) -> Parsed<Ipv6Addr> {
         let at = self.at;
         let text = self.take_while(|byte| byte.is_ascii_hexdigit() || matches!(byte, b':' | b'.'));
-        text.parse().map_err(|_| Fail { at, what: What::Expected("an IPv6 address") })
+        // Rust's own parser reads all there is, but takes twice as long.
+        plain_ipv6(text.as_bytes())
+            .or_else(|| text.parse().ok())
+            .ok_or(Fail { at, what: What::Expected("an IPv6 address") })
     }
 
     pub fn masked_ipv6(&mut self) -> Parsed<Masked<Ipv6Addr>> {
@@ -308,16 +326,34 @@ impl<'a> Cursor<'a> {
 
     /// A number of any length as bytes, without leading zeros: what ds_put_hex prints.
     pub fn long_number(&mut self) -> Parsed<Vec<u8>> {
+        let digits = self.long_digits()?;
+        let mut bytes = vec![0; digits.len().div_ceil(2)];
+        put_right(digits, &mut bytes);
+        Ok(bytes)
+    }
+
+    /// Such a number as so many bytes, the first of them zeros.
+    pub fn long_number_of(&mut self, length: usize) -> Parsed<Box<[u8]>> {
         let at = self.at;
-        if !self.take("0x") {
-            return if self.take("0") { Ok(Vec::new()) } else { self.fail(What::Expected("a number with 0x")) };
+        let digits = self.long_digits()?;
+        if digits.len().div_ceil(2) > length {
+            return Err(Fail { at, what: What::Wrong("more data than the option's length says") });
         }
-        let digits = self.take_while(|byte| byte.is_ascii_hexdigit()).trim_start_matches('0');
-        if self.at == at + 2 {
+        let mut bytes = vec![0; length];
+        put_right(digits, &mut bytes);
+        Ok(bytes.into())
+    }
+
+    /// Its hexadecimal digits, without leading zeros.
+    fn long_digits(&mut self) -> Parsed<&'a [u8]> {
+        if !self.take("0x") {
+            return if self.take("0") { Ok(&[]) } else { self.fail(What::Expected("a number with 0x")) };
+        }
+        let digits = self.take_while(|byte| byte.is_ascii_hexdigit());
+        if digits.is_empty() {
             return self.fail(What::Expected("hexadecimal digits"));
         }
-        let padded = if digits.len() % 2 == 1 { format!("0{digits}") } else { digits.to_owned() };
-        bytes(&padded).ok_or(Fail { at, what: What::Expected("hexadecimal digits") })
+        Ok(digits.trim_start_matches('0').as_bytes())
     }
 
     /// Bytes of two digits each, with `separator` between them, or none.
@@ -341,11 +377,43 @@ fn bit<F: Flags>(name: &str) -> Option<u32> {
     F::NAMES.iter().find(|(_, known)| *known == name).map(|(bit, _)| *bit)
 }
 
-/// Hexadecimal digits, an even number of them, as bytes.
-fn bytes(digits: &str) -> Option<Vec<u8>> {
-    digits
-        .as_bytes()
-        .chunks(2)
-        .map(|pair| std::str::from_utf8(pair).ok().and_then(|pair| u8::from_str_radix(pair, 16).ok()))
-        .collect()
+/// Writes the number of these hexadecimal digits into the last of these bytes.
+fn put_right(digits: &[u8], bytes: &mut [u8]) {
+    for (byte, pair) in bytes.iter_mut().rev().zip(digits.rchunks(2)) {
+        *byte = pair
+            .iter()
+            .filter_map(|digit| (*digit as char).to_digit(16))
+            .fold(0, |byte, digit| byte << 4 | digit as u8);
+    }
+}
+
+/// An IPv6 address of hexadecimal groups alone, as nearly all are.
+fn plain_ipv6(mut text: &[u8]) -> Option<Ipv6Addr> {
+    let (mut groups, mut count, mut gap) = ([0; 8], 0, None);
+    while !text.is_empty() {
+        if gap.is_none()
+            && let Some(rest) = text.strip_prefix(b"::")
+        {
+            gap = Some(count);
+            text = rest;
+            continue;
+        }
+        if count > 0 && gap != Some(count) {
+            text = text.strip_prefix(b":")?;
+        }
+        let digits = text.iter().map_while(|byte| (*byte as char).to_digit(16)).take(4);
+        let (length, group) = digits.fold((0, 0), |(length, group), digit| (length + 1, group << 4 | digit as u16));
+        if length == 0 {
+            return None;
+        }
+        *groups.get_mut(count)? = group;
+        (count, text) = (count + 1, &text[length..]);
+    }
+    let missing = groups.len() - count;
+    match gap {
+        Some(gap) if missing > 0 => groups[gap..].rotate_right(missing),
+        None if missing == 0 => {}
+        _ => return None,
+    }
+    Some(groups.into())
 }

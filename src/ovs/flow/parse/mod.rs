@@ -121,13 +121,23 @@ const EXTRA: &str = ", dp-extra-info:";
 fn ufid(cursor: &mut Cursor) -> Parsed<Ufid> {
     let at = cursor.at();
     let text = cursor.take_while(|byte| byte.is_ascii_hexdigit() || byte == b'-');
-    let places = [8, 13, 18, 23];
-    let shaped = text.len() == 36 && text.bytes().enumerate().all(|(at, byte)| (byte == b'-') == places.contains(&at));
-    if !shaped {
-        return Err(Fail { at, what: What::Expected("an ufid of 8-4-4-4-12 hexadecimal digits") });
+    parts(text.as_bytes()).ok_or(Fail { at, what: What::Expected("an ufid of 8-4-4-4-12 hexadecimal digits") })
+}
+
+/// The number that the parts between the dashes make.
+fn parts(text: &[u8]) -> Option<Ufid> {
+    let text: &[u8; 36] = text.try_into().ok()?;
+    if [8, 13, 18, 23].iter().any(|&dash| text[dash] != b'-') {
+        return None;
     }
-    let digits = text.bytes().filter_map(|byte| (byte as char).to_digit(16));
-    Ok(Ufid(digits.fold(0, |high, digit| high << 4 | u128::from(digit))))
+    // No dash is a digit.
+    let part = |digits: &[u8]| {
+        let mut digits = digits.iter().map(|byte| (*byte as char).to_digit(16));
+        digits.try_fold(0, |part: u64, digit| Some(part << 4 | u64::from(digit?)))
+    };
+    let high = part(&text[..8])? << 32 | part(&text[9..13])? << 16 | part(&text[14..18])?;
+    let low = part(&text[19..23])? << 48 | part(&text[24..])?;
+    Some(Ufid(u128::from(high) << 64 | u128::from(low)))
 }
 
 /// `0.123s` or `never`, in ms.

@@ -113,28 +113,18 @@ fn geneve_option(cursor: &mut Cursor) -> Parsed<GeneveOption> {
     if len.value > LONGEST || len.value % 4 != 0 {
         return Err(Fail { at, what: What::Wrong("a GENEVE option has 0 to 124 bytes, a multiple of 4") });
     }
-    let (mut data, mut mask) = (vec![0; len.value.into()], vec![0; len.value.into()]);
-    if cursor.peek() != Some(b'}') {
-        // Without -m a field of which no bit counts is left out, so this may be all there is.
-        if cursor.at() != at {
-            cursor.expect(",")?;
-        }
-        data = right_aligned(cursor, len.value)?;
-        mask = if cursor.take("/") { right_aligned(cursor, len.value)? } else { vec![0xff; len.value.into()] };
+    let length = usize::from(len.value);
+    if cursor.peek() == Some(b'}') {
+        let zeros = || vec![0; length].into();
+        return Ok(GeneveOption { class, kind, len, data: zeros(), data_mask: zeros() });
     }
-    Ok(GeneveOption { class, kind, len, data: data.into(), data_mask: mask.into() })
-}
-
-/// A number as `length` bytes.
-fn right_aligned(cursor: &mut Cursor, length: u8) -> Parsed<Vec<u8>> {
-    let at = cursor.at();
-    let digits = cursor.long_number()?;
-    let Some(zeros) = usize::from(length).checked_sub(digits.len()) else {
-        return Err(Fail { at, what: What::Wrong("more data than the option's length says") });
-    };
-    let mut bytes = vec![0; zeros];
-    bytes.extend(digits);
-    Ok(bytes)
+    // Without -m a field of which no bit counts is left out, so this may be all there is.
+    if cursor.at() != at {
+        cursor.expect(",")?;
+    }
+    let data = cursor.long_number_of(length)?;
+    let data_mask = if cursor.take("/") { cursor.long_number_of(length)? } else { vec![0xff; length].into() };
+    Ok(GeneveOption { class, kind, len, data, data_mask })
 }
 
 fn erspan(cursor: &mut Cursor) -> Parsed<Erspan> {

@@ -37,6 +37,17 @@ proptest! {
             prop_assert_eq!(parse::flow(&flow.to_string(), 1, Names::Allowed), Ok(flow));
         }
     }
+
+    /// Groups and gaps of any number and length; those that are an address are so to Rust, too.
+    #[test]
+    fn an_ipv6_address_is_what_rust_takes_for_one(text in "(([0-9a-f]{1,5}|0|1.2.3.4):{0,3}){0,9}|:{0,3}([0-9a-f]{1,4}:{1,2}){0,8}[0-9a-f]{0,4}") {
+        let flow = parse::flow(&super::matching(&format!("ipv6(src={text})")), 1, Names::None);
+        let read = flow.ok().map(|flow| match &flow.keys[..] {
+            [Key::Ipv6(ip)] => ip.src.value,
+            other => panic!("{other:?}"),
+        });
+        prop_assert_eq!(read, text.parse().ok());
+    }
 }
 
 fn masked<T: Bits + std::fmt::Debug + 'static>(
