@@ -91,9 +91,9 @@ pub fn main() -> ExitCode {
 }
 
 fn run(options: Options) -> Result<(), Failure> {
-    let Options { control, command } = options;
+    let control = options.control(std::env::var_os("RINGSPAN_CONTROL"));
     let client = || Client::connect(&control);
-    match command {
+    match options.command {
         Command::Serve { config } => Ok(crate::serve::serve(&config)?),
         Command::Stop { lanes } => stop(client()?, lanes),
         Command::Reload { no_wait } => {

@@ -1,5 +1,6 @@
 //! The grammar of the command line.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -11,11 +12,20 @@ use crate::config::{DEFAULT_FILE, DEFAULT_SOCKET};
 #[derive(Debug, Parser)]
 #[command(name = "ringspan", version, propagate_version = true, arg_required_else_help = true)]
 pub(super) struct Options {
-    /// The daemon's control socket.
-    #[arg(long, global = true, env = "RINGSPAN_CONTROL", default_value = DEFAULT_SOCKET, value_name = "PATH")]
-    pub control: PathBuf,
+    /// The daemon's control socket; when not given, that of the environment variable RINGSPAN_CONTROL, else /run/ringspan/control.sock.
+    #[arg(long, global = true, value_name = "PATH")]
+    control: Option<PathBuf>,
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Options {
+    /// The control socket that is meant, with `RINGSPAN_CONTROL` as it is in the environment. The grammar does not read it: clap shows an option that
+    /// has its value from there in each usage text, as if it had to be given.
+    pub(super) fn control(&self, environment: Option<OsString>) -> PathBuf {
+        let named = environment.filter(|value| !value.is_empty()).map(PathBuf::from);
+        self.control.clone().or(named).unwrap_or_else(|| DEFAULT_SOCKET.into())
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -522,4 +532,22 @@ pub(super) fn api_word(word: impl ValueEnum) -> String {
 
 fn parse_compat(text: &str) -> Result<Compat, String> {
     serde_json::from_value(text.into()).map_err(|_| format!("{text:?} is no set of features: there is 1"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_control_socket_is_the_option_s_else_the_environment_s_else_the_usual_one() {
+        let control = |words: &[&str], environment: Option<&str>| {
+            let words = ["ringspan"].iter().chain(words);
+            Options::parse_from(words).control(environment.map(OsString::from))
+        };
+        assert_eq!(control(&["port", "list", "--control", "/a"], Some("/b")), PathBuf::from("/a"));
+        assert_eq!(control(&["port", "list"], Some("/b")), PathBuf::from("/b"));
+        assert_eq!(control(&["port", "list"], Some("")), PathBuf::from(DEFAULT_SOCKET));
+        assert_eq!(control(&["port", "list"], None), PathBuf::from(DEFAULT_SOCKET));
+        assert_eq!(DEFAULT_SOCKET, "/run/ringspan/control.sock", "the help says so");
+    }
 }

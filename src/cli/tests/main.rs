@@ -229,6 +229,16 @@ fn exit_codes_tell_a_refusal_from_usage_and_from_a_daemon_that_is_not_there() {
 }
 
 #[test]
+fn usage_names_what_is_missing_and_no_option_that_the_environment_has() {
+    let bench = Bench::start("");
+    let (code, said) = bench.fails("port show");
+    assert_eq!(code, 2);
+    assert!(said.contains("Usage: ringspan port show") && said.contains("<NAME>"), "{said}");
+    assert!(!said.contains("--control"), "{said}");
+    assert!(bench.ok("--help").contains("environment variable RINGSPAN_CONTROL"));
+}
+
+#[test]
 fn sighup_changes_what_differs_and_systemd_is_told() {
     let mut bench = Bench::start("");
     let pid = bench.lane_pid();
