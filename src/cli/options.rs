@@ -186,6 +186,9 @@ pub(super) enum Port {
         output: Output,
     },
     /// Change a running port that was added at run time.
+    #[command(group = clap::ArgGroup::new("change").required(true).multiple(true).args([
+        "mtu", "mac", "promiscuous", "allmulti", "compat", "vlan", "min_rate", "max_rate", "mode",
+    ]))]
     Set {
         /// Its name.
         name: PortName,

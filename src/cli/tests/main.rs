@@ -239,6 +239,18 @@ fn usage_names_what_is_missing_and_no_option_that_the_environment_has() {
 }
 
 #[test]
+fn a_change_that_changes_nothing_is_told_which_options_there_are() {
+    let bench = Bench::start("");
+    bench.ok(ADD_VM1);
+    let (code, said) = bench.fails("port set vm1");
+    assert_eq!(code, 2, "{said}");
+    for option in ["mtu", "mac", "promiscuous", "allmulti", "compat", "vlan", "min-rate", "max-rate", "mode"] {
+        assert!(said.contains(&format!("--{option} <")), "{option}: {said}");
+    }
+    bench.ok("port set vm1 --mtu 9000 --allmulti on");
+}
+
+#[test]
 fn sighup_changes_what_differs_and_systemd_is_told() {
     let mut bench = Bench::start("");
     let pid = bench.lane_pid();
