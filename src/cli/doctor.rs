@@ -11,7 +11,7 @@ use super::client::Client;
 use super::table::Table;
 use super::{Failure, print_json};
 use crate::config::DEFAULT_FILE;
-use crate::host::doctor::{CHECKS, FilesOnly, Finding, Group, Host, Machine, Report, State, bundle, examine, is_vdpa};
+use crate::host::doctor::{CHECKS, FilesOnly, Finding, Group, Host, Machine, Report, State, Unseen, bundle, examine, is_vdpa};
 use crate::ovs::client::Place;
 use crate::ovs::verify::Own;
 
@@ -128,6 +128,9 @@ fn look(wish: &Doctor, daemon: Option<&mut Client>) -> Result<Report, Failure> {
             Host::new(Path::new("/"), wish.kernel_log.clone(), Box::new(machine))
         }
     };
+    if let Some(file) = &wish.kernel_log {
+        check_log(file, host.kernel_log().as_ref().err())?;
+    }
     let report = examine(&host);
     if let Some(path) = &wish.bundle {
         let mut more = Vec::new();
@@ -151,6 +154,17 @@ fn look(wish: &Doctor, daemon: Option<&mut Client>) -> Result<Report, Failure> {
             .map_err(|error| Failure::Failed(format!("the bundle {} cannot be written: {error}", path.display())))?;
     }
     Ok(report)
+}
+
+/// Refuses a kernel log that was named and cannot be read.
+fn check_log(file: &Path, why: Option<&Unseen>) -> Result<(), Failure> {
+    let Some(why) = why else { return Ok(()) };
+    let file = file.display();
+    let remedy = match why {
+        Unseen::Denied => "let this user read it, or use sudo",
+        _ => "name a file that dmesg or journalctl wrote, as: journalctl -k -b > /tmp/kernel.log",
+    };
+    Err(Failure::Failed(format!("--kernel-log {file}: {why}: {remedy}")))
 }
 
 /// The report for a person.

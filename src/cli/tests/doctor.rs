@@ -55,6 +55,20 @@ fn a_folder_that_is_no_host_is_refused() {
 }
 
 #[test]
+fn a_kernel_log_that_cannot_be_read_is_refused_by_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+    broken_host(folder.path());
+    let root = folder.path().to_str().unwrap();
+    for (log, why) in [("/no/such/log", "not there"), (root, "Is a directory")] {
+        let output = doctor(&["--root", root, "--kernel-log", log, "--json"]);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.starts_with(&format!("ringspan: --kernel-log {log}: {why}")), "{said}");
+        assert!(said.contains("journalctl -k -b >") && output.stdout.is_empty(), "{said}");
+    }
+}
+
+#[test]
 fn the_daemon_is_asked_while_it_runs_and_a_bundle_has_its_side_too() {
     let bench = Bench::start("");
     // Whatever this machine has or lacks: the report is whole, and the exit code follows it.

@@ -22,7 +22,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use check::{CHECKS, is_vdpa};
-pub(crate) use host::{FilesOnly, Host};
+pub(crate) use host::{FilesOnly, Host, Unseen};
 pub(crate) use machine::Machine;
 
 /// What the doctor found.
