@@ -77,6 +77,7 @@ pub(crate) fn meters(place: &Place, bridge: &str, limit: Duration) -> Result<Vec
         peer: PEER,
         path: path.clone(),
         reason: errno.desc().into(),
+        errno: Some(errno as i32),
     })?;
     let mut stream = UnixStream::from(socket);
     let closed = |reason: String| OvsError::Closed { peer: PEER, method: METHOD.into(), bytes: 0, reason };

@@ -40,6 +40,8 @@ pub(crate) enum OvsError {
         path: PathBuf,
         /// What the operating system said.
         reason: String,
+        /// Its number of that.
+        errno: Option<i32>,
     },
     /// No answer in time. The connection is of no more use.
     #[error("{peer} did not answer {method} within {limit:?}: it may be busy or hang: see its log, and try again")]
@@ -113,6 +115,10 @@ impl From<OvsError> for Error {
             OvsError::Silent { .. } => ErrorKind::Timeout,
             OvsError::Unreachable { .. } | OvsError::Closed { .. } => ErrorKind::OvsDown,
         };
-        Error::new(kind, error.to_string())
+        let errno = match error {
+            OvsError::Unreachable { errno, .. } => errno,
+            _ => None,
+        };
+        Error { errno, ..Error::new(kind, error.to_string()) }
     }
 }

@@ -89,6 +89,7 @@ impl FlowMonitor {
             peer: PEER,
             path: path.clone(),
             reason: errno.desc().into(),
+            errno: Some(errno as i32),
         })?;
         let (stream, bridge, buffer) = (UnixStream::from(socket), bridge.into(), Vec::new());
         let mut monitor = Self { stream, bridge, buffer, idle: IdleTimeouts::default(), since: Instant::now() };

@@ -39,12 +39,16 @@ impl Place {
     /// The switch's process, as its pid file says. The file may be older than the process of that number.
     pub(crate) fn switch_pid(&self) -> Result<u32, OvsError> {
         let path = self.folder.join("ovs-vswitchd.pid");
-        let unreachable =
-            |reason: String| OvsError::Unreachable { peer: super::unixctl::PEER, path: path.clone(), reason };
-        let text = std::fs::read_to_string(&path).map_err(|error| unreachable(error.to_string()))?;
+        let unreachable = |reason: String, errno| OvsError::Unreachable {
+            peer: super::unixctl::PEER,
+            path: path.clone(),
+            reason,
+            errno,
+        };
+        let text = std::fs::read_to_string(&path).map_err(|error| unreachable(error.to_string(), error.raw_os_error()))?;
         text.trim()
             .parse()
-            .map_err(|_| unreachable(format!("{:?} is no process id", text.chars().take(40).collect::<String>())))
+            .map_err(|_| unreachable(format!("{:?} is no process id", text.chars().take(40).collect::<String>()), None))
     }
 
     /// Whether an Open vSwitch is or was there: a socket of the database's, or a switch that runs, also while its database is started anew.

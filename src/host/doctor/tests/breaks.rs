@@ -422,7 +422,10 @@ fn what_ovs_verify_says_is_passed_on() {
     tree.passes("ovs-offload");
     tree.file("/etc/openvswitch/conf.db", "");
     assert_eq!(tree.trouble("ovs-offload", State::Warn, "does not run").remedy, ["systemctl start openvswitch-switch"]);
-    tree.fake.unprivileged = true;
+    // Another user is not told of missing rights where nothing is.
+    (tree.fake.unprivileged, tree.fake.ovs_errno) = (true, Some(libc::ENOENT));
+    tree.trouble("ovs-offload", State::Warn, "does not run");
+    tree.fake.ovs_errno = Some(libc::EACCES);
     tree.trouble("ovs-offload", State::Unknown, "not visible to this user");
 }
 

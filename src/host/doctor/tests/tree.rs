@@ -19,6 +19,8 @@ use crate::ovs::verify::Verified;
 pub(super) struct Fake {
     pub programs: BTreeMap<String, Result<Ran, Unseen>>,
     pub ovs: Option<Verified>,
+    /// Why Open vSwitch cannot be reached, where it cannot.
+    pub ovs_errno: Option<i32>,
     pub qdiscs: Vec<(String, String)>,
     pub vdpa_ports: Vec<(&'static str, &'static str)>,
     pub unprivileged: bool,
@@ -31,7 +33,8 @@ impl Surroundings for Fake {
     }
 
     fn verify_ovs(&self) -> Result<Verified, Error> {
-        self.ovs.clone().ok_or_else(|| Error::new(ErrorKind::OvsDown, "ovsdb-server does not run"))
+        let down = || Error::new(ErrorKind::OvsDown, "ovsdb-server does not run");
+        self.ovs.clone().ok_or_else(|| Error { errno: self.ovs_errno, ..down() })
     }
 
     fn qdiscs(&self) -> Result<Vec<(String, String)>, Unseen> {
