@@ -47,7 +47,8 @@ pub(super) fn list(mut client: Client, wish: &FlowList) -> Result<(), Failure> {
 
 fn say_trouble(flows: &Flows) -> Result<(), Failure> {
     if let Some(trouble) = &flows.trouble {
-        writeln!(std::io::stderr(), "as it was: {trouble}")?;
+        let shown = if flows.total == 0 { "no flows" } else { "as it was" };
+        writeln!(std::io::stderr(), "{shown}: {trouble}")?;
     }
     Ok(())
 }

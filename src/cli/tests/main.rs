@@ -239,6 +239,17 @@ fn usage_names_what_is_missing_and_no_option_that_the_environment_has() {
 }
 
 #[test]
+fn flows_without_open_vswitch_say_where_it_was_looked_for() {
+    let bench = Bench::start("[ovs]\nrun_dir = \"/no/such/openvswitch\"\n");
+    let listed = bench.run("flow list");
+    let said = String::from_utf8(listed.stderr).unwrap();
+    assert!(said.starts_with("no flows: Open vSwitch was not found: "), "{said}");
+    for text in [said, bench.ok("flow stats")] {
+        assert!(text.contains("/no/such/openvswitch") && text.contains("ovs.run_dir"), "{text}");
+    }
+}
+
+#[test]
 fn a_change_that_changes_nothing_is_told_which_options_there_are() {
     let bench = Bench::start("");
     bench.ok(ADD_VM1);

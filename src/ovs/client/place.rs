@@ -57,6 +57,12 @@ impl Place {
         self.database().exists() || self.switch_pid().is_ok_and(runs)
     }
 
+    /// Whether neither of its daemons left anything here. A folder that may not be looked into is not that.
+    pub(crate) fn is_absent(&self) -> bool {
+        let files = [self.database(), self.folder.join("ovs-vswitchd.pid")];
+        files.iter().all(|file| file.try_exists().is_ok_and(|is_there| !is_there))
+    }
+
     /// The control socket of the switch with this number in its pid file.
     pub(crate) fn switch(&self, pid: u32) -> PathBuf {
         self.folder.join(format!("ovs-vswitchd.{pid}.ctl"))

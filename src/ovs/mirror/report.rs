@@ -11,6 +11,7 @@ use super::engine::Engine;
 use super::run::{Mirror, Phase, Shared, lock};
 use super::sample;
 use super::table::{Entry, State};
+use crate::ovs::client::Place;
 use crate::ovs::compile::Cause;
 use crate::ovs::flow::Ufid;
 
@@ -206,7 +207,7 @@ impl Mirror {
         chosen.sort_by_cached_key(|(ufid, entry)| (std::cmp::Reverse(of(entry)), *ufid));
         chosen.truncate(filter.limit.min(MOST));
         let flows = chosen.into_iter().map(|(ufid, entry)| view(ufid, entry)).collect();
-        Flows { total, trouble: trouble(&shared), flows }
+        Flows { total, trouble: trouble(&shared, &self.settings.place), flows }
     }
 
     /// Sums.
@@ -227,7 +228,7 @@ impl Mirror {
             dump_us: us(cost),
             stale_ms: shared.pace.stale().as_millis() as u64,
             kernel: (shared.phase == Phase::Live).then_some(kernel),
-            trouble: trouble(&shared),
+            trouble: trouble(&shared, &self.settings.place),
             ..FlowStats::default()
         };
         for entry in shared.work.table.flows.values() {
@@ -252,10 +253,27 @@ impl Mirror {
 }
 
 /// Why OVS or a NIC could not be asked.
-fn trouble(shared: &Shared) -> Option<String> {
+fn trouble(shared: &Shared, place: &Place) -> Option<String> {
+    if !shared.asked {
+        return Some(not_asked(shared.work.has_nics(), place));
+    }
     let gone = shared.gone.as_ref().map(|(error, _)| error);
     let others = shared.work.trouble.as_ref().or(shared.refused.as_ref()).or(shared.work.tunnels.trouble.as_ref());
     gone.or(others).map(|error| error.message.clone())
+}
+
+/// Why OVS was not asked for its flows so far.
+fn not_asked(has_nics: bool, place: &Place) -> String {
+    let folder = place.folder().display();
+    if place.is_absent() {
+        format!(
+            "Open vSwitch was not found: neither db.sock nor ovs-vswitchd.pid is in {folder}: start it, or name its run directory in the configuration file (ovs.run_dir)"
+        )
+    } else if has_nics {
+        format!("Open vSwitch in {folder} is being asked for the first time")
+    } else {
+        format!("Open vSwitch in {folder} is not asked while no NIC could take its flows: see ringspan nic add")
+    }
 }
 
 fn fits(entry: &Entry, filter: &FlowFilter) -> bool {
@@ -302,5 +320,25 @@ fn view(ufid: u128, entry: &Entry) -> FlowView {
             idle_ms: idle.map(|idle| idle.try_into().unwrap_or(i64::MAX)),
         }),
         rate: entry.counted.rate().map(|rate| FlowRate { packets: rate.packets.into(), bits: rate.bits.into() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_asks_for_flows_is_told_where_open_vswitch_was_looked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = Place::new(Some(&folder.path().join("ovs")));
+        let at = place.folder().display().to_string();
+        let said = not_asked(false, &place);
+        assert!(said.contains("was not found") && said.contains(&at) && said.contains("ovs.run_dir"), "{said}");
+        std::fs::create_dir(place.folder()).unwrap();
+        assert_eq!(not_asked(true, &place), said);
+        std::fs::write(place.database(), "").unwrap();
+        let said = not_asked(false, &place);
+        assert!(said.contains(&at) && said.contains("ringspan nic add"), "{said}");
+        assert!(not_asked(true, &place).ends_with("is being asked for the first time"));
     }
 }

@@ -72,6 +72,8 @@ pub(super) struct Shared {
     pub(super) dump_kernel: bool,
     /// Why OVS cannot be asked, and since when.
     pub(super) gone: Option<(Error, Instant)>,
+    /// It was asked at least once, whatever came of that: while there is no NIC it is not.
+    pub(super) asked: bool,
     /// Why it did not dump a datapath.
     pub(super) refused: Option<Error>,
     /// Since when an answer is waited for.
@@ -133,6 +135,7 @@ impl Shared {
             dump_kernel: false,
             // Until it is reached for the first time it counts as gone, so that what an earlier daemon installed does not stay for ever.
             gone: Some((Error::new(ErrorKind::OvsDown, "not asked yet"), Instant::now())),
+            asked: false,
             refused: None,
             asking: None,
             taking: false,
@@ -152,7 +155,7 @@ impl Shared {
         }
         // What the kernel told meanwhile was not believed.
         self.dump_kernel |= std::mem::take(&mut self.cleared);
-        self.heard = true;
+        (self.asked, self.heard) = (true, true);
         self.dumps += 1;
         self.pace.dumped(Instant::now(), cost);
         self.refused = refused.map(Error::from);
@@ -161,6 +164,7 @@ impl Shared {
     /// OVS cannot be asked. Its kernel datapath may go on, so rules stay for a while.
     pub(super) fn unreachable(&mut self, error: impl Into<Error>, grace: Duration) {
         let error = error.into();
+        self.asked = true;
         let since = match self.gone.take() {
             Some((_, since)) => since,
             None => {
