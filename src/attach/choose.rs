@@ -1,6 +1,6 @@
 //! Which VF a guest gets.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ringspan_protocol::{NicMode, NicName, NicPort, NicSpec};
 
@@ -20,6 +20,8 @@ pub(crate) struct Candidate {
     pub target: Target,
     /// What it may be named by.
     pub names: Vec<String>,
+    /// What it is of: [`Uplink::name`].
+    pub uplink: String,
     /// Its model.
     pub model: String,
     /// The wires that it is on, by all their names.
@@ -34,6 +36,19 @@ pub(crate) struct Candidate {
     pub representor: Option<String>,
     /// The inventory's entry.
     pub device: Option<Device>,
+}
+
+/// What has VFs, or could have: a PF, or a software NIC.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Uplink {
+    /// What messages call it: `PF eth0 (0000:03:00.0)`, or `NIC nic0`.
+    pub name: String,
+    /// What else it may be called.
+    pub names: Vec<String>,
+    /// What `ringspan vf enable` takes for it; a software NIC has the VFs that it was made with.
+    pub pf: Option<String>,
+    /// The wires that it is on, by all their names.
+    pub wires: Vec<String>,
 }
 
 /// What the VFs are found by.
@@ -61,19 +76,47 @@ impl Around<'_> {
         hard.chain(soft.map(|(name, spec, vf)| self.soft(name, spec, vf))).collect()
     }
 
-    fn hard(&self, host: &Host, device: &Device) -> Option<Candidate> {
-        let (pf, vf) = (device.pf?, device.vf?);
-        let uplink = device.pf_interface.clone();
+    /// What the VFs are of, or could be of: those without VFs, too.
+    pub(crate) fn uplinks(&self, host: &Host) -> Vec<Uplink> {
+        let hard = self.devices.iter().filter(|device| device.pf.is_none() && device.vf.is_none()).map(|device| {
+            let (interface, address) = (device.interface.clone(), device.address.to_string());
+            let (wires, _) = self.wires_of(host, interface.clone());
+            let names = [device.id.clone(), address.clone(), device.addr.clone()];
+            Uplink {
+                name: pf_name(interface.as_deref(), &address),
+                names: names.into_iter().chain(interface.clone()).collect(),
+                pf: Some(interface.unwrap_or(address)),
+                wires,
+            }
+        });
+        let soft = self.nics.iter().filter(|(_, spec)| spec.pci.is_none()).map(|(name, _)| Uplink {
+            name: format!("NIC {name}"),
+            names: vec![name.to_string()],
+            pf: None,
+            wires: [name.to_string()].into_iter().chain(self.bridges.get(name.as_str()).cloned()).collect(),
+        });
+        hard.chain(soft).collect()
+    }
+
+    /// The wires that this interface of a PF is on, and the bridge.
+    fn wires_of(&self, host: &Host, uplink: Option<String>) -> (Vec<String>, Option<String>) {
         let master = uplink.as_ref().and_then(|name| host.sysfs.link(&format!("class/net/{name}/master")));
         let wire = uplink.as_ref().and_then(|name| self.wires.get(name)).cloned();
         let ports = [uplink, master];
         let bridge = ports.iter().flatten().find_map(|port| self.bridges.get(port)).cloned();
+        (ports.into_iter().flatten().chain(bridge.clone()).chain(wire).collect(), bridge)
+    }
+
+    fn hard(&self, host: &Host, device: &Device) -> Option<Candidate> {
+        let (pf, vf) = (device.pf?, device.vf?);
+        let (wires, bridge) = self.wires_of(host, device.pf_interface.clone());
         let named = [Some(device.id.clone()), Some(device.address.to_string()), Some(device.addr.clone())];
         Some(Candidate {
             target: Target::Pci { address: device.address, pf, vf },
             names: named.into_iter().chain([device.interface.clone()]).flatten().collect(),
+            uplink: pf_name(device.pf_interface.as_deref(), &pf.to_string()),
             model: device.model.clone(),
-            wires: ports.into_iter().flatten().chain(bridge.clone()).chain(wire).collect(),
+            wires,
             numa: device.numa_node,
             owner: self.owners.get(&device.address.to_string()).cloned(),
             bridge,
@@ -88,6 +131,7 @@ impl Around<'_> {
         let switchdev = spec.mode == NicMode::Switchdev;
         Candidate {
             names: vec![target.to_string()],
+            uplink: format!("NIC {name}"),
             model: SOFT_MODEL.into(),
             wires: [name.to_string()].into_iter().chain(bridge.clone()).collect(),
             numa: None,
@@ -100,10 +144,48 @@ impl Around<'_> {
     }
 }
 
+fn pf_name(interface: Option<&str>, address: &str) -> String {
+    interface.map_or_else(|| format!("PF {address}"), |interface| format!("PF {interface} ({address})"))
+}
+
+/// Each of them once, in order, for a message.
+fn listed<'a>(texts: impl IntoIterator<Item = &'a String>) -> String {
+    let texts: BTreeSet<&str> = texts.into_iter().map(String::as_str).collect();
+    if texts.is_empty() { "none".into() } else { texts.into_iter().collect::<Vec<_>>().join(", ") }
+}
+
+/// Why no VF is on the wire and of the model, free or not.
+fn nothing_fits(wanted: &Attach, candidates: &[Candidate], uplinks: &[Uplink]) -> String {
+    const SEE: &str = "see ringspan device list, and ringspan nic list";
+    let model = wanted.model.as_deref().unwrap_or_default();
+    let Some(wire) = &wanted.wire else {
+        let models = listed(candidates.iter().map(|one| &one.model));
+        return format!("there is no VF of model {model:?} here; models of VFs: {models}: {SEE}");
+    };
+    let there: Vec<&Candidate> = candidates.iter().filter(|one| one.wires.contains(wire)).collect();
+    if !there.is_empty() {
+        let (names, models) = (listed(there.iter().map(|one| &one.uplink)), listed(there.iter().map(|one| &one.model)));
+        return format!("no VF of {names}, on wire {wire:?}, is of model {model:?}; their models: {models}");
+    }
+    let on: Vec<&Uplink> = uplinks.iter().filter(|one| one.wires.contains(wire)).collect();
+    let names = listed(on.iter().map(|one| &one.name));
+    match on.first() {
+        Some(Uplink { pf: Some(pf), .. }) => {
+            format!("{names}, on wire {wire:?}, has no VF: make some with ringspan vf enable {pf} COUNT")
+        }
+        Some(_) => format!("{names}, on wire {wire:?}, has no VF: {SEE}"),
+        None => {
+            let wires = listed(uplinks.iter().flat_map(|one| &one.wires));
+            format!("there is no wire {wire:?} here; wires: {wires}: {SEE}")
+        }
+    }
+}
+
 /// The VF for this guest: the one that is named, or a free one of the model and on the wire, near to the guest's memory when there is one.
 /// `in_use` knows who else has a VF.
 pub(crate) fn choose<'a>(
     candidates: &'a [Candidate],
+    uplinks: &[Uplink],
     wanted: &Attach,
     records: &[Record],
     in_use: impl Fn(&Candidate) -> Option<String>,
@@ -117,7 +199,13 @@ pub(crate) fn choose<'a>(
     };
     if let Some(name) = &wanted.device {
         let Some(found) = candidates.iter().find(|one| one.names.iter().any(|known| known == name)) else {
-            let message = format!("there is no VF {name:?} here: see ringspan device list, and ringspan nic list");
+            let whole = uplinks.iter().find(|one| one.names.iter().any(|known| known == name));
+            let message = match whole {
+                Some(one) => {
+                    format!("{name:?} is {}, and a guest gets a VF: name one of its VFs, or it as the wire", one.name)
+                }
+                None => format!("there is no VF {name:?} here: see ringspan device list, and ringspan nic list"),
+            };
             return Err(about(ErrorKind::NotFound, message));
         };
         return match user(found) {
@@ -143,10 +231,16 @@ pub(crate) fn choose<'a>(
         return Ok(found);
     }
     let of = wanted.model.as_ref().map_or_else(String::new, |model| format!(" of model {model:?}"));
-    let on = wanted.wire.as_ref().map_or_else(String::new, |wire| format!(" on wire {wire}"));
+    let on = wanted.wire.as_ref().map_or_else(String::new, |wire| format!(" on wire {wire:?}"));
     if fit.is_empty() {
-        return Err(about(ErrorKind::NotFound, format!("there is no VF{of}{on} here: see ringspan device list")));
+        return Err(about(ErrorKind::NotFound, nothing_fits(wanted, candidates, uplinks)));
     }
-    let message = format!("no VF{of}{on} is free: all {} are used", fit.len());
+    let names = listed(fit.iter().map(|(_, _, one)| &one.uplink));
+    let used = match fit.len() {
+        1 => "the only one is used".to_owned(),
+        all => format!("all {all} are used"),
+    };
+    let message =
+        format!("no VF{of}{on} of {names} is free: {used}: see ringspan attachment list, and ringspan port list");
     Err(about(ErrorKind::NoRoom, message))
 }

@@ -115,7 +115,7 @@ impl Shape {
             (Some(shared), _) => shared,
             (None, Some(pid)) => {
                 let file = proc.join(pid.to_string()).join("cmdline");
-                let line = std::fs::read(&file).map_err(|error| Error::io(file.display(), &error))?;
+                let line = std::fs::read(&file).map_err(|error| unread(pid, &file, &error))?;
                 is_shared(&String::from_utf8_lossy(&line))
             }
             (None, None) => return Ok(()),
@@ -126,6 +126,17 @@ impl Shape {
         let message = "the guest's memory is not shared, and vhost-user needs that: start it with -object memory-backend-memfd,id=mem0,size=SIZE,share=on -machine memory-backend=mem0 (libvirt: <memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>), or attach with mode passthrough";
         Err(Error::new(ErrorKind::Unsupported, message))
     }
+}
+
+/// Why it is not known whether the memory of the guest of this process is shared.
+fn unread(pid: u32, file: &Path, error: &std::io::Error) -> Error {
+    let remedy = match error.kind() {
+        std::io::ErrorKind::NotFound => "there is no such process: give that of the guest's QEMU, or say memory_shared",
+        _ => "the daemon must be able to read it: else say memory_shared",
+    };
+    let what = format!("qemu_pid {pid}: whether the guest's memory is shared cannot be read");
+    let io = Error::io(file.display(), error);
+    Error { message: format!("{what}: {}: {remedy}", io.message), ..io }
 }
 
 /// Whether a QEMU with these arguments, each with a zero behind it, shares its memory with other processes.

@@ -11,7 +11,9 @@ use super::client::Client;
 use super::table::Table;
 use super::{Failure, print_json};
 use crate::config::DEFAULT_FILE;
-use crate::host::doctor::{CHECKS, FilesOnly, Finding, Group, Host, Machine, Report, State, Unseen, bundle, examine, is_vdpa};
+use crate::host::doctor::{
+    CHECKS, FilesOnly, Finding, Group, Host, Machine, Report, State, Unseen, bundle, examine, is_vdpa,
+};
 use crate::ovs::client::Place;
 use crate::ovs::verify::Own;
 

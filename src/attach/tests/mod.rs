@@ -8,7 +8,7 @@ use std::sync::Arc;
 mod killed;
 mod released;
 
-use super::choose::{Candidate, choose};
+use super::choose::{Candidate, Uplink, choose};
 use super::guest::{ForGuest, Qmp, Shape};
 use super::plan::{Facts, plan};
 use super::record::{Counted, Key, Record, Stage, Step, Target};
@@ -85,6 +85,7 @@ fn vf(number: u16) -> Target {
 fn candidate(target: Target, model: &str, numa: u32) -> Candidate {
     Candidate {
         names: vec![target.to_string()],
+        uplink: "NIC nic0".into(),
         model: model.into(),
         wires: vec!["nic0".into()],
         numa: Some(numa),
@@ -189,7 +190,7 @@ fn of_two_who_want_the_last_vf_one_gets_it() {
             let wanted = wanted(guest, "");
             let first = std::cell::Cell::new(true);
             all.attach(&world, &wanted, |records| {
-                let chosen = choose(candidates, &wanted, records, |_| None)?;
+                let chosen = choose(candidates, &[], &wanted, records, |_| None)?;
                 // Both have chosen it before either has written it down.
                 if first.take() {
                     both.wait();
@@ -238,6 +239,52 @@ fn the_same_again_is_a_success_and_another_one_is_refused() {
 }
 
 #[test]
+fn a_vf_that_is_not_there_is_told_by_what_is_missing() {
+    let candidates = [candidate(vf(0), "ConnectX-5", 0)];
+    let uplink = |name: &str, names: &[&str], pf: Option<&str>, wires: &[&str]| Uplink {
+        name: name.into(),
+        names: names.iter().map(|name| (*name).into()).collect(),
+        pf: pf.map(str::to_owned),
+        wires: wires.iter().map(|wire| (*wire).into()).collect(),
+    };
+    let uplinks = [
+        uplink("NIC nic0", &["nic0"], None, &["nic0"]),
+        uplink("PF eth1 (0000:05:00.0)", &["0000:05:00.0", "eth1"], Some("eth1"), &["eth1", "br1"]),
+    ];
+    let refused = |more: &str, records: &[Record]| {
+        let wanted: Attach = serde_json::from_str(&format!(r#"{{"guest":"g"{more}}}"#)).unwrap();
+        choose(&candidates, &uplinks, &wanted, records, |_| None).unwrap_err().message
+    };
+    for (more, expected) in [
+        (
+            r#","wire":"eth7""#,
+            "there is no wire \"eth7\" here; wires: br1, eth1, nic0: see ringspan device list, and ringspan nic list",
+        ),
+        (
+            r#","wire":"br1""#,
+            "PF eth1 (0000:05:00.0), on wire \"br1\", has no VF: make some with ringspan vf enable eth1 COUNT",
+        ),
+        (
+            r#","wire":"nic0","model":"X9""#,
+            "no VF of NIC nic0, on wire \"nic0\", is of model \"X9\"; their models: ConnectX-5",
+        ),
+        (
+            r#","model":"X9""#,
+            "there is no VF of model \"X9\" here; models of VFs: ConnectX-5: see ringspan device list, and ringspan nic list",
+        ),
+        (
+            r#","device":"eth1""#,
+            "\"eth1\" is PF eth1 (0000:05:00.0), and a guest gets a VF: name one of its VFs, or it as the wire",
+        ),
+    ] {
+        assert_eq!(refused(more, &[]), expected);
+    }
+    let taken = [record(&wanted("h", ""), vf(0))];
+    let full = "no VF on wire \"nic0\" of NIC nic0 is free: the only one is used: see ringspan attachment list, and ringspan port list";
+    assert_eq!(refused(r#","wire":"nic0""#, &taken), full);
+}
+
+#[test]
 fn the_named_device_is_taken_or_a_free_one_by_model_wire_and_node() {
     let candidates = [
         candidate(vf(0), "ConnectX-5 Virtual Function", 0),
@@ -246,7 +293,9 @@ fn the_named_device_is_taken_or_a_free_one_by_model_wire_and_node() {
     ];
     let pick = |more: &str, records: &[Record]| {
         let wanted: Attach = serde_json::from_str(&format!(r#"{{"guest":"g"{more}}}"#)).unwrap();
-        choose(&candidates, &wanted, records, |_| None).map(|one| one.target.to_string()).map_err(|error| error.kind)
+        choose(&candidates, &[], &wanted, records, |_| None)
+            .map(|one| one.target.to_string())
+            .map_err(|error| error.kind)
     };
     let chosen = |number: u16| Ok(vf(number).to_string());
     assert_eq!(pick(r#","device":"soft:nic0/vf1""#, &[]), chosen(1));
@@ -312,6 +361,8 @@ fn memory_that_is_known_not_to_be_shared_is_refused() {
     );
     assert_eq!(run(r#"qemu -object {"qom-type":"memory-backend-memfd","id":"m","share":true}"#), Ok(()));
     assert_eq!(check(r#"{"qemu_pid":8}"#, Mode::Vhost), Err(ErrorKind::NotFound));
+    let said = shape(r#"{"qemu_pid":8}"#).check(proc.path(), Mode::Vhost).unwrap_err().message;
+    assert!(said.starts_with("qemu_pid 8: ") && said.contains("there is no such process"), "{said}");
 }
 
 #[test]

@@ -351,7 +351,7 @@ fn choose_and_plan(
     };
     let candidates = around.candidates(host);
     let named = wanted.device.is_some();
-    let chosen = choose(&candidates, wanted, records, |one| {
+    let chosen = choose(&candidates, &around.uplinks(host), wanted, records, |one| {
         let bridges = (!named).then_some(&bridges);
         in_use(host, one, bridges)
     })?;

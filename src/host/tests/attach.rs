@@ -105,8 +105,8 @@ impl Scene {
     }
 
     fn attach(&self, all: &Attachments, more: &str) -> Result<Record, Error> {
-        let wanted: Attach =
-            serde_json::from_str(&format!(r#"{{"guest":"g","wire":"bcast1","mac":"{MAC}"{more}}}"#)).unwrap();
+        let wire = if more.contains("wire") { "" } else { r#","wire":"bcast1""# };
+        let wanted: Attach = serde_json::from_str(&format!(r#"{{"guest":"g","mac":"{MAC}"{wire}{more}}}"#)).unwrap();
         let (none, nics) = (BTreeMap::new(), BTreeMap::new());
         // The agent's name of it, by its files.
         let wires = BTreeMap::from([("eth0".to_owned(), "bcast1".to_owned())]);
@@ -121,7 +121,7 @@ impl Scene {
                 soft_owners: &none,
             };
             let candidates = around.candidates(&self.host);
-            let chosen = choose(&candidates, &wanted, records, |_| None)?;
+            let chosen = choose(&candidates, &around.uplinks(&self.host), &wanted, records, |_| None)?;
             let settings = inventory.settings(chosen.device.as_ref().unwrap());
             plan(&wanted, chosen, &Facts { mac: MAC.parse().unwrap(), view: None, nics: &nics, settings })
         })
@@ -163,6 +163,18 @@ fn a_vf_is_set_bound_and_bridged_and_is_as_before_when_it_is_detached() {
         assert!(all.detach(&scene.world(), &key(), false).unwrap());
         assert_eq!(scene.seen(), untouched(), "{mode}");
     }
+}
+
+#[test]
+fn a_pf_without_vfs_is_named_and_so_are_the_wires_where_one_is_unknown() {
+    let scene = Scene::new();
+    scene.tree.pf("0000:05:00.0", IGB, "eth1", 3);
+    let all = scene.boot();
+    let refused = |more: &str| scene.attach(&all, more).unwrap_err().message;
+    let said = refused(r#","wire":"eth1""#);
+    assert!(said.starts_with("PF eth1 (0000:05:00.0), on wire \"eth1\", has no VF: "), "{said}");
+    let said = refused(r#","wire":"eth9""#);
+    assert!(said.starts_with("there is no wire \"eth9\" here; wires: bcast1, eth0, eth1: "), "{said}");
 }
 
 #[test]

@@ -45,7 +45,8 @@ impl Place {
             reason,
             errno,
         };
-        let text = std::fs::read_to_string(&path).map_err(|error| unreachable(error.to_string(), error.raw_os_error()))?;
+        let text =
+            std::fs::read_to_string(&path).map_err(|error| unreachable(error.to_string(), error.raw_os_error()))?;
         text.trim()
             .parse()
             .map_err(|_| unreachable(format!("{:?} is no process id", text.chars().take(40).collect::<String>()), None))

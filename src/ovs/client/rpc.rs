@@ -90,10 +90,8 @@ impl Rpc {
 
     /// The same, without waiting longer than `limit`.
     pub(crate) fn connect_within(peer: &'static str, path: &Path, limit: Duration) -> Result<Self, OvsError> {
-        let unreachable =
-            |reason: String, errno| OvsError::Unreachable { peer, path: path.to_owned(), reason, errno };
-        let socket =
-            connected(path, limit).map_err(|errno| unreachable(errno.desc().into(), Some(errno as i32)))?;
+        let unreachable = |reason: String, errno| OvsError::Unreachable { peer, path: path.to_owned(), reason, errno };
+        let socket = connected(path, limit).map_err(|errno| unreachable(errno.desc().into(), Some(errno as i32)))?;
         let stream = UnixStream::from(socket);
         stream.set_nonblocking(false).map_err(|error| unreachable(error.to_string(), error.raw_os_error()))?;
         let chunk = vec![0; CHUNK].into_boxed_slice();
