@@ -104,19 +104,39 @@ fn or_dash(text: Option<impl ToString>) -> String {
     text.map_or_else(|| "-".into(), |text| text.to_string())
 }
 
-/// A line of each bond, and a table of their members.
+/// A table of the bonds, and one of their members.
 fn print(bonds: &[Entry]) -> Result<(), Failure> {
-    let mut table =
+    table(bonds).print()?;
+    let mut members =
         Table::new(&["BOND", "MEMBER", "ADDR", "STATE", "LINK", "FAILURES", "SPEED", "MAC", "LACP", "PARTNER"]);
-    let mut out = std::io::stdout().lock();
     for bond in bonds {
-        writeln!(out, "{}", line(bond))?;
         for member in &bond.members {
-            table.row(row(&bond.name, member));
+            members.row(row(&bond.name, member));
         }
     }
-    drop(out);
-    if bonds.iter().any(|bond| !bond.members.is_empty()) { table.print() } else { Ok(()) }
+    if bonds.iter().all(|bond| bond.members.is_empty()) {
+        return Ok(());
+    }
+    writeln!(std::io::stdout())?;
+    members.print()
+}
+
+/// The bonds, under headings also when there are none.
+fn table(bonds: &[Entry]) -> Table {
+    let mut table = Table::new(&["BOND", "MODE", "STATE", "SENDS-BY", "BRIDGE", "SETTINGS"]);
+    for bond in bonds {
+        let active = bond.active.as_ref();
+        let bridge = bond.bridge.as_ref();
+        table.row([
+            bond.name.clone(),
+            bond.mode.clone(),
+            state(bond).into(),
+            or_dash(active),
+            or_dash(bridge),
+            settings(bond),
+        ]);
+    }
+    table
 }
 
 fn row(bond: &str, member: &Member) -> [String; 10] {
@@ -135,18 +155,17 @@ fn row(bond: &str, member: &Member) -> [String; 10] {
     ]
 }
 
-fn line(bond: &Entry) -> String {
-    let mut words = vec![format!("{}: {}", bond.name, bond.mode)];
-    words.push(if bond.carrier {
-        "up".into()
-    } else if bond.up {
-        "up, without a link".into()
-    } else {
-        "down".into()
-    });
-    if let Some(active) = &bond.active {
-        words.push(format!("sends by {active}"));
+fn state(bond: &Entry) -> &'static str {
+    match (bond.carrier, bond.up) {
+        (true, _) => "up",
+        (false, true) => "up, without a link",
+        (false, false) => "down",
     }
+}
+
+/// How links are watched and packets are spread, and what LACP and VF LAG have come to.
+fn settings(bond: &Entry) -> String {
+    let mut words = Vec::new();
     words.push(if bond.miimon == 0 { "links are not watched".into() } else { format!("miimon {} ms", bond.miimon) });
     words.extend(bond.hash_policy.iter().map(|policy| format!("hash {policy}")));
     if let Some(lacp) = &bond.lacp {
@@ -156,7 +175,6 @@ fn line(bond: &Entry) -> String {
         });
     }
     words.extend(bond.vf_lag.iter().map(vf_lag));
-    words.extend(bond.bridge.iter().map(|bridge| format!("on bridge {bridge}")));
     words.join(", ")
 }
 
@@ -165,4 +183,14 @@ fn vf_lag(lag: &VfLag) -> String {
     let mapping = if lag.mapping.is_empty() { String::new() } else { format!(" mapping {}", lag.mapping.join(" ")) };
     let reason = lag.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
     format!("VF LAG {}{kind}{mapping}{reason}", lag.state)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bonds_stand_under_headings_also_when_there_are_none() {
+        assert_eq!(table(&[]).lines(), ["BOND  MODE  STATE  SENDS-BY  BRIDGE  SETTINGS"]);
+    }
 }
