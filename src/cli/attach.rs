@@ -286,6 +286,7 @@ pub(super) fn run(mut client: Client, command: Attachment) -> Result<(), Failure
             let all = [&synced.orphaned, &synced.missing, &synced.drifted].into_iter().flatten();
             match all.filter(|one| !one.mended).count() {
                 0 => Ok(()),
+                1 => Err(Failure::Failed("1 NIC of a guest is not as it should be".into())),
                 left => Err(Failure::Failed(format!("{left} NICs of guests are not as they should be"))),
             }
         }

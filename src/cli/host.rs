@@ -112,7 +112,11 @@ fn plan(file: PathBuf, common: Option<PathBuf>, json: bool) -> Result<(), Failur
     let errors = plan.problems.iter().filter(|problem| problem.level == Level::Error).count();
     match refused + errors {
         0 => Ok(()),
-        _ => Err(Failure::Failed(format!("{refused} cards are refused, and the files have {errors} errors"))),
+        _ => {
+            let (cards, are) = if refused == 1 { ("card", "is") } else { ("cards", "are") };
+            let of_files = if errors == 1 { "error" } else { "errors" };
+            Err(Failure::Failed(format!("{refused} {cards} {are} refused, and the files have {errors} {of_files}")))
+        }
     }
 }
 

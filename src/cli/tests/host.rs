@@ -12,7 +12,7 @@ fn a_plan_names_what_is_wrong_with_file_and_line_and_has_exit_code_1() {
     let text = format!("networks:\n- lo/br0/127.0.0.1\nlocal_config_file: {}\nsriov_nics:\n- lo\n", local.display());
     fs::write(&file, text).unwrap();
     let (code, said) = bench.fails("host plan {dir}/host.conf");
-    assert_eq!((code, said.contains("1 cards are refused, and the files have 0 errors")), (1, true), "{said}");
+    assert_eq!((code, said.contains("1 card is refused, and the files have 0 errors")), (1, true), "{said}");
     let shown = String::from_utf8(bench.run("host plan {dir}/host.conf").stdout).unwrap();
     let refusal = format!("lo ({}:5) refused: lo is no physical function of a card on the PCI bus", file.display());
     assert!(shown.contains(&refusal), "{shown}");

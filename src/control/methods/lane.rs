@@ -45,7 +45,8 @@ pub(super) fn restart(call: &mut Call, params: Restart) -> Result<Job, Error> {
         lane.order(Order::Restart);
         lane.wait_for_life(life, RESTART_LIMIT)?;
         let ports = applied(&daemon, &name);
-        Ok(vec![format!("lane {name} runs again with {ports} ports")])
+        let word = if ports == 1 { "port" } else { "ports" };
+        Ok(vec![format!("lane {name} runs again with {ports} {word}")])
     })?;
     super::job::waited(call, job, params.wait)
 }

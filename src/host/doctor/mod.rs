@@ -137,8 +137,8 @@ pub(crate) fn examine(host: &Host) -> Report {
     }
     let count = |state| findings.iter().filter(|finding| finding.state == state).count();
     let (fail, warn, unknown) = (count(State::Fail), count(State::Warn), count(State::Unknown));
-    let summary =
-        format!("{} passed, {warn} warnings, {fail} failed, {unknown} unknown", findings.len() - fail - warn - unknown);
+    let (passed, warnings) = (findings.len() - fail - warn - unknown, if warn == 1 { "warning" } else { "warnings" });
+    let summary = format!("{passed} passed, {warn} {warnings}, {fail} failed, {unknown} unknown");
     Report {
         state: findings.iter().map(|finding| finding.state).max().unwrap_or(State::Pass),
         summary,

@@ -97,7 +97,11 @@ pub(super) fn drivers(host: &Host) -> Vec<Found> {
     let with: Vec<String> =
         nics.iter().filter_map(|nic| Some(format!("{}: {}", nic.name(), nic.driver.as_deref()?))).collect();
     if !with.is_empty() {
-        found.push(Found::pass(format!("{} cards have drivers", with.len())).evidence(with));
+        let message = match with.len() {
+            1 => "1 card has a driver".to_owned(),
+            all => format!("{all} cards have drivers"),
+        };
+        found.push(Found::pass(message).evidence(with));
     }
     found.extend(mellanox(host, &nics));
     found
