@@ -5,6 +5,7 @@ use super::descriptor::{Chain, Descriptor};
 use super::format::Format;
 use super::queue::{Ground, Queue};
 use super::{FrameSource, NetHeader, Put, RingError, copy};
+use crate::BURST;
 
 /// What became of one frame.
 enum Placed {
@@ -58,13 +59,20 @@ impl<R: Format> Queue<R> {
                 Ok(0) => Ok(Placed::RingFull),
                 Ok(_) => {
                     #[cfg(test)]
-                    self.look_slowly(crate::BURST);
+                    self.look_slowly(BURST);
                     let (placed, slots, bytes) = self.put_known::<HEADER, F>(frames, seen, used);
                     seen += placed;
                     used += slots;
                     done.frames += placed as u64;
                     done.bytes += bytes as u64;
                     if seen == count || self.window.len() == 0 {
+                        continue;
+                    }
+                    if MERGEABLE && let Some(slots) = self.put_merged::<HEADER, F>(frames, seen, used) {
+                        used += slots;
+                        done.frames += 1;
+                        done.bytes += frames.frame_len(seen) as u64;
+                        seen += 1;
                         continue;
                     }
                     self.ground.scatter::<HEADER, MERGEABLE, INDIRECT, F>(frames, seen, used, &mut steps)
@@ -154,6 +162,53 @@ impl<R: Format> Queue<R> {
         self.ground.format.give_back::<true>(used, &chains[..placed], slots);
         self.window.used(placed, slots);
         (placed, slots, bytes)
+    }
+}
+
+impl<R: Format> Queue<R> {
+    /// Puts a frame into as many chains of the window as it takes, which must be one buffer each: the slots that they take. `None`, and nothing is
+    /// written, when there are too few of them there.
+    #[inline(never)]
+    fn put_merged<const HEADER: usize, F: FrameSource + ?Sized>(
+        &mut self,
+        frames: &F,
+        index: usize,
+        used: u16,
+    ) -> Option<u16> {
+        let mut left = frames.frame_len(index);
+        let known = self.window.first(BURST);
+        let (mut room, mut count) = (0, 0);
+        while room < HEADER + left {
+            match known.get(count)?.room {
+                0 => return None,
+                more => room += more as usize,
+            }
+            count += 1;
+        }
+        let chains = &mut known[..count];
+        let first = chains.first().filter(|chain| chain.room as usize >= HEADER)?.start;
+        let header = if F::HEADERS { frames.header(index) } else { NetHeader::default() };
+        let header = NetHeader { num_buffers: count as u16, ..header }.emit();
+        // SAFETY: the first chain has HEADER bytes and more inside a region.
+        unsafe { std::ptr::copy_nonoverlapping(header.as_ptr(), first, HEADER) };
+        let mut feed = Feed::new(frames.segments(index));
+        let (mut begin, mut slots) = (HEADER, 0);
+        for chain in &mut *chains {
+            let part = (chain.room as usize - begin).min(left);
+            // SAFETY: the chain is one buffer of `room` bytes inside a region, of which the header took the first `begin`; the frame lives until the
+            // end.
+            unsafe { feed.fill(chain.start.add(begin), part) };
+            chain.room = (begin + part) as u32;
+            left -= part;
+            slots += R::slots(chain);
+            begin = 0;
+        }
+        if self.ground.log.is_some() {
+            self.ground.log_chains(chains, HEADER);
+        }
+        self.ground.format.give_back::<true>(used, chains, slots);
+        self.window.used(count, slots);
+        Some(slots)
     }
 }
 
