@@ -48,7 +48,7 @@ pub unsafe trait FrameSink {
     /// Whether frames may be lent: [`FrameSink::lend`] is asked first.
     const LENDS: bool = false;
 
-    /// Frames of fewer bytes are never lent: [`FrameSink::lend`] is not asked.
+    /// Frames of fewer bytes are never lent. [`FrameSink::lend`] may be asked all the same, and says no.
     #[inline(always)]
     fn lends_from(&self) -> usize {
         if Self::LENDS { 0 } else { usize::MAX }

@@ -6,20 +6,16 @@
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
 
-use super::counted::{Count, OfOvs};
+use super::counted::OfOvs;
 use super::table::{Entry, Flows, UfidHasher};
 
-/// A flow's copies.
+/// A flow's copies in the dump on its way, or in the last one.
 #[derive(Debug)]
 struct Sum {
-    /// What they counted together by the last dump that was whole.
-    before: Count,
-    /// Those of the dump on its way.
+    /// What they counted together.
     now: OfOvs,
-    /// How many these are.
+    /// How many they are.
     copies: u32,
-    /// Whether there were several in a dump that was whole.
-    had_several: bool,
 }
 
 /// Flows with several copies by ufid, and those of which it looks so in the dump on its way.
@@ -41,8 +37,7 @@ impl Copies {
     fn add(&mut self, ufid: u128, entry: &mut Entry, copy: OfOvs, first: bool) {
         let shown = entry.ovs();
         // What is shown of a flow that was not here is what its only copy counted: that of this dump, or of the last one.
-        let sum =
-            self.0.entry(ufid).or_insert(Sum { before: shown.count(), now: shown, copies: 1, had_several: false });
+        let sum = self.0.entry(ufid).or_insert(Sum { now: shown, copies: 1 });
         entry.several = true;
         (sum.now, sum.copies) = if first { (copy, 1) } else { (sum.now.plus(copy), sum.copies + 1) };
     }
@@ -63,19 +58,8 @@ impl Copies {
     pub(super) fn settle(&mut self, flows: &mut Flows) {
         self.0.retain(|ufid, sum| {
             let Some(entry) = flows.get_mut(ufid).filter(|entry| entry.several) else { return false };
-            sum.had_several |= sum.copies > 1;
-            if !sum.had_several {
-                // Made anew.
-                entry.set_ovs(sum.now);
-                entry.several = false;
-                return false;
-            }
-            // When a copy goes, what it counted stays. Which one went is not known: what others counted since the last dump may be missing.
-            let more = sum.now.count().since(sum.before);
-            let shown = entry.ovs().count().plus(more);
-            entry.set_ovs(OfOvs { packets: shown.packets, bytes: shown.bytes, used_ms: sum.now.used_ms });
-            sum.before = sum.now.count();
-            entry.several = sum.copies > 1 || shown != sum.before;
+            entry.set_ovs(sum.now);
+            entry.several = sum.copies > 1;
             entry.several
         });
     }

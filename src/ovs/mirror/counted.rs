@@ -99,11 +99,6 @@ impl Count {
         Self { packets: self.packets.wrapping_add(other.packets), bytes: self.bytes.wrapping_add(other.bytes) }
     }
 
-    /// What came since then; nothing where it is less now.
-    pub(super) fn since(self, then: Self) -> Self {
-        Self { packets: self.packets.saturating_sub(then.packets), bytes: self.bytes.saturating_sub(then.bytes) }
-    }
-
     /// Whether it is less than the other one, in packets or in bytes.
     #[inline]
     pub(super) fn is_behind(self, other: Self) -> bool {

@@ -156,6 +156,24 @@ fn no_more_is_on_the_way_than_a_ring_has_slots_whatever_a_guest_makes_available(
 }
 
 #[test]
+fn short_frames_take_no_more_slots_than_a_ring_has_left() {
+    let mut driver = Driver::new(8, PACKED, 0);
+    let mut ring = driver.device();
+    ring.allow_loans();
+    let mut sink = Lender::default();
+    for head in [0, 2, 4] {
+        offer(&mut driver, head, 1200, 2);
+    }
+    assert_eq!(ring.take(BURST, 1514, &mut sink).unwrap().lent, 3, "of two slots each");
+    driver.overcommit();
+    for head in 6..9 {
+        offer(&mut driver, head, 90, 1);
+    }
+    assert_eq!(ring.take(BURST, 1514, &mut sink).unwrap().frames, 2);
+    assert_eq!(ring.owed(), 5);
+}
+
+#[test]
 fn what_is_lent_stays_where_the_guest_wrote_it() {
     let in_a_table = |driver: &mut Driver| {
         let at = BUFFERS + 4096;

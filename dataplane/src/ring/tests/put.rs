@@ -1,14 +1,14 @@
 //! Filling a receive ring.
 
 use super::driver::*;
-use crate::ring::{NetHeader, Put};
+use crate::ring::{NetHeader, Put, RingFeatures};
 
 #[test]
 fn plain_frames_are_put_in_order_each_with_its_header() {
     over_both(MODERN).into_iter().for_each(puts_plain_frames);
 }
 
-fn puts_plain_frames(features: crate::ring::RingFeatures) {
+fn puts_plain_frames(features: RingFeatures) {
     let mut driver = Driver::new(128, features, 65_500);
     let mut ring = driver.device();
     for i in 0..100 {
@@ -29,4 +29,24 @@ fn puts_plain_frames(features: crate::ring::RingFeatures) {
         );
     }
     assert_eq!(driver.interrupts(), 1);
+}
+
+#[test]
+fn a_header_that_does_not_fit_into_the_first_of_several_buffers_goes_on_in_the_next() {
+    for features in over_both(RingFeatures { mergeable: true, ..MODERN }) {
+        let mut driver = Driver::new(8, features, 0);
+        let second = BUFFERS + 4096;
+        driver.fill(BUFFERS, &[0xee; 16]);
+        driver.chain(0, &[(BUFFERS, 5, WRITE)]);
+        driver.chain(1, &[(second, 2000, WRITE)]);
+        (0..2).for_each(|head| driver.offer(head));
+        let frame = vec![7; 100];
+        let put = driver.device().put(&Frames::plain(std::slice::from_ref(&frame))).unwrap();
+        assert_eq!(put.frames, 1, "{features:?}");
+        assert_eq!(driver.collect(), [(0, 5), (1, 107)]);
+        // The second of two buffers is told of by the header's last two bytes.
+        assert_eq!(driver.bytes(BUFFERS, 6), [0, 0, 0, 0, 0, 0xee]);
+        assert_eq!(driver.bytes(second, 7), [0, 0, 0, 0, 0, 2, 0]);
+        assert_eq!(driver.bytes(second + 7, 100), frame);
+    }
 }

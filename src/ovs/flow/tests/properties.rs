@@ -40,7 +40,7 @@ proptest! {
 
     /// Groups and gaps of any number and length; those that are an address are so to Rust, too.
     #[test]
-    fn an_ipv6_address_is_what_rust_takes_for_one(text in "(([0-9a-f]{1,5}|0|1.2.3.4):{0,3}){0,9}|:{0,3}([0-9a-f]{1,4}:{1,2}){0,8}[0-9a-f]{0,4}") {
+    fn an_ipv6_address_is_what_rust_takes_for_one(text in "(([0-9a-f]{1,5}|0|1\\.2\\.3\\.4):{0,3}){0,9}|:{0,3}([0-9a-f]{1,4}:{1,2}){0,8}[0-9a-f]{0,4}") {
         let flow = parse::flow(&super::matching(&format!("ipv6(src={text})")), 1, Names::None);
         let read = flow.ok().map(|flow| match &flow.keys[..] {
             [Key::Ipv6(ip)] => ip.src.value,
