@@ -67,7 +67,7 @@ fn guests_are_attached_mended_held_to_a_rate_and_detached() -> Result<()> {
         guests.push(Guest::start(options.over(by_turns(number)))?);
     }
     let third = daemon.cli(&["port", "attach", "g3", "--wire", "br0"])?;
-    ensure!(third.code == 1 && third.text.contains("no VF on wire br0 is free"), "{}", third.text);
+    ensure!(third.code == 1 && third.text.contains("no VF on wire \"br0\" of NIC nic0 is free"), "{}", third.text);
     ensure!(ovs.vsctl(&["get", "Port", "nic0_vf0", "tag"])?.trim() == "10", "no tag");
     reaches(&mut guests, 1)?;
 
