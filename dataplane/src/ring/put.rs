@@ -163,9 +163,7 @@ impl<R: Format> Queue<R> {
         self.window.used(placed, slots);
         (placed, slots, bytes)
     }
-}
 
-impl<R: Format> Queue<R> {
     /// Puts a frame into as many chains of the window as it takes, which must be one buffer each: the slots that they take. `None`, and nothing is
     /// written, when there are too few of them there.
     #[inline(never)]
