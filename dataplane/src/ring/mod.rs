@@ -18,6 +18,7 @@
 //! and flags are accessed as atomics, everything else by volatile reads; each field is read once into a local, and
 //! only the local is checked and used. Payload is copied as bytes; what it holds decides nothing here.
 
+mod ahead;
 mod call;
 mod chain;
 mod copy;

@@ -1,5 +1,6 @@
 //! To the guest: fills a receive ring.
 
+use super::ahead::Ahead;
 use super::chain::{MAX_BURST, MAX_CHAIN, Walk, spread};
 use super::descriptor::{Chain, Descriptor};
 use super::format::Format;
@@ -126,9 +127,15 @@ impl<R: Format> Queue<R> {
     ) -> (usize, u16, usize) {
         let chains = self.window.first(frames.count() - index);
         let (mut placed, mut slots, mut bytes) = (0, 0, 0);
-        for chain in chains.iter_mut() {
+        let mut ahead = Ahead::new(chains.len(), |at| frames.frame_len(index + at));
+        while placed < chains.len() {
             let frame_len = frames.frame_len(index + placed);
             let needed = HEADER + frame_len;
+            ahead.ask::<true>(placed, needed, |at| {
+                let chain = chains.get(at)?;
+                Some((chain.start, frames.frame_len(index + at).min(chain.room as usize)))
+            });
+            let chain = &mut chains[placed];
             let to = if needed <= chain.room as usize {
                 chain.start.wrapping_add(HEADER)
             } else if needed <= chain.apart as usize && chain.lead as usize == HEADER {
