@@ -7,15 +7,22 @@ use ringspan_testkit::guest::Memory;
 
 use super::LINE;
 
-/// Buffers of equal room, in scattered order: a guest's allocator does not hand out neighbours in a row, so the processor's
-/// prefetcher must not be able to guess the next one.
+/// Bytes from one packet buffer of a DPDK guest to the next: 64 of the pool's object, 128 of `rte_mbuf`, 128 of headroom and 2048 for the frame
+/// (`RTE_MBUF_DEFAULT_BUF_SIZE`). Other guests that send small frames by the million do not have them closer.
+const APART: usize = 64 + 128 + 128 + 2048;
+
+/// Buffers of equal room, in an order without a pattern: the allocator of a guest that has run for a while does not hand out neighbours in a row, so the
+/// processor's prefetcher must not be able to guess the next one. A permutation with equal steps is not enough. The generator
+/// writes right behind the back-end, and its prefetcher, which learns what comes next in a page, took lines for writing that the back-end had asked for.
 #[derive(Debug, Clone)]
 pub struct Slots {
     memory: Arc<Memory>,
     /// First byte of each slot's buffer.
     pointers: Box<[NonNull<u8>]>,
+    /// First byte of all.
+    start: NonNull<u8>,
+    /// The same for the guest.
     guest: u64,
-    stride: usize,
 }
 
 // SAFETY: addresses into memory that is held; who uses it keeps to the rules of `driver`.
@@ -24,24 +31,16 @@ unsafe impl Send for Slots {}
 impl Slots {
     /// Buffers of at least `room` bytes for a ring of `size`, a power of two.
     pub fn new(memory: &Arc<Memory>, size: u16, room: usize) -> anyhow::Result<Self> {
-        // An odd number of lines from one to the next spreads the buffers over all sets of the caches.
         let stride = Self::stride(room);
         let piece = memory.allocate(stride * usize::from(size), LINE)?;
-        let offset = |slot| Self::offset(slot, size, stride);
-        // SAFETY: each offset is below stride * size, the length of the piece.
-        let pointers = (0..size).map(|slot| unsafe { piece.start.add(offset(slot)) }).collect();
-        Ok(Self { memory: Arc::clone(memory), pointers, guest: piece.guest, stride })
+        // SAFETY: each place is below `size`, and the piece has that many strides.
+        let pointers = order(size).into_iter().map(|place| unsafe { piece.start.add(place * stride) }).collect();
+        Ok(Self { memory: Arc::clone(memory), pointers, start: piece.start, guest: piece.guest })
     }
 
-    /// Bytes from one buffer to the next.
+    /// Bytes from one buffer to the next: an odd number of lines spreads the buffers over all sets of the caches.
     pub fn stride(room: usize) -> usize {
-        (room.div_ceil(LINE) | 1) * LINE
-    }
-
-    fn offset(slot: u16, size: u16, stride: usize) -> usize {
-        // Odd, so it is a permutation; about the golden ratio of 1024, so neighbours are far from each other.
-        const SCATTER: usize = 633;
-        (usize::from(slot).wrapping_mul(SCATTER) & (usize::from(size) - 1)) * stride
+        (room.max(APART).div_ceil(LINE) | 1) * LINE
     }
 
     /// First bytes of the buffers of `count` slots from `first` on, no more than there are, each on a cache line of its own: up to the last
@@ -61,11 +60,24 @@ impl Slots {
 
     /// The same for the guest.
     pub fn guest(&self, slot: u16) -> u64 {
-        self.guest + Self::offset(slot, self.pointers.len() as u16, self.stride) as u64
+        self.guest + (self.pointers[usize::from(slot)].addr().get() - self.start.addr().get()) as u64
     }
 
     /// The memory that they are in.
     pub fn memory(&self) -> &Arc<Memory> {
         &self.memory
     }
+}
+
+/// Each place below `size` once, shuffled, the same in every run: by Fisher and Yates, with the numbers of xorshift64.
+fn order(size: u16) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..size.into()).collect();
+    let mut number = 0x9e37_79b9_7f4a_7c15_u64;
+    for at in (1..order.len()).rev() {
+        number ^= number << 13;
+        number ^= number >> 7;
+        number ^= number << 17;
+        order.swap(at, (number % (at as u64 + 1)) as usize);
+    }
+    order
 }
