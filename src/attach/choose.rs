@@ -7,8 +7,8 @@ use ringspan_protocol::{NicMode, NicName, NicPort, NicSpec};
 use super::record::{Record, Target};
 use super::request::Attach;
 use crate::error::{Error, ErrorKind};
-use crate::host::Host;
 use crate::host::inventory::Device;
+use crate::host::{Host, pci_function, sriov};
 
 /// What a VF of a software NIC has for a model.
 const SOFT_MODEL: &str = "ringspan software NIC";
@@ -47,6 +47,8 @@ pub(crate) struct Uplink {
     pub names: Vec<String>,
     /// What `ringspan vf enable` takes for it; a software NIC has the VFs that it was made with.
     pub pf: Option<String>,
+    /// Why it can have no VF, where that is so.
+    pub why_none: Option<String>,
     /// The wires that it is on, by all their names.
     pub wires: Vec<String>,
 }
@@ -82,10 +84,12 @@ impl Around<'_> {
             let (interface, address) = (device.interface.clone(), device.address.to_string());
             let (wires, _) = self.wires_of(host, interface.clone());
             let names = [device.id.clone(), address.clone(), device.addr.clone()];
+            let function = pci_function(host, device.address).filter(|one| one.vf_counts.is_none());
             Uplink {
                 name: pf_name(interface.as_deref(), &address),
                 names: names.into_iter().chain(interface.clone()).collect(),
                 pf: Some(interface.unwrap_or(address)),
+                why_none: function.map(|function| sriov::why_none(host, &function)),
                 wires,
             }
         });
@@ -93,6 +97,7 @@ impl Around<'_> {
             name: format!("NIC {name}"),
             names: vec![name.to_string()],
             pf: None,
+            why_none: None,
             wires: [name.to_string()].into_iter().chain(self.bridges.get(name.as_str()).cloned()).collect(),
         });
         hard.chain(soft).collect()
@@ -169,15 +174,17 @@ fn nothing_fits(wanted: &Attach, candidates: &[Candidate], uplinks: &[Uplink]) -
     }
     let on: Vec<&Uplink> = uplinks.iter().filter(|one| one.wires.contains(wire)).collect();
     let names = listed(on.iter().map(|one| &one.name));
-    match on.first() {
-        Some(Uplink { pf: Some(pf), .. }) => {
-            format!("{names}, on wire {wire:?}, has no VF: make some with ringspan vf enable {pf} COUNT")
-        }
-        Some(_) => format!("{names}, on wire {wire:?}, has no VF: {SEE}"),
-        None => {
-            let wires = listed(uplinks.iter().flat_map(|one| &one.wires));
-            format!("there is no wire {wire:?} here; wires: {wires}: {SEE}")
-        }
+    if on.is_empty() {
+        let wires = listed(uplinks.iter().flat_map(|one| &one.wires));
+        return format!("there is no wire {wire:?} here; wires: {wires}: {SEE}");
+    }
+    let none = format!("{names}, on wire {wire:?}, has no VF");
+    if let Some(pf) = on.iter().find_map(|one| one.pf.as_ref().filter(|_| one.why_none.is_none())) {
+        return format!("{none}: make some with ringspan vf enable {pf} COUNT");
+    }
+    match on.iter().find_map(|one| one.why_none.as_ref()) {
+        Some(why) => format!("{none}, and cannot have any: {why}: name another wire: {SEE}"),
+        None => format!("{none}: {SEE}"),
     }
 }
 

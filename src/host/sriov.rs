@@ -62,15 +62,20 @@ pub(crate) fn pf(host: &Host, name: &str) -> Result<(Function, u16, u16), Error>
         return refuse(ErrorKind::Invalid, format!("{name} is a virtual function: name its physical one, {pf}"));
     }
     let Some((total, now)) = function.vf_counts else {
-        let why = match (function.capabilities(&host.sysfs).sriov, function.driver.as_deref()) {
-            (Answer::No, _) => "it has no SR-IOV capability".into(),
-            (Answer::Yes, _) => "SR-IOV is switched off in its firmware (SRIOV_EN, NUM_OF_VFS) or in the kernel".into(),
-            (Answer::Unknown, None) => "it has no driver".into(),
-            (Answer::Unknown, Some(driver)) => format!("its driver {driver} offers none"),
-        };
+        let why = why_none(host, &function);
         return refuse(ErrorKind::Unsupported, format!("{name} cannot have virtual functions: {why}"));
     };
     Ok((function, total, now))
+}
+
+/// Why a physical function, whose `vf_counts` are not there, cannot have virtual ones.
+pub(crate) fn why_none(host: &Host, function: &Function) -> String {
+    match (function.capabilities(&host.sysfs).sriov, function.driver.as_deref()) {
+        (Answer::No, _) => "it has no SR-IOV capability".into(),
+        (Answer::Yes, _) => "SR-IOV is switched off in its firmware (SRIOV_EN, NUM_OF_VFS) or in the kernel".into(),
+        (Answer::Unknown, None) => "it has no driver".into(),
+        (Answer::Unknown, Some(driver)) => format!("its driver {driver} offers none"),
+    }
 }
 
 /// Makes a PF have so many VFs, and waits for each of them. `disturb` allows to take VFs away that somebody else uses.

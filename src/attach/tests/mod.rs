@@ -245,10 +245,13 @@ fn a_vf_that_is_not_there_is_told_by_what_is_missing() {
         name: name.into(),
         names: names.iter().map(|name| (*name).into()).collect(),
         pf: pf.map(str::to_owned),
+        why_none: None,
         wires: wires.iter().map(|wire| (*wire).into()).collect(),
     };
+    let without = |uplink: Uplink| Uplink { why_none: Some("it has no SR-IOV capability".into()), ..uplink };
     let uplinks = [
         uplink("NIC nic0", &["nic0"], None, &["nic0"]),
+        without(uplink("PF lan0 (0000:04:00.0)", &["0000:04:00.0", "lan0"], Some("lan0"), &["lan0", "lan"])),
         uplink("PF eth1 (0000:05:00.0)", &["0000:05:00.0", "eth1"], Some("eth1"), &["eth1", "br1"]),
     ];
     let refused = |more: &str, records: &[Record]| {
@@ -258,11 +261,15 @@ fn a_vf_that_is_not_there_is_told_by_what_is_missing() {
     for (more, expected) in [
         (
             r#","wire":"eth7""#,
-            "there is no wire \"eth7\" here; wires: br1, eth1, nic0: see ringspan device list, and ringspan nic list",
+            "there is no wire \"eth7\" here; wires: br1, eth1, lan, lan0, nic0: see ringspan device list, and ringspan nic list",
         ),
         (
             r#","wire":"br1""#,
             "PF eth1 (0000:05:00.0), on wire \"br1\", has no VF: make some with ringspan vf enable eth1 COUNT",
+        ),
+        (
+            r#","wire":"lan""#,
+            "PF lan0 (0000:04:00.0), on wire \"lan\", has no VF, and cannot have any: it has no SR-IOV capability: name another wire: see ringspan device list, and ringspan nic list",
         ),
         (
             r#","wire":"nic0","model":"X9""#,

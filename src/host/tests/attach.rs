@@ -173,6 +173,16 @@ fn a_pf_without_vfs_is_named_and_so_are_the_wires_where_one_is_unknown() {
     let refused = |more: &str| scene.attach(&all, more).unwrap_err().message;
     let said = refused(r#","wire":"eth1""#);
     assert!(said.starts_with("PF eth1 (0000:05:00.0), on wire \"eth1\", has no VF: "), "{said}");
+    assert!(said.ends_with("make some with ringspan vf enable eth1 COUNT"), "{said}");
+    // As a function without the capability shows it, and one whose firmware allows none.
+    for total in [None, Some("0")] {
+        let file = "bus/pci/devices/0000:05:00.0/sriov_totalvfs";
+        std::fs::remove_file(scene.tree.path(file)).unwrap();
+        total.into_iter().for_each(|total| scene.tree.set(file, total));
+        let said = refused(r#","wire":"eth1""#);
+        assert!(said.contains("has no VF, and cannot have any: ") && !said.contains("vf enable"), "{said}");
+        scene.tree.set(file, "7");
+    }
     let said = refused(r#","wire":"eth9""#);
     assert!(said.starts_with("there is no wire \"eth9\" here; wires: bcast1, eth0, eth1: "), "{said}");
 }
