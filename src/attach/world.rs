@@ -355,11 +355,7 @@ impl Real<'_> {
                 );
                 return Err(Error::new(ErrorKind::OvsDown, message).about(&name));
             }
-            if let Some(index) = self.host.sysfs.number(&format!("class/net/{name}/ifindex")) {
-                let up = self.host.kernel.change_link(&LinkChange::Up(index, true));
-                up.map_err(|error| error.tell(format!("{name} does not go up")).about(&name))?;
-            }
-            Ok(done)
+            self.put_up(&name).map(|()| done)
         });
         // The database may have it, where ovs-vswitchd cannot use it. A port that was there stays, as it was: a guest may run on it.
         put.map_err(|error| match self.configure(before) {
@@ -368,6 +364,13 @@ impl Real<'_> {
                 Error { message: format!("{}; left: its port in the bridge ({})", error.message, why.message), ..error }
             }
         })
+    }
+
+    /// Has an interface go up, if there is one of this name. By the kernel's index, not that of /sys, which may be another network namespace's.
+    pub(crate) fn put_up(&self, name: &str) -> Result<(), Error> {
+        let Some(index) = self.host.kernel.index(name) else { return Ok(()) };
+        let up = self.host.kernel.change_link(&LinkChange::Up(index, true));
+        up.map_err(|error| error.tell(format!("{name} does not go up")).about(name))
     }
 
     fn take_out_of_bridge(&self, record: &Record) -> Result<(), Error> {

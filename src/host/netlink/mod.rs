@@ -31,6 +31,8 @@ use crate::ovs::qdisc;
 
 /// What the kernel can be asked and told. An interface is given by its name and its index, which belong together.
 pub(crate) trait Kernel: Send + Sync {
+    /// The index of an interface of this network namespace; nothing: it has none of this name.
+    fn index(&self, interface: &str) -> Option<u32>;
     /// The settings of a PF's VFs, by their numbers, for this PF alone.
     fn vfs(&self, index: u32) -> Result<Vec<VfSettings>, NetlinkError>;
     /// What a PF's driver counts of one of its VFs; nothing: it counts none, or nothing was counted yet.
@@ -77,6 +79,10 @@ pub(crate) trait Kernel: Send + Sync {
 pub(crate) struct Real;
 
 impl Kernel for Real {
+    fn index(&self, interface: &str) -> Option<u32> {
+        nix::net::if_::if_nametoindex(interface).ok()
+    }
+
     fn vfs(&self, index: u32) -> Result<Vec<VfSettings>, NetlinkError> {
         link::vfs(index)
     }

@@ -188,6 +188,17 @@ fn a_pf_without_vfs_is_named_and_so_are_the_wires_where_one_is_unknown() {
 }
 
 #[test]
+fn an_interface_goes_up_by_the_kernels_index_and_not_by_that_of_another_namespaces_sys() {
+    let scene = Scene::new();
+    // The one of /sys has the same name, and another index.
+    assert_eq!(scene.tree.sysfs().number::<u32>("class/net/eth0/ifindex"), Some(2));
+    scene.kernel.0.lock().unwrap().indices.insert("eth0".into(), 9);
+    scene.world().put_up("eth0").unwrap();
+    scene.world().put_up("eth1").unwrap();
+    assert_eq!(scene.kernel.0.lock().unwrap().changes, ["link Up(9, true)"]);
+}
+
+#[test]
 fn a_rate_that_the_nic_does_not_take_is_the_relays_and_not_one_of_a_vf_that_is_handed_over() {
     let scene = Scene::new();
     let all = scene.boot();

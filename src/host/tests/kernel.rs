@@ -57,6 +57,8 @@ pub(super) struct State {
     pub vfs: BTreeMap<u32, Vec<VfSettings>>,
     /// What it counted of VFs, by their PF's index and their number.
     pub vf_counters: BTreeMap<(u32, u32), VfCounters>,
+    /// Interfaces of this network namespace by their names.
+    pub indices: BTreeMap<String, u32>,
     /// Queueing disciplines that somebody put there.
     pub qdiscs: Vec<(&'static str, &'static str)>,
     /// Switches by device.
@@ -113,6 +115,10 @@ impl State {
 }
 
 impl Kernel for FakeKernel {
+    fn index(&self, interface: &str) -> Option<u32> {
+        self.0.lock().unwrap().indices.get(interface).copied()
+    }
+
     fn vfs(&self, index: u32) -> Result<Vec<VfSettings>, NetlinkError> {
         let mut state = self.0.lock().unwrap();
         state.vf_lists += 1;
