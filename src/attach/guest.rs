@@ -96,7 +96,7 @@ impl Shape {
             return invalid(format!("{text:?} is no version: write 7.2"));
         }
         if self.guest_queues.is_some_and(|queues| !(1..=MAX_QUEUE_PAIRS).contains(&queues)) {
-            return invalid(format!("guest_queues: a guest has 1 to {MAX_QUEUE_PAIRS} pairs"));
+            return invalid(format!("a guest has 1 to {MAX_QUEUE_PAIRS} queue pairs"));
         }
         if let Some(bus) = self.bus.as_ref().filter(|bus| bus.is_empty() || bus.contains([',', ' '])) {
             return invalid(format!("{bus:?} is no bus: write the id of a root port, or pci.0"));
@@ -115,7 +115,12 @@ impl Shape {
             (Some(shared), _) => shared,
             (None, Some(pid)) => {
                 let file = proc.join(pid.to_string()).join("cmdline");
-                let line = std::fs::read(&file).map_err(|error| unread(pid, &file, &error))?;
+                let line = std::fs::read(&file).and_then(|line| match line.is_empty() {
+                    // As of a process that has ended, and of none that QEMU could be.
+                    true => Err(std::io::Error::from_raw_os_error(libc::ESRCH)),
+                    false => Ok(line),
+                });
+                let line = line.map_err(|error| unread(pid, &file, &error))?;
                 is_shared(&String::from_utf8_lossy(&line))
             }
             (None, None) => return Ok(()),
@@ -129,14 +134,18 @@ impl Shape {
 }
 
 /// Why it is not known whether the memory of the guest of this process is shared.
-fn unread(pid: u32, file: &Path, error: &std::io::Error) -> Error {
-    let remedy = match error.kind() {
-        std::io::ErrorKind::NotFound => "there is no such process: give that of the guest's QEMU, or say memory_shared",
-        _ => "the daemon must be able to read it: else say memory_shared",
+pub(super) fn unread(pid: u32, file: &Path, error: &std::io::Error) -> Error {
+    let is_gone = error.kind() == std::io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH);
+    let why = match is_gone {
+        true => "there is no such process, or /proc hides it from the daemon (hidepid): give that of the guest's QEMU",
+        false => "the daemon must be allowed to read it",
     };
-    let what = format!("qemu_pid {pid}: whether the guest's memory is shared cannot be read");
     let io = Error::io(file.display(), error);
-    Error { message: format!("{what}: {}: {remedy}", io.message), ..io }
+    let message = format!(
+        "whether the memory of the guest of process {pid} is shared cannot be read: {}: {why}, or say yourself whether it is (--memory-shared; memory_shared in JSON)",
+        io.message
+    );
+    Error { kind: if is_gone { ErrorKind::NotFound } else { io.kind }, message, ..io }
 }
 
 /// Whether a QEMU with these arguments, each with a zero behind it, shares its memory with other processes.

@@ -9,7 +9,7 @@ mod killed;
 mod released;
 
 use super::choose::{Candidate, Uplink, choose};
-use super::guest::{ForGuest, Qmp, Shape};
+use super::guest::{self, ForGuest, Qmp, Shape};
 use super::plan::{Facts, plan};
 use super::record::{Counted, Key, Record, Stage, Step, Target};
 use super::request::{Attach, Mode};
@@ -367,9 +367,33 @@ fn memory_that_is_known_not_to_be_shared_is_refused() {
         Err(ErrorKind::Unsupported)
     );
     assert_eq!(run(r#"qemu -object {"qom-type":"memory-backend-memfd","id":"m","share":true}"#), Ok(()));
-    assert_eq!(check(r#"{"qemu_pid":8}"#, Mode::Vhost), Err(ErrorKind::NotFound));
-    let said = shape(r#"{"qemu_pid":8}"#).check(proc.path(), Mode::Vhost).unwrap_err().message;
-    assert!(said.starts_with("qemu_pid 8: ") && said.contains("there is no such process"), "{said}");
+}
+
+#[test]
+fn memory_of_a_process_that_cannot_be_read_is_told_from_memory_that_is_not_shared() {
+    let proc = tempfile::tempdir().unwrap();
+    let check = |pid: u32| {
+        let shape = Shape { qemu_pid: Some(pid), ..Shape::default() };
+        shape.check(proc.path(), Mode::Vhost).unwrap_err()
+    };
+    // One that ended and was not waited for yet has no arguments any more.
+    std::fs::create_dir(proc.path().join("7")).unwrap();
+    std::fs::write(proc.path().join("7/cmdline"), "").unwrap();
+    for error in [check(7), check(8)] {
+        assert_eq!(error.kind, ErrorKind::NotFound);
+        assert!(error.message.contains("there is no such process, or /proc hides it"), "{error}");
+    }
+    for (errno, kind, says) in [
+        (libc::EPERM, ErrorKind::Permission, "the daemon must be allowed to read it"),
+        (libc::ESRCH, ErrorKind::NotFound, "there is no such process"),
+    ] {
+        let error = guest::unread(7, Path::new("/proc/7/cmdline"), &std::io::Error::from_raw_os_error(errno));
+        assert_eq!((error.kind, error.errno), (kind, Some(errno)));
+        // By the names that a user of the command line and one of the socket know.
+        for part in ["of process 7", says, "--memory-shared", "memory_shared in JSON"] {
+            assert!(error.message.contains(part), "no {part}: {error}");
+        }
+    }
 }
 
 #[test]
