@@ -33,7 +33,7 @@ pub(super) fn list(mut client: Client, wish: &FlowList) -> Result<(), Failure> {
         return dump(client, wish, kind);
     }
     let params = filter(&wish.choice, wish.sort, wish.limit.unwrap_or(1000));
-    let answer = client.call("flow.list", params)?;
+    let answer = client.call("flow.list", params.clone())?;
     if wish.output.json {
         return print_json(&answer);
     }
@@ -42,13 +42,23 @@ pub(super) fn list(mut client: Client, wish: &FlowList) -> Result<(), Failure> {
     if flows.total > flows.flows.len() {
         writeln!(std::io::stderr(), "{} more: --limit, or --type all", flows.total - flows.flows.len())?;
     }
-    say_trouble(&flows)
+    say_trouble(&flows, flows.flows.len(), is_filter(&params))
 }
 
-fn say_trouble(flows: &Flows) -> Result<(), Failure> {
+/// Whether not every flow is asked for.
+fn is_filter(params: &Value) -> bool {
+    ["port", "state", "reason"].iter().any(|key| params.get(key).is_some())
+}
+
+/// Says why the flows that were shown, so many, may not be those that there are. Where not all were asked for, none of them does not mean that there are none.
+fn say_trouble(flows: &Flows, shown: usize, filtered: bool) -> Result<(), Failure> {
     if let Some(trouble) = &flows.trouble {
-        let shown = if flows.total == 0 { "no flows" } else { "as it was" };
-        writeln!(std::io::stderr(), "{shown}: {trouble}")?;
+        let what = match (shown, filtered) {
+            (0, false) => "no flows",
+            (0, true) => "none of these flows",
+            _ => "as it was",
+        };
+        writeln!(std::io::stderr(), "{what}: {trouble}")?;
     }
     Ok(())
 }
@@ -73,7 +83,7 @@ fn dump(mut client: Client, wish: &FlowList, kind: FlowTypeWord) -> Result<(), F
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     let in_order = matches!(wish.sort, None | Some(FlowSortWord::Ufid));
     let mut left = wish.limit.unwrap_or(usize::MAX);
-    let mut after: Option<String> = None;
+    let (mut after, mut shown): (Option<String>, usize) = (None, 0);
     while left > 0 {
         let mut params = filter(&wish.choice, wish.sort, ask_for(left, in_order, kind));
         if kind == FlowTypeWord::Offloaded && wish.choice.state.is_none() {
@@ -83,20 +93,21 @@ fn dump(mut client: Client, wish: &FlowList, kind: FlowTypeWord) -> Result<(), F
             params["after"] = json!(after);
         }
         let flows: Flows = serde_json::from_value(client.call("flow.list", params)?)?;
+        let filtered = kind != FlowTypeWord::All || is_filter(&params);
         for flow in flows.flows.iter().filter(|flow| is_of(flow, kind)).take(left) {
             writeln!(out, "{}", dumped(flow))?;
-            left -= 1;
+            (left, shown) = (left - 1, shown + 1);
         }
         let more = flows.total.saturating_sub(flows.flows.len());
         after = flows.flows.last().map(|flow| flow.ufid.clone());
-        if more == 0 || after.is_none() {
+        if more == 0 || after.is_none() || left == 0 {
             out.flush()?;
-            return say_trouble(&flows);
+            return say_trouble(&flows, shown, filtered);
         }
         if !in_order && left > 0 {
             out.flush()?;
             writeln!(std::io::stderr(), "{more} more: without --sort all are printed")?;
-            return say_trouble(&flows);
+            return say_trouble(&flows, shown, filtered);
         }
     }
     Ok(out.flush()?)

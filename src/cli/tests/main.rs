@@ -241,10 +241,20 @@ fn usage_names_what_is_missing_and_no_option_that_the_environment_has() {
 #[test]
 fn flows_without_open_vswitch_say_where_it_was_looked_for() {
     let bench = Bench::start("[ovs]\nrun_dir = \"/no/such/openvswitch\"\n");
-    let listed = bench.run("flow list");
-    let said = String::from_utf8(listed.stderr).unwrap();
-    assert!(said.starts_with("no flows: Open vSwitch was not found: "), "{said}");
-    for text in [said, bench.ok("flow stats")] {
+    let said = |words: &str| String::from_utf8(bench.run(words).stderr).unwrap();
+    for words in ["flow list", "flow list --type all"] {
+        assert!(said(words).starts_with("no flows: Open vSwitch was not found: "), "{}", said(words));
+    }
+    // That none fits says nothing of the others.
+    for words in [
+        "flow list --port a",
+        "flow list --state offloaded --why",
+        "flow list --type offloaded",
+        "flow list --type all --port a",
+    ] {
+        assert!(said(words).starts_with("none of these flows: Open vSwitch was not found: "), "{}", said(words));
+    }
+    for text in [said("flow list"), bench.ok("flow stats")] {
         assert!(text.contains("/no/such/openvswitch") && text.contains("ovs.run_dir"), "{text}");
     }
 }
