@@ -19,6 +19,7 @@ mod host;
 mod lanes;
 mod nic_request;
 pub mod ovs;
+mod plural;
 mod port_request;
 mod qemu_args;
 mod serve;

@@ -11,6 +11,7 @@ use super::options::Output;
 use super::table::Table;
 use super::{Failure, print_json};
 use crate::host::bond::{Bond as Entry, Member, VfLag};
+use crate::plural::number_of;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Bond {
@@ -170,7 +171,7 @@ fn settings(bond: &Entry) -> String {
     words.extend(bond.hash_policy.iter().map(|policy| format!("hash {policy}")));
     if let Some(lacp) = &bond.lacp {
         words.push(match lacp.partner {
-            Some(partner) => format!("LACP with {partner}, {} ports", lacp.ports),
+            Some(partner) => format!("LACP with {partner}, {}", number_of(lacp.ports, "port")),
             None => "nobody answers LACP".into(),
         });
     }

@@ -10,6 +10,7 @@ use super::table::Table;
 use super::{Failure, print_json, terminal, word};
 use crate::control::RuleEntry;
 use crate::ovs::mirror::{FlowState, FlowStats, FlowView, Flows};
+use crate::plural::number_of;
 
 fn filter(choice: &FlowChoice, sort: Option<FlowSortWord>, limit: usize) -> Value {
     let mut params = json!({ "limit": limit });
@@ -92,8 +93,8 @@ fn dump(mut client: Client, wish: &FlowList, kind: FlowTypeWord) -> Result<(), F
         if let Some(after) = &after {
             params["after"] = json!(after);
         }
-        let flows: Flows = serde_json::from_value(client.call("flow.list", params)?)?;
         let filtered = kind != FlowTypeWord::All || is_filter(&params);
+        let flows: Flows = serde_json::from_value(client.call("flow.list", params)?)?;
         for flow in flows.flows.iter().filter(|flow| is_of(flow, kind)).take(left) {
             writeln!(out, "{}", dumped(flow))?;
             (left, shown) = (left - 1, shown + 1);
@@ -168,13 +169,18 @@ pub(super) fn watch(mut client: Client, wish: &FlowWatch) -> Result<(), Failure>
     Ok(())
 }
 
-/// `120 flows: 100 offloaded, 20 not; 1.2M packets/s, 14G bits/s; trouble`
-fn summary(stats: &FlowStats) -> String {
+/// `120 flows: 100 offloaded, 20 not`
+fn by_state(stats: &FlowStats) -> String {
     let states: Vec<String> = stats.by_state.iter().map(|(state, count)| format!("{count} {state}")).collect();
     let states = if states.is_empty() { "-".into() } else { states.join(", ") };
+    format!("{}: {states}", number_of(stats.flows, "flow"))
+}
+
+/// `120 flows: 100 offloaded, 20 not; 1.2M packets/s, 14G bits/s; trouble`
+fn summary(stats: &FlowStats) -> String {
     let (packets, bits) = (with_prefix(stats.rate.packets), with_prefix(stats.rate.bits));
     let trouble = stats.trouble.as_ref().map_or_else(String::new, |trouble| format!("; {trouble}"));
-    format!("{} flows: {states}; {packets} packets/s, {bits} bits/s{trouble}", stats.flows)
+    format!("{}; {packets} packets/s, {bits} bits/s{trouble}", by_state(stats))
 }
 
 fn table(flows: &Flows, why: bool) -> Table {
@@ -308,42 +314,50 @@ pub(super) fn stats(mut client: Client, as_json: bool) -> Result<(), Failure> {
     }
     let stats: FlowStats = serde_json::from_value(answer)?;
     let mut out = std::io::stdout();
-    let states: Vec<String> = stats.by_state.iter().map(|(state, count)| format!("{count} {state}")).collect();
-    writeln!(out, "{} flows: {}", stats.flows, if states.is_empty() { "-".into() } else { states.join(", ") })?;
-    for (reason, count) in &stats.by_reason {
-        writeln!(out, "  {count} stay with OVS: {reason}")?;
-    }
-    writeln!(out, "packets: {} by OVS, {} by NICs", stats.ovs.packets, stats.rules.packets)?;
-    writeln!(out, "rate: {} packets/s, {} bits/s", with_prefix(stats.rate.packets), with_prefix(stats.rate.bits))?;
-    writeln!(
-        out,
-        "{} dumps, the last in {} us; a change is seen within {} ms",
-        stats.dumps, stats.dump_us, stats.stale_ms
-    )?;
-    if let Some(kernel) = stats.kernel {
-        writeln!(
-            out,
-            "the kernel's datapath tells of changes at once: {} so far; {} dumps of it, the last in {} us",
-            kernel.changes, kernel.dumps, kernel.dump_us
-        )?;
-    }
-    if stats.over_limit + stats.unreadable > 0 {
-        writeln!(out, "{} flows beyond ovs.max_flows, {} lines that are no flows", stats.over_limit, stats.unreadable)?;
-    }
-    if let Some(trouble) = stats.trouble {
-        writeln!(out, "trouble: {trouble}")?;
+    for line in told(&stats) {
+        writeln!(out, "{line}")?;
     }
     Ok(())
+}
+
+/// `flow stats`, line by line.
+fn told(stats: &FlowStats) -> Vec<String> {
+    let mut lines = vec![by_state(stats)];
+    for (reason, count) in &stats.by_reason {
+        let stay = if *count == 1 { "stays" } else { "stay" };
+        lines.push(format!("  {count} {stay} with OVS: {reason}"));
+    }
+    lines.push(format!("packets: {} by OVS, {} by NICs", stats.ovs.packets, stats.rules.packets));
+    let (packets, bits) = (with_prefix(stats.rate.packets), with_prefix(stats.rate.bits));
+    lines.push(format!("rate: {packets} packets/s, {bits} bits/s"));
+    let (dumps, took, stale) = (number_of(stats.dumps, "dump"), stats.dump_us, stats.stale_ms);
+    lines.push(format!("{dumps}, the last in {took} us; a change is seen within {stale} ms"));
+    if let Some(kernel) = &stats.kernel {
+        lines.push(format!(
+            "the kernel's datapath tells of changes at once: {} so far; {} of it, the last in {} us",
+            kernel.changes,
+            number_of(kernel.dumps, "dump"),
+            kernel.dump_us
+        ));
+    }
+    if stats.over_limit > 0 {
+        lines.push(format!("{} beyond ovs.max_flows", number_of(stats.over_limit, "flow")));
+    }
+    if stats.unreadable > 0 {
+        lines.push(format!("not read as flows: {}", number_of(stats.unreadable, "line")));
+    }
+    lines.extend(stats.trouble.iter().map(|trouble| format!("trouble: {trouble}")));
+    lines
 }
 
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
 
-    use super::{MOST, PAGE, ask_for, dumped, short};
+    use super::{MOST, PAGE, ask_for, dumped, short, summary, told};
     use crate::cli::options::{FlowTypeWord, Options};
     use crate::ovs::flow::{Names, parse};
-    use crate::ovs::mirror::FlowView;
+    use crate::ovs::mirror::{FlowStats, FlowView};
 
     #[test]
     fn options_name_only_options_that_there_are() {
@@ -375,6 +389,33 @@ mod tests {
         let text = dumped(&flow);
         assert!(text.contains("packets:9, bytes:540, used:1.002s, offloaded:yes, dp:ringspan, actions:b"), "{text}");
         assert_eq!(parse::flow(&text, 1, Names::Allowed).unwrap().to_string(), text);
+    }
+
+    #[test]
+    fn one_flow_and_one_dump_are_no_plurals() {
+        let stats = |count: u64| -> FlowStats {
+            serde_json::from_value(serde_json::json!({
+                "flows": count, "by_state": { "not": count }, "by_reason": { "output": count }, "ovs": { "packets": 0, "bytes": 0 },
+                "rules": { "packets": 0, "bytes": 0 }, "rate": { "packets": 0.0, "bits": 0.0 }, "over_limit": count, "unreadable": count,
+                "dumps": count, "dump_us": 7, "stale_ms": 9, "kernel": { "changes": count, "dumps": count, "dump_us": 8 },
+            }))
+            .unwrap()
+        };
+        assert_eq!(
+            told(&stats(1)),
+            [
+                "1 flow: 1 not",
+                "  1 stays with OVS: output",
+                "packets: 0 by OVS, 0 by NICs",
+                "rate: 0 packets/s, 0 bits/s",
+                "1 dump, the last in 7 us; a change is seen within 9 ms",
+                "the kernel's datapath tells of changes at once: 1 so far; 1 dump of it, the last in 8 us",
+                "1 flow beyond ovs.max_flows",
+                "not read as flows: 1 line",
+            ]
+        );
+        assert_eq!(told(&stats(2))[..2], ["2 flows: 2 not", "  2 stay with OVS: output"]);
+        assert_eq!(summary(&stats(1)), "1 flow: 1 not; 0 packets/s, 0 bits/s");
     }
 
     #[test]

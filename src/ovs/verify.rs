@@ -15,6 +15,7 @@ use super::qdisc::{self, Qdisc};
 use super::representor::{self, Representor};
 use super::view::View;
 use crate::error::Error;
+use crate::plural::number_of;
 
 /// Type of the kernel's datapath.
 const KERNEL: &str = "system";
@@ -262,14 +263,15 @@ fn offloaded(view: &View, datapaths: &[Datapath], own: &Own) -> Check {
     let check = |state, message: String| Check::new(Checked::Offloaded, state, message);
     if whole + partial > 0 {
         let state = if whole > 0 { State::Ok } else { State::Warning };
-        return check(state, format!("{whole} of {flows} flows are offloaded, {partial} partially"));
+        return check(state, format!("{whole} of {} offloaded, {partial} partially", number_of(flows, "flow")));
     }
     if hit == 0 {
         return check(State::Unknown, no_traffic(flows, sum(|one| one.with_packets)))
             .remedy("send traffic between ports, and verify again within 10 s");
     }
     let state = if view.hw_offload && own.rules.is_none() { State::Failed } else { State::Ok };
-    let check = check(state, format!("none of {flows} flows is offloaded by OVS, and {hit} of them saw packets"));
+    let of = number_of(flows, "flow");
+    let check = check(state, format!("0 of {of} offloaded by OVS, and {hit} of them saw packets"));
     if state == State::Ok {
         check
     } else {
@@ -279,25 +281,25 @@ fn offloaded(view: &View, datapaths: &[Datapath], own: &Own) -> Check {
 
 /// Flows of other ports than VFs' say nothing of whether a NIC works.
 fn no_traffic(flows: u64, others: u64) -> String {
+    let of = number_of(flows, "flow");
     match others {
-        0 => format!("no traffic yet: none of {flows} flows saw a packet"),
-        _ => format!(
-            "no traffic yet: of {flows} flows {others} saw packets, and none of those comes from a VF or goes to one"
-        ),
+        0 => format!("no traffic yet: 0 of {of} saw a packet"),
+        _ => format!("no traffic yet: {others} of {of} saw packets, and none of those comes from a VF or goes to one"),
     }
 }
 
 fn own_rules(datapaths: &[Datapath], own: &Own) -> Check {
     let hit: u64 = datapaths.iter().map(|one| one.of_vfs).sum();
     if own.rules == Some(0) && hit > 0 {
-        let message = format!("no rule is installed by ringspan, and {hit} flows of VFs saw packets");
+        let message = format!("no rule is installed by ringspan, and {} of VFs saw packets", number_of(hit, "flow"));
         return Check::new(Checked::OwnRules, State::Warning, message)
             .remedy("ringspan flow list --why says of each flow why it stays with Open vSwitch");
     }
     let message = match own.rules {
         None => "ringspan mirrors no flows here".into(),
         Some(rules) => format!(
-            "{rules} rules are installed by ringspan; dpctl/dump-flows type=offloaded does not show them, ringspan flow list does"
+            "{} installed by ringspan: dpctl/dump-flows type=offloaded shows none of ringspan's, ringspan flow list does",
+            number_of(rules, "rule")
         ),
     };
     Check::new(Checked::OwnRules, State::Ok, message)
@@ -364,10 +366,11 @@ fn missing(view: &View, names: &BTreeSet<&str>) -> Check {
     let check = |state, message: String| Check::new(Checked::Representors, state, message);
     match (names.len(), missing.len()) {
         (0, _) => check(State::Ok, "there is no VF representor on this host".into()),
+        (1, 0) => check(State::Ok, "the only VF representor is on a bridge".into()),
         (all, 0) => check(State::Ok, format!("all {all} VF representors are on bridges")),
         (all, _) => check(
             State::Warning,
-            format!("{} of {all} VF representors are on no bridge: {}", missing.len(), missing.join(", ")),
+            format!("{} of {} on no bridge: {}", missing.len(), number_of(all, "VF representor"), missing.join(", ")),
         )
         .remedy("ringspan ovs configure --bridge BRIDGE --port NAME, for those that guests use"),
     }
@@ -409,20 +412,17 @@ fn conntrack(datapaths: &[Datapath], representors: &[Representor]) -> Check {
     let tracked: u64 = datapaths.iter().map(|one| one.conntrack).sum();
     let old = representors.iter().find(|one| one.tracks_badly());
     let check = |state, message: String| Check::new(Checked::Conntrack, state, message);
+    let need = if tracked == 1 { "1 flow needs".into() } else { format!("{tracked} flows need") };
     match (tracked, old) {
         (0, _) => check(State::Ok, "no flow needs connection tracking".into()),
         (_, Some(old)) => check(
             State::Warning,
-            format!(
-                "{tracked} flows need connection tracking, which a ConnectX-6 or older ({}) offloads badly",
-                old.name
-            ),
+            format!("{need} connection tracking, which a ConnectX-6 or older ({}) offloads badly", old.name),
         )
         .remedy("disable security groups: disable_security_group: true in the agent's host.conf"),
-        (_, None) => check(
-            State::Warning,
-            format!("{tracked} flows need connection tracking: the software NIC does not offload them"),
-        ),
+        (_, None) => {
+            check(State::Warning, format!("{need} connection tracking: the software NIC does not offload them"))
+        }
     }
 }
 
@@ -452,14 +452,19 @@ fn judge(view: &View, datapaths: &[Datapath], own: &Own, has_nic: bool) -> (Verd
     if offloaded + rules > 0 {
         return (
             Verdict::Working,
-            format!("offload works: {offloaded} of {flows} flows by OVS, {rules} rules by ringspan"),
+            format!(
+                "offload works: {offloaded} of {} by OVS, {} by ringspan",
+                number_of(flows, "flow"),
+                number_of(rules, "rule")
+            ),
         );
     }
     if !view.hw_offload && !has_nic && own.rules.is_none() {
         return (Verdict::Off, "offload is off: hw-offload is not set, and there is no switchdev NIC".into());
     }
+    let carry = if hit == 1 { "1 flow carries".into() } else { format!("{hit} flows carry") };
     match hit {
         0 => (Verdict::NoTraffic, no_traffic(flows, sum(|one| one.with_packets))),
-        _ => (Verdict::NotWorking, format!("offload does not work: {hit} flows carry packets, and none is offloaded")),
+        _ => (Verdict::NotWorking, format!("offload does not work: {carry} packets, and none is offloaded")),
     }
 }

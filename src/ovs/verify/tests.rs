@@ -102,6 +102,26 @@ fn no_traffic_yet_is_told_from_not_working() {
 }
 
 #[test]
+fn one_flow_is_no_plural() {
+    let on = View { hw_offload: true, ..View::default() };
+    let busy = [count(&[", packets:7, bytes:0, used:1s, dp:ovs, actions:ct,p2"])];
+    let ours = |rules| Own { rules: Some(rules), ..Own::default() };
+    for (told, expected) in [
+        (
+            judge(&on, &busy, &Own::default(), true).1,
+            "offload does not work: 1 flow carries packets, and none is offloaded",
+        ),
+        (judge(&on, &busy, &ours(1), true).1, "offload works: 0 of 1 flow by OVS, 1 rule by ringspan"),
+        (offloaded(&on, &busy, &ours(1)).message, "0 of 1 flow offloaded by OVS, and 1 of them saw packets"),
+        (own_rules(&busy, &ours(0)).message, "no rule is installed by ringspan, and 1 flow of VFs saw packets"),
+        (conntrack(&busy, &[]).message, "1 flow needs connection tracking: the software NIC does not offload them"),
+        (no_traffic(1, 0), "no traffic yet: 0 of 1 flow saw a packet"),
+    ] {
+        assert_eq!(told, expected);
+    }
+}
+
+#[test]
 fn a_broken_interface_of_a_bond_is_removed_by_the_ports_name() {
     let interface = |name: &str, error: Option<&str>| crate::ovs::view::Interface {
         name: name.into(),
