@@ -1,6 +1,7 @@
 //! The configuration file: TOML, every unknown key refused with its line, every value checked before anything is done.
 
 mod check;
+mod refusal;
 #[cfg(test)]
 mod tests;
 
@@ -374,7 +375,7 @@ pub(crate) fn parse(file: &Path, text: &str, host: &HostCores) -> Result<Config,
     let content = |line, message| ConfigError::Content { file: file.display().to_string(), line, message };
     let read: File = toml::from_str(text).map_err(|error| {
         let line = error.span().map_or(1, |span| line_of(text, span.start));
-        content(line, error.message().trim_end().replace('\n', "; "))
+        content(line, refusal::refusal(text, error, |text| toml::from_str::<File>(text).err()))
     })?;
     check::check(file, read, host, |offset| line_of(text, offset))
         .map_err(|(offset, message)| content(line_of(text, offset), message))

@@ -72,7 +72,7 @@ fn the_example_has_every_key_and_its_comments_are_right_too() {
             let has = uncommented.lines().any(|line| line.trim_start().starts_with(&format!("{key} =")));
             assert!(has, "{table}.{key} is not in the example");
         }
-        assert!(error.starts_with("r.toml:2: unknown field `no-such-key`, expected"), "{error}");
+        assert!(error.starts_with(&format!("r.toml:2: {table}: unknown field `no-such-key`, expected")), "{error}");
     }
 }
 
@@ -107,7 +107,19 @@ fn what_is_wrong_is_named_with_its_line_and_the_remedy() {
         ("[dataplane]\ncores = [1, 1]".into(), 2, "listed twice"),
         ("[dataplane]\nmemory_mib = 4".into(), 2, "at least 16"),
         ("[dataplane]\nrebalance_ms = 5".into(), 2, "choose 10 to 60000, or 0"),
-        ("[dataplane]\nhuge_pages = \"maybe\"".into(), 2, "expected one of `auto`, `require`, `off`"),
+        (
+            "[dataplane]\nhuge_pages = \"maybe\"".into(),
+            2,
+            "dataplane.huge_pages is \"maybe\": give one of `auto`, `require`, `off`",
+        ),
+        ("[dataplane]\nhuge_pages = 1".into(), 2, "dataplane.huge_pages is 1: give one of `auto`, `require`, `off`"),
+        ("[log]\nlevel = [\n3,\n]".into(), 2, "log.level is [ 3, ]: give one of `error`,"),
+        ("[dataplane]\ncores = 1".into(), 2, "dataplane.cores is 1: give a list in brackets, such as [0, 1]"),
+        ("[dataplane]\ncores = [-1]".into(), 2, "dataplane.cores is -1: give a whole number from 0 to 65535"),
+        ("[dataplane]\nbusy_poll = \"on\"".into(), 2, "dataplane.busy_poll is \"on\": give true or false"),
+        ("[control]\nsocket = 1".into(), 2, "control.socket is 1: give a text in quotes"),
+        ("dataplane = 3".into(), 1, "dataplane is 3: give a table"),
+        ("[[lane]]\nname = \"a/b\"\ncores = [0]".into(), 2, "lane.name: "),
         ("[control]\nsocket = \"run/x\"".into(), 2, "begin it with /"),
         ("[control]\ngroup = \"no-such-group\"".into(), 2, "create it"),
         ("[control]\nsocket_mode = \"abc\"".into(), 2, "0660"),
@@ -131,7 +143,11 @@ fn what_is_wrong_is_named_with_its_line_and_the_remedy() {
         (port(&format!("socket = \"/run/b\"\n{device}\ncolour = 1")), 20, "unknown field `colour`"),
         (port("socket = \"/run/b\"\ndevice = \"null0\""), 19, "is not a device"),
         (port(&format!("socket = \"/run/ringspan/control.sock\"\n{device}")), 16, "is the control socket"),
-        (port(&format!("socket = \"/run/b\"\n{device}\nqueues = \"two\"")), 20, "expected u16"),
+        (
+            port(&format!("socket = \"/run/b\"\n{device}\nqueues = \"two\"")),
+            20,
+            "port.queues is \"two\": give a whole number from 0 to 65535",
+        ),
         ("a = = 1".into(), 1, ""),
         (AS_DOCUMENTED.replace("memory_mib = 256", "memory_mib = 16"), 7, "its ports need at least 17"),
     ] {
