@@ -278,6 +278,7 @@ fn what_a_lane_wrote_that_was_killed_is_logged_by_it_or_by_the_next(kind: Kind) 
         log.look(&cable.receiver)?;
         let lane = cable.lane.pid();
         let killer = std::thread::spawn(move || {
+            // Any moment will do, and another one each time.
             std::thread::sleep(Duration::from_micros(100 + 311 * life));
             process::kill_hard(lane)
         });

@@ -100,6 +100,7 @@ fn killed_in_the_middle_of_traffic(kind: Kind, zero_copy: ZeroCopy) -> Result<()
             numbered.pass(&mut guest, 500)?;
             let pid = Pid::from_raw(lane.pid() as i32);
             let killer = std::thread::spawn(move || {
+                // Any moment will do, and another one each time.
                 std::thread::sleep(Duration::from_micros(500 + 777 * life));
                 kill(pid, Signal::SIGKILL)
             });

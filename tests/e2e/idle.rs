@@ -35,6 +35,7 @@ fn sixteen_idle_guests_cost_a_lane_next_to_nothing_and_the_first_frame_is_not_la
         guests.push(Guest::start(Options::new(socket).over(kind))?);
     }
     ensure!(lane.port("vm3")?.device.receive_wake == ReceiveWake::Event);
+    // The start is over, with the first sleeps. What is used in the next two seconds is measured.
     std::thread::sleep(Duration::from_millis(500));
     let (start, before) = (Instant::now(), processor_seconds(lane.pid())?);
     std::thread::sleep(Duration::from_secs(2));
@@ -95,6 +96,7 @@ fn a_guest_that_is_held_to_its_rate_costs_a_lane_next_to_nothing(kind: Kind) -> 
         }
         ensure!(start.elapsed() < 3 * SOON, "the guest is not held back");
     }
+    // What is used in these two seconds is measured.
     let (start, before) = (Instant::now(), processor_seconds(lane.pid())?);
     std::thread::sleep(Duration::from_secs(2));
     let part = (processor_seconds(lane.pid())? - before) / start.elapsed().as_secs_f64();
@@ -120,6 +122,7 @@ fn a_lane_that_is_to_spin_does_not_sleep() -> Result<()> {
     let folders = (paths::scratch()?, paths::scratch()?);
     let (spins, _its_guests) = silent("spins", folders.0.path(), &["--busy-poll"])?;
     let (sleeps, _its_guests) = silent("sleeps", folders.1.path(), &[])?;
+    // What the starts of both cost is no part of what is measured.
     std::thread::sleep(Duration::from_millis(500));
     let before = (processor_seconds(spins.pid())?, processor_seconds(sleeps.pid())?);
     // However little of the processor it gets.

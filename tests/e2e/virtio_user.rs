@@ -54,6 +54,7 @@ fn enough(testpmd: &mut Testpmd, count: fn(&PortCounts) -> u64) -> Result<PortCo
 fn at_rest(testpmd: &mut Testpmd) -> Result<PortCounts> {
     let mut last = testpmd.counts(0)?;
     wait::until(READY, "counters at rest", || {
+        // At rest is what does not change in this time.
         std::thread::sleep(Duration::from_millis(300));
         let now = testpmd.counts(0)?;
         let rest = now == last;

@@ -230,6 +230,7 @@ fn a_worker_without_work_sleeps_and_the_first_frame_wakes_it() {
         let beats = || scene.workers[0].pulse().beats();
         wait_for("sleep", || {
             let before = beats();
+            // How often it wakes up in this time is what is looked at.
             std::thread::sleep(Duration::from_millis(200));
             // Two rounds for each sleep of 50 ms. By a timer of 2 ms there would be 200.
             beats() - before < 40
@@ -238,6 +239,7 @@ fn a_worker_without_work_sleeps_and_the_first_frame_wakes_it() {
         let mut median = || {
             let mut late: Vec<_> = (0..15)
                 .map(|number| {
+                    // Longer than a worker spins (100 us), so that it sleeps, and in no step with its sleeps (50 ms).
                     std::thread::sleep(Duration::from_millis(5));
                     let sent = Instant::now();
                     send_frames(&mut there[0], &[frame(number, 60)]);
@@ -308,7 +310,7 @@ fn a_worker_that_is_told_to_does_not_sleep() {
     alone("workers::a_worker_that_is_told_to_does_not_sleep", |eal| {
         let core = (0..1024).find(|core| Worker::start(*core, eal, false).is_ok()).unwrap();
         let worker = Worker::start(core, eal, true).unwrap();
-        std::thread::sleep(Duration::from_millis(20));
+        // One that sleeps makes far fewer before its first sleep, and 40 a second from then on.
         let before = worker.pulse().beats();
         wait_for("rounds without end", || worker.pulse().beats() - before > 100_000);
     });

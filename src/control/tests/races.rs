@@ -1,7 +1,6 @@
 //! Several who change things at once, and lanes that die in the middle.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -25,10 +24,10 @@ fn of_many_who_add_the_same_port_one_succeeds() {
 fn what_was_answered_is_so_whatever_happens_to_the_lane_meanwhile() {
     let bench = Bench::start("");
     bench.lane_pid("main");
-    let done = AtomicBool::new(false);
+    let (done, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
     let kept: Vec<String> = std::thread::scope(|scope| {
         let workers = (0..3).map(|worker| {
-            let (bench, done) = (&bench, &done);
+            let (bench, done, answered) = (&bench, &done, &answered);
             scope.spawn(move || {
                 let (name, device) = (format!("vm{worker}"), format!("vdev:net_null{worker}"));
                 let mut there = false;
@@ -39,14 +38,17 @@ fn what_was_answered_is_so_whatever_happens_to_the_lane_meanwhile() {
                         true => bench.call("port.remove", json!({ "name": name })).map(drop),
                     };
                     there ^= changed.is_ok();
+                    answered.fetch_add(usize::from(changed.is_ok()), Ordering::Relaxed);
                 }
                 there.then_some(name)
             })
         });
         let workers: Vec<_> = workers.collect();
-        for _ in 0..6 {
+        for round in 0..6 {
             let pid = bench.lane_pid("main");
-            std::thread::sleep(Duration::from_millis(50));
+            // In the midst of changes: after another number of them each time.
+            let enough = answered.load(Ordering::Relaxed) + 5 + 3 * round;
+            bench.until("changes", || (answered.load(Ordering::Relaxed) >= enough).then_some(()));
             let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
             bench.until("the lane's death is noticed", || {
                 (bench.call("lane.list", json!({})).unwrap()[0]["pid"] != pid).then_some(())

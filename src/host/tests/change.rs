@@ -219,6 +219,7 @@ fn the_answer_comes_when_the_last_function_is_there_or_says_how_many_are_missing
     assert!(short.kind == ErrorKind::Timeout && short.message.contains("1 of 2"), "{short}");
     std::thread::scope(|scope| {
         scope.spawn(|| {
+            // It comes late, while it is waited for; nothing tells from outside that this has begun.
             std::thread::sleep(Duration::from_millis(50));
             std::os::unix::fs::symlink(to_there, &link).unwrap();
         });

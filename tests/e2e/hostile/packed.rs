@@ -150,6 +150,7 @@ fn rings_full_of_nonsense_harm_nobody() -> Result<()> {
                 }
             }
             guest.tx[0].ring().kick_now();
+            // For the lane to stumble over it, of which nothing can be seen: nonsense may be taken, or not.
             std::thread::sleep(std::time::Duration::from_micros(200));
         }
         ensure!(scene.lane.is_alive(), "seed {seed} killed the lane:\n{}", scene.lane.log());

@@ -169,6 +169,7 @@ fn rings_full_of_nonsense_harm_nobody() -> Result<()> {
             let ring = guest.tx[0].ring().split();
             (0..random.below(200)).for_each(|_| ring.push(random.below(260) as u16));
             ring.publish();
+            // For the lane to stumble over it, of which nothing can be seen: nonsense may be taken, or not.
             std::thread::sleep(std::time::Duration::from_micros(200));
         }
         ensure!(scene.lane.is_alive(), "seed {seed} killed the lane:\n{}", scene.lane.log());

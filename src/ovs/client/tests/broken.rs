@@ -131,6 +131,7 @@ fn a_silent_peer_costs_no_more_than_the_limit_even_if_it_trickles() {
     let peer = Peer::new(|mut stream| {
         request(&mut stream);
         while stream.write_all(b" ").is_ok() {
+            // A byte every now and then is what is tested.
             std::thread::sleep(Duration::from_millis(5));
         }
     });
