@@ -116,6 +116,36 @@ impl Netns {
     }
 }
 
+/// Takes this process, which has one thread yet, and with it all that it starts, into a namespace without a name. That goes with the last process in
+/// it, however they end, and with it the TAPs that are persistent: those of Open vSwitch and of the software NIC. Namespaces with names that runs have
+/// left that were killed are removed.
+///
+/// Who may make no namespace stays where he is: he can make no TAPs there, either.
+pub fn alone() -> Result<()> {
+    match nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET) {
+        Err(nix::errno::Errno::EPERM) => return Ok(()),
+        made => made.context("making a network namespace for this process")?,
+    }
+    remove_of_the_dead();
+    ip(&["link", "set", "lo", "up"]).map(drop)
+}
+
+/// The process that made a namespace of this name, if it is a [`Netns`].
+fn maker(name: &str) -> Option<u32> {
+    let (rest, number) = name.strip_prefix("ringspan-")?.rsplit_once('-')?;
+    let (_, pid) = rest.rsplit_once('-')?;
+    number.parse::<u32>().ok()?;
+    pid.parse().ok()
+}
+
+/// Removes namespaces whose makers are gone. Returns their names.
+pub fn remove_of_the_dead() -> Vec<String> {
+    let names = std::fs::read_dir("/run/netns").into_iter().flatten().flatten();
+    let names = names.filter_map(|entry| entry.file_name().into_string().ok());
+    let left = names.filter(|name| maker(name).is_some_and(|pid| !process::alive(pid)));
+    left.filter(|name| ip(&["netns", "delete", name]).is_ok()).collect()
+}
+
 /// A command that will run in the namespace of this name.
 pub(crate) fn command_in(name: &str, program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new("nsenter");
@@ -286,6 +316,43 @@ impl PingReport {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn namespaces_are_told_by_their_makers_and_those_of_the_dead_are_removed() -> Result<()> {
+        assert_eq!(maker("ringspan-snic-attach-17015-6"), Some(17015));
+        for other in ["ringspan-lab", "ringspan-17-x", "other-a-17-1", "ringspan-a-b-1"] {
+            assert_eq!(maker(other), None, "{other}");
+        }
+        crate::needs!(Root);
+        let (mut gone, mine) = (Command::new("true").spawn()?, Netns::new("mine")?);
+        gone.wait()?;
+        let dead = format!("ringspan-dead-{}-0", gone.id());
+        ip(&["netns", "add", &dead])?;
+        let is_there = |name: &str| std::fs::exists(format!("/run/netns/{name}")).unwrap();
+        // Another process's run may be the one that removes it.
+        remove_of_the_dead();
+        assert!(!is_there(&dead) && is_there(mine.name()));
+        Ok(())
+    }
+
+    #[test]
+    fn a_tap_that_is_left_by_who_is_alone_is_in_no_namespace_of_others() -> Result<()> {
+        crate::needs!(Root);
+        let name = format!("left{}", std::process::id());
+        let tap = ["tuntap", "add", "dev", &name, "mode", "tap"];
+        // A thread is what changes its namespace; as a process it would have no other.
+        let made = std::thread::scope(|scope| {
+            let alone = scope.spawn(|| -> Result<String> {
+                alone()?;
+                ip(&tap)?;
+                ip(&["-br", "link"])
+            });
+            alone.join().expect("it does not panic")
+        })?;
+        assert!(made.contains(&name) && made.lines().any(|line| line.starts_with("lo ")), "{made}");
+        assert!(ip(&["link", "show", "dev", &name]).is_err(), "{name} is left here");
+        Ok(())
+    }
 
     #[test]
     fn a_ping_report_counts_losses_duplicates_and_the_longest_gap() {

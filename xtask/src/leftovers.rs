@@ -6,11 +6,10 @@
 use std::fs;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
-use ringspan_testkit::{process, wait};
+use ringspan_testkit::{netns, process};
 
 /// In the environment of all that a run starts: its process, and when that began.
 const MARK: &str = "RINGSPAN_TEST_RUN";
@@ -69,29 +68,11 @@ fn kill(which: impl Fn(&str) -> bool) -> usize {
     left.len()
 }
 
-/// The process that made a namespace of this name, if it is one of the test kit's: `ringspan-LABEL-PID-NUMBER`.
-fn maker(name: &str) -> Option<u32> {
-    let (rest, number) = name.strip_prefix("ringspan-")?.rsplit_once('-')?;
-    let (_, pid) = rest.rsplit_once('-')?;
-    number.parse::<u32>().ok()?;
-    pid.parse().ok()
-}
-
-/// Removes network namespaces whose makers are gone. Returns how many.
-fn namespaces_of_the_dead() -> usize {
-    let names = fs::read_dir("/run/netns").into_iter().flatten().flatten();
-    let names = names.filter_map(|entry| entry.file_name().into_string().ok());
-    let left = names.filter(|name| maker(name).is_some_and(|pid| !process::alive(pid)));
-    let removed = left.filter(|name| {
-        let mut command = Command::new("ip");
-        let removed = wait::run(command.args(["netns", "delete", name]), Duration::from_secs(10));
-        let removed = removed.is_ok_and(|finished| finished.code == 0);
-        if removed {
-            println!("    left behind: network namespace {name}, which is removed");
-        }
-        removed
-    });
-    removed.count()
+/// Removes network namespaces whose makers are gone.
+fn namespaces_of_the_dead() {
+    for name in netns::remove_of_the_dead() {
+        println!("    left behind: network namespace {name}, which is removed");
+    }
 }
 
 /// Ends what runs have left that are gone, and removes their namespaces.
@@ -111,30 +92,11 @@ fn ended_of_the_dead() -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::time::Duration;
 
-    #[test]
-    fn namespaces_are_told_by_their_makers_and_those_of_the_dead_are_removed() {
-        assert_eq!(maker("ringspan-snic-attach-17015-6"), Some(17015));
-        for other in ["ringspan-lab", "ringspan-17-x", "other-a-17-1", "ringspan-a-b-1"] {
-            assert_eq!(maker(other), None, "{other}");
-        }
-        let make = |name: &str| {
-            Command::new("ip").args(["netns", "add", name]).output().is_ok_and(|made| made.status.success())
-        };
-        let (mut gone, mine) =
-            (Command::new("true").spawn().unwrap(), format!("ringspan-mine-{}-0", std::process::id()));
-        gone.wait().unwrap();
-        let dead = format!("ringspan-dead-{}-0", gone.id());
-        if !make(&dead) || !make(&mine) {
-            println!("no namespaces can be made here");
-            return;
-        }
-        let is_there = |name: &str| fs::exists(format!("/run/netns/{name}")).unwrap();
-        namespaces_of_the_dead();
-        assert!(!is_there(&dead) && is_there(&mine));
-        assert!(Command::new("ip").args(["netns", "delete", &mine]).status().unwrap().success());
-    }
+    use ringspan_testkit::wait;
+
+    use super::*;
 
     #[test]
     fn a_command_that_ends_takes_with_it_what_it_left() {

@@ -20,6 +20,7 @@ use ringspan_protocol::message::MAX_RULES;
 use ringspan_protocol::nic::BondMode;
 use ringspan_protocol::{NicMode, NicSpec, Reply, Request};
 use ringspan_testkit::lane::{self, Lane};
+use ringspan_testkit::netns;
 
 /// OVS's number of the port: the bridge's own is 0 or 1, so it is asked.
 const PORT: &str = "in";
@@ -43,6 +44,7 @@ struct Arguments {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    netns::alone()?;
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("frames.pcap");
     std::fs::write(&file, flows::pcap(arguments.flows))?;

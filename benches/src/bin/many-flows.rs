@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use ringspan_benches::cpu::{of, since, threads};
 use ringspan_benches::scene::{DATAPATH, Scene};
-use ringspan_testkit::wait;
+use ringspan_testkit::{netns, wait};
 use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(300);
@@ -34,6 +34,7 @@ struct Arguments {
 fn main() -> Result<()> {
     wait::stop_on_signals()?;
     let arguments = Arguments::parse();
+    netns::alone()?;
     let mut scene = Scene::new("many-flows", arguments.core)?;
     put(&scene, arguments.flows)?;
     let lane = scene.daemon.lane_pid("main")?;

@@ -14,7 +14,7 @@ use ringspan_benches::peer::{LARGEST, Peer, Place};
 use ringspan_benches::report::{Report, packets, row};
 use ringspan_benches::run::Plan;
 use ringspan_benches::{figures, generator, instructions, migration, page, target, wake};
-use ringspan_testkit::{testpmd, wait};
+use ringspan_testkit::{netns, testpmd, wait};
 
 /// Measures ringspan beside its peers.
 #[derive(Parser)]
@@ -165,6 +165,7 @@ fn write(path: &Path, text: &str) -> anyhow::Result<()> {
 fn main() -> anyhow::Result<()> {
     wait::stop_on_signals()?;
     let cli = Cli::parse();
+    netns::alone()?;
     match cli.command {
         Some(Command::Quick(run)) => run.matrix(true),
         Some(Command::Full(run)) => run.matrix(false),

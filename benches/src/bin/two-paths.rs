@@ -16,7 +16,7 @@ use ringspan_benches::driver::stamp::Frames;
 use ringspan_benches::driver::{Guest, Options, SplitRing};
 use ringspan_benches::load::{Load, Queues, pin};
 use ringspan_benches::scene::{ACROSS, Scene};
-use ringspan_testkit::wait;
+use ringspan_testkit::{netns, wait};
 use serde_json::json;
 
 /// Longest wait for flows to be in the NIC.
@@ -45,6 +45,7 @@ struct Arguments {
 fn main() -> Result<()> {
     wait::stop_on_signals()?;
     let arguments = Arguments::parse();
+    netns::alone()?;
     let mut scene = Scene::new("two-paths", arguments.core)?;
     scene.flows(&ACROSS)?;
     let mut guests = Vec::new();
