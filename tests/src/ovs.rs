@@ -24,13 +24,15 @@ const LIMIT: Duration = Duration::from_secs(30);
 pub const DATAPATH: &str = "dummy@ovs-dummy";
 
 /// A database server and a switch in a folder of their own. Both are killed when this is dropped, and when the thread that
-/// started them ends.
+/// started them ends, unless they are [to be kept](Ovs::start_to_keep_in).
 pub struct Ovs {
     folder: tempfile::TempDir,
     /// The network namespace that the switch sees.
     namespace: Option<String>,
     /// It has the kernel's datapath, too.
     kernel: bool,
+    /// They go on when who started them has ended.
+    kept: bool,
     database: Option<Child>,
     switch: Option<Child>,
 }
@@ -51,17 +53,22 @@ impl Ovs {
 
     /// The same in a network namespace, where bridges with `datapath_type=netdev` find the interfaces of their ports.
     pub fn start_in(namespace: Option<&Netns>) -> Result<Self> {
-        Self::begin(namespace, false)
+        Self::begin(namespace, false, false)
+    }
+
+    /// The same; both go on when the thread that started them has ended, and when this is forgotten.
+    pub fn start_to_keep_in(namespace: &Netns) -> Result<Self> {
+        Self::begin(Some(namespace), false, true)
     }
 
     /// The same with the kernel's datapath, which has to be loaded: bridges with `datapath_type=system` are on it.
     pub fn start_with_kernel_in(namespace: &Netns) -> Result<Self> {
-        Self::begin(Some(namespace), true)
+        Self::begin(Some(namespace), true, false)
     }
 
-    fn begin(namespace: Option<&Netns>, kernel: bool) -> Result<Self> {
+    fn begin(namespace: Option<&Netns>, kernel: bool, kept: bool) -> Result<Self> {
         let namespace = namespace.map(|namespace| namespace.name().to_owned());
-        let mut ovs = Self { folder: paths::scratch()?, namespace, kernel, database: None, switch: None };
+        let mut ovs = Self { folder: paths::scratch()?, namespace, kernel, kept, database: None, switch: None };
         let file = ovs.path("conf.db");
         let mut tool = ovs.command("ovsdb-tool")?;
         let schema = schema().context("Open vSwitch's schema is missing: install openvswitch-switch")?;
@@ -230,13 +237,10 @@ impl Ovs {
     fn spawn(&self, command: &mut Command, name: &str) -> Result<Child> {
         let log = File::create(self.path(&format!("{name}.out")))?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        // SAFETY: prctl is safe between fork and exec; the process must not outlive the test that started it.
-        unsafe {
-            command.pre_exec(|| {
-                nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
-                Ok(())
-            })
-        };
+        if !self.kept {
+            // SAFETY: prctl is safe between fork and exec; the process must not outlive the test that started it.
+            unsafe { command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?)) };
+        }
         command.spawn().with_context(|| format!("starting {name}"))
     }
 }
@@ -277,6 +281,20 @@ fn end(child: &mut Option<Child>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_to_be_kept_outlives_the_thread_that_started_it() -> Result<()> {
+        crate::needs!(Root, Ovs);
+        let net = Netns::new("ovs-kept")?;
+        let start = || (nix::unistd::gettid(), Ovs::start_to_keep_in(&net));
+        let (thread, ovs) = std::thread::scope(|scope| scope.spawn(start).join()).expect("a thread");
+        let ovs = ovs?;
+        // It is joined a little before the kernel is done with it.
+        let task = format!("/proc/self/task/{thread}");
+        wait::until(LIMIT, "the thread's end", || Ok((!Path::new(&task).exists()).then_some(())))?;
+        ovs.vsctl(&["show"])?;
+        ovs.appctl(&["version"]).map(drop)
+    }
 
     #[test]
     fn a_packet_into_a_dummy_port_makes_a_flow() -> Result<()> {

@@ -88,7 +88,7 @@ fn set_up(keep: bool, results: &mut Results) -> Result<Stage> {
 
     step::say("an Open vSwitch of the demo's own there");
     net.sysctl("net.ipv6.conf.default.disable_ipv6=1")?;
-    let ovs = Ovs::start_in(Some(&net))?;
+    let ovs = if keep { Ovs::start_to_keep_in(&net) } else { Ovs::start_in(Some(&net)) }?;
     println!("    run directory {}", ovs.run_dir().display());
 
     step::say("ringspan serve, and one lane");
