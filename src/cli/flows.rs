@@ -244,7 +244,7 @@ fn dumped(flow: &FlowView) -> String {
     let counters = flow.rule.unwrap_or(flow.ovs);
     let used = counters.idle_ms.map_or_else(|| "never".into(), |ms| format!("{}.{:03}s", ms / 1000, ms % 1000));
     let (offloaded, layer) = match flow.state {
-        FlowState::Offloaded => (", offloaded:yes", "ringspan"),
+        FlowState::Offloaded => (", offloaded:yes", flow.layer.as_deref().unwrap_or("ringspan")),
         _ => ("", "ovs"),
     };
     let (ufid, keys, actions) = (&flow.ufid, &flow.matches, &flow.actions);
@@ -258,7 +258,7 @@ fn row(flow: &FlowView, why: bool) -> Vec<String> {
     let dash = || "-".to_owned();
     let mut row = vec![
         word(&flow.state),
-        flow.nic.as_ref().map_or_else(dash, ToString::to_string),
+        flow.nic.as_ref().map(ToString::to_string).or_else(|| flow.layer.clone()).unwrap_or_else(dash),
         flow.ovs.packets.to_string(),
         flow.rule.map_or_else(dash, |rule| rule.packets.to_string()),
         flow.rate.map_or_else(dash, |rate| with_prefix(rate.packets)),

@@ -471,7 +471,7 @@ pub(super) enum FlowStateWord {
 /// The words of dpctl/dump-flows for who has a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum FlowTypeWord {
-    /// A NIC has its rule.
+    /// A NIC has it, by a rule of ringspan's or by Open vSwitch's own doing.
     Offloaded,
     /// It stays with OVS.
     NonOffloaded,

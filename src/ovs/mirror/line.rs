@@ -14,8 +14,24 @@ pub(super) struct Line<'a> {
     pub keys: &'a str,
     /// What it did.
     pub stats: Stats,
+    /// Whether Open vSwitch itself brought it into a NIC.
+    pub by_ovs: ByOvs,
     /// What it does.
     pub actions: &'a str,
+}
+
+/// Whether Open vSwitch itself brought a flow into a NIC, and by what (`offloaded:` and `dp:`, format_dpif_flow in its lib/dpctl.c).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum ByOvs {
+    /// It did not.
+    #[default]
+    No,
+    /// By TC.
+    Tc,
+    /// By the userspace datapath's own offload.
+    Dpdk,
+    /// The match alone: its actions are done by the datapath.
+    Partly,
 }
 
 /// What may stand behind the actions; nothing that a flow does.
@@ -28,21 +44,34 @@ pub(super) fn take_apart(line: &str) -> Option<Line<'_>> {
     let (ufid, rest) = rest.split_at_checked(UFID)?;
     let rest = rest.strip_prefix(", ")?;
     let (keys, rest) = split(rest, ", packets:")?;
-    let (stats, actions) = counters(rest.as_bytes())?;
+    let (stats, by_ovs, actions) = counters(rest.as_bytes())?;
     let actions = rest.get(actions..)?;
     let actions = split(actions, EXTRA).map_or(actions, |(actions, _)| actions);
-    Some(Line { ufid: read_ufid(ufid.as_bytes())?, keys, stats, actions })
+    Some(Line { ufid: read_ufid(ufid.as_bytes())?, keys, stats, by_ovs, actions })
 }
 
 /// From behind `packets:` to the actions: where these begin.
-pub(super) fn counters(text: &[u8]) -> Option<(Stats, usize)> {
+pub(super) fn counters(text: &[u8]) -> Option<(Stats, ByOvs, usize)> {
     let (packets, rest) = number(text)?;
     let (bytes, rest) = number(rest.strip_prefix(b", bytes:")?)?;
     // Once for each flow of each dump: what is searched for is prepared once.
     static ACTIONS: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("actions:"));
     let found = ACTIONS.find(rest)?;
     let used = rest[..found].strip_prefix(b", used:").and_then(used_ms);
-    Some((Stats { packets, bytes, used, ..Stats::default() }, text.len() - rest.len() + found + ACTIONS.needle().len()))
+    let at = text.len() - rest.len() + found + ACTIONS.needle().len();
+    Some((Stats { packets, bytes, used, ..Stats::default() }, by_ovs(&rest[..found]), at))
+}
+
+/// Of what stands between a flow's bytes and its actions.
+fn by_ovs(text: &[u8]) -> ByOvs {
+    static OFFLOADED: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(", offloaded:"));
+    let Some(found) = OFFLOADED.find(text) else { return ByOvs::No };
+    match &text[found + OFFLOADED.needle().len()..] {
+        [b'p', b'a', b'r', b't', b'i', b'a', b'l', ..] => ByOvs::Partly,
+        [b'y', b'e', b's', rest @ ..] if rest.starts_with(b", dp:dpdk") => ByOvs::Dpdk,
+        [b'y', b'e', b's', ..] => ByOvs::Tc,
+        _ => ByOvs::No,
+    }
 }
 
 fn split<'a>(text: &'a str, at: &str) -> Option<(&'a str, &'a str)> {
@@ -113,6 +142,19 @@ mod tests {
         }
         for text in ["never", "99999999999999999999s", ""] {
             assert_eq!(used_ms(text.as_bytes()), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_open_vswitch_brought_into_a_nic_by_itself_is_told_from_what_it_did_not() {
+        for (text, by) in [
+            (", used:0.1s, offloaded:yes, dp:tc, ", ByOvs::Tc),
+            (", used:never, flags:SFP., offloaded:yes, dp:dpdk, ", ByOvs::Dpdk),
+            (", used:0.1s, offloaded:partial, dp:ovs, ", ByOvs::Partly),
+            (", used:0.1s, dp:tc, ", ByOvs::No),
+            (", used:0.1s, dp:ovs, ", ByOvs::No),
+        ] {
+            assert_eq!(by_ovs(text.as_bytes()), by, "{text}");
         }
     }
 

@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::engine::Engine;
+use super::line::ByOvs;
 use super::run::{Mirror, Phase, Shared, lock};
 use super::sample;
 use super::table::{Entry, State};
@@ -65,9 +66,10 @@ pub(crate) enum Sort {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum FlowState {
-    /// A NIC has its rule.
+    /// A NIC has it: by a rule of ringspan's, or because Open vSwitch brought it there by itself.
     Offloaded,
-    /// It takes packets out of a tunnel: what is inside is offloaded by flows of its own.
+    /// It takes packets out of a tunnel: what is inside is offloaded by flows of its own. Or Open vSwitch brought what it matches into a NIC, and not
+    /// what it does.
     Partial,
     /// It stays with OVS.
     Not,
@@ -96,6 +98,9 @@ pub(crate) struct FlowView {
     /// The NIC that has its rule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nic: Option<NicName>,
+    /// By what Open vSwitch itself brought it into a NIC: `tc` or `dpdk`. Then there is no rule of ringspan's, and OVS counts what the NIC forwards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer: Option<String>,
     /// What OVS counted.
     pub ovs: PathCounters,
     /// What NICs counted, over all rules that the flow had.
@@ -234,7 +239,7 @@ impl Mirror {
         for entry in shared.work.table.flows.values() {
             let word = serde_json::to_value(state(entry)).ok().and_then(|word| Some(word.as_str()?.to_owned()));
             *stats.by_state.entry(word.unwrap_or_default()).or_default() += 1;
-            if let State::Not(cause) = &entry.state {
+            if let Some(cause) = cause(entry) {
                 *stats.by_reason.entry(cause.code().into()).or_default() += 1;
             }
             stats.ovs.packets += entry.ovs().packets;
@@ -278,8 +283,7 @@ fn not_asked(has_nics: bool, place: &Place) -> String {
 
 fn fits(entry: &Entry, filter: &FlowFilter) -> bool {
     let port = filter.port.as_ref().is_none_or(|port| has_port(entry, port));
-    let reason =
-        filter.reason.as_ref().is_none_or(|reason| matches!(&entry.state, State::Not(cause) if cause.code() == reason));
+    let reason = filter.reason.as_ref().is_none_or(|reason| cause(entry).is_some_and(|cause| cause.code() == reason));
     port && reason && filter.state.is_none_or(|wanted| state(entry) == wanted)
 }
 
@@ -291,18 +295,29 @@ fn has_port(entry: &Entry, port: &str) -> bool {
 }
 
 fn state(entry: &Entry) -> FlowState {
-    match &entry.state {
-        State::Pending => FlowState::Pending,
-        State::Offloaded(_) => FlowState::Offloaded,
-        State::Not(cause) if **cause == Cause::TunnelPop => FlowState::Partial,
-        State::Not(_) => FlowState::Not,
+    match (&entry.state, entry.by_ovs) {
+        (State::Offloaded(_), _) | (_, ByOvs::Tc | ByOvs::Dpdk) => FlowState::Offloaded,
+        (_, ByOvs::Partly) => FlowState::Partial,
+        (State::Pending, ByOvs::No) => FlowState::Pending,
+        (State::Not(cause), ByOvs::No) if **cause == Cause::TunnelPop => FlowState::Partial,
+        (State::Not(_), ByOvs::No) => FlowState::Not,
+    }
+}
+
+/// Why it stays with OVS, if no NIC has it by anybody's doing.
+fn cause(entry: &Entry) -> Option<&Cause> {
+    match (&entry.state, entry.by_ovs) {
+        (State::Not(cause), ByOvs::No) => Some(cause),
+        _ => None,
     }
 }
 
 fn view(ufid: u128, entry: &Entry) -> FlowView {
-    let cause = match &entry.state {
-        State::Not(cause) => Some(cause),
-        _ => None,
+    let cause = cause(entry);
+    let layer = match (&entry.state, entry.by_ovs) {
+        (State::Offloaded(_), _) | (_, ByOvs::No | ByOvs::Partly) => None,
+        (_, ByOvs::Tc) => Some("tc".into()),
+        (_, ByOvs::Dpdk) => Some("dpdk".into()),
     };
     let ovs = entry.ovs();
     FlowView {
@@ -313,6 +328,7 @@ fn view(ufid: u128, entry: &Entry) -> FlowView {
         reason: cause.map(|cause| cause.code().into()),
         why: cause.map(|cause| cause.sentence()),
         nic: entry.state.nic().cloned(),
+        layer,
         ovs: PathCounters { packets: ovs.packets, bytes: ovs.bytes, idle_ms: ovs.used().map(i64::from) },
         rule: entry.counted.rules().map(|(count, idle)| PathCounters {
             packets: count.packets,

@@ -13,7 +13,7 @@ use ringspan_protocol::NicName;
 
 use super::copies::Copies;
 use super::counted::{Counted, OfOvs};
-use super::line::{EXTRA, Line, UFID, counters, read_ufid, take_apart};
+use super::line::{ByOvs, EXTRA, Line, UFID, counters, read_ufid, take_apart};
 use super::packed::{Kinds, Packed, strip};
 use crate::ovs::compile::Cause;
 use crate::ovs::flow::Stats;
@@ -73,6 +73,8 @@ pub(super) struct Told {
     text: Packed,
     /// What OVS counted.
     ovs: OfOvs,
+    /// Whether Open vSwitch itself brought it into a NIC.
+    by_ovs: ByOvs,
     /// OVS's name of it.
     pub ufid: u128,
 }
@@ -80,12 +82,13 @@ pub(super) struct Told {
 impl Told {
     /// A source has its own kinds.
     pub(super) fn new(kinds: &mut Kinds, ufid: u128, keys: &str, actions: &str, stats: &Stats) -> Self {
-        Self { text: kinds.pack(keys, actions), ovs: OfOvs::from(stats), ufid }
+        Self { text: kinds.pack(keys, actions), ovs: OfOvs::from(stats), by_ovs: ByOvs::No, ufid }
     }
 
     /// From a line of a dump; nothing when it is none of a flow.
     pub(super) fn from_line(kinds: &mut Kinds, line: &str) -> Option<Self> {
-        take_apart(line).map(|Line { ufid, keys, stats, actions }| Self::new(kinds, ufid, keys, actions, &stats))
+        let Line { ufid, keys, stats, by_ovs, actions } = take_apart(line)?;
+        Some(Self { by_ovs, ..Self::new(kinds, ufid, keys, actions, &stats) })
     }
 }
 
@@ -133,6 +136,8 @@ pub(super) struct Entry {
     pub torn: bool,
     /// Whether its [`Copies`] are added up.
     pub several: bool,
+    /// Whether Open vSwitch itself brought it into a NIC.
+    pub by_ovs: ByOvs,
 }
 
 impl Entry {
@@ -239,7 +244,7 @@ impl Table {
         if !text.keys(|piece| strip(&mut rest, piece)) || !strip(&mut rest, b", packets:") {
             return false;
         }
-        let Some((stats, at)) = counters(rest) else { return false };
+        let Some((stats, by_ovs, at)) = counters(rest) else { return false };
         rest = &rest[at..];
         if !text.actions(|piece| strip(&mut rest, piece)) || !(rest.is_empty() || rest.starts_with(EXTRA.as_bytes())) {
             return false;
@@ -248,6 +253,7 @@ impl Table {
         if is_first {
             self.as_before = self.as_before.map(|flows| flows + 1);
         }
+        entry.by_ovs = by_ovs;
         self.copies.count(ufid, entry, OfOvs::from(&stats), is_first);
         true
     }
@@ -370,7 +376,7 @@ impl Table {
                     return None;
                 }
                 let changed = !entry.is(&told);
-                (entry.source, entry.seen) = (source, dump);
+                (entry.source, entry.seen, entry.by_ovs) = (source, dump, told.by_ovs);
                 self.copies.forget(ufid, entry);
                 entry.set_ovs(told.ovs);
                 entry.text = told.text;
@@ -382,7 +388,7 @@ impl Table {
                 (!entry.is(&told) && !std::mem::replace(&mut entry.torn, true)).then_some(ufid)
             }
             Some(entry) => {
-                entry.seen = dump;
+                (entry.seen, entry.by_ovs) = (dump, told.by_ovs);
                 let changed = !entry.is(&told) || entry.torn;
                 match source {
                     Source::Text => self.copies.count(ufid, entry, told.ovs, true),
@@ -396,7 +402,7 @@ impl Table {
                 None
             }
             None => {
-                let Told { text, ovs: OfOvs { packets, bytes, used_ms }, .. } = told;
+                let Told { text, ovs: OfOvs { packets, bytes, used_ms }, by_ovs, .. } = told;
                 let entry = Entry {
                     text,
                     packets,
@@ -406,6 +412,7 @@ impl Table {
                     seen: dump,
                     torn: false,
                     several: false,
+                    by_ovs,
                     state: State::Pending,
                     paused: Paused::No,
                     touched: seconds(),

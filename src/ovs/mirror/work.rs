@@ -525,9 +525,9 @@ impl Work {
         !self.ports.is_empty()
     }
 
-    /// Whether flows of software NICs' ports may be with TC, where the kernel's datapath does not tell of them. Other NICs are then Open vSwitch's.
+    /// Whether flows of NICs' ports may be with TC, where the kernel's datapath does not tell of them.
     pub(super) fn is_with_tc(&self) -> bool {
-        !self.refreshing.is_empty() && matches!(self.hw_offload, Some(Owning::Set | Owning::UntilRestart))
+        self.has_nics() && matches!(self.hw_offload, Some(Owning::Set | Owning::UntilRestart))
     }
 
     /// Ports of NICs into whose switch others may bring rules, too: all but those of software NICs.

@@ -5,9 +5,13 @@ use std::collections::BTreeMap;
 use ringspan_protocol::rule::{Action, RuleId};
 use ringspan_protocol::{Capabilities, EngineKind, NicPort};
 
+use super::super::report::{FlowFilter, FlowState};
+use super::super::run::lock;
 use super::super::table::State;
 use super::super::work::Work;
-use super::{Fake, all_steps, line, round};
+use super::super::{Mirror, Settings};
+use super::{Fake, SOON, all_steps, line, round};
+use crate::ovs::client::Place;
 
 #[test]
 fn what_goes_is_removed_before_what_comes_is_installed_and_what_stays_is_left_alone() {
@@ -40,6 +44,41 @@ fn a_nics_ports_are_known_by_the_kernels_names_of_their_representors() {
     fake.told().names.insert(NicPort::Vf(0), "eth7".into());
     assert_eq!(round(&mut work, &fake, &[flow]), ["-1"]);
     assert_eq!(round(&mut work, &fake, &[line(1, "eth7", 0x1234, "enp10s0f0np0")]), ["+1"]);
+}
+
+#[test]
+fn what_open_vswitch_brought_into_a_nic_by_itself_is_offloaded_and_has_no_reason() {
+    let (place, fake) = (Place::new(None), Fake::default());
+    fake.told().capabilities = Capabilities {
+        engine: EngineKind::RteFlow,
+        refreshes: false,
+        refuses: Some("offload is tc".into()),
+        ..Capabilities::default()
+    };
+    let mirror = Mirror::new(Settings { place, max_flows: 100, grace: SOON, kernel_tunnels: false, raised: SOON });
+    let told = |ufid, layer: &str| line(ufid, "nic0_vf0", 0x1234, "nic0_vf1").replace("dp:ovs", layer);
+    let shown = |lines: &[String]| {
+        assert_eq!(round(&mut lock(&mirror.common.shared).work, &fake, lines), [""; 0]);
+        let flows = mirror.list(&FlowFilter { limit: 10, ..FlowFilter::default() }, &fake).flows;
+        flows.into_iter().map(|flow| (flow.state, flow.reason, flow.layer)).collect::<Vec<_>>()
+    };
+    let (engine, tc) = (|| Some("engine".to_owned()), || Some("tc".to_owned()));
+    let lines = [told(1, "offloaded:yes, dp:tc"), told(2, "dp:ovs"), told(3, "offloaded:partial, dp:ovs")];
+    let expected =
+        [(FlowState::Offloaded, None, tc()), (FlowState::Not, engine(), None), (FlowState::Partial, None, None)];
+    assert_eq!(shown(&lines), expected);
+    let stats = mirror.stats(&fake);
+    assert_eq!((stats.by_state["offloaded"], stats.by_reason["engine"], stats.by_reason.len()), (1, 1, 1));
+    let engine_s = FlowFilter { limit: 10, reason: engine(), ..FlowFilter::default() };
+    assert_eq!(mirror.list(&engine_s, &fake).total, 1);
+    // One goes into the NIC and another one out of it, and nothing else changes.
+    let lines = [told(1, "dp:ovs"), told(2, "offloaded:yes, dp:tc")];
+    assert_eq!(shown(&lines), [(FlowState::Not, engine(), None), (FlowState::Offloaded, None, tc())]);
+    // Where Open vSwitch does so, the kernel's datapath does not tell of all flows, whatever NIC they are of.
+    let mut shared = lock(&mirror.common.shared);
+    assert!(!shared.work.is_with_tc());
+    shared.work.hw_offload = Some(crate::ovs::owner::Owning::Set);
+    assert!(shared.work.is_with_tc());
 }
 
 #[test]
