@@ -1,66 +1,167 @@
-//! What the threads of the userspace datapath counted of a flow that several of them have.
+//! What the threads of the userspace datapath counted of a flow that several of them have, or had.
 //!
-//! A dump has all flows of one thread, then all of the next one: how much the copies of a flow counted together is known at its end. Until then it
-//! is added up here, and what is shown stays as it was. Flows of which there never was a second copy are not here.
+//! A dump has all flows of one thread under its heading, then all of the next one. A thread may stand there twice, and a dump may miss a flow or tell of it twice, while
+//! a thread's table grows. So each thread's count is kept on its own: a second word of it takes the place of the first, and no word of it changes nothing. What they
+//! counted together is shown when a dump is whole; until then what is shown stays as it was. Flows that only one thread ever had are not here: the
+//! table keeps what that one counted, and which it is.
 
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
 
-use super::counted::OfOvs;
+use super::counted::{Count, NEVER, OfOvs};
 use super::table::{Entry, Flows, UfidHasher};
 
-/// A flow's copies in the dump on its way, or in the last one.
-#[derive(Debug)]
-struct Sum {
-    /// What they counted together.
-    now: OfOvs,
-    /// How many they are.
-    copies: u32,
+/// In so many dumps a copy was not told of: it is gone, and is another one when it comes again. Until then it may only have been missed.
+const GONE: u32 = 32;
+
+/// So many threads are told apart.
+const MOST: u16 = 10_000;
+
+/// A thread of a datapath, as a number that it keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Thread(u16);
+
+impl Thread {
+    /// Of flows of which no thread is told: the kernel's.
+    pub(super) const NONE: Self = Self(0);
+    /// In an entry: the flow is among the [`Copies`].
+    const SEVERAL: Self = Self(u16::MAX);
 }
 
-/// Flows with several copies by ufid, and those of which it looks so in the dump on its way.
+/// What a thread counted of a flow.
+#[derive(Debug)]
+struct Copy {
+    count: Count,
+    /// The dump that it was last told in.
+    seen: u32,
+    thread: Thread,
+}
+
+/// A flow's copies.
+#[derive(Debug)]
+struct Sum {
+    /// What those counted that are gone, or were made anew.
+    gone: Count,
+    copies: Vec<Copy>,
+    /// When the last packet was by the copies of this dump.
+    used_ms: u32,
+    dump: u32,
+}
+
+/// Flows with several copies by ufid.
 #[derive(Debug, Default)]
-pub(super) struct Copies(HashMap<u128, Sum, BuildHasherDefault<UfidHasher>>);
+pub(super) struct Copies {
+    flows: HashMap<u128, Sum, BuildHasherDefault<UfidHasher>>,
+    /// Datapaths and headings, by the numbers of their threads from 1 on.
+    threads: Vec<(Box<str>, Box<[u8]>)>,
+    /// Whose flows are read, and what their thread is.
+    datapath: Box<str>,
+    pub(super) thread: Thread,
+}
 
 impl Copies {
-    /// A copy of the flow in a dump; its `first` one there or another one.
+    /// The flows that are read from here on are those of this datapath.
+    pub(super) fn datapath(&mut self, name: &str) {
+        (self.datapath, self.thread) = (name.into(), Thread::NONE);
+    }
+
+    /// They are those of the thread that has this heading.
+    pub(super) fn heading(&mut self, heading: &[u8]) {
+        let known = self.threads.iter().position(|(datapath, of)| *datapath == self.datapath && **of == *heading);
+        self.thread = Thread(match known {
+            Some(at) => at as u16 + 1,
+            None => {
+                // No machine has more; if one had, they would all be the last one.
+                self.threads.truncate(usize::from(MOST - 1));
+                self.threads.push((self.datapath.clone(), heading.into()));
+                self.threads.len() as u16
+            }
+        });
+    }
+
+    /// What a thread counted of the flow, in this dump; whether it is the `first` word of the flow there.
     #[inline]
-    pub(super) fn count(&mut self, ufid: u128, entry: &mut Entry, copy: OfOvs, first: bool) {
-        // Counted less than is shown: if it is not a flow that was made anew, it is the copy of a thread that was not there before.
-        if first && !entry.several && !copy.count().is_behind(entry.ovs().count()) {
+    pub(super) fn count(
+        &mut self,
+        ufid: u128,
+        entry: &mut Entry,
+        (thread, copy): (Thread, OfOvs),
+        (dump, first): (u32, bool),
+    ) {
+        if entry.thread == thread && !copy.count().is_behind(entry.ovs().count()) {
             entry.set_ovs(copy);
         } else {
-            self.add(ufid, entry, copy, first);
+            self.add(ufid, entry, (thread, copy), (dump, first));
         }
     }
 
-    fn add(&mut self, ufid: u128, entry: &mut Entry, copy: OfOvs, first: bool) {
-        let shown = entry.ovs();
-        // What is shown of a flow that was not here is what its only copy counted: that of this dump, or of the last one.
-        let sum = self.0.entry(ufid).or_insert(Sum { now: shown, copies: 1 });
-        entry.several = true;
-        (sum.now, sum.copies) = if first { (copy, 1) } else { (sum.now.plus(copy), sum.copies + 1) };
+    fn add(&mut self, ufid: u128, entry: &mut Entry, (thread, copy): (Thread, OfOvs), (dump, first): (u32, bool)) {
+        let sum = self.flows.entry(ufid).or_insert_with(|| {
+            // What is shown of a flow that was not here is what its only copy counted: in this dump, or in the last one.
+            let shown = entry.ovs();
+            let (seen, used_ms) = if first { (dump.wrapping_sub(1), NEVER) } else { (dump, shown.used_ms) };
+            let only = Copy { count: shown.count(), seen, thread: entry.thread };
+            Sum { gone: Count::default(), copies: vec![only], used_ms, dump }
+        });
+        entry.thread = Thread::SEVERAL;
+        sum.count(thread, copy, dump);
     }
 
-    /// The flow is not here any more.
+    /// The flow is not one of the userspace datapath any more, or never was.
     pub(super) fn forget(&mut self, ufid: u128, entry: &mut Entry) {
-        if std::mem::take(&mut entry.several) {
-            self.0.remove(&ufid);
+        if std::mem::replace(&mut entry.thread, Thread::NONE) == Thread::SEVERAL {
+            self.flows.remove(&ufid);
         }
     }
 
     /// No flow is.
     pub(super) fn clear(&mut self) {
-        self.0.clear();
+        self.flows.clear();
     }
 
     /// A dump is whole, and these are the flows that are in it.
-    pub(super) fn settle(&mut self, flows: &mut Flows) {
-        self.0.retain(|ufid, sum| {
-            let Some(entry) = flows.get_mut(ufid).filter(|entry| entry.several) else { return false };
-            entry.set_ovs(sum.now);
-            entry.several = sum.copies > 1;
-            entry.several
+    pub(super) fn settle(&mut self, flows: &mut Flows, dump: u32) {
+        self.flows.retain(|ufid, sum| {
+            let entry = flows.get_mut(ufid).filter(|entry| entry.thread == Thread::SEVERAL);
+            entry.is_some_and(|entry| {
+                entry.set_ovs(sum.settle(dump));
+                true
+            })
         });
+    }
+}
+
+impl Sum {
+    fn count(&mut self, thread: Thread, copy: OfOvs, dump: u32) {
+        self.used_ms = if self.dump == dump { self.used_ms.min(copy.used_ms) } else { copy.used_ms };
+        self.dump = dump;
+        let now = copy.count();
+        let Some(known) = self.copies.iter_mut().find(|copy| copy.thread == thread) else {
+            self.copies.reserve_exact(1);
+            self.copies.push(Copy { count: now, seen: dump, thread });
+            return;
+        };
+        if !now.is_behind(known.count) {
+            known.count = now;
+        } else if known.seen != dump {
+            // Made anew.
+            self.gone = self.gone.plus(known.count);
+            known.count = now;
+        }
+        known.seen = dump;
+    }
+
+    /// What all copies counted together since the flow is there.
+    fn settle(&mut self, dump: u32) -> OfOvs {
+        let Self { gone, copies, .. } = self;
+        copies.retain(|copy| {
+            let stays = dump.wrapping_sub(copy.seen) < GONE;
+            if !stays {
+                *gone = gone.plus(copy.count);
+            }
+            stays
+        });
+        let Count { packets, bytes } = copies.iter().fold(*gone, |sum, copy| sum.plus(copy.count));
+        OfOvs { packets, bytes, used_ms: self.used_ms }
     }
 }

@@ -7,7 +7,7 @@ use ringspan_protocol::rule::RuleCounters;
 use crate::ovs::flow::Stats;
 
 /// Milliseconds of what was never used.
-const NEVER: u32 = u32::MAX;
+pub(super) const NEVER: u32 = u32::MAX;
 
 /// What OVS counts of a flow, in less room than [`Stats`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,15 +29,6 @@ impl From<&Stats> for OfOvs {
 }
 
 impl OfOvs {
-    /// The same flow as another thread of the datapath counted it.
-    pub(super) fn plus(self, other: Self) -> Self {
-        Self {
-            packets: self.packets.wrapping_add(other.packets),
-            bytes: self.bytes.wrapping_add(other.bytes),
-            used_ms: self.used_ms.min(other.used_ms),
-        }
-    }
-
     /// Its packets and bytes.
     #[inline]
     pub(super) fn count(&self) -> Count {
@@ -194,7 +185,5 @@ mod tests {
         let used = |used| of(used).used();
         assert_eq!([None, Some(0), Some(1500), Some(-3)].map(used), [None, Some(0), Some(1500), Some(0)]);
         assert_eq!(used(Some(i64::MAX)), Some(NEVER - 1));
-        // Of two threads' copies the one that was used last counts.
-        assert_eq!(of(None).plus(of(Some(7))).plus(of(Some(9))).used(), Some(7));
     }
 }

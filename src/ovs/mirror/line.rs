@@ -37,6 +37,10 @@ pub(super) enum ByOvs {
 /// What may stand behind the actions; nothing that a flow does.
 pub(super) const EXTRA: &str = ", dp-extra-info:";
 
+/// What begins the heading of a thread's flows (dpctl_dump_flows in OVS's lib/dpctl.c, the same from 2.17 to 3.5). The userspace datapath's flows have one
+/// always, also when there is one thread; the kernel's have none.
+pub(super) const HEADING: &[u8] = b"flow-dump from ";
+
 /// `ufid:U, KEYS, packets:N, bytes:N, used:T[, flags:F][, offloaded:..], dp:D, actions:A[, dp-extra-info:..]`. The keys have no
 /// ", " in them, and what stands between them and the actions begins with the counters.
 pub(super) fn take_apart(line: &str) -> Option<Line<'_>> {

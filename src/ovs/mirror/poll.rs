@@ -149,14 +149,9 @@ struct Taken<'a> {
 impl Lines for Taken<'_> {
     fn line(&mut self, line: &[u8]) {
         let shared = self.held.get_or_insert_with(|| lock(&self.common.shared));
-        if shared.work.table.is_as_before(line) {
-            return;
-        }
-        let line = String::from_utf8_lossy(line);
-        match Told::from_line(self.kinds, &line) {
-            Some(told) => self.told.push(told),
-            None if line.is_empty() || line.starts_with("flow-dump from ") => {}
-            None => self.misses.unreadable(&line),
+        let table = &mut shared.work.table;
+        if !table.is_as_before(line) {
+            self.told.extend(table.told(self.kinds, line, &mut self.misses));
         }
     }
 
@@ -188,6 +183,7 @@ impl Peers {
             if !matters(name, kernel, types.as_ref()) {
                 continue;
             }
+            lock(&common.shared).work.table.datapath(name);
             let dumped = switch.dump_lines(name, &mut taken);
             taken.pause();
             match dumped {

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use ringspan_protocol::NicName;
 
-use super::copies::Copies;
+use super::copies::{Copies, Thread};
 use super::counted::{Counted, OfOvs};
-use super::line::{ByOvs, EXTRA, Line, UFID, counters, read_ufid, take_apart};
+use super::line::{ByOvs, EXTRA, HEADING, Line, UFID, counters, read_ufid, take_apart};
 use super::packed::{Kinds, Packed, strip};
 use crate::ovs::compile::Cause;
 use crate::ovs::flow::Stats;
@@ -77,12 +77,14 @@ pub(super) struct Told {
     by_ovs: ByOvs,
     /// OVS's name of it.
     pub ufid: u128,
+    /// Who counted.
+    thread: Thread,
 }
 
 impl Told {
     /// A source has its own kinds.
     pub(super) fn new(kinds: &mut Kinds, ufid: u128, keys: &str, actions: &str, stats: &Stats) -> Self {
-        Self { text: kinds.pack(keys, actions), ovs: OfOvs::from(stats), by_ovs: ByOvs::No, ufid }
+        Self { text: kinds.pack(keys, actions), ovs: OfOvs::from(stats), by_ovs: ByOvs::No, ufid, thread: Thread::NONE }
     }
 
     /// From a line of a dump; nothing when it is none of a flow.
@@ -134,8 +136,8 @@ pub(super) struct Entry {
     source: Source,
     /// Whether it was told twice in one dump, and not alike.
     pub torn: bool,
-    /// Whether its [`Copies`] are added up.
-    pub several: bool,
+    /// Who counts it, if that is one thread: else it is among the [`Copies`].
+    pub thread: Thread,
     /// Whether Open vSwitch itself brought it into a NIC.
     pub by_ovs: ByOvs,
 }
@@ -167,7 +169,7 @@ impl Entry {
     }
 }
 
-const _: () = assert!(size_of::<Entry>() <= 144);
+const _: () = assert!(size_of::<Entry>() <= 152);
 
 /// Counters of what could not be kept.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -222,9 +224,31 @@ impl Table {
     pub(super) fn begin(&mut self, source: Source) {
         self.dumps[source as usize] = self.dumps[source as usize].wrapping_add(1);
         self.as_before = (source == Source::Text).then_some(0);
+        if source == Source::Text {
+            self.copies.datapath("");
+        }
         if source == Source::Kernel {
             self.gone_meanwhile = Some(HashSet::new());
         }
+    }
+
+    /// The lines that follow are of this datapath's dump.
+    pub(super) fn datapath(&mut self, name: &str) {
+        self.copies.datapath(name);
+    }
+
+    /// A line that [`Table::is_as_before`] does not know: the flow that is told; nothing when it is the heading of a thread's flows.
+    pub(super) fn told(&mut self, kinds: &mut Kinds, line: &[u8], misses: &mut Misses) -> Option<Told> {
+        if line.starts_with(HEADING) {
+            self.copies.heading(line);
+            return None;
+        }
+        let line = String::from_utf8_lossy(line);
+        let told = Told::from_line(kinds, &line).map(|told| Told { thread: self.copies.thread, ..told });
+        if told.is_none() && !line.is_empty() {
+            misses.unreadable(&line);
+        }
+        told
     }
 
     /// Whether the line is a flow of the dump before with nothing but its counters changed, which are taken then. Nothing is searched
@@ -254,7 +278,7 @@ impl Table {
             self.as_before = self.as_before.map(|flows| flows + 1);
         }
         entry.by_ovs = by_ovs;
-        self.copies.count(ufid, entry, OfOvs::from(&stats), is_first);
+        self.copies.count(ufid, entry, (self.copies.thread, OfOvs::from(&stats)), (dump, is_first));
         true
     }
 
@@ -266,7 +290,7 @@ impl Table {
         let mut changes = Changes::default();
         // All are there as they were: there is nothing to look for.
         if told.is_empty() && source == Source::Text && self.as_before.take() == Some(self.flows.len()) {
-            self.copies.settle(&mut self.flows);
+            self.copies.settle(&mut self.flows, dump);
             return changes;
         }
         self.as_before = None;
@@ -290,7 +314,7 @@ impl Table {
             stays
         });
         if source == Source::Text {
-            self.copies.settle(&mut self.flows);
+            self.copies.settle(&mut self.flows, dump);
         }
         changes
     }
@@ -384,14 +408,14 @@ impl Table {
             }
             Some(entry) if entry.seen == dump => {
                 // Each thread of the userspace datapath has its own copy of a flow.
-                self.copies.count(ufid, entry, told.ovs, false);
+                self.copies.count(ufid, entry, (told.thread, told.ovs), (dump, false));
                 (!entry.is(&told) && !std::mem::replace(&mut entry.torn, true)).then_some(ufid)
             }
             Some(entry) => {
                 (entry.seen, entry.by_ovs) = (dump, told.by_ovs);
                 let changed = !entry.is(&told) || entry.torn;
                 match source {
-                    Source::Text => self.copies.count(ufid, entry, told.ovs, true),
+                    Source::Text => self.copies.count(ufid, entry, (told.thread, told.ovs), (dump, true)),
                     Source::Kernel => entry.set_ovs(told.ovs),
                 }
                 (entry.text, entry.torn) = (told.text, false);
@@ -402,7 +426,7 @@ impl Table {
                 None
             }
             None => {
-                let Told { text, ovs: OfOvs { packets, bytes, used_ms }, by_ovs, .. } = told;
+                let Told { text, ovs: OfOvs { packets, bytes, used_ms }, by_ovs, thread, .. } = told;
                 let entry = Entry {
                     text,
                     packets,
@@ -411,7 +435,7 @@ impl Table {
                     source,
                     seen: dump,
                     torn: false,
-                    several: false,
+                    thread,
                     by_ovs,
                     state: State::Pending,
                     paused: Paused::No,
@@ -440,10 +464,9 @@ mod tests {
     fn dump(table: &mut Table, text: &str, limit: usize) -> Changes {
         table.begin(Source::Text);
         let (mut told, mut misses) = (Vec::new(), Misses::default());
-        for line in text.lines().filter(|line| !table.is_as_before(line.as_bytes())) {
-            match Told::from_line(&mut Kinds::default(), line) {
-                Some(flow) => told.push(flow),
-                None => misses.unreadable(line),
+        for line in text.lines().map(str::as_bytes) {
+            if !table.is_as_before(line) {
+                told.extend(table.told(&mut Kinds::default(), line, &mut misses));
             }
         }
         table.finish(Source::Text, told, misses, limit)
@@ -490,7 +513,8 @@ mod tests {
     #[test]
     fn copies_of_threads_are_added_up_and_two_flows_of_one_name_are_torn() {
         let mut table = Table::default();
-        let copies = [line(1, 3, "in_port(a)", "b"), line(1, 4, "in_port(a)", "b")];
+        let heading = |core: u32| format!("flow-dump from pmd on cpu core: {core}\n");
+        let copies = [heading(0), line(1, 3, "in_port(a)", "b"), heading(1), line(1, 4, "in_port(a)", "b")];
         assert_eq!(update(&mut table, &copies), (vec![1], vec![]));
         assert_eq!((table.flows[&1].ovs().packets, table.flows[&1].torn), (7, false));
         let apart = [line(1, 3, "in_port(a)", "b"), line(1, 4, "in_port(c)", "b"), line(1, 4, "in_port(d)", "b")];

@@ -7,8 +7,9 @@ use super::super::packed::Kinds;
 use super::super::table::{Misses, Source, Table, Told};
 use crate::ovs::flow::Ufid;
 
-/// A thread's copy: its packets.
 type Packets = u64;
+/// A thread's copy: its core, with none the main thread, and its packets.
+type Copy = (Option<u32>, Packets);
 
 fn line(ufid: u128, packets: Packets, actions: &str) -> String {
     let (ufid, bytes) = (Ufid(ufid), packets * 100);
@@ -17,26 +18,54 @@ fn line(ufid: u128, packets: Packets, actions: &str) -> String {
     )
 }
 
+fn heading(core: Option<u32>) -> String {
+    core.map_or("flow-dump from the main thread:".into(), |core| format!("flow-dump from pmd on cpu core: {core}"))
+}
+
 fn shown(table: &Table, ufid: u128) -> Option<OfOvs> {
     table.flows.get(&ufid).map(|entry| entry.ovs())
 }
 
-/// The flow's packets after each line of a dump that has these copies of it, and after its end.
-fn packets(table: &mut Table, copies: &[Packets]) -> Vec<Packets> {
-    let lines: Vec<String> = copies.iter().map(|packets| line(1, *packets, "b")).collect();
-    let now = |table: &Table| shown(table, 1).map(|ovs| (ovs.packets, ovs.bytes));
-    let (mut told, mut seen) = (Vec::new(), Vec::new());
-    table.begin(Source::Text);
+/// What comes of these lines of a dump before its end; `after` is called after each flow.
+fn read(table: &mut Table, lines: impl IntoIterator<Item = String>, mut after: impl FnMut(&Table)) -> Vec<Told> {
+    let mut told = Vec::new();
     for line in lines {
         if !table.is_as_before(line.as_bytes()) {
-            told.extend(Told::from_line(&mut Kinds::default(), &line));
+            told.extend(table.told(&mut Kinds::default(), line.as_bytes(), &mut Misses::default()));
         }
-        seen.extend(now(table));
+        if line.starts_with("ufid:") {
+            after(table);
+        }
     }
+    told
+}
+
+/// Lines of a dump that has these copies of the flow.
+fn lines(copies: &[Copy], actions: &str) -> Vec<String> {
+    copies.iter().flat_map(|(core, packets)| [heading(*core), line(1, *packets, actions)]).collect()
+}
+
+/// The flow's packets after each line of a dump that has these copies of it, and after its end.
+fn of_copies(table: &mut Table, copies: &[Copy]) -> Vec<Packets> {
+    let now = |table: &Table| shown(table, 1).map(|ovs| (ovs.packets, ovs.bytes));
+    let mut seen = Vec::new();
+    table.begin(Source::Text);
+    table.datapath("netdev@ovs-netdev");
+    let told = read(table, lines(copies, "b"), |table| seen.extend(now(table)));
     table.finish(Source::Text, told, Misses::default(), 10);
     seen.extend(now(table));
     assert!(seen.iter().all(|(packets, bytes)| *bytes == packets * 100), "{seen:?}");
     seen.into_iter().map(|(packets, _)| packets).collect()
+}
+
+/// The same of the first cores.
+fn packets(table: &mut Table, packets: &[Packets]) -> Vec<Packets> {
+    let copies: Vec<Copy> = packets.iter().zip(0..).map(|(packets, core)| (Some(core), *packets)).collect();
+    of_copies(table, &copies)
+}
+
+fn last(table: &mut Table, copies: &[Copy]) -> Packets {
+    *of_copies(table, copies).last().unwrap()
 }
 
 #[test]
@@ -44,7 +73,7 @@ fn what_copies_counted_is_added_up_when_a_dump_ends_and_stays_as_it_was_until_th
     let mut table = Table::default();
     assert_eq!(packets(&mut table, &[100, 50]), [150]);
     assert_eq!(packets(&mut table, &[110, 60]), [150, 150, 170]);
-    assert_eq!(packets(&mut table, &[60, 110, 5]), [170, 170, 170, 175]);
+    assert_eq!(packets(&mut table, &[110, 61, 5]), [170, 170, 170, 176]);
     // The copy that was used last says when that was.
     assert_eq!(shown(&table, 1).unwrap().used(), Some(5500));
     // What one alone counts is shown as soon as it is read.
@@ -53,37 +82,89 @@ fn what_copies_counted_is_added_up_when_a_dump_ends_and_stays_as_it_was_until_th
 
 #[test]
 fn a_copy_that_comes_takes_nothing_away_wherever_in_the_dump_it_stands() {
-    for copies in [[3, 105], [105, 3]] {
+    for copies in [[(None, 3), (Some(7), 105)], [(Some(7), 105), (None, 3)]] {
         let mut table = Table::default();
-        packets(&mut table, &[100]);
-        let seen = packets(&mut table, &copies);
+        of_copies(&mut table, &[(Some(7), 100)]);
+        let seen = of_copies(&mut table, &copies);
         assert!(seen.iter().all(|packets| (100..=108).contains(packets)) && seen.is_sorted(), "{seen:?}");
         assert_eq!(seen.last(), Some(&108));
     }
 }
 
-/// A dump may miss a copy, or tell of one twice, while a thread's table grows: the next one says how it is.
+/// It may be missed, or be gone: what it counted are packets of the flow.
 #[test]
-fn what_is_shown_is_what_the_last_dump_said_whatever_was_in_those_before() {
+fn a_copy_that_is_not_told_of_keeps_what_it_counted_and_counts_once_when_it_is_told_of_again() {
     let mut table = Table::default();
-    for _ in 0..3 {
-        assert_eq!(packets(&mut table, &[100, 50]).last(), Some(&150));
-        assert_eq!(packets(&mut table, &[100]), [150, 100]);
+    let (one, two) = (Some(1), Some(2));
+    for more in 0..5 {
+        assert_eq!(last(&mut table, &[(one, 100 + more), (two, 50 + more)]), 150 + 2 * more);
+        assert_eq!(last(&mut table, &[(one, 100 + more)]), 150 + 2 * more);
+        assert_eq!(last(&mut table, &[(two, 51 + more)]), 151 + 2 * more);
     }
-    assert_eq!(packets(&mut table, &[101, 101]).last(), Some(&202));
-    assert_eq!(packets(&mut table, &[102]), [202, 102]);
-    // The flow goes and comes back: another one.
+}
+
+#[test]
+fn a_copy_that_is_told_of_twice_counts_once() {
+    let mut table = Table::default();
+    let (one, two) = (Some(1), Some(2));
+    // Of a flow that one thread has, a new one and a known one; and of one that two have.
+    assert_eq!(last(&mut table, &[(one, 100), (one, 101)]), 101);
+    assert_eq!(of_copies(&mut table, &[(one, 102), (one, 102)]), [102; 3]);
+    assert_eq!(last(&mut table, &[(one, 103), (two, 50), (one, 104), (two, 50)]), 154);
+    assert_eq!(last(&mut table, &[(one, 104), (two, 51), (one, 104), (two, 52)]), 156);
+    assert_eq!(last(&mut table, &[(one, 104), (two, 52)]), 156);
+}
+
+#[test]
+fn a_copy_that_was_made_anew_counts_on() {
+    let mut table = Table::default();
+    packets(&mut table, &[100, 50]);
+    assert_eq!(packets(&mut table, &[7, 51]).last(), Some(&158));
+    assert_eq!(packets(&mut table, &[8, 51]).last(), Some(&159));
+    // So does the only one.
+    let mut table = Table::default();
+    packets(&mut table, &[100]);
+    assert_eq!(packets(&mut table, &[7]), [100, 107]);
+    assert_eq!(packets(&mut table, &[8]), [107, 108]);
+    // Not one that went, and the flow with it.
     assert!(packets(&mut table, &[]).is_empty());
     assert_eq!(packets(&mut table, &[5]), [5]);
     assert_eq!(packets(&mut table, &[6]), [6, 6]);
 }
 
 #[test]
-fn a_flow_of_one_copy_that_was_made_anew_counts_from_there() {
+fn a_flow_whose_thread_was_moved_to_another_core_counts_on_there() {
     let mut table = Table::default();
-    packets(&mut table, &[100]);
-    assert_eq!(packets(&mut table, &[7]), [100, 7]);
-    assert_eq!(packets(&mut table, &[8]), [8, 8]);
+    assert_eq!(last(&mut table, &[(Some(1), 100)]), 100);
+    assert_eq!(last(&mut table, &[(Some(5), 3)]), 103);
+    assert_eq!(last(&mut table, &[(Some(5), 200)]), 300);
+    assert_eq!(last(&mut table, &[(Some(1), 2), (Some(5), 200)]), 302);
+}
+
+/// What comes under its heading after a long time is not the copy that was there.
+#[test]
+fn a_copy_that_was_away_for_long_is_another_one_when_it_comes_again() {
+    let mut table = Table::default();
+    packets(&mut table, &[100, 50]);
+    for _ in 0..40 {
+        assert_eq!(packets(&mut table, &[100]).last(), Some(&150));
+    }
+    assert_eq!(packets(&mut table, &[100, 60]).last(), Some(&210));
+}
+
+#[test]
+fn threads_of_different_datapaths_are_different_ones() {
+    let mut table = Table::default();
+    for more in 0..3 {
+        table.begin(Source::Text);
+        let mut told = Vec::new();
+        for (datapath, packets) in [("netdev@ovs-netdev", 100), ("dummy@ovs-dummy", 50)] {
+            table.datapath(datapath);
+            told.extend(read(&mut table, lines(&[(None, packets + more)], "b"), |_| {}));
+        }
+        table.finish(Source::Text, told, Misses::default(), 10);
+        assert_eq!(shown(&table, 1).unwrap().packets, 150 + 2 * more);
+    }
 }
 
 #[test]
@@ -91,25 +172,30 @@ fn copies_whose_actions_change_go_on_counting() {
     let mut table = Table::default();
     packets(&mut table, &[100, 50]);
     table.begin(Source::Text);
-    let told = [line(1, 101, "c"), line(1, 51, "c")];
-    let told = told.iter().filter_map(|line| Told::from_line(&mut Kinds::default(), line)).collect();
+    table.datapath("netdev@ovs-netdev");
+    let told = read(&mut table, lines(&[(Some(0), 101), (Some(1), 51)], "c"), |_| {});
     assert_eq!(table.finish(Source::Text, told, Misses::default(), 10).changed, [1]);
     assert_eq!(shown(&table, 1).unwrap().packets, 152);
 }
 
 #[test]
-fn a_dump_that_breaks_off_changes_nothing() {
+fn a_dump_that_breaks_off_takes_nothing_away() {
+    let broken = |table: &mut Table, packets: Packets| {
+        table.begin(Source::Text);
+        table.datapath("netdev@ovs-netdev");
+        assert!(read(table, lines(&[(Some(0), packets)], "b"), |_| {}).is_empty());
+    };
     let mut table = Table::default();
     packets(&mut table, &[100, 50]);
-    table.begin(Source::Text);
-    assert!(table.is_as_before(line(1, 110, "b").as_bytes()));
+    broken(&mut table, 110);
+    assert_eq!(shown(&table, 1).unwrap().packets, 150);
     assert_eq!(packets(&mut table, &[111, 60]), [150, 150, 171]);
-    // In the middle of a flow that looks like a new one.
+    // In the middle of a flow that was made anew.
     let mut table = Table::default();
     packets(&mut table, &[100]);
-    table.begin(Source::Text);
-    assert!(table.is_as_before(line(1, 3, "b").as_bytes()));
-    assert_eq!(packets(&mut table, &[4, 101]), [100, 100, 105]);
+    broken(&mut table, 3);
+    assert_eq!(shown(&table, 1).unwrap().packets, 100);
+    assert_eq!(packets(&mut table, &[4, 101]), [100, 100, 205]);
 }
 
 #[test]
@@ -124,26 +210,66 @@ fn what_the_kernel_takes_over_counts_as_the_kernel_says() {
     assert_eq!(shown(&table, 1).unwrap().packets, 7);
 }
 
+#[test]
+fn a_flow_that_the_kernel_hands_over_while_a_dump_comes_counts_once() {
+    for told_later in [99, 100, 101] {
+        let mut table = Table::default();
+        table.put(Told::from_line(&mut Kinds::default(), &line(1, 100, "b")).unwrap(), 10);
+        table.begin(Source::Text);
+        table.datapath("system@ovs-system");
+        table.hand_over();
+        let told = read(&mut table, [line(1, told_later, "b")], |_| {});
+        table.finish(Source::Text, told, Misses::default(), 10);
+        assert_eq!(shown(&table, 1).unwrap().packets, told_later.max(100));
+    }
+}
+
+/// What becomes of a copy before a dump, and how often the dump tells of it.
+fn fate() -> impl Strategy<Value = (Packets, bool, usize)> {
+    (0..50u64, prop::bool::weighted(0.1), prop_oneof![1 => Just(0usize), 3 => Just(1), 1 => Just(2)])
+}
+
+/// A copy in the model: what it counts, what of that was told, and what was told of those before it.
+#[derive(Default, Clone, Copy)]
+struct Life {
+    counts: Packets,
+    told: Packets,
+    before: Packets,
+}
+
 proptest! {
-    /// Copies on four threads come, count, are missed and go.
+    /// Copies on four threads count, are made anew, missed, and told of twice.
     #[test]
-    fn what_is_shown_changes_when_a_dump_ends_and_is_what_all_copies_counted_then(
-        dumps in prop::collection::vec(prop::collection::vec(0..50u64, 1..5), 1..20)
+    fn what_is_shown_never_goes_back_nor_beyond_what_copies_counted_nor_stays_behind_what_was_told(
+        dumps in prop::collection::vec((prop::array::uniform4(fate()), 0..24usize), 1..30)
     ) {
-        let (mut table, mut last): (_, Option<(u64, bool)>) = (Table::default(), None);
-        let mut counted = [0; 4];
-        for more in dumps {
-            counted.iter_mut().zip(&more).for_each(|(counted, more)| *counted += more);
-            let copies = &counted[..more.len()];
-            let seen = packets(&mut table, copies);
-            let (end, meanwhile) = seen.split_last().unwrap();
-            prop_assert_eq!(*end, copies.iter().sum::<u64>());
-            if let Some((before, several)) = last {
-                // Of one copy alone the first line may say more already.
-                let stays = |packets: &u64| *packets == before || !several && (before..=copies[0]).contains(packets);
-                prop_assert!(meanwhile.iter().all(stays), "{seen:?} after {before}");
+        let (mut table, mut lives, mut was) = (Table::default(), [Life::default(); 4], 0);
+        for (fates, turn) in dumps {
+            let mut copies = Vec::new();
+            for (core, (life, (more, anew, times))) in (0..).zip(lives.iter_mut().zip(fates)) {
+                if anew {
+                    *life = Life { before: life.before + life.told, ..Life::default() };
+                }
+                life.counts += more;
+                if times > 0 {
+                    life.told = life.counts;
+                }
+                copies.extend(std::iter::repeat_n((Some(core), life.counts), times));
             }
-            last = Some((*end, copies.len() > 1));
+            // Threads stand in any order, and twice.
+            let turns = copies.len().max(1);
+            copies.rotate_left(turn % turns);
+            let seen = of_copies(&mut table, &copies);
+            let Some(end) = seen.last() else {
+                // The flow is gone, and another one when it comes again.
+                (lives, was) = (lives.map(|Life { counts, .. }| Life { counts, ..Life::default() }), 0);
+                continue;
+            };
+            prop_assert!(seen[0] >= was && seen.is_sorted(), "{seen:?} after {was}");
+            let now: Packets = lives.iter().map(|life| life.told).sum();
+            let all = now + lives.iter().map(|life| life.before).sum::<Packets>();
+            prop_assert!((now..=all).contains(end), "{end}, not {now} to {all}");
+            was = *end;
         }
     }
 }

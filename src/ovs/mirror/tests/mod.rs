@@ -155,10 +155,9 @@ fn whole(work: &mut Work, fake: &Fake, text: &str) {
     work.look(&fake.nics());
     work.table.begin(Source::Text);
     let (mut told, mut misses, mut kinds) = (Vec::new(), Misses::default(), Kinds::default());
-    for line in text.lines().filter(|line| !work.table.is_as_before(line.as_bytes())) {
-        match ToldFlow::from_line(&mut kinds, line) {
-            Some(flow) => told.push(flow),
-            None => misses.unreadable(line),
+    for line in text.lines().map(str::as_bytes) {
+        if !work.table.is_as_before(line) {
+            told.extend(work.table.told(&mut kinds, line, &mut misses));
         }
     }
     work.take(News::Dump { source: Source::Text, told, misses });
