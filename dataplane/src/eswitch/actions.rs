@@ -6,10 +6,10 @@
 use std::net::IpAddr;
 
 use ringspan_protocol::rule::has_critical;
-use ringspan_protocol::{Action, Field, FieldMatch, NicPort, Rule, TunnelKind, TunnelPush};
+use ringspan_protocol::{Action, Field, FieldMatch, Match, NicPort, Rule, TunnelKind, TunnelPush};
 
 use super::checksum::{Change, sctp};
-use super::key::{ICMP, ICMPV6, Key, Network, Places, SCTP, TCP, UDP};
+use super::key::{ICMP, ICMPV6, Key, Network, Places, SCTP, TCP, UDP, is_over_ipv6};
 use crate::offload::Sum;
 
 /// Most bytes that a tunnel puts in front of a frame: DPDK leaves so many free before each.
@@ -46,6 +46,8 @@ pub struct Program {
     forward: Option<u16>,
     /// The rule sees frames that are inside a tunnel.
     tunnel: bool,
+    /// MAC addresses around a tunnel over IPv6 that the rule matches.
+    around: Around,
     /// The representor gets a frame of it from time to time.
     refresh: bool,
 }
@@ -72,6 +74,25 @@ struct Needs {
     tunnel: bool,
     /// Time to live that is taken away before it is set.
     ttl: u8,
+}
+
+/// The first 12 bytes of a frame as a number, and which bits of them count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+struct Around {
+    value: u128,
+    mask: u128,
+}
+
+impl Around {
+    /// Those of a rule, where [`Key::of`] has none.
+    fn of(matches: &Match) -> Self {
+        let part = |field| matches.get(field).map_or((0, 0), |field: &FieldMatch| (field.value(), field.mask()));
+        let [dst, src] = [Field::TunnelEthDst, Field::TunnelEthSrc].map(part);
+        if !is_over_ipv6(matches) {
+            return Self::default();
+        }
+        Self { value: dst.0 << 48 | src.0, mask: dst.1 << 48 | src.1 }
+    }
 }
 
 /// The headers that a tunnel puts in front, but for what differs from frame to frame.
@@ -172,7 +193,15 @@ impl Program {
             [Step::Output(port)] if meters.is_empty() => Some(port),
             _ => None,
         };
-        Ok(Self { steps: steps.into(), needs, meters: meters.into(), forward, tunnel, refresh: rule.refresh })
+        Ok(Self {
+            steps: steps.into(),
+            needs,
+            meters: meters.into(),
+            forward,
+            tunnel,
+            around: Around::of(&rule.matches),
+            refresh: rule.refresh,
+        })
     }
 
     /// Whether the rule sees frames that are inside a tunnel.
@@ -220,6 +249,16 @@ impl Program {
             && (!transport || places.l4 != 0)
             && (!all || whole)
             && (ttl == 0 || key.get(Field::IpTtl) > u64::from(ttl))
+    }
+
+    /// Whether the MAC addresses of a frame, with the tunnel that the rule's is in, are those that the rule matches beside its key.
+    pub fn fits_around(&self, head: &[u8]) -> bool {
+        let Around { value, mask } = self.around;
+        mask == 0
+            || head.first_chunk::<12>().is_some_and(|head| {
+                let addresses = head.iter().fold(0, |all, byte| all << 8 | u128::from(*byte));
+                addresses & mask == value
+            })
     }
 
     /// Does it. `out` gets the frame as it is at each output, and whether that is the last one. `inner` is where the frame inside a

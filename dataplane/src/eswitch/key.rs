@@ -3,7 +3,7 @@
 //! The fields mean what Open vSwitch's do (`lib/flow.c`, `miniflow_extract`): a header that does not fit its frame counts as not there, and its
 //! fields as 0. Frames come from guests and are hostile: each header is looked at only within the bytes that are there.
 
-use ringspan_protocol::{Field, FieldMatch, TunnelKind};
+use ringspan_protocol::{Field, FieldMatch, Match, TunnelKind};
 
 /// Words of a key.
 pub const WORDS: usize = 16;
@@ -132,7 +132,7 @@ fn slot(field: Field) -> Slot {
         Field::TunnelTtl => (10, 0),
         Field::TunnelIpv4Src | Field::TunnelIpv6Src => (12, 0),
         Field::TunnelIpv4Dst | Field::TunnelIpv6Dst => (14, 0),
-        // Where addresses of IPv6 have their upper half: a rule over IPv6 cannot ask for these.
+        // Where addresses of IPv6 have their upper half: over IPv6 the key has no room for these ([`Key::of`]).
         Field::TunnelEthSrc => (11, 0),
         Field::TunnelEthDst => (13, 0),
         // Of frames that are in no tunnel, where those have their tunnel.
@@ -151,9 +151,28 @@ fn slot(field: Field) -> Slot {
     Slot { word, shift }
 }
 
+/// Whether a rule is about a tunnel over IPv6.
+pub(super) fn is_over_ipv6(matches: &Match) -> bool {
+    [Field::TunnelIpv6Src, Field::TunnelIpv6Dst].into_iter().any(|field| matches.get(field).is_some())
+}
+
+fn is_around(field: Field) -> bool {
+    matches!(field, Field::TunnelEthSrc | Field::TunnelEthDst)
+}
+
 impl Key {
     /// Nothing in it.
     pub const EMPTY: Self = Self([0; WORDS]);
+
+    /// What a rule asks of a frame from any port: values and masks. But for the MAC addresses around a tunnel over IPv6, for which there is no room: the rule's
+    /// [`Program`](super::actions::Program) looks at them.
+    pub fn of(matches: &Match) -> (Self, Self) {
+        let (mut values, mut masks) = (Self::EMPTY, Self::EMPTY);
+        masks.0[0] |= ALWAYS;
+        let fields = matches.fields().iter().filter(|field| !(is_around(field.field()) && is_over_ipv6(matches)));
+        fields.for_each(|field| Self::ask(&mut values, &mut masks, field));
+        (values, masks)
+    }
 
     /// Adds what a rule asks of a field, to its values and masks.
     pub fn ask(values: &mut Self, masks: &mut Self, field: &FieldMatch) {
@@ -403,7 +422,9 @@ impl Key {
         if proto == TCP {
             self.0[8] |= u64::from(u16::from_be_bytes([header[12] & 0xf, header[13]])) << 16;
         }
-        if proto == UDP && whole && places.tags == 0 {
+        // Behind extension headers OVS looks for a tunnel's header in the wrong place (lib/netdev-native-tnl.c): that is left to it.
+        let bare = places.network != Network::Ipv6 || at == 40;
+        if proto == UDP && whole && bare && places.tags == 0 {
             let start = inner_start(header, [c, d], if places.network == Network::Ipv4 { OPTIONS } else { OPTION });
             places.inner = start.map_or(0, |start| places.l4 + start);
         }

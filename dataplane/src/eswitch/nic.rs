@@ -15,7 +15,7 @@ use super::actions::{Program, number};
 use super::bridge::{Bridge, meter};
 use super::interned::Interned;
 use super::kept::Rules;
-use super::key::{ALWAYS, Key};
+use super::key::Key;
 use super::meters::Live;
 use super::slow::{SlowCounters, SlowPath, SlowPort};
 use super::switch::{Installed, REFRESH, SHORTEST_REFRESH, Side, Switch, SwitchPort};
@@ -456,10 +456,8 @@ fn compile(rule: &Rule, ports: u16, meters: &BTreeMap<u32, MeterSpec>) -> Result
     if in_port >= ports {
         return Err(named(FailureKind::NotFound, &format_args!("the NIC has no port {}", rule.in_port)));
     }
-    let (mut value, mut mask) = (Key::EMPTY, Key::EMPTY);
+    let (mut value, mask) = Key::of(&rule.matches);
     value.set_port(in_port);
-    mask.0[0] |= ALWAYS;
-    rule.matches.fields().iter().for_each(|field| Key::ask(&mut value, &mut mask, field));
     Ok(Compiled { id: rule.id, priority: rule.priority, value, mask, does: program })
 }
 

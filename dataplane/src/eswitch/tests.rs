@@ -247,10 +247,8 @@ fn every_field_that_is_set_has_its_new_value_and_all_checksums_are_right() {
 fn matches(fields: &[&str], frame: &[u8]) -> bool {
     let rule =
         rule(fields, if fields.contains(&"tunnel_kind=2") { vec![Action::TunnelPop, out()] } else { vec![out()] });
-    let (mut values, mut masks) = (Key::EMPTY, Key::EMPTY);
-    masks.0[0] |= super::key::ALWAYS;
+    let (mut values, masks) = Key::of(&rule.matches);
     values.set_port(1);
-    rule.matches.fields().iter().for_each(|field| Key::ask(&mut values, &mut masks, field));
     let (mut key, places) = parse(frame);
     if rule.matches.get(Field::TunnelKind).is_some() {
         let Some((inner, _)) = Key::parse_inner(frame, frame.len(), &key, &places) else { return false };

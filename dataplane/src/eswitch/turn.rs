@@ -186,7 +186,7 @@ impl<'a> Turn<'a> {
         let Work { keys, places, inner, .. } = &*self.work;
         let (frame, place, inner, from) = (self.frame(at), places[at], inner[at], self.from);
         let whole = frame.segment_count() == 1 || self.marked && frame.segment_size().is_some();
-        if !rule.program.fits(&keys[at], &place, whole) {
+        if !rule.program.fits(&keys[at], &place, whole) || !rule.program.fits_around(frame.data()) {
             return self.leave_to_slow_path(segments, at, REPRESENTOR);
         }
         let len = frame.len();

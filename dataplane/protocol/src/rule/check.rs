@@ -74,6 +74,8 @@ struct Known {
     tunnel: Option<u128>,
     /// The tunnel is over IPv4.
     tunnel_ipv4: bool,
+    /// It is over IPv6.
+    tunnel_ipv6: bool,
     /// There is an option in the tunnel's header.
     option: bool,
     /// Of ICMPv6.
@@ -110,6 +112,7 @@ impl Known {
             tags: u32::from(outer) + u32::from(outer && inner),
             tunnel: matches.exact(Field::TunnelKind).filter(|kind| *kind != 0),
             tunnel_ipv4: matches.get(Field::TunnelIpv4Dst).is_some() || matches.get(Field::TunnelIpv4Src).is_some(),
+            tunnel_ipv6: matches.get(Field::TunnelIpv6Dst).is_some() || matches.get(Field::TunnelIpv6Src).is_some(),
             option: matches.get(Field::TunnelOption).is_some(),
             icmp_type: matches.exact(Field::IcmpType),
         }
@@ -155,9 +158,10 @@ impl Known {
             | Field::TunnelSrcPort
             | Field::TunnelDstPort
             | Field::TunnelFlags => (self.tunnel.is_some(), "tunnel_kind=1 or 2"),
-            Field::TunnelEthSrc | Field::TunnelEthDst => {
-                (self.tunnel.is_some() && self.tunnel_ipv4, "tunnel_kind=1 or 2 and tunnel_ipv4_dst")
-            }
+            Field::TunnelEthSrc | Field::TunnelEthDst => (
+                self.tunnel.is_some() && (self.tunnel_ipv4 || self.tunnel_ipv6),
+                "tunnel_kind=1 or 2 and tunnel_ipv4_dst or tunnel_ipv6_dst",
+            ),
         };
         if there { Ok(()) } else { Err(needs) }
     }

@@ -132,9 +132,9 @@ fields! {
     TunnelDstPort = "tunnel_tp_dst", 16, Decimal;
     /// Flags of the tunnel: 1 a UDP checksum, 2 do not fragment, 4 GENEVE's control bit (OAM).
     TunnelFlags = "tunnel_flags", 3, Hex;
-    /// Source MAC address of the packet around, of a tunnel over IPv4.
+    /// Source MAC address of the packet around.
     TunnelEthSrc = "tunnel_eth_src", 48, Mac;
-    /// Destination MAC address of the packet around, of a tunnel over IPv4.
+    /// Destination MAC address of the packet around.
     TunnelEthDst = "tunnel_eth_dst", 48, Mac;
     /// The first option of a GENEVE packet: its class (0xffff00) and type (0x0000ff). All of it is matched, or the packet has
     /// no options.

@@ -151,3 +151,71 @@ fn a_tunnel_that_is_not_clean_is_none() {
     let outer = one(&rule(&[], vec![Action::TunnelPush(Box::new(options)), out()]), &frame);
     assert_eq!((outer[44], parse(&outer).1.inner), (0x65, 0), "options that nobody here knows");
 }
+
+/// There is no room for them in a key.
+#[test]
+fn mac_addresses_around_a_tunnel_over_ipv6_are_looked_at_by_what_is_done() {
+    let frame = finished(&Packet::new(77));
+    let outer = one(&rule(&[], vec![Action::TunnelPush(Box::new(tunnel(TunnelKind::Vxlan, true))), out()]), &frame);
+    let program = |more: &[&str]| {
+        let fields = [&["tunnel_kind=1", "tunnel_ipv6_dst=fd00::2"], more].concat();
+        let rule = rule(&fields, vec![Action::TunnelPop, out()]);
+        // The key has what the rule asks for else, and nothing of this.
+        let bare = rule.matches.fields().iter().filter(|field| more.iter().all(|more| *more != field.to_string()));
+        assert_eq!(Key::of(&rule.matches), Key::of(&Match::new(bare.cloned()).unwrap()), "{more:?}");
+        Program::new(&rule, 3).unwrap()
+    };
+    let (src, dst) = ("tunnel_eth_src=02:00:00:00:aa:01", "tunnel_eth_dst=02:00:00:00:aa:02");
+    for (more, fits) in [
+        (vec![], true),
+        (vec![dst], true),
+        (vec![src, dst], true),
+        (vec!["tunnel_eth_dst=02:00:00:00:00:02/ff:00:00:00:00:ff"], true),
+        (vec!["tunnel_eth_dst=02:00:00:00:aa:03"], false),
+        (vec!["tunnel_eth_src=02:00:00:00:aa:02", dst], false),
+    ] {
+        assert_eq!(program(&more).fits_around(&outer), fits, "{more:?}");
+        // Of a frame that is cut before them nothing is known.
+        assert!((0..12).all(|len| program(&more).fits_around(&outer[..len]) == more.is_empty()), "{more:?}");
+    }
+    // Over IPv4 the key has them.
+    let over_ipv4 = rule(&["tunnel_kind=1", "tunnel_ipv4_dst=10.0.0.2", src], vec![Action::TunnelPop, out()]);
+    assert!(Program::new(&over_ipv4, 3).unwrap().fits_around(&outer[6..]));
+}
+
+#[test]
+fn a_tunnel_over_ipv6_that_is_cut_or_not_bare_is_none() {
+    for kind in [TunnelKind::Vxlan, TunnelKind::Geneve] {
+        let frame = finished(&Packet::new(77));
+        let push = TunnelPush { checksum: true, ..tunnel(kind, true) };
+        let outer = one(&rule(&[], vec![Action::TunnelPush(Box::new(push)), out()]), &frame);
+        assert_eq!(parse(&outer).1.inner, 70);
+        for len in 0..outer.len() {
+            let (key, places) = parse(&outer[..len]);
+            // Its own length says that it is longer.
+            assert_eq!(places.inner, 0, "{kind:?} {len}");
+            assert!(Key::parse_inner(&outer[..len], len, &key, &places).is_none(), "{kind:?} {len}");
+            // One that says that it ends there, in the middle of whatever it has.
+            let Some(total) = len.checked_sub(54) else { continue };
+            let mut cut = outer[..len].to_vec();
+            cut[18..20].copy_from_slice(&(total as u16).to_be_bytes());
+            let (key, places) = parse(&cut);
+            assert_eq!(places.inner, if len < 84 { 0 } else { 70 }, "{kind:?} {len}");
+            assert_eq!(Key::parse_inner(&cut, len, &key, &places).is_some(), len >= 84, "{kind:?} {len}");
+        }
+        // Hop-by-hop options, routing, destination options; a fragment, the first or the only one.
+        for (next, header) in
+            [(0, [17, 0, 1, 4, 0, 0, 0, 0]), (43, [17, 0, 4, 0, 0, 0, 0, 0]), (60, [17, 0, 1, 4, 0, 0, 0, 0])]
+                .into_iter()
+                .chain([(44, [17, 0, 0, 1, 0, 0, 0, 7]), (44, [17, 0, 0, 0, 0, 0, 0, 7])])
+        {
+            let mut more = outer.clone();
+            more[20] = next;
+            more.splice(54..54, header);
+            let total = u16::from_be_bytes([more[18], more[19]]) + 8;
+            more[18..20].copy_from_slice(&total.to_be_bytes());
+            let (key, places) = parse(&more);
+            assert_eq!((key.get(Field::IpProto), places.inner), (17, 0), "{kind:?} behind {next}");
+        }
+    }
+}
