@@ -46,7 +46,10 @@ pub(crate) const CODES: &[(&str, &str)] = &[
     ("in-port", "It comes in by a port that is not of a NIC of ringspan's."),
     ("output", "It goes out by a port that is not of a NIC of ringspan's, such as the bridge's own."),
     ("other-nic", "It goes from one NIC to another: each has a switch of its own."),
-    ("tunnel-port", "It came out of a tunnel whose packets do not come in by a NIC's uplink, untagged and over IPv4."),
+    (
+        "tunnel-port",
+        "It came out of a tunnel whose packets do not come in by a NIC's uplink, untagged; on the kernel's datapath, over IPv4.",
+    ),
     ("tunnel-pop", "It takes packets out of a tunnel: the flows of what is inside are offloaded instead."),
     (
         "set-tunnel",

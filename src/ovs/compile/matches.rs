@@ -211,14 +211,10 @@ pub(super) fn around(keys: &[Key]) -> Result<(u16, Match), Cause> {
     let mut fields = Vec::new();
     level(keys, 0, false, &mut fields)?;
     let refused = |field: &FieldMatch| Cause::Field(format!("{field} of the packet around, which a rule cannot say"));
-    let is_ipv6 = |field: &FieldMatch| field.field() == Field::EthType && field.value() == 0x86dd;
-    let ipv6 = fields.iter().any(is_ipv6);
     let mut udp = None;
     let mut outer = Vec::new();
     for one in fields.iter().filter(|field| field.mask() != 0) {
         let name = match one.field() {
-            // Over IPv6 there is no room for them: such a flow stays with OVS.
-            Field::EthSrc | Field::EthDst if ipv6 => return Err(refused(one)),
             Field::EthSrc => Field::TunnelEthSrc,
             Field::EthDst => Field::TunnelEthDst,
             Field::Ipv4Src => Field::TunnelIpv4Src,

@@ -329,6 +329,40 @@ fn what_is_inside_a_tunnel_becomes_a_rule_of_the_uplink_that_it_comes_in_by() {
 }
 
 #[test]
+fn what_is_inside_a_tunnel_over_ipv6_becomes_a_rule_with_the_addresses_around_it() {
+    let mut ports = ports();
+    let outer = "in_port(nic0),packet_type(ns=0,id=0),eth(src=02:00:00:00:0b:01,dst=02:00:00:00:0b:02),eth_type(0x86dd),\
+        ipv6(src=fd00::2,dst=fd00::1,proto=17,frag=no),udp(dst=4789)";
+    let (port, tunnel) = tunnel_in(&flow(outer, "tnl_pop(vxlan_sys_4789)"), &ports).unwrap();
+    ports.add_tunnel(&port, tunnel);
+    let inner = "tunnel(tun_id=0x64,ipv6_src=fd00::2,ipv6_dst=fd00::1,ttl=64/0,tp_src=41000/0,tp_dst=4789/0,flags(-df+csum+key)),\
+        in_port(vxlan_sys_4789),packet_type(ns=0,id=0),eth(src=02:00:00:00:00:01,dst=02:00:00:00:00:02),eth_type(0x0800),ipv4(frag=no)";
+    let (fields, does) = rule(&ports, inner, "nic0_vf1").unwrap();
+    let around = " tunnel_eth_src=02:00:00:00:0b:01 tunnel_eth_dst=02:00:00:00:0b:02";
+    for field in ["uplink ", " tunnel_ipv6_src=fd00::2 ", " tunnel_ipv6_dst=fd00::1 ", " tunnel_flags=0x1/0x1", around]
+    {
+        assert!(fields.contains(field), "{fields} without {field}");
+    }
+    assert_eq!(does, "[tunnel-pop,{output:vf1}]");
+    // From another sender than the packets are taken from, there is no rule.
+    let other = inner.replace("ipv6_src=fd00::2", "ipv6_src=fd00::3");
+    assert_eq!(rule(&ports, &other, "nic0_vf1").unwrap_err().code(), "tunnel-port");
+}
+
+#[test]
+fn a_tunnel_over_ipv6_is_pushed_with_a_checksum_where_its_header_has_one() {
+    for (csum, is) in [("0x0", false), ("0xffff", true)] {
+        let push = format!(
+            "clone(tnl_push(tnl_port(vxlan_sys_4789),header(size=70,type=4,eth(dst=02:00:00:00:00:0b,src=02:00:00:00:00:0a,dl_type=0x86dd),\
+             ipv6(src=fd00::1,dst=fd00::2,label=0,proto=17,tclass=0x0,hlimit=64),udp(src=0,dst=4789,csum={csum}),vxlan(flags=0x8000000,vni=0x64)),\
+             out_port(br-phy)),nic0)"
+        );
+        let (_, does) = rule(&ports(), IP, &push).unwrap();
+        assert!(does.contains("src:fd00::1,dst:fd00::2,") && does.contains(&format!("checksum:{is}")), "{does}");
+    }
+}
+
+#[test]
 fn a_tunnel_is_pushed_with_any_options_of_geneve() {
     let push = |header: &str| {
         let push = format!(
