@@ -7,11 +7,23 @@ use ringspan_testkit::tunnel::{self, Datapath};
 #[test]
 fn frames_cross_a_vxlan_tunnel_between_two_nics() -> Result<()> {
     needs!(Root, Ringspan, Ovs);
-    tunnel::run("vxlan", Datapath::Userspace, 10_000).map(drop)
+    tunnel::run("vxlan", Datapath::Userspace, tunnel::IPV4, 10_000).map(drop)
 }
 
 #[test]
 fn frames_cross_a_geneve_tunnel_between_two_nics() -> Result<()> {
     needs!(Root, Ringspan, Ovs);
-    tunnel::run("geneve", Datapath::Userspace, 10_000).map(drop)
+    tunnel::run("geneve", Datapath::Userspace, tunnel::IPV4, 10_000).map(drop)
+}
+
+#[test]
+fn frames_cross_a_vxlan_tunnel_over_ipv6_between_two_nics() -> Result<()> {
+    needs!(Root, Ringspan, Ovs);
+    tunnel::run("vxlan", Datapath::Userspace, tunnel::IPV6, 10_000).map(drop)
+}
+
+#[test]
+fn frames_cross_a_geneve_tunnel_over_ipv6_between_two_nics() -> Result<()> {
+    needs!(Root, Ringspan, Ovs);
+    tunnel::run("geneve", Datapath::Userspace, tunnel::IPV6, 10_000).map(drop)
 }

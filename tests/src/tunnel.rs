@@ -1,7 +1,7 @@
 //! Two hosts, each with a software NIC and an Open vSwitch of its own, and a VXLAN or GENEVE tunnel between them: what one guest sends comes to
 //! the other, and the NICs make and take off the outer headers.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -57,7 +57,7 @@ struct Host {
 impl Host {
     /// A NIC whose uplink is the interface `up0` of the namespace. Its uplink's representor is on a bridge that has this host's address
     /// in the underlay, its VF's representor on another, which has a tunnel to `peer`.
-    fn new(net: Netns, datapath: Datapath, kind: &str, address: Ipv4Addr, peer: Ipv4Addr) -> Result<Self> {
+    fn new(net: Netns, datapath: Datapath, kind: &str, address: IpAddr, peer: IpAddr) -> Result<Self> {
         let ovs = match datapath {
             Datapath::Userspace => Ovs::start_in(Some(&net))?,
             Datapath::Kernel => Ovs::start_with_kernel_in(&net)?,
@@ -93,7 +93,12 @@ impl Host {
             "options:key=77",
         ])?;
         let has_address = if datapath == Datapath::Kernel { "nic0" } else { "underlay" };
-        net.ip(&["address", "add", &format!("{address}/24"), "dev", has_address])?;
+        if address.is_ipv6() {
+            net.sysctl(&format!("net.ipv6.conf.{has_address}.disable_ipv6=0"))?;
+            net.ip(&["address", "add", &format!("{address}/64"), "dev", has_address, "nodad"])?;
+        } else {
+            net.ip(&["address", "add", &format!("{address}/24"), "dev", has_address])?;
+        }
         net.ip(&["link", "set", has_address, "up"])?;
         ovs.ofctl("overlay", "del-flows", &[])?;
         ovs.ofctl("overlay", "add-flow", &["in_port=nic0_vf0,actions=output:tunnel0"])?;
@@ -156,16 +161,21 @@ fn greet(hosts: &mut [Host; 2]) -> Result<()> {
 
 fn cross(hosts: &mut [Host; 2], frames: u64) -> Result<()> {
     let [first, second] = hosts;
-    // The outer headers take 50 bytes, and the wire carries 1500.
+    // The outer headers take 50 or 70 bytes, and the wire carries 1600.
     let plan = Plan { lengths: Lengths::Between(60, 1464), ..Plan::new(frames, 64).in_any_order() };
     crossing::run(&mut End::Guest(&mut first.guest), &mut End::Guest(&mut second.guest), Ways::Both, plan).map(drop)
 }
 
-/// Sends `frames` frames each way, until 99 % of them are forwarded by the NICs.
+/// The hosts' addresses in the underlay, over IPv4.
+pub const IPV4: [&str; 2] = ["198.51.100.1", "198.51.100.2"];
+/// The same over IPv6.
+pub const IPV6: [&str; 2] = ["2001:db8::1", "2001:db8::2"];
+
+/// Sends `frames` frames each way between hosts that have these addresses, until 99 % of them are forwarded by the NICs.
 ///
 /// # Errors
 /// A frame was lost or changed; the NICs do not have the flows, or do not forward by them.
-pub fn run(kind: &str, datapath: Datapath, frames: u64) -> Result<Seen> {
+pub fn run(kind: &str, datapath: Datapath, addresses: [&str; 2], frames: u64) -> Result<Seen> {
     let nets = [Netns::new(&format!("{kind}-a"))?, Netns::new(&format!("{kind}-b"))?];
     for net in &nets {
         net.sysctl("net.ipv6.conf.default.disable_ipv6=1")?;
@@ -191,10 +201,10 @@ pub fn run(kind: &str, datapath: Datapath, frames: u64) -> Result<Seen> {
     for net in [&first, &second] {
         net.ip(&["link", "set", "up0", "up"])?;
     }
-    let addresses = [Ipv4Addr::new(198, 51, 100, 1), Ipv4Addr::new(198, 51, 100, 2)];
-    let first = Host::new(first, datapath, kind, addresses[0], addresses[1])?;
-    let mut hosts = [first, Host::new(second, datapath, kind, addresses[1], addresses[0])?];
-    hosts[0].net.wait_ping(&addresses[1].to_string(), SOON)?;
+    let [near, far] = [addresses[0].parse()?, addresses[1].parse()?];
+    let first = Host::new(first, datapath, kind, near, far)?;
+    let mut hosts = [first, Host::new(second, datapath, kind, far, near)?];
+    hosts[0].net.wait_ping(addresses[1], SOON)?;
     greet(&mut hosts)?;
     let settled = wait::until(SOON, "flows through the tunnel in both NICs", || {
         cross(&mut hosts, 20)?;

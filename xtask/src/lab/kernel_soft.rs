@@ -261,7 +261,7 @@ fn change(story: &mut fs::File) -> Result<()> {
 }
 
 fn vxlan(story: &mut fs::File) -> Result<()> {
-    let seen = tunnel::run("vxlan", Datapath::Kernel, 2000)?;
+    let seen = tunnel::run("vxlan", Datapath::Kernel, tunnel::IPV4, 2000)?;
     writeln!(story, "    {seen:?}")?;
     Ok(())
 }
