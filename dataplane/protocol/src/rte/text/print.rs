@@ -3,10 +3,11 @@
 use std::fmt::Write;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use super::super::actions::Modify;
 use super::super::header::{Form, HEADERS, Item, ItemKind};
 use super::super::pattern;
 use super::super::{Refusal, RteFlow, Step};
-use super::number;
+use super::{LONGEST, SHORT, Short, number};
 use crate::rule::{Action, FieldMatch, Rule};
 use crate::{MacAddress, NicPort};
 
@@ -16,16 +17,26 @@ use crate::{MacAddress, NicPort};
 /// [`Refusal`], when it has no one pattern.
 pub fn print(rule: &Rule) -> Result<String, Refusal> {
     let flow = RteFlow::new(rule)?;
+    let text = lines(rule, &flow, false);
+    let fits = |text: &str| text.lines().all(|line| line.starts_with('#') || line.len() <= LONGEST);
+    Ok(if fits(&text) { text } else { lines(rule, &flow, true) })
+}
+
+/// The lines, in as few characters as possible or as they are told to drivers.
+fn lines(rule: &Rule, flow: &RteFlow, is_short: bool) -> String {
     let mut before = String::new();
     let mut actions = String::new();
     let mut copies = 0;
     let unspoken = unspoken(rule);
     for step in flow.steps.iter().filter(|step| unspoken.is_empty() || !matches!(step, Step::Encap(_))) {
-        self::step(step, &mut before, &mut actions, &mut copies);
+        match step {
+            Step::Set(modify) if is_short => set_short(modify, &mut actions),
+            step => self::step(step, &mut before, &mut actions, &mut copies),
+        }
     }
     let mut text = String::new();
     let _ = write!(text, "# {}", rule.id);
-    comment(rule, &flow, unspoken, &mut text);
+    comment(rule, flow, unspoken, &mut text);
     let _ = write!(text, "\n{before}");
     let from = number(rule.in_port);
     let _ = write!(
@@ -33,9 +44,9 @@ pub fn print(rule: &Rule) -> Result<String, Refusal> {
         "flow create 0 priority {} transfer pattern represented_port ethdev_port_id is {from} / ",
         flow.priority
     );
-    flow.items.iter().for_each(|one| item(one, false, &mut text));
+    flow.items.iter().for_each(|one| item(one, if is_short { Words::Short } else { Words::Usual }, &mut text));
     let _ = write!(text, "end actions {actions}end");
-    Ok(text)
+    text
 }
 
 /// What the words do not say.
@@ -47,6 +58,17 @@ fn comment(rule: &Rule, flow: &RteFlow, unspoken: Vec<(usize, Action)>, text: &m
     undone.sort_by_key(|(at, _)| *at);
     for (at, action) in &undone {
         let _ = write!(text, " do {at} {}", serde_json::to_string(action).unwrap_or_default());
+    }
+    let done = rule.actions.iter().enumerate().filter(|(at, _)| undone.iter().all(|(undone, _)| undone != at));
+    let done: Vec<&Action> = done.map(|(_, action)| action).collect();
+    for (at, pair) in done.windows(2).enumerate() {
+        // The words of both could be those of one action that sets more.
+        if let [Action::Set(one), Action::Set(two)] = pair
+            && one.field() == two.field()
+            && two.mask() & !one.mask() != 0
+        {
+            let _ = write!(text, " apart {}", at + 1);
+        }
     }
     if !rule.refresh {
         text.push_str(" quiet");
@@ -79,8 +101,19 @@ fn spoken(item: &Item) -> Item {
     said
 }
 
-/// One item; of a header that is put in front all fields are said.
-fn item(item: &Item, whole: bool, text: &mut String) {
+/// How much is said of an item.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Words {
+    /// What counts.
+    Usual,
+    /// The same in as few characters as possible.
+    Short,
+    /// All fields, of a header that is put in front.
+    Whole,
+}
+
+fn item(item: &Item, words: Words, text: &mut String) {
+    let whole = words == Words::Whole;
     text.push_str(item.kind.name());
     for header in HEADERS.iter().filter(|header| header.kind == item.kind) {
         let (mask, value) = (header.get(&item.mask), header.get(&item.spec));
@@ -89,7 +122,16 @@ fn item(item: &Item, whole: bool, text: &mut String) {
         let value = write_value(header.form, value);
         let _ = match last {
             None if mask == header.mask() || whole => write!(text, " {word} is {value}"),
-            None => write!(text, " {word} spec {value} {word} mask {}", write_value(header.form, mask)),
+            None => {
+                let bits = mask.count_ones() as usize;
+                let _ = write!(text, " {word} spec {value} {word} ");
+                match words {
+                    Words::Short if mask == header.mask() << (header.bits - bits) & header.mask() => {
+                        write!(text, "prefix {bits}")
+                    }
+                    _ => write!(text, "mask {}", write_value(header.form, mask)),
+                }
+            }
             Some(last) => {
                 let (last, mask) = (write_value(header.form, last), write_value(header.form, mask));
                 write!(text, " {word} spec {value} {word} last {last} {word} mask {mask}")
@@ -132,9 +174,8 @@ fn step(step: &Step, before: &mut String, text: &mut String, copies: &mut u32) {
         Step::VlanPcp(pcp) => write!(text, "of_set_vlan_pcp vlan_pcp {pcp}"),
         Step::PopVlan => write!(text, "of_pop_vlan"),
         Step::Set(modify) => {
-            let value: String = modify.value.iter().map(|byte| format!("{byte:02x}")).collect();
-            let (name, width) = (modify.name, modify.width);
-            write!(text, "modify_field op set dst_type {name} src_type value src_value {value} width {width}")
+            set(modify, text);
+            Ok(())
         }
         Step::DecTtl => write!(text, "dec_ttl"),
         Step::VxlanDecap => write!(text, "vxlan_decap"),
@@ -145,11 +186,29 @@ fn step(step: &Step, before: &mut String, text: &mut String, copies: &mut u32) {
         }
         Step::Encap(headers) => {
             before.push_str("set raw_encap 0 ");
-            split(headers).iter().for_each(|one| item(one, true, before));
+            split(headers).iter().for_each(|one| item(one, Words::Whole, before));
             before.push_str("end_set\n");
             write!(text, "raw_encap index 0")
         }
     };
+    text.push_str(" / ");
+}
+
+fn set(modify: &Modify, text: &mut String) {
+    let value: String = modify.value.iter().map(|byte| format!("{byte:02x}")).collect();
+    let (name, width) = (modify.name, modify.width);
+    let _ = write!(text, "modify_field op set dst_type {name} src_type value src_value {value} width {width}");
+}
+
+/// The same in the words of an older action, if there is one.
+fn set_short(modify: &Modify, text: &mut String) {
+    match SHORT.iter().find(|short| short.name == modify.name) {
+        Some(Short { action, word, form, .. }) => {
+            let value = modify.value.iter().fold(0, |value, byte| value << 8 | u128::from(*byte));
+            let _ = write!(text, "{action} {word} {}", write_value(*form, value));
+        }
+        None => set(modify, text),
+    }
     text.push_str(" / ");
 }
 

@@ -3,8 +3,8 @@
 use super::super::actions::Modify;
 use super::super::header::{Form, Header, Item, ItemKind};
 use super::super::{LEAST_PRIORITY, encap, pattern};
-use super::port;
-use crate::rule::{Action, Field, FieldMatch, Match, Rule};
+use super::{SHORT, port};
+use crate::rule::{Action, Field, FieldMatch, Match, Rule, RuleId};
 use crate::{MacAddress, NicPort};
 
 /// Not a rule as it is printed.
@@ -20,6 +20,17 @@ struct Before {
     encap: Option<Vec<Item>>,
     decap: bool,
     samples: Vec<NicPort>,
+    /// Actions that set a field of which the one before sets another part.
+    apart: Vec<usize>,
+}
+
+/// What is said beside the rule.
+struct Comment {
+    id: RuleId,
+    also: Vec<FieldMatch>,
+    undone: Vec<(usize, Action)>,
+    apart: Vec<usize>,
+    refresh: bool,
 }
 
 /// Reads the lines of one rule.
@@ -29,11 +40,13 @@ struct Before {
 pub fn read(text: &str) -> Result<Rule, Unreadable> {
     let mut before = Before::default();
     let mut lines = text.lines().peekable();
-    let comment = lines.next().and_then(|line| line.strip_prefix("# ")).unwrap_or_default();
+    let line = lines.next().and_then(|line| line.strip_prefix("# ")).unwrap_or_default();
+    let mut comment = comment(&mut line.split_whitespace().peekable())?;
+    before.apart = std::mem::take(&mut comment.apart);
     while let Some(line) = lines.next() {
         let mut words = line.split_whitespace().peekable();
         if lines.peek().is_none() {
-            return rule(&mut words, &before, &mut comment.split_whitespace().peekable());
+            return rule(&mut words, &before, comment);
         }
         expect(&mut words, &["set"])?;
         match word(&mut words)? {
@@ -86,7 +99,30 @@ fn value(form: Form, text: &str) -> Option<u128> {
     }
 }
 
-fn rule(words: &mut Words<'_>, before: &Before, comment: &mut Words<'_>) -> Result<Rule, Unreadable> {
+fn comment(words: &mut Words<'_>) -> Result<Comment, Unreadable> {
+    let id = word(words)?;
+    let id = id.parse().map_err(|_| Unreadable(id.into()))?;
+    let mut comment = Comment { id, also: Vec::new(), undone: Vec::new(), apart: Vec::new(), refresh: true };
+    while let Some(next) = words.next() {
+        match next {
+            "also" => {
+                let text = word(words)?;
+                comment.also.push(text.parse().map_err(|_| Unreadable(text.into()))?);
+            }
+            "do" => {
+                let at = number(words)?;
+                let text = word(words)?;
+                comment.undone.push((at, serde_json::from_str(text).map_err(|_| Unreadable(text.into()))?));
+            }
+            "apart" => comment.apart.push(number(words)?),
+            "quiet" => comment.refresh = false,
+            other => return Err(Unreadable(other.into())),
+        }
+    }
+    Ok(comment)
+}
+
+fn rule(words: &mut Words<'_>, before: &Before, comment: Comment) -> Result<Rule, Unreadable> {
     expect(words, &["flow", "create", "0", "priority"])?;
     let priority: u32 = number(words)?;
     let priority = LEAST_PRIORITY.checked_sub(priority).ok_or_else(|| Unreadable("a priority".into()))?;
@@ -104,24 +140,10 @@ fn rule(words: &mut Words<'_>, before: &Before, comment: &mut Words<'_>) -> Resu
     if let Some(more) = words.next() {
         return Err(Unreadable(more.into()));
     }
-    let id = word(comment)?;
-    let id = id.parse().map_err(|_| Unreadable(id.into()))?;
-    let mut refresh = true;
-    while let Some(next) = comment.next() {
-        match next {
-            "also" => {
-                let text = word(comment)?;
-                fields.push(text.parse().map_err(|_| Unreadable(text.into()))?);
-            }
-            "do" => {
-                let at: usize = number(comment)?;
-                let text = word(comment)?;
-                let action = serde_json::from_str(text).map_err(|_| Unreadable(text.into()))?;
-                actions.insert(at.min(actions.len()), action);
-            }
-            "quiet" => refresh = false,
-            other => return Err(Unreadable(other.into())),
-        }
+    let Comment { id, also, undone, refresh, .. } = comment;
+    fields.extend(also);
+    for (at, action) in undone {
+        actions.insert(at.min(actions.len()), action);
     }
     let matches = Match::new(joined(fields)).map_err(|error| Unreadable(error.to_string()))?;
     Ok(Rule { id, priority, in_port, matches, actions, refresh })
@@ -168,11 +190,17 @@ fn item(kind: ItemKind, words: &mut Words<'_>) -> Result<Item, Unreadable> {
         }
         let header = Header::named(kind, name).ok_or_else(|| Unreadable(name.into()))?;
         let (how, text) = (word(words)?, word(words)?);
-        let value = value(header.form, text).ok_or_else(|| Unreadable(text.into()))?;
+        let form = if how == "prefix" { Form::Number } else { header.form };
+        let value = value(form, text).ok_or_else(|| Unreadable(text.into()))?;
         match how {
             "is" => item.put(header, value, header.mask()),
             "spec" => header.put(&mut item.spec, value),
             "mask" => header.put(&mut item.mask, value),
+            "prefix" => {
+                let bits = usize::try_from(value).ok().filter(|bits| (1..=header.bits).contains(bits));
+                let others = header.bits - bits.ok_or_else(|| Unreadable(text.into()))?;
+                header.put(&mut item.mask, header.mask() << others & header.mask());
+            }
             "last" => {
                 let mut last = Item::any(kind).spec;
                 header.put(&mut last, value);
@@ -211,11 +239,11 @@ fn step(words: &mut Words<'_>, before: &Before, actions: &mut Vec<Action>) -> Re
         }
         "of_set_vlan_vid" => {
             expect(words, &["vlan_vid"])?;
-            set(FieldMatch::new(Field::VlanTci, number(words)?, 0xfff).ok(), actions)?;
+            set(FieldMatch::new(Field::VlanTci, number(words)?, 0xfff).ok(), before, actions)?;
         }
         "of_set_vlan_pcp" => {
             expect(words, &["vlan_pcp"])?;
-            set(FieldMatch::new(Field::VlanTci, number::<u128>(words)? << 13, 0xe000).ok(), actions)?;
+            set(FieldMatch::new(Field::VlanTci, number::<u128>(words)? << 13, 0xe000).ok(), before, actions)?;
         }
         "of_pop_vlan" => actions.push(Action::PopVlan),
         "modify_field" => {
@@ -228,7 +256,7 @@ fn step(words: &mut Words<'_>, before: &Before, actions: &mut Vec<Action>) -> Re
             let byte = |at: usize| text.get(at..at + 2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
             let value: Option<Vec<u8>> = (0..text.len()).step_by(2).map(byte).collect();
             let modify = value.and_then(|value| Modify::named(name, value)).filter(|modify| modify.width == width);
-            set(modify.and_then(|modify| modify.field()), actions)?;
+            set(modify.and_then(|modify| modify.field()), before, actions)?;
         }
         "dec_ttl" => actions.push(Action::DecTtl),
         "vxlan_decap" => actions.push(Action::TunnelPop),
@@ -252,15 +280,23 @@ fn step(words: &mut Words<'_>, before: &Before, actions: &mut Vec<Action>) -> Re
             }
             actions.push(Action::TunnelPush(Box::new(encap::push(&bytes).ok_or_else(missing)?)));
         }
-        other => return Err(Unreadable(other.into())),
+        other => {
+            let short = SHORT.iter().find(|short| short.action == other).ok_or_else(|| Unreadable(other.into()))?;
+            expect(words, &[short.word])?;
+            let text = word(words)?;
+            let modify =
+                value(short.form, text).and_then(|value| Modify::named(short.name, value.to_be_bytes().into()));
+            set(modify.and_then(|modify| modify.field()), before, actions)?;
+        }
     }
     Ok(())
 }
 
-/// One more field to set; the two parts of one field that come one behind the other are one.
-fn set(field: Option<FieldMatch>, actions: &mut Vec<Action>) -> Result<(), Unreadable> {
+/// One more field to set; the two parts of one field that come one behind the other are one, if they are not said to be two.
+fn set(field: Option<FieldMatch>, before: &Before, actions: &mut Vec<Action>) -> Result<(), Unreadable> {
     let field = field.ok_or_else(|| Unreadable("a value that is set".into()))?;
-    match actions.last_mut() {
+    let is_apart = before.apart.contains(&actions.len());
+    match actions.last_mut().filter(|_| !is_apart) {
         Some(Action::Set(known)) if known.field() == field.field() && known.mask() & field.mask() == 0 => {
             let both = FieldMatch::new(field.field(), known.value() | field.value(), known.mask() | field.mask());
             *known = both.map_err(|error| Unreadable(error.to_string()))?;

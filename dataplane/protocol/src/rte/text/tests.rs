@@ -1,6 +1,6 @@
 //! Rules as they are printed. That any rule reads back, and that the test program takes it, is tested in `tests/e2e/testpmd_rules.rs`.
 
-use super::{print, read};
+use super::{LONGEST, print, read};
 use crate::NicPort;
 use crate::rule::{Action, Match, Rule, RuleId};
 
@@ -90,4 +90,34 @@ fn what_is_cut_or_changed_is_no_rule() {
         assert!(read(&text[..at]).is_err(), "{}", &text[..at]);
     }
     assert!(read(&text.replace("eth dst", "eth dist")).is_err());
+}
+
+#[test]
+fn a_rule_that_would_be_longer_than_a_line_is_said_in_fewer_words() {
+    let does = r#"[{"set":"eth_src=02:00:00:00:00:03"},{"set":"eth_dst=02:00:00:00:00:04"},{"set":"ipv4_src=10.0.0.3"},
+        {"set":"ip_tos=0x8/0xfc"},{"set":"ip_ttl=63"},{"output":"vf1"}]"#;
+    let four = rule(NicPort::Vf(0), IP, does);
+    let text = print(&four).unwrap();
+    let last = text.lines().last().unwrap();
+    assert!(last.len() <= LONGEST, "{last}");
+    assert!(last.contains("ipv4 dst spec 10.0.0.0 dst prefix 8 / "), "{last}");
+    assert!(
+        last.ends_with(
+            "set_mac_src mac_addr 02:00:00:00:00:03 / set_mac_dst mac_addr 02:00:00:00:00:04 / set_ipv4_src ipv4_addr 10.0.0.3 / \
+             set_ipv4_dscp dscp_value 0x2 / set_ttl ttl_value 0x3f / represented_port ethdev_port_id 2 / end"
+        ),
+        "{last}"
+    );
+    assert_eq!(read(&text), Ok(four));
+}
+
+#[test]
+fn two_actions_that_set_the_parts_of_one_field_stay_two() {
+    let does = r#"[{"push-vlan":{"tpid":33024,"tci":4101}},{"set":"vlan_tci=0x5/0xfff"},{"set":"vlan_tci=0x4/0xff"},{"set":"vlan_tci=0x2000/0xe000"},
+        {"set":"ip_tos=0x8/0xfc"},{"set":"ip_tos=0x1/0x3"},{"set":"ip_tos=0x4"},{"output":"vf1"}]"#;
+    let five = rule(NicPort::Vf(0), IP, does);
+    let text = print(&five).unwrap();
+    // The third has no words, and counts for nothing.
+    assert!(text.lines().next().unwrap().ends_with(" apart 2 apart 4 apart 5"), "{text}");
+    assert_eq!(read(&text), Ok(five));
 }

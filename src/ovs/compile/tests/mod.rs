@@ -1,5 +1,8 @@
 //! Flows as OVS prints them, and the rules that they become.
 
+mod any_flow;
+mod testpmd;
+
 use std::sync::Arc;
 
 use proptest::prelude::*;
