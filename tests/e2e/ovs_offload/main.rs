@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use ringspan_testkit::daemon::Daemon;
+use ringspan_testkit::far_end::FarEnd;
 use ringspan_testkit::guest::crossing::{self, End, Ways};
-use ringspan_testkit::guest::loopback::Plan;
+use ringspan_testkit::guest::loopback::{ETHERTYPE, Plan};
 use ringspan_testkit::guest::{Guest, Kind, Options};
 use ringspan_testkit::netns::Netns;
 use ringspan_testkit::ovs::Ovs;
@@ -70,9 +71,26 @@ impl Scene {
         Ok(())
     }
 
+    /// Passes frames from each guest to the kernel's end of its VF's representor: the NIC has no rule for them.
+    fn come_out_of_representors(&mut self, frames: u64) -> Result<()> {
+        for (vf, guest) in self.guests.iter_mut().enumerate() {
+            let name = format!("nic0_vf{vf}");
+            let far = FarEnd::open(&self.net, &name, ETHERTYPE)?;
+            let plan = Plan::new(frames, 8).in_any_order();
+            crossing::run(&mut End::Guest(guest), &mut End::Far(&far), Ways::There, plan).context(name)?;
+        }
+        Ok(())
+    }
+
     fn list(&self, filter: Value) -> Result<Vec<Value>> {
         let flows = self.daemon.call("flow.list", filter)?;
         Ok(flows["flows"].as_array().context("flows")?.clone())
+    }
+
+    /// Rules that the NIC itself has, whatever the mirror knows of them.
+    fn rules(&self) -> Result<u64> {
+        let nic = self.daemon.call("nic.show", json!({ "name": "nic0" }))?;
+        nic["status"]["rules"].as_u64().with_context(|| format!("no rules in {nic:#}"))
     }
 
     /// Waits until this many flows are in the NIC.
@@ -132,6 +150,7 @@ fn rules_outlive_the_daemon_and_not_what_ovs_wants() -> Result<()> {
     let mut scene = Scene::new("ovs-restart")?;
     scene.cross(50)?;
     scene.offloaded(2)?;
+    ensure!(scene.rules()? == 2, "the NIC has {} rules", scene.rules()?);
     scene.daemon.kill()?;
     scene.cross(1000)?;
     scene.daemon.start_again()?;
@@ -146,12 +165,15 @@ fn rules_outlive_the_daemon_and_not_what_ovs_wants() -> Result<()> {
     scene.cross(50)?;
     scene.offloaded(2)?;
     scene.cross(1000)?;
-    // OVS goes: after the grace period nothing is forwarded any more. It comes back, and all is as it was.
+    // OVS goes: after the grace period the NIC has no rule of its, and gives the kernel what comes from VFs. It comes back, and
+    // all is as it was.
     scene.ovs.stop_switch();
-    wait::until(SOON, "no flow in the NIC", || {
+    wait::until(SOON, "no flow in the mirror, and no rule in the NIC", || {
         let stats = scene.daemon.call("flow.stats", json!({}))?;
-        Ok((stats["flows"] == 0 && stats["rules"]["packets"] == 0 && stats["trouble"].is_string()).then_some(()))
+        let forgotten = stats["flows"] == 0 && stats["rules"]["packets"] == 0 && stats["trouble"].is_string();
+        Ok((forgotten && scene.rules()? == 0).then_some(()))
     })?;
+    scene.come_out_of_representors(100)?;
     scene.ovs.start_switch()?;
     scene.flows(&FLOWS)?;
     scene.cross(50)?;
