@@ -71,7 +71,7 @@ impl<'a> Cursor<'a> {
     /// Takes this, or fails.
     #[inline]
     pub fn expect(&mut self, what: &'static str) -> Parsed<()> {
-        if self.take(what) { Ok(()) } else { self.fail(What::Expected(what)) }
+        if self.take(what) { Ok(()) } else { self.fail(What::Text(what)) }
     }
 
     /// Takes this field of a list: its name, and the comma in front where it is not the first.

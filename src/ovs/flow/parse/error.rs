@@ -14,8 +14,10 @@ pub(super) struct Fail {
 /// What does not fit.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum What {
-    /// Something else should be here.
+    /// Something else should be here: what kind of thing.
     Expected(&'static str),
+    /// This very text should be here.
+    Text(&'static str),
     /// A word that is none of those that may be here: what kind of word.
     Unknown(&'static str),
     /// What ends this list is not here: the list's name.
@@ -47,7 +49,11 @@ impl ParseError {
         let found = || excerpt(text, at);
         let reason = match what {
             What::Expected(what) => format!("expected {what}, found {}", found()),
+            What::Text(text) => format!("expected {text:?}, found {}", found()),
             What::Unknown(kind) => format!("unknown {kind}: {}", found()),
+            What::NotIn(list) if at >= text.len() => {
+                format!("expected \",\" and more of {list}, or \")\", found {}", found())
+            }
             What::NotIn(list) => format!("not a part of {list}, or not in its place: {}", found()),
             What::Twice => format!("given twice: {}", found()),
             What::TooLarge(bits) => format!("a number of more than {bits} bits: {}", found()),

@@ -45,7 +45,10 @@ pub(super) fn key(cursor: &mut Cursor) -> Parsed<Key> {
     }
     cursor.expect("(")?;
     let key = value(cursor, name, at)?;
-    if cursor.take(")") { Ok(key) } else { cursor.fail(What::NotIn(list_name(&key))) }
+    if cursor.take(")") {
+        return Ok(key);
+    }
+    cursor.fail(list_name(&key).map_or(What::Expected("\")\" at the end of this field"), What::NotIn))
 }
 
 fn value(cursor: &mut Cursor, name: &str, at: usize) -> Parsed<Key> {
@@ -86,8 +89,8 @@ fn value(cursor: &mut Cursor, name: &str, at: usize) -> Parsed<Key> {
 }
 
 /// How OVS calls what this key is written as.
-fn list_name(key: &Key) -> &'static str {
-    match key {
+fn list_name(key: &Key) -> Option<&'static str> {
+    Some(match key {
         Key::Tunnel(_) => "tunnel(...)",
         Key::Eth { .. } => "eth(...)",
         Key::Vlan(_) => "vlan(...)",
@@ -98,8 +101,8 @@ fn list_name(key: &Key) -> &'static str {
         Key::Nsh(_) => "nsh(...)",
         Key::Mpls(_) => "mpls(...)",
         Key::Encap(_) => "encap(...)",
-        _ => "this field",
-    }
+        _ => return None,
+    })
 }
 
 /// Reads a field where it stands here, and leaves it as it is where not.
@@ -280,7 +283,7 @@ fn mpls(cursor: &mut Cursor) -> Parsed<Vec<MplsLabel>> {
         cursor.expect(",bos=")?;
         labels.push(MplsLabel { label, tc, ttl, bos: cursor.masked_narrow(MplsLabel::BOS_MASK)? });
     }
-    if labels.is_empty() { cursor.fail(What::Expected("label=")) } else { Ok(labels) }
+    if labels.is_empty() { cursor.fail(What::Text("label=")) } else { Ok(labels) }
 }
 
 /// Also for `set(nsh(...))`.

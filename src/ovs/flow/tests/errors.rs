@@ -45,6 +45,19 @@ fn what_is_not_known_is_named() {
 }
 
 #[test]
+fn what_was_expected_is_told_from_the_words_around_it() {
+    for (line, reason) in [
+        ("in_port(1)", "expected \", packets:\", found the end of the line"),
+        ("in_port(1) packets:0", "expected \", packets:\", found \" packets:0\""),
+        ("in_port(1", "expected \")\" at the end of this field, found the end of the line"),
+        ("eth(src=02:00:00:00:00:01", "expected \",\" and more of eth(...), or \")\", found the end of the line"),
+    ] {
+        assert_eq!(refused(line).reason, reason, "{line}");
+    }
+    assert_eq!(refused(&doing("sample(frob=1)")).reason, "expected \"sample=\", found \"frob=1)\"");
+}
+
+#[test]
 fn what_would_be_read_wrongly_is_not_read() {
     for line in [
         // Twice.
