@@ -286,25 +286,49 @@ pub(super) fn with_prefix(value: f64) -> String {
     String::new()
 }
 
-/// Without what matches everything, such as `skb_mark(0/0)`, and what every flow has.
+/// How deep keys are within keys (`encap`) of which what matches everything is left out.
+const LEVELS: usize = 4;
+
+/// Without what matches everything, such as `skb_mark(0/0)` or the `tos=0/0` of `ipv4(...)`, and what every flow has.
 fn short(matches: &str) -> String {
-    const USUAL: [&str; 2] = ["recirc_id(0)", "packet_type(ns=0,id=0)"];
+    short_list(matches, LEVELS).unwrap_or_default()
+}
+
+/// The parts of a list that say something; nothing: none does.
+fn short_list(list: &str, levels: usize) -> Option<String> {
     let (mut depth, mut begin) = (0_usize, 0);
     let mut parts = Vec::new();
-    for (at, byte) in matches.bytes().enumerate() {
+    for (at, byte) in list.bytes().enumerate() {
         match byte {
-            b'(' => depth += 1,
-            b')' => depth = depth.saturating_sub(1),
+            b'(' | b'{' => depth += 1,
+            b')' | b'}' => depth = depth.saturating_sub(1),
             b',' if depth == 0 => {
-                parts.push(&matches[begin..at]);
+                parts.push(&list[begin..at]);
                 begin = at + 1;
             }
             _ => {}
         }
     }
-    parts.push(&matches[begin..]);
-    parts.retain(|part| !part.ends_with("(0/0)") && !USUAL.contains(part));
-    parts.join(",")
+    parts.push(&list[begin..]);
+    let said: Vec<String> = parts.into_iter().filter_map(|part| short_part(part, levels)).collect();
+    (!said.is_empty()).then(|| said.join(","))
+}
+
+fn short_part(part: &str, levels: usize) -> Option<String> {
+    const USUAL: [&str; 2] = ["recirc_id(0)", "packet_type(ns=0,id=0)"];
+    if USUAL.contains(&part) || matches_everything(part) {
+        return None;
+    }
+    match part.strip_suffix(')').and_then(|rest| rest.split_once('(')) {
+        Some((name, list)) if levels > 0 => Some(format!("{name}({})", short_list(list, levels - 1)?)),
+        _ => Some(part.into()),
+    }
+}
+
+/// Whether it is a value with a mask of no bit: `0/0`, `proto=1/0`, `src=192.0.2.4/0.0.0.0`, `dst=fe80::1/::`.
+fn matches_everything(field: &str) -> bool {
+    let is_zero = |mask: &str| mask.contains(['0', ':']) && mask.bytes().all(|byte| b"0.:x".contains(&byte));
+    !field.contains(['(', ')', '{', '}']) && field.rsplit_once('/').is_some_and(|(_, mask)| is_zero(mask))
 }
 
 pub(super) fn stats(mut client: Client, as_json: bool) -> Result<(), Failure> {
@@ -428,7 +452,25 @@ mod tests {
     fn what_says_nothing_is_left_out_of_the_table() {
         let long = "skb_priority(0/0),ct_state(0/0),recirc_id(0),in_port(a),packet_type(ns=0,id=0),eth(src=02:00:00:00:00:01,dst=02:00:00:00:00:02)";
         assert_eq!(short(long), "in_port(a),eth(src=02:00:00:00:00:01,dst=02:00:00:00:00:02)");
+        // Fields of which no bit matters, and a key that has no others.
+        let fields = "in_port(a),eth(src=02:00:00:00:00:01,dst=00:00:00:00:00:00/00:00:00:00:00:00),eth_type(0x0800),ipv4(src=192.0.2.4/0.0.0.0,dst=192.0.2.0/255.255.255.0,proto=1/0,tos=0/0,frag=no)";
+        assert_eq!(
+            short(fields),
+            "in_port(a),eth(src=02:00:00:00:00:01),eth_type(0x0800),ipv4(dst=192.0.2.0/255.255.255.0,frag=no)"
+        );
+        assert_eq!(
+            short("in_port(a),tcp(src=5/0,dst=80/0),tcp_flags(0/0),encap(ipv6(src=fe80::1/::,dst=::))"),
+            "in_port(a),encap(ipv6(dst=::))"
+        );
+        assert_eq!(
+            short(
+                "tunnel(tun_id=0x7,tos=0/0,geneve({class=0x1,type=0/0,len=4,0x1/0x0}),flags(-df+csum+key)),in_port(/x)"
+            ),
+            "tunnel(tun_id=0x7,geneve({class=0x1,type=0/0,len=4,0x1/0x0}),flags(-df+csum+key)),in_port(/x)"
+        );
+        assert_eq!(short("eth(),encap()"), "eth(),encap()");
         assert_eq!(short(""), "");
+        assert_eq!(short("ipv4(src=1/0"), "ipv4(src=1/0");
         assert_eq!(short(")(,"), ")(,");
     }
 }
