@@ -19,7 +19,7 @@ pub(super) enum Ovs {
     Show(Output),
     /// Make settings, a bridge and a port as they should be; what is so already is left alone.
     Configure(Configure),
-    /// Find out whether flows are offloaded, and what stands in the way. Exit code 1: there is traffic, and none of it is.
+    /// Find out whether flows are offloaded, and what stands in the way. Exit code 1: there is traffic and none of it is, or a check failed beside what is.
     Verify(Output),
 }
 
@@ -72,7 +72,7 @@ pub(super) fn run(mut client: Client, command: Ovs) -> Result<(), Failure> {
                 print_verified(&verified)?
             }
             match verified.verdict {
-                Verdict::NotWorking => Err(Failure::Failed(verified.summary)),
+                Verdict::NotWorking | Verdict::Hindered => Err(Failure::Failed(verified.summary)),
                 _ => Ok(()),
             }
         }

@@ -39,6 +39,8 @@ pub(crate) struct Verified {
 pub(crate) enum Verdict {
     /// Flows are offloaded.
     Working,
+    /// Flows are offloaded, and a check failed: not all that should be are, or not for long.
+    Hindered,
     /// Nothing can be said: no flow saw a packet.
     NoTraffic,
     /// There is traffic, and nothing of it is offloaded.
@@ -147,22 +149,23 @@ pub(crate) fn verify(place: &Place, sysfs: &Path, own: &Own) -> Result<Verified,
     let vfs: BTreeSet<&str> =
         representors.iter().map(|one| &one.name).chain(&own.representors).map(String::as_str).collect();
     let datapaths = datapaths(&mut switch, &vfs)?;
+    let owning = owner::open_vswitch(&view, place);
     let mut checks = vec![
         hw_offload(&view, switch.process, &representors, own),
         offloaded(&view, &datapaths, own),
         own_rules(&datapaths, own),
         idle(&view, own),
-        owners(owner::open_vswitch(&view, place), own),
+        owners(owning, own),
         missing(&view, &vfs),
         interfaces(&view),
     ];
     checks.push(match qdisc::list() {
-        Ok(found) => qdiscs(&view, &representors, own, &found),
+        Ok(found) => qdiscs(owning, &representors, own, &found),
         Err(error) => Check::new(Checked::Qdiscs, State::Unknown, format!("the kernel does not say: {error}")),
     });
     checks.push(conntrack(&datapaths, &representors));
     checks.push(upcalls(&datapaths));
-    let (verdict, summary) = judge(&view, &datapaths, own, !representors.is_empty());
+    let (verdict, summary) = hindered(judge(&view, &datapaths, own, !representors.is_empty()), &checks);
     Ok(Verified { verdict, summary, checks, datapaths })
 }
 
@@ -393,19 +396,36 @@ fn interfaces(view: &View) -> Check {
     }
 }
 
-fn qdiscs(view: &View, representors: &[Representor], own: &Own, found: &[Qdisc]) -> Check {
+fn qdiscs(owning: Option<Owning>, representors: &[Representor], own: &Own, found: &[Qdisc]) -> Check {
     let is_ours =
         |name: &str| representors.iter().any(|one| one.name == name) || own.representors.iter().any(|one| one == name);
-    // OVS's own ingress discipline is there for TC's filters; with another owner OVS cannot put its own.
+    // OVS's own ingress discipline is there for TC's filters, until its process ends; with another owner OVS cannot put its own.
     let defeats =
-        |qdisc: &&Qdisc| is_ours(&qdisc.interface) && (qdisc.shapes() || qdisc.is_ingress() && !view.hw_offload);
-    let words: Vec<String> =
-        found.iter().filter(defeats).map(|qdisc| format!("{} on {}", qdisc.kind, qdisc.interface)).collect();
-    if words.is_empty() {
+        |qdisc: &&Qdisc| is_ours(&qdisc.interface) && (qdisc.shapes() || qdisc.is_ingress() && owning.is_none());
+    let found: Vec<&Qdisc> = found.iter().filter(defeats).collect();
+    if found.is_empty() {
         return Check::new(Checked::Qdiscs, State::Ok, "no queueing discipline is in the way");
     }
-    Check::new(Checked::Qdiscs, State::Warning, format!("what is offloaded passes these by, or is not offloaded for them: {}", words.join(", ")))
-        .remedy("limit the VF's rate instead (ip link set PF vf N max_tx_rate), and remove them: tc qdisc del dev NAME root, or ingress")
+    let words: Vec<String> = found.iter().map(|qdisc| format!("{} on {}", qdisc.kind, qdisc.interface)).collect();
+    // A software NIC has no PF whose driver would limit its VFs.
+    let is_software = |qdisc: &&Qdisc| own.software.contains(&qdisc.interface);
+    let (software, others): (Vec<_>, Vec<_>) = found.into_iter().partition(is_software);
+    let mut limits = Vec::new();
+    if !others.is_empty() {
+        limits.push("ip link set PF vf N max_tx_rate");
+    }
+    if !software.is_empty() {
+        limits.push("of a software NIC a meter in the VF's OpenFlow flows: ovs-ofctl add-meter");
+    }
+    Check::new(
+        Checked::Qdiscs,
+        State::Warning,
+        format!("what is offloaded passes these by, or is not offloaded for them: {}", words.join(", ")),
+    )
+    .remedy(format!(
+        "limit the VF's rate instead ({}), and remove them: tc qdisc del dev NAME root, or ingress",
+        limits.join("; ")
+    ))
 }
 
 fn conntrack(datapaths: &[Datapath], representors: &[Representor]) -> Check {
@@ -445,19 +465,28 @@ fn upcalls(datapaths: &[Datapath]) -> Check {
     }
 }
 
+/// That offload works is not said beside what prevents it.
+fn hindered((verdict, summary): (Verdict, String), checks: &[Check]) -> (Verdict, String) {
+    let failed: Vec<&str> =
+        checks.iter().filter(|check| check.state == State::Failed).map(|check| check.message.as_str()).collect();
+    match summary.strip_prefix(WORKS) {
+        Some(how) if !failed.is_empty() => {
+            (Verdict::Hindered, format!("offload is hindered: {how}, but {}", failed.join("; ")))
+        }
+        _ => (verdict, summary),
+    }
+}
+
+/// What the summary of an offload that works begins with.
+const WORKS: &str = "offload works: ";
+
 fn judge(view: &View, datapaths: &[Datapath], own: &Own, has_nic: bool) -> (Verdict, String) {
     let sum = |count: fn(&Datapath) -> u64| datapaths.iter().map(count).sum::<u64>();
     let (flows, hit, offloaded) = (sum(|one| one.flows), sum(|one| one.of_vfs), sum(|one| one.offloaded));
     let rules = own.rules.unwrap_or(0);
     if offloaded + rules > 0 {
-        return (
-            Verdict::Working,
-            format!(
-                "offload works: {offloaded} of {} by OVS, {} by ringspan",
-                number_of(flows, "flow"),
-                number_of(rules, "rule")
-            ),
-        );
+        let (flows, rules) = (number_of(flows, "flow"), number_of(rules, "rule"));
+        return (Verdict::Working, format!("{WORKS}{offloaded} of {flows} by OVS, {rules} by ringspan"));
     }
     if !view.hw_offload && !has_nic && own.rules.is_none() {
         return (Verdict::Off, "offload is off: hw-offload is not set, and there is no switchdev NIC".into());

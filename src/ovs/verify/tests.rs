@@ -186,10 +186,39 @@ fn what_shapes_a_representor_is_named_and_an_ingress_of_somebody_elses_too() {
     let rep = [Representor { name: "rep0".into(), port: "pf0vf0".into(), nic: None }];
     let qdisc = |interface: &str, kind: &str| Qdisc { interface: interface.into(), kind: kind.into() };
     let found = [qdisc("eth0", "tbf"), qdisc("rep0", "tbf"), qdisc("rep0", "ingress"), qdisc("rep0", "noqueue")];
-    let off = qdiscs(&View::default(), &rep, &Own::default(), &found);
+    let off = qdiscs(None, &rep, &Own::default(), &found);
     assert_eq!(off.state, State::Warning);
     assert!(off.message.ends_with(": tbf on rep0, ingress on rep0"), "{}", off.message);
-    let on = qdiscs(&View { hw_offload: true, ..View::default() }, &rep, &Own::default(), &found);
-    assert!(on.message.ends_with(": tbf on rep0"), "{}", on.message);
-    assert_eq!(qdiscs(&View::default(), &rep, &Own::default(), &found[..1]).state, State::Ok);
+    // Open vSwitch's own stay until its process ends, whatever the database says by then.
+    for owning in [Owning::Set, Owning::UntilRestart, Owning::Unknown] {
+        let on = qdiscs(Some(owning), &rep, &Own::default(), &found);
+        assert!(on.message.ends_with(": tbf on rep0"), "{}", on.message);
+    }
+    assert_eq!(qdiscs(None, &rep, &Own::default(), &found[..1]).state, State::Ok);
+}
+
+#[test]
+fn a_rate_is_limited_where_the_nic_can() {
+    let found = ["rep0", "nic0_vf0"].map(|name| Qdisc { interface: name.into(), kind: "tbf".into() });
+    let rep = [Representor { name: "rep0".into(), port: "pf0vf0".into(), nic: None }];
+    let names = vec!["nic0_vf0".to_owned()];
+    let own = Own { representors: names.clone(), software: names, ..Own::default() };
+    let remedy = |found: &[Qdisc]| qdiscs(None, &rep, &own, found).remedy.unwrap();
+    let words = |found| ["max_tx_rate", "add-meter"].map(|word| remedy(found).contains(word));
+    assert_eq!(words(&found[..1]), [true, false]);
+    assert_eq!(words(&found[1..]), [false, true], "a software NIC has no PF");
+    assert_eq!(words(&found), [true, true]);
+}
+
+#[test]
+fn the_summary_does_not_contradict_a_check_that_failed() {
+    let own = Own { rules: Some(2), ..Own::default() };
+    let said = |checks: &[Check], own: &Own| hindered(judge(&View::default(), &[], own, false), checks);
+    let check = |state| Check::new(Checked::HwOffload, state, "hw-offload is not set");
+    assert_eq!(said(&[check(State::Warning)], &own).0, Verdict::Working);
+    let (verdict, summary) = said(&[check(State::Ok), check(State::Failed)], &own);
+    assert_eq!(verdict, Verdict::Hindered);
+    assert_eq!(summary, "offload is hindered: 0 of 0 flows by OVS, 2 rules by ringspan, but hw-offload is not set");
+    // What says that it does not work is as it was.
+    assert_eq!(said(&[check(State::Failed)], &Own::default()).0, Verdict::Off);
 }
