@@ -71,8 +71,7 @@ fn page() -> String {
     events::<EventKind>(&mut page);
     events::<ringspan_protocol::LaneEventKind>(&mut page);
     page += "\n## Why a flow is not offloaded\n\nThe codes in `reason` of `flow.list`, and in `by_reason` of `flow.stats`.\n\n| code | meaning |\n|---|---|\n";
-    let own = crate::ovs::flow::Reason::ALL.iter().map(|reason| (reason.code(), reason.sentence()));
-    for (code, sentence) in own.chain(crate::ovs::compile::CODES.iter().copied()) {
+    for (code, sentence) in crate::ovs::compile::codes() {
         let _ = writeln!(page, "| `{code}` | {sentence} |");
     }
     page += "\n## Methods\n\n| method | role | |\n|---|---|---|\n";

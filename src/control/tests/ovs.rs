@@ -158,3 +158,38 @@ fn open_vswitch_that_does_not_run_is_named_with_its_place() {
         assert!(message.contains("/nonexistent/ovs") && message.contains("ovs.run_dir"), "{message}");
     }
 }
+
+#[test]
+fn flows_of_a_reason_or_a_port_that_is_not_there_are_not_asked_for_in_vain() -> Result<()> {
+    needs!(Ovs);
+    let ovs = Ovs::start()?;
+    ovs.add_bridge("br0")?;
+    let bench = bench(&ovs);
+    for method in ["flow.list", "flow.watch"] {
+        let ask = |filter: Value| {
+            let params = if method == "flow.list" { filter } else { json!({ "filter": filter }) };
+            bench.call(method, params)
+        };
+        let refused = |filter: Value| {
+            let error = ask(filter).unwrap_err();
+            (kind(&error).to_owned(), error["message"].as_str().unwrap_or_default().to_owned())
+        };
+        let (word, message) = refused(json!({ "reason": "nonsense" }));
+        assert_eq!(word, "invalid");
+        assert!(
+            message.contains("nonsense") && message.contains("match-conntrack, ") && message.contains("engine"),
+            "{message}"
+        );
+        let (word, message) = refused(json!({ "port": "nope" }));
+        assert_eq!(word, "not-found");
+        assert!(message.contains("nope") && message.contains("ringspan ovs show"), "{message}");
+        // What the datapath has beside what the database names.
+        for port in ["br0", "vxlan_sys_4789", "ovs-netdev", "7"] {
+            ask(json!({ "port": port, "reason": "output" })).unwrap();
+        }
+    }
+    // Whether there is such a port nobody knows.
+    drop(ovs);
+    bench.call("flow.list", json!({ "port": "nope" })).unwrap();
+    Ok(())
+}

@@ -42,7 +42,7 @@ pub(crate) enum Cause {
 }
 
 /// The codes of causes that are not a flow's own, and what they mean.
-pub(crate) const CODES: &[(&str, &str)] = &[
+const CODES: &[(&str, &str)] = &[
     ("in-port", "It comes in by a port that is not of a NIC of ringspan's."),
     ("output", "It goes out by a port that is not of a NIC of ringspan's, such as the bridge's own."),
     ("other-nic", "It goes from one NIC to another: each has a switch of its own."),
@@ -69,6 +69,12 @@ pub(crate) const CODES: &[(&str, &str)] = &[
     ("unreadable", "Its text could not be read."),
     ("engine", "The NIC refused the rule."),
 ];
+
+/// All codes, and what they mean: those of what is in a flow, then the others.
+pub(crate) fn codes() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let of_flows = obstacle::Reason::ALL.iter().map(|reason| (reason.code(), reason.sentence()));
+    of_flows.chain(CODES.iter().copied())
+}
 
 impl Cause {
     /// The stable word for programs.

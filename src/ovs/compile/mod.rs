@@ -15,9 +15,7 @@ use std::net::IpAddr;
 use ringspan_protocol::rule::{Match, Rule, RuleId};
 use ringspan_protocol::{NicName, NicPort};
 
-#[cfg(test)]
-pub(crate) use cause::CODES;
-pub(crate) use cause::Cause;
+pub(crate) use cause::{Cause, codes};
 pub(crate) use ports::{Ports, TunnelIn, tunnel_device};
 
 use super::flow::action::Action;

@@ -192,6 +192,11 @@ pub(crate) struct KernelStats {
 }
 
 impl Mirror {
+    /// Whether any flow that is known comes in or goes out by this port.
+    pub(crate) fn names(&self, port: &str) -> bool {
+        lock(&self.common.shared).work.table.flows.values().any(|entry| has_port(entry, port))
+    }
+
     /// The flows that fit.
     pub(crate) fn list(&self, filter: &FlowFilter, engine: &dyn Engine) -> Flows {
         sample::take(&self.common, engine);
