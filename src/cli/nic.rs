@@ -189,10 +189,16 @@ fn print(nics: &[NicEntry]) -> Result<(), Failure> {
             number(status.filter(|_| nic.spec.pci.is_none()).map(|status| status.core.into())),
             number(status.map(|status| status.rules)),
             number(status.map(|status| status.masks.into())),
-            nic.reason.clone().unwrap_or_default(),
+            note(nic),
         ]);
     }
     table.print()
+}
+
+/// Why it is not there, or why a NIC with a switch of its own takes no rules: its PF is missing, or somebody else brings them.
+fn note(nic: &NicEntry) -> String {
+    let refuses = || nic.status.as_ref().filter(|_| nic.spec.pci.is_some())?.capabilities.refuses.clone();
+    nic.reason.clone().or_else(refuses).unwrap_or_default()
 }
 
 fn print_one(nic: &NicEntry) -> Result<(), Failure> {
@@ -259,4 +265,23 @@ fn print_one(nic: &NicEntry) -> Result<(), Failure> {
         table.print()?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_says_why_a_nic_takes_no_rules() {
+        let spec = json!({ "name": "nic0", "vfs": 1, "pci": { "pf": "pci:0000:0a:00.0" } });
+        let can = json!({
+            "engine": "rte-flow", "refreshes": false, "counts": false, "ages": false, "meters": false, "refuses": "there is no such function",
+        });
+        let status = json!({ "spec": spec, "core": 0, "ports": [], "rules": 0, "masks": 0, "capabilities": can });
+        let mut nic = json!({ "name": "nic0", "lane": "main", "origin": "run-time", "spec": spec, "status": status });
+        let note = |nic: &serde_json::Value| super::note(&serde_json::from_value(nic.clone()).unwrap());
+        assert_eq!(note(&nic), "there is no such function");
+        nic["reason"] = json!("the lane is down");
+        assert_eq!(note(&nic), "the lane is down");
+    }
 }

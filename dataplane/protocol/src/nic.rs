@@ -193,7 +193,7 @@ fn one() -> u8 {
 pub struct NicPortStatus {
     /// Which.
     pub port: NicPort,
-    /// Name of its representor on the host; empty in legacy mode, where there is none.
+    /// Name of its representor on the host; empty where there is none: in legacy mode, or while the kernel shows none of a function's.
     pub representor: String,
     /// It is not there: somebody removed it, and it could not be made anew; or the kernel made none.
     #[serde(default)]

@@ -39,6 +39,9 @@ impl PciNicOfLane {
     pub fn open(spec: NicSpec, pci: &PciNic) -> Result<Self, Failure> {
         let names = names(Path::new(NET), pci, &spec);
         if pci.offload != NicOffload::Ringspan {
+            if let Some(why) = lacks_function(Path::new(PCI), pci) {
+                tracing::warn!("NIC {}: {why}", spec.name);
+            }
             return Ok(Self { spec, engine: None, _device: None, _held: None, names });
         }
         let held = hold(Path::new(PCI), pci, &spec)?;
@@ -76,13 +79,12 @@ impl PciNicOfLane {
     pub fn status(&self) -> NicStatus {
         // They come and go: a bond of two functions makes them anew, udev and people rename them.
         let names = self.spec.pci.as_ref().map(|pci| names(Path::new(NET), pci, &self.spec)).unwrap_or_default();
+        // Of a function's representors the kernel has the names; what a virtual device would have is for who stands in for them.
+        let is_function = self.spec.pci.as_ref().is_some_and(|pci| matches!(pci.pf, DeviceSpec::Pci { .. }));
+        let made_up = |port: NicPort| if is_function { String::new() } else { port.representor(&self.spec.name) };
         let port = |port: NicPort| NicPortStatus {
             port,
-            representor: names
-                .get(&port)
-                .or_else(|| self.names.get(&port))
-                .cloned()
-                .unwrap_or_else(|| port.representor(&self.spec.name)),
+            representor: names.get(&port).or_else(|| self.names.get(&port)).cloned().unwrap_or_else(|| made_up(port)),
             missing: !names.contains_key(&port),
             removals: 0,
             up: match (&self._device, port) {
@@ -108,13 +110,14 @@ impl PciNicOfLane {
             NicOffload::Tc => "offload is tc: Open vSwitch brings its flows into this NIC by itself",
             _ => "offload is off",
         };
+        let lacks = || self.spec.pci.as_ref().and_then(|pci| lacks_function(Path::new(PCI), pci));
         let none = || Capabilities {
             engine: EngineKind::RteFlow,
             refreshes: false,
             counts: false,
             ages: false,
             meters: false,
-            refuses: Some(why.into()),
+            refuses: Some(lacks().unwrap_or_else(|| why.into())),
         };
         self.engine.as_ref().map_or_else(none, |engine| engine.capabilities().clone())
     }
@@ -157,6 +160,17 @@ impl PciNicOfLane {
     pub fn list(&self, after: Option<RuleId>, limit: usize) -> Vec<Rule> {
         self.engine.as_ref().map_or_else(Vec::new, |engine| engine.list(after, limit))
     }
+}
+
+/// Why there is nothing to bring flows into: the host has no such function.
+fn lacks_function(functions: &Path, pci: &PciNic) -> Option<String> {
+    let DeviceSpec::Pci { address, .. } = &pci.pf else { return None };
+    let is_there = functions.join(address.to_string()).exists();
+    (!is_there).then(|| {
+        format!(
+            "there is no PCI function {address} on this host: see ringspan device list, and name the NIC's own (pf)"
+        )
+    })
 }
 
 /// Locks the function for this process: DPDK would let a second one open it, whose rules would be beside ours. A function that is not there is found
@@ -259,6 +273,26 @@ mod tests {
         drop(first);
         assert!(take("pci:0000:0a:00.0").unwrap().is_some());
         assert!(take("pci:0000:0b:00.0").unwrap().is_none() && take("vdev:net_tap0").unwrap().is_none());
+    }
+
+    #[test]
+    fn a_function_that_is_not_there_is_said_to_be_missing_and_no_names_are_made_up_for_it() {
+        let spec: NicSpec = serde_json::from_str(r#"{"name":"nic0","vfs":2}"#).unwrap();
+        for (offload, word) in [(NicOffload::Tc, "offload is tc"), (NicOffload::Off, "offload is off")] {
+            let of = |pf: &str| {
+                let pf = pf.parse().unwrap();
+                let pci = PciNic { pf, bonded: false, dv_flow_en: 1, args: String::new(), offload };
+                PciNicOfLane::open(NicSpec { pci: Some(Box::new(pci.clone())), ..spec.clone() }, &pci).unwrap().status()
+            };
+            let gone = of("pci:fffe:ff:1f.7");
+            let why = gone.capabilities.refuses.unwrap();
+            assert!(why.contains("no PCI function fffe:ff:1f.7"), "{why}");
+            assert!(gone.ports.iter().all(|port| port.missing && port.representor.is_empty()), "{:?}", gone.ports);
+            // A virtual device has no representors but those that somebody else makes.
+            let virtual_one = of("vdev:net_tap0");
+            assert!(virtual_one.capabilities.refuses.unwrap().contains(word));
+            assert_eq!(virtual_one.ports[1].representor, "nic0_vf0");
+        }
     }
 
     #[test]
