@@ -34,7 +34,7 @@ impl Ahead {
     }
 
     /// Frame `at` of the burst is copied now, which has `len` bytes: asks for those that follow. `place` says where the guest has a frame and how many
-    /// bytes of it are copied there, for each until it says `None`.
+    /// bytes of it are copied there, for each until it says `None`. A short one leaves that to the next long one.
     #[inline(always)]
     pub fn ask<const WRITE: bool>(
         &mut self,
@@ -42,8 +42,10 @@ impl Ahead {
         len: usize,
         place: impl Fn(usize) -> Option<(*const u8, usize)>,
     ) {
-        if let Some(asked) = &mut self.asked {
-            let until = at + (REACH >> (len | 1).ilog2()).clamp(1, BURST);
+        if let Some(asked) = &mut self.asked
+            && len > SHORT
+        {
+            let until = at + (REACH >> len.ilog2()).max(1);
             *asked = ask_for::<WRITE>((*asked).max(at + 1)..=until, place);
         }
     }
@@ -84,6 +86,10 @@ mod tests {
             ahead.ask::<false>(at, len, |index| {
                 let &len = lengths.get(index)?;
                 assert!(index > at, "frame {index} is asked for when {at} is copied");
+                assert!(
+                    (index - at - 1) * len <= REACH,
+                    "frame {index} of {len} bytes is asked for when {at} is copied"
+                );
                 asked.borrow_mut().push(index);
                 Some((std::ptr::null(), len))
             });

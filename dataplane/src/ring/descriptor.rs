@@ -123,6 +123,14 @@ impl Chain {
         start.is_some()
     }
 
+    /// The piece that has the chain's frame, or most of it, and its bytes: the second of two. Nothing of a shape that is not known.
+    #[inline(always)]
+    pub fn piece(&self) -> (*const u8, usize) {
+        let (start, len) =
+            if self.room > 0 { (self.start, self.room) } else { (self.body, self.apart.saturating_sub(self.lead)) };
+        (start, len as usize)
+    }
+
     #[inline(always)]
     fn set<const WRITE: bool>(&mut self, start: NonNull<u8>, len: u32) {
         (self.start, self.room, self.apart) = (start.as_ptr(), len, 0);

@@ -132,8 +132,8 @@ impl<R: Format> Queue<R> {
             let frame_len = frames.frame_len(index + placed);
             let needed = HEADER + frame_len;
             ahead.ask::<true>(placed, needed, |at| {
-                let chain = chains.get(at)?;
-                Some((chain.start, frames.frame_len(index + at).min(chain.room as usize)))
+                let (start, room) = chains.get(at)?.piece();
+                Some((start, frames.frame_len(index + at).min(room)))
             });
             let chain = &mut chains[placed];
             let to = if needed <= chain.room as usize {

@@ -110,7 +110,7 @@ impl<F: Format> Queue<F> {
         let (mut taken, mut slots) = (0, 0);
         // What is lent is not read here.
         let lends_from = sink.lends_from();
-        let place = |at: usize| chains.get(at).map(copied).filter(|&(_, len)| len < lends_from);
+        let place = |at: usize| chains.get(at).map(Chain::piece).filter(|&(_, len)| len < lends_from);
         let mut ahead = Ahead::new(count, |at| place(at).map_or(0, |(_, len)| len));
         loop {
             if let Some(chains) = chains.get(taken..) {
@@ -126,7 +126,7 @@ impl<F: Format> Queue<F> {
             if S::LENDS && F::slots(chain) > most_slots - slots {
                 break;
             }
-            ahead.ask::<false>(taken, chain.room as usize, place);
+            ahead.ask::<false>(taken, chain.piece().1, place);
             let one = (chain.room as usize).wrapping_sub(HEADER);
             if one.wrapping_sub(MIN_FRAME) <= longest {
                 // SAFETY: the chain is one buffer of HEADER + `one` bytes inside a region, which lives as long as the map.
@@ -262,16 +262,6 @@ unsafe fn fetch<const HEADER: usize, S: FrameSink>(
         copy::copy(frame, to.as_ptr(), len);
     }
     true
-}
-
-/// The piece of a chain that has its frame, or most of it; nothing of one whose shape is not known.
-#[inline(always)]
-fn copied(chain: &Chain) -> (*const u8, usize) {
-    if chain.room > 0 {
-        (chain.start, chain.room as usize)
-    } else {
-        (chain.body, chain.apart.saturating_sub(chain.lead) as usize)
-    }
 }
 
 /// Bytes of the frame in a chain of two buffers, of which the first has HEADER bytes at least and both have HEADER + so many, unless it is too
