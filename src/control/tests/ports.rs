@@ -188,7 +188,7 @@ fn a_reload_that_is_refused_changes_nothing() {
     let clash = VM1_IN_FILE.replace("vm1", "vm3").replace("net_null0", "net_null2");
     for (text, says) in [
         ("nonsense".to_owned(), "ringspan.toml:5: "),
-        (format!("{VM1_IN_FILE}colour = 1"), "ringspan.toml:9: unknown field `colour`"),
+        (format!("{VM1_IN_FILE}colour = 1"), "ringspan.toml:9: port: unknown field `colour`"),
         (clash, "the run-time port vm2 would have to give way"),
         (VM1_IN_FILE.replace("vm1", "vm2"), "the run-time port vm2 would have to give way"),
     ] {
