@@ -109,11 +109,14 @@ impl Modify {
         Some(Self { name: found.name, number: found.number, width: found.width, value })
     }
 
-    /// What it sets, as a field of a rule.
+    /// What it sets, as a field of a rule. Nothing where the value has more bits than the field.
     pub(super) fn field(&self) -> Option<FieldMatch> {
         let found = SETTABLE.iter().find(|settable| settable.number == self.number)?;
         let value = self.value.iter().fold(0, |value: u128, byte| value << 8 | u128::from(*byte));
-        FieldMatch::new(found.field, value << found.shift & found.mask(), found.mask()).ok()
+        if value & !(found.mask() >> found.shift) != 0 {
+            return None;
+        }
+        FieldMatch::new(found.field, value << found.shift, found.mask()).ok()
     }
 }
 

@@ -84,6 +84,12 @@ fn number<T: TryFrom<u128>>(words: &mut Words<'_>) -> Result<T, Unreadable> {
     value(Form::Number, text).and_then(|value| value.try_into().ok()).ok_or_else(|| Unreadable(text.into()))
 }
 
+/// A number of so many bits.
+fn narrow(words: &mut Words<'_>, bits: u32) -> Result<u16, Unreadable> {
+    let number: u16 = number(words)?;
+    if number >> bits == 0 { Ok(number) } else { Err(Unreadable(format!("{number} has more than {bits} bits"))) }
+}
+
 fn value(form: Form, text: &str) -> Option<u128> {
     match form {
         Form::Mac => {
@@ -230,9 +236,9 @@ fn step(words: &mut Words<'_>, before: &Before, actions: &mut Vec<Action>) -> Re
             actions.push(Action::PushVlan { tpid: number(words)?, tci: 0x1000 });
             // Its id and priority come at once.
             expect(words, &["/", "of_set_vlan_vid", "vlan_vid"])?;
-            let vid: u16 = number(words)?;
+            let vid = narrow(words, 12)?;
             expect(words, &["/", "of_set_vlan_pcp", "vlan_pcp"])?;
-            let pcp: u16 = number(words)?;
+            let pcp = narrow(words, 3)?;
             if let Some(Action::PushVlan { tci, .. }) = actions.last_mut() {
                 *tci = pcp << 13 | 0x1000 | vid;
             }
@@ -243,7 +249,7 @@ fn step(words: &mut Words<'_>, before: &Before, actions: &mut Vec<Action>) -> Re
         }
         "of_set_vlan_pcp" => {
             expect(words, &["vlan_pcp"])?;
-            set(FieldMatch::new(Field::VlanTci, number::<u128>(words)? << 13, 0xe000).ok(), before, actions)?;
+            set(FieldMatch::new(Field::VlanTci, u128::from(narrow(words, 3)?) << 13, 0xe000).ok(), before, actions)?;
         }
         "of_pop_vlan" => actions.push(Action::PopVlan),
         "modify_field" => {

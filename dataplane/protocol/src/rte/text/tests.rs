@@ -121,3 +121,29 @@ fn two_actions_that_set_the_parts_of_one_field_stay_two() {
     assert!(text.lines().next().unwrap().ends_with(" apart 2 apart 4 apart 5"), "{text}");
     assert_eq!(read(&text), Ok(five));
 }
+
+#[test]
+fn a_value_that_has_more_bits_than_what_is_set_is_no_rule() {
+    let text = format!(
+        "# {ID}\nflow create 0 priority 7 transfer pattern represented_port ethdev_port_id is 1 / \
+         eth type is 0x800 has_vlan is 0 / ipv4 proto is 0x11 / udp / end actions count / SET / represented_port ethdev_port_id 0 / end"
+    );
+    for (set, good, wide) in [
+        ("set_tp_src port VALUE", "65535", "70000"),
+        ("set_tp_dst port VALUE", "0xffff", "0x10000"),
+        ("set_ttl ttl_value VALUE", "0xff", "0x3ff"),
+        ("set_ipv4_dscp dscp_value VALUE", "0x3f", "0x40"),
+        ("set_ipv4_dscp dscp_value VALUE", "0", "0x40000000000000000000000000000000"),
+        ("modify_field op set dst_type ipv4_ttl src_type value src_value VALUE width 8", "3f", "013f"),
+        ("modify_field op set dst_type ipv4_dscp src_type value src_value VALUE width 6", "3f", "7f"),
+        ("of_set_vlan_vid vlan_vid VALUE", "4095", "4096"),
+        ("of_set_vlan_pcp vlan_pcp VALUE", "7", "8"),
+        ("of_set_vlan_pcp vlan_pcp VALUE", "7", "0x80000000000000000000000000000000"),
+        ("of_push_vlan ethertype 0x8100 / of_set_vlan_vid vlan_vid VALUE / of_set_vlan_pcp vlan_pcp 0", "4095", "4096"),
+        ("of_push_vlan ethertype 0x8100 / of_set_vlan_vid vlan_vid 5 / of_set_vlan_pcp vlan_pcp VALUE", "7", "8"),
+    ] {
+        let with = |value: &str| read(&text.replace("SET", &set.replace("VALUE", value)));
+        assert!(with(good).is_ok(), "{set} {good}: {:?}", with(good));
+        assert!(with(wide).is_err(), "{set} {wide}: {:?}", with(wide));
+    }
+}
