@@ -206,12 +206,13 @@ fn arp(arp: &Arp, fields: &mut Fields) -> Result<(), Cause> {
 }
 
 /// What a flow that takes packets out of a tunnel matches, as fields of the tunnel, and the UDP port. The engine looks into whole
-/// packets without VLAN tags and with good headers only, which is what a flow without fragments and tags is about.
-pub(super) fn around(keys: &[Key]) -> Result<(u16, Match), Cause> {
+/// packets without VLAN tags and with good headers only, which is what a flow without fragments and tags is about. Says whether they are IPv6's, too:
+/// the flow need not match an address of theirs.
+pub(super) fn around(keys: &[Key]) -> Result<(u16, bool, Match), Cause> {
     let mut fields = Vec::new();
     level(keys, 0, false, &mut fields)?;
     let refused = |field: &FieldMatch| Cause::Field(format!("{field} of the packet around, which a rule cannot say"));
-    let mut udp = None;
+    let (mut udp, mut ipv6) = (None, None);
     let mut outer = Vec::new();
     for one in fields.iter().filter(|field| field.mask() != 0) {
         let name = match one.field() {
@@ -229,14 +230,18 @@ pub(super) fn around(keys: &[Key]) -> Result<(u16, Match), Cause> {
                 Field::TunnelDstPort
             }
             Field::VlanTci | Field::IpFrag if one.value() == 0 => continue,
-            Field::EthType if one.is_exact() && matches!(one.value(), 0x0800 | 0x86dd) => continue,
+            Field::EthType if one.is_exact() && matches!(one.value(), 0x0800 | 0x86dd) => {
+                ipv6 = Some(one.value() == 0x86dd);
+                continue;
+            }
             Field::IpProto if one.is_exact() && one.value() == 17 => continue,
             _ => return Err(refused(one)),
         };
         outer.push(FieldMatch::new(name, one.value(), one.mask()).map_err(|error| Cause::Field(error.to_string()))?);
     }
     let udp = udp.ok_or_else(|| Cause::Field("a tunnel without a UDP port".into()))?;
-    Ok((udp, Match::new(outer).map_err(|twice| Cause::Field(twice.to_string()))?))
+    let ipv6 = ipv6.ok_or_else(|| Cause::Field("a tunnel without an Ethertype".into()))?;
+    Ok((udp, ipv6, Match::new(outer).map_err(|twice| Cause::Field(twice.to_string()))?))
 }
 
 /// What both ask for. Nothing has fields that contradict each other.
@@ -257,6 +262,11 @@ fn both(fields: Fields, more: &[FieldMatch]) -> Result<Fields, Cause> {
 /// How many bits are matched.
 pub(super) fn bits(fields: &Fields) -> u32 {
     fields.iter().map(|field| field.mask().count_ones()).sum()
+}
+
+/// Whether a frame came in a tunnel over IPv6.
+pub(super) fn is_over_ipv6(tunnel: &Tunnel) -> bool {
+    tunnel.ipv6_dst.is_some()
 }
 
 /// The tunnel that a frame came in. What OVS's text leaves out may be zero or count for nothing: it is matched as zero, which is never too

@@ -44,7 +44,9 @@ pub(crate) fn compile(flow: &Flow, ports: &Ports) -> Result<(NicName, Rule), Cau
         // What comes out of a tunnel comes in by the uplink whose flow takes it out: the rule is about what both match.
         Some(tunnel) => {
             let mut widest = Err(Cause::ForeignTunnel(port.to_string()));
-            for through in ports.tunnels(port) {
+            // A port is that of tunnels over IPv4 and over IPv6.
+            let ipv6 = matches::is_over_ipv6(tunnel);
+            for through in ports.tunnels(port).into_iter().filter(|through| through.ipv6 == ipv6) {
                 widest = match (widest, matches::tunnel(tunnel, &through)) {
                     (Ok((bits, known)), Ok(fields)) if matches::bits(&fields) >= bits => Ok((bits, known)),
                     (_, Ok(fields)) => Ok((matches::bits(&fields), (through.nic, NicPort::Uplink, fields))),
@@ -119,6 +121,6 @@ pub(crate) fn tunnel_in(flow: &Flow, ports: &Ports) -> Option<(PortRef, TunnelIn
         return None;
     }
     let (nic, NicPort::Uplink) = ports.find(in_port(&flow.keys)?)? else { return None };
-    let (udp, outer) = matches::around(&flow.keys).ok()?;
-    Some((port.clone(), TunnelIn::new(nic.clone(), port, udp, outer)?))
+    let (udp, ipv6, outer) = matches::around(&flow.keys).ok()?;
+    Some((port.clone(), TunnelIn::new(nic.clone(), port, udp, (ipv6, outer))?))
 }

@@ -37,16 +37,18 @@ pub(crate) struct TunnelIn {
     pub kind: TunnelKind,
     /// The UDP port that it is known by.
     pub port: u16,
+    /// The packets are IPv6's.
+    pub ipv6: bool,
     /// What it matches of the packets, as fields of the tunnel.
     pub outer: Match,
 }
 
 impl TunnelIn {
     /// Nothing where the port's name does not say that kind and UDP port.
-    pub(super) fn new(nic: NicName, name: &PortRef, port: u16, outer: Match) -> Option<Self> {
+    pub(super) fn new(nic: NicName, name: &PortRef, port: u16, (ipv6, outer): (bool, Match)) -> Option<Self> {
         let PortRef::Name(name) = name else { return None };
         let (kind, udp) = tunnel_device(name)?;
-        (udp == port).then_some(Self { nic, kind, port, outer })
+        (udp == port).then_some(Self { nic, kind, port, ipv6, outer })
     }
 
     /// What the kernel itself takes out of a tunnel: what is for the host's address at an uplink.
@@ -56,7 +58,7 @@ impl TunnelIn {
         let mac = FieldMatch::exact(Field::TunnelEthDst, mac.into()).ok()?;
         let address = FieldMatch::exact(Field::TunnelIpv4Dst, u32::from(end.address).into()).ok()?;
         let outer = Match::new([mac, address]).ok()?;
-        Some(Self { nic, kind, port, outer })
+        Some(Self { nic, kind, port, ipv6: false, outer })
     }
 }
 

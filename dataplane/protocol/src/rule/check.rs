@@ -56,6 +56,9 @@ pub enum RuleError {
     /// Of the kind of a tunnel only some bits are matched.
     #[error("tunnel_kind is matched in part: match all of it, 0, 1 or 2")]
     TunnelInPart,
+    /// A tunnel over IPv4 and over IPv6 at once.
+    #[error("addresses of a tunnel over IPv4 and of one over IPv6 are matched: no packet has both")]
+    TwoFamilies,
     /// Of a tunnel's option only some bits are matched.
     #[error("{0} is matched in part: match all of it")]
     OptionInPart(Field),
@@ -97,6 +100,9 @@ impl Rule {
                 return Err(RuleError::OptionInPart(field.field()));
             }
             known.has(field.field()).map_err(|needs| RuleError::Unfounded(field.field(), needs))?;
+        }
+        if known.tunnel_ipv4 && known.tunnel_ipv6 {
+            return Err(RuleError::TwoFamilies);
         }
         known.check_actions(&self.actions)
     }
@@ -314,6 +320,19 @@ mod tests {
             ("tunnel_kind=0/2", Some(RuleError::TunnelInPart)),
         ] {
             assert_eq!(rule(&[kind], vec![out()]).check().err(), wrong, "{kind}");
+        }
+    }
+
+    #[test]
+    fn a_tunnel_is_over_ipv4_or_over_ipv6() {
+        for (fields, good) in [
+            (&["tunnel_ipv4_dst=10.0.0.1", "tunnel_ipv4_src=10.0.0.2"][..], true),
+            (&["tunnel_ipv6_dst=fd00::1", "tunnel_ipv6_src=fd00::2"], true),
+            (&["tunnel_ipv4_dst=10.0.0.1", "tunnel_ipv6_dst=fd00::1"], false),
+            (&["tunnel_ipv4_src=10.0.0.1", "tunnel_ipv6_dst=fd00::/ffff::"], false),
+        ] {
+            let found = rule(&[&["tunnel_kind=1"], fields].concat(), vec![Action::TunnelPop, out()]).check();
+            assert_eq!(found.err(), (!good).then_some(RuleError::TwoFamilies), "{fields:?}");
         }
     }
 

@@ -230,6 +230,8 @@ fn a_tunnel_of_the_kernels_is_made_and_ended_as_its_network_says() {
     assert_eq!(does, "[tunnel-pop,{output:vf1}]");
     let other = inner.replace("dst=172.16.0.1", "dst=172.16.0.9");
     assert_eq!(rule(&ports, &other, "nic0_vf1").unwrap_err().code(), "tunnel-port");
+    let over_ipv6 = inner.replace("src=172.16.0.2,dst=172.16.0.1", "ipv6_src=fd00::2,ipv6_dst=fd00::1");
+    assert_eq!(rule(&ports, &over_ipv6, "nic0_vf1").unwrap_err().code(), "tunnel-port");
     // Where the kernel has no such tunnel, nothing comes out of one. A way by another NIC is not this one's.
     let underlay = Underlay::of(&[(outer("172.16.0.2"), way("nic1"))], &[end("nic0")], &[]);
     ports.set_underlay(Some(Arc::new(underlay)));
@@ -350,6 +352,48 @@ fn what_is_inside_a_tunnel_over_ipv6_becomes_a_rule_with_the_addresses_around_it
     // From another sender than the packets are taken from, there is no rule.
     let other = inner.replace("ipv6_src=fd00::2", "ipv6_src=fd00::3");
     assert_eq!(rule(&ports, &other, "nic0_vf1").unwrap_err().code(), "tunnel-port");
+}
+
+#[test]
+fn what_is_inside_a_tunnel_is_joined_with_a_pop_of_its_own_family_only() {
+    // The port of VXLAN is one for both. With addresses and without, and the other family's always the one that asks for less.
+    let outer = |ipv6: bool, addresses: bool, macs: &str| {
+        let (kind, name, both) = match ipv6 {
+            false => ("0x0800", "ipv4", "src=172.16.0.2,dst=172.16.0.1,"),
+            true => ("0x86dd", "ipv6", "src=fd00::2,dst=fd00::1,"),
+        };
+        let keys = format!(
+            "in_port(nic0),packet_type(ns=0,id=0),{macs}eth_type({kind}),{name}({}proto=17,frag=no),udp(dst=4789)",
+            if addresses { both } else { "" }
+        );
+        tunnel_in(&flow(&keys, "tnl_pop(vxlan_sys_4789)"), &ports()).unwrap()
+    };
+    let inner = |addresses: &str| {
+        format!(
+            "tunnel(tun_id=0x64,{addresses},ttl=64/0,tp_src=41000/0,tp_dst=4789/0,flags(-df-csum+key)),in_port(vxlan_sys_4789),\
+             packet_type(ns=0,id=0),eth(src=02:00:00:00:00:01,dst=02:00:00:00:00:02),eth_type(0x0800),ipv4(frag=no)"
+        )
+    };
+    let inner = [inner("src=172.16.0.2,dst=172.16.0.1"), inner("ipv6_src=fd00::2,ipv6_dst=fd00::1")];
+    let macs = "eth(src=02:00:00:00:0b:01,dst=02:00:00:00:0b:02),";
+    for (addresses, ipv6) in [(true, false), (true, true), (false, false), (false, true)] {
+        let (mine, other) = (&inner[usize::from(ipv6)], outer(!ipv6, addresses, ""));
+        let mut alone = ports();
+        alone.add_tunnel(&other.0, other.1.clone());
+        let cause = rule(&alone, mine, "nic0_vf1").unwrap_err();
+        assert_eq!(cause.code(), "tunnel-port", "{addresses} {ipv6}: {cause:?}");
+        for first in [true, false] {
+            let mut both = ports();
+            let own = outer(ipv6, addresses, macs);
+            for (port, pop) in if first { [own, other.clone()] } else { [other.clone(), own] } {
+                both.add_tunnel(&port, pop);
+            }
+            let (fields, _) = rule(&both, mine, "nic0_vf1").unwrap();
+            assert!(fields.ends_with(" tunnel_eth_src=02:00:00:00:0b:01 tunnel_eth_dst=02:00:00:00:0b:02"), "{fields}");
+            assert_eq!(fields.contains("tunnel_ipv6_dst"), ipv6, "{fields}");
+            assert_eq!(fields.contains("tunnel_ipv4_dst"), !ipv6, "{fields}");
+        }
+    }
 }
 
 #[test]
