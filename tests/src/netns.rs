@@ -4,6 +4,7 @@
 //! meet. TAPs inside can have any name and any address: nobody else sees them.
 
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -118,7 +119,7 @@ impl Netns {
 
 /// Takes this process, which has one thread yet, and with it all that it starts, into a namespace without a name. That goes with the last process in
 /// it, however they end, and with it the TAPs that are persistent: those of Open vSwitch and of the software NIC. Namespaces with names that runs have
-/// left that were killed are removed.
+/// left that were killed are removed, if nothing runs in them.
 ///
 /// Who may make no namespace stays where he is: he can make no TAPs there, either.
 pub fn alone() -> Result<()> {
@@ -138,12 +139,20 @@ fn maker(name: &str) -> Option<u32> {
     pid.parse().ok()
 }
 
-/// Removes namespaces whose makers are gone. Returns their names.
+/// Removes namespaces whose makers are gone, unless processes are in them: those are kept on purpose, as by `cargo xtask demo --keep`. Returns their names.
 pub fn remove_of_the_dead() -> Vec<String> {
     let names = std::fs::read_dir("/run/netns").into_iter().flatten().flatten();
     let names = names.filter_map(|entry| entry.file_name().into_string().ok());
-    let left = names.filter(|name| maker(name).is_some_and(|pid| !process::alive(pid)));
+    let left = names.filter(|name| maker(name).is_some_and(|pid| !process::alive(pid)) && !has_processes(name));
     left.filter(|name| ip(&["netns", "delete", name]).is_ok()).collect()
+}
+
+/// Whether processes are in the namespace of this name.
+fn has_processes(name: &str) -> bool {
+    let identity = |path: &std::path::Path| std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
+    let Some(namespace) = identity(&std::path::Path::new("/run/netns").join(name)) else { return false };
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes.into_iter().any(|process| identity(&process.path().join("ns/net")) == Some(namespace))
 }
 
 /// A command that will run in the namespace of this name.
@@ -329,9 +338,22 @@ mod tests {
         let dead = format!("ringspan-dead-{}-0", gone.id());
         ip(&["netns", "add", &dead])?;
         let is_there = |name: &str| std::fs::exists(format!("/run/netns/{name}")).unwrap();
+        // One in which something still runs is kept on purpose, as by the demonstration.
+        let maker = Background::start(Command::new("sleep").arg("600"))?;
+        let kept = format!("ringspan-kept-{}-0", maker.pid());
+        ip(&["netns", "add", &kept])?;
+        let program = Background::start(command_in(&kept, "sleep").arg("600"));
+        let inside = || Ok(has_processes(&kept).then_some(()));
+        let ran = wait::until(Duration::from_secs(20), "a program in the namespace", inside);
+        drop(maker);
         // Another process's run may be the one that removes it.
         remove_of_the_dead();
+        let kept_is_there = is_there(&kept);
+        drop(program);
+        remove_of_the_dead();
+        ran?;
         assert!(!is_there(&dead) && is_there(mine.name()));
+        assert_eq!((kept_is_there, is_there(&kept)), (true, false));
         Ok(())
     }
 

@@ -1,15 +1,16 @@
 //! What a test run leaves behind when it is ended from outside: lanes outlive the daemon that a test has started, as they should.
 //!
 //! All that a run starts has a mark in its environment. What has it and still runs when the run is over is killed, also what a run left that was killed
-//! itself. Network namespaces of tests have the id of the test's process in their names: those whose process is gone are removed.
+//! itself. Network namespaces of tests have the id of the test's process in their names: those whose process is gone, and in which none is, are removed.
 
 use std::fs;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
-use ringspan_testkit::{netns, process};
+use ringspan_testkit::{netns, process, wait};
 
 /// In the environment of all that a run starts: its process, and when that began.
 const MARK: &str = "RINGSPAN_TEST_RUN";
@@ -65,6 +66,9 @@ fn kill(which: impl Fn(&str) -> bool) -> usize {
         // It may have ended by itself.
         let _ = process::signal(*pid, Signal::SIGKILL);
     }
+    // Their namespaces are removed next, if nothing runs in them. What does not end soon is left to the next run.
+    let ended = || Ok(left.iter().all(|pid| !process::alive(*pid)).then_some(()));
+    let _ = wait::until(Duration::from_secs(5), "the end of what was left behind", ended);
     left.len()
 }
 
@@ -92,10 +96,6 @@ fn ended_of_the_dead() -> usize {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use ringspan_testkit::wait;
-
     use super::*;
 
     #[test]
