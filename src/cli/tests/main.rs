@@ -288,7 +288,7 @@ fn sighup_changes_what_differs_and_systemd_is_told() {
     bench.write_config(&format!("{port}colour = 1"));
     bench.signal(Signal::SIGHUP);
     bench.notice("READY=1");
-    assert!(std::fs::read_to_string(bench.path("log")).unwrap().contains("r.toml:9: unknown field `colour`"));
+    assert!(std::fs::read_to_string(bench.path("log")).unwrap().contains("r.toml:9: port: unknown field `colour`"));
     let (code, said) = bench.fails("reload");
     assert_eq!(code, 1);
     assert!(said.contains("r.toml:9: "), "{said}");
