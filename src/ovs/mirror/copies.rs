@@ -11,8 +11,8 @@ use std::hash::BuildHasherDefault;
 use super::counted::{Count, NEVER, OfOvs};
 use super::table::{Entry, Flows, UfidHasher};
 
-/// In so many dumps a copy was not told of: it is gone, and is another one when it comes again. Until then it may only have been missed.
-const GONE: u32 = 32;
+/// In so many whole dumps a copy was not told of: it is gone, and is another one when it comes again. Until then it may only have been missed.
+const GONE: u8 = 32;
 
 /// So many threads are told apart.
 const MOST: u16 = 10_000;
@@ -26,6 +26,11 @@ impl Thread {
     pub(super) const NONE: Self = Self(0);
     /// In an entry: the flow is among the [`Copies`].
     const SEVERAL: Self = Self(u16::MAX);
+
+    /// Whether what is told last is what was counted, also when it is less: no other thread has a copy that comes and goes.
+    fn has_no_copies(self) -> bool {
+        self == Self::NONE
+    }
 }
 
 /// What a thread counted of a flow.
@@ -35,6 +40,8 @@ struct Copy {
     /// The dump that it was last told in.
     seen: u32,
     thread: Thread,
+    /// How many whole dumps did not tell of it since.
+    missed: u8,
 }
 
 /// A flow's copies.
@@ -88,11 +95,13 @@ impl Copies {
         (thread, copy): (Thread, OfOvs),
         (dump, first): (u32, bool),
     ) {
-        if entry.thread == thread && !copy.count().is_behind(entry.ovs().count()) {
+        let is_behind = copy.count().is_behind(entry.ovs().count());
+        if entry.thread == thread && (!is_behind || thread.has_no_copies() && first) {
             entry.set_ovs(copy);
-        } else {
+        } else if entry.thread != thread || !thread.has_no_copies() {
             self.add(ufid, entry, (thread, copy), (dump, first));
         }
+        // Else it is what was told before the word that is known of this dump.
     }
 
     fn add(&mut self, ufid: u128, entry: &mut Entry, (thread, copy): (Thread, OfOvs), (dump, first): (u32, bool)) {
@@ -100,7 +109,7 @@ impl Copies {
             // What is shown of a flow that was not here is what its only copy counted: in this dump, or in the last one.
             let shown = entry.ovs();
             let (seen, used_ms) = if first { (dump.wrapping_sub(1), NEVER) } else { (dump, shown.used_ms) };
-            let only = Copy { count: shown.count(), seen, thread: entry.thread };
+            let only = Copy { count: shown.count(), seen, thread: entry.thread, missed: 0 };
             Sum { gone: Count::default(), copies: vec![only], used_ms, dump }
         });
         entry.thread = Thread::SEVERAL;
@@ -138,24 +147,27 @@ impl Sum {
         let now = copy.count();
         let Some(known) = self.copies.iter_mut().find(|copy| copy.thread == thread) else {
             self.copies.reserve_exact(1);
-            self.copies.push(Copy { count: now, seen: dump, thread });
+            self.copies.push(Copy { count: now, seen: dump, thread, missed: 0 });
             return;
         };
         if !now.is_behind(known.count) {
             known.count = now;
         } else if known.seen != dump {
-            // Made anew.
-            self.gone = self.gone.plus(known.count);
+            if !thread.has_no_copies() {
+                // Made anew.
+                self.gone = self.gone.plus(known.count);
+            }
             known.count = now;
         }
-        known.seen = dump;
+        (known.seen, known.missed) = (dump, 0);
     }
 
     /// What all copies counted together since the flow is there.
     fn settle(&mut self, dump: u32) -> OfOvs {
         let Self { gone, copies, .. } = self;
-        copies.retain(|copy| {
-            let stays = dump.wrapping_sub(copy.seen) < GONE;
+        copies.retain_mut(|copy| {
+            copy.missed += u8::from(copy.seen != dump);
+            let stays = copy.missed < GONE;
             if !stays {
                 *gone = gone.plus(copy.count);
             }

@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::super::copies::Thread;
 use super::super::counted::OfOvs;
 use super::super::packed::Kinds;
 use super::super::table::{Misses, Source, Table, Told};
@@ -199,6 +200,17 @@ fn a_dump_that_breaks_off_takes_nothing_away() {
 }
 
 #[test]
+fn a_copy_is_not_gone_because_many_dumps_broke_off() {
+    let mut table = Table::default();
+    packets(&mut table, &[100, 50]);
+    for _ in 0..40 {
+        table.begin(Source::Text);
+    }
+    assert_eq!(packets(&mut table, &[100]).last(), Some(&150));
+    assert_eq!(packets(&mut table, &[100, 51]).last(), Some(&151));
+}
+
+#[test]
 fn what_the_kernel_takes_over_counts_as_the_kernel_says() {
     let mut table = Table::default();
     packets(&mut table, &[100, 50]);
@@ -221,6 +233,23 @@ fn a_flow_that_the_kernel_hands_over_while_a_dump_comes_counts_once() {
         let told = read(&mut table, [line(1, told_later, "b")], |_| {});
         table.finish(Source::Text, told, Misses::default(), 10);
         assert_eq!(shown(&table, 1).unwrap().packets, told_later.max(100));
+    }
+}
+
+/// The dump is the newer word, and the kernel's flows have no copies.
+#[test]
+fn a_flow_that_the_kernel_handed_over_before_a_dump_counts_what_the_dump_says() {
+    for told_later in [99, 100, 101] {
+        let mut table = Table::default();
+        table.put(Told::from_line(&mut Kinds::default(), &line(1, 100, "b")).unwrap(), 10);
+        table.hand_over();
+        for packets in [told_later, told_later + 1, 7] {
+            table.begin(Source::Text);
+            table.datapath("system@ovs-system");
+            let told = read(&mut table, [line(1, packets, "b")], |_| {});
+            table.finish(Source::Text, told, Misses::default(), 10);
+            assert_eq!((shown(&table, 1).unwrap().packets, table.flows[&1].thread), (packets, Thread::NONE));
+        }
     }
 }
 
