@@ -20,18 +20,19 @@ pub(super) struct Line<'a> {
     pub actions: &'a str,
 }
 
-/// Whether Open vSwitch itself brought a flow into a NIC, and by what (`offloaded:` and `dp:`, format_dpif_flow in its lib/dpctl.c).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// Whether Open vSwitch itself brought a flow into a NIC, and by what (`offloaded:` and `dp:`, format_dpif_flow in its lib/dpctl.c). Of a flow whose threads
+/// have it differently, the first one here holds for all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(super) enum ByOvs {
     /// It did not.
     #[default]
     No,
+    /// The match alone: its actions are done by the datapath.
+    Partly,
     /// By TC.
     Tc,
     /// By the userspace datapath's own offload.
     Dpdk,
-    /// The match alone: its actions are done by the datapath.
-    Partly,
 }
 
 /// What may stand behind the actions; nothing that a flow does.

@@ -159,6 +159,12 @@ impl Entry {
         OfOvs { packets: self.packets, bytes: self.bytes, used_ms: self.used_ms } = ovs;
     }
 
+    /// A dump told whether Open vSwitch itself brought it into a NIC. It did if it did with the copies of all threads.
+    #[inline]
+    fn tell_by_ovs(&mut self, by_ovs: ByOvs, is_first: bool) {
+        self.by_ovs = if is_first { by_ovs } else { self.by_ovs.min(by_ovs) };
+    }
+
     /// So much time passed since this was last called for all flows.
     pub(super) fn pass(&mut self, time: Duration) {
         self.counted.pass(&self.ovs(), time);
@@ -277,7 +283,7 @@ impl Table {
         if is_first {
             self.as_before = self.as_before.map(|flows| flows + 1);
         }
-        entry.by_ovs = by_ovs;
+        entry.tell_by_ovs(by_ovs, is_first);
         self.copies.count(ufid, entry, (self.copies.thread, OfOvs::from(&stats)), (dump, is_first));
         true
     }
@@ -408,11 +414,13 @@ impl Table {
             }
             Some(entry) if entry.seen == dump => {
                 // Each thread of the userspace datapath has its own copy of a flow.
+                entry.tell_by_ovs(told.by_ovs, false);
                 self.copies.count(ufid, entry, (told.thread, told.ovs), (dump, false));
                 (!entry.is(&told) && !std::mem::replace(&mut entry.torn, true)).then_some(ufid)
             }
             Some(entry) => {
-                (entry.seen, entry.by_ovs) = (dump, told.by_ovs);
+                entry.seen = dump;
+                entry.tell_by_ovs(told.by_ovs, true);
                 let changed = !entry.is(&told) || entry.torn;
                 match source {
                     Source::Text => self.copies.count(ufid, entry, (told.thread, told.ovs), (dump, true)),

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::super::copies::Thread;
 use super::super::counted::OfOvs;
+use super::super::line::ByOvs;
 use super::super::packed::Kinds;
 use super::super::table::{Misses, Source, Table, Told};
 use crate::ovs::flow::Ufid;
@@ -249,6 +250,38 @@ fn a_flow_that_the_kernel_handed_over_before_a_dump_counts_what_the_dump_says() 
             let told = read(&mut table, [line(1, packets, "b")], |_| {});
             table.finish(Source::Text, told, Misses::default(), 10);
             assert_eq!((shown(&table, 1).unwrap().packets, table.flows[&1].thread), (packets, Thread::NONE));
+        }
+    }
+}
+
+/// Of a flow that threads offload differently it is said that which holds for all of them.
+#[test]
+fn what_open_vswitch_offloaded_of_copies_does_not_depend_on_their_order() {
+    let states = [("", ByOvs::No), ("offloaded:partial, ", ByOvs::Partly), ("offloaded:yes, ", ByOvs::Dpdk)];
+    let of = |offloaded: &str, actions: &str| {
+        let dp = if offloaded.contains("yes") { "dpdk" } else { "ovs" };
+        line(1, 1, actions).replace("dp:ovs", &format!("{offloaded}dp:{dp}"))
+    };
+    for (less, (few, expected)) in states.into_iter().enumerate() {
+        for (much, _) in &states[less..] {
+            for [one, two] in [[few, much], [much, few]] {
+                // New, as it was, with other actions; and with all offloaded, then as before.
+                let mut table = Table::default();
+                for (actions, [one, two], expected) in [
+                    ("b", [one, two], expected),
+                    ("b", [one, two], expected),
+                    ("c", [one, two], expected),
+                    ("c", [states[2].0; 2], ByOvs::Dpdk),
+                    ("c", [one, two], expected),
+                ] {
+                    table.begin(Source::Text);
+                    table.datapath("netdev@ovs-netdev");
+                    let lines = [heading(Some(0)), of(one, actions), heading(Some(1)), of(two, actions)];
+                    let told = read(&mut table, lines, |_| {});
+                    table.finish(Source::Text, told, Misses::default(), 10);
+                    assert_eq!(table.flows[&1].by_ovs, expected, "{one:?}, {two:?}, {actions}");
+                }
+            }
         }
     }
 }
