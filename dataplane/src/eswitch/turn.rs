@@ -54,8 +54,9 @@ impl Work {
     }
 
     /// Frames in tunnels for which there is a rule: those get it, unless there is one for the packet around them: what takes packets out
-    /// of tunnels in OVS was not to have those. Only a higher priority changes that.
-    pub fn look_into_tunnels<T>(&mut self, rules: &mut Classifier<T>, count: usize) {
+    /// of tunnels in OVS was not to have those. Only a higher priority changes that. Where the MAC addresses around are not those of the rule
+    /// inside, it is not for that frame, which is then as if that rule were not there.
+    pub fn look_into_tunnels(&mut self, rules: &mut Classifier<Installed>, count: usize) {
         let Self { burst, keys, places, found, inner, inside, .. } = self;
         let mut tunnels = 0;
         for at in 0..count {
@@ -76,6 +77,7 @@ impl Work {
             let (at, rule) = (*at, inside.found[tunnel]);
             if rule != NONE
                 && rules.priority(rule) > rules.priority(found[at])
+                && rules.body_mut(rule).is_some_and(|rule| rule.program.fits_around(burst.frame(at).data()))
                 && checksum_is_right(burst.frame(at), &places[at])
             {
                 inner[at] = places[at].inner;
@@ -186,7 +188,7 @@ impl<'a> Turn<'a> {
         let Work { keys, places, inner, .. } = &*self.work;
         let (frame, place, inner, from) = (self.frame(at), places[at], inner[at], self.from);
         let whole = frame.segment_count() == 1 || self.marked && frame.segment_size().is_some();
-        if !rule.program.fits(&keys[at], &place, whole) || !rule.program.fits_around(frame.data()) {
+        if !rule.program.fits(&keys[at], &place, whole) {
             return self.leave_to_slow_path(segments, at, REPRESENTOR);
         }
         let len = frame.len();

@@ -1,6 +1,8 @@
 //! Tunnels: what goes in comes out, and what their options are matched by.
 
+use super::super::switch::{Side, Switch, SwitchPort};
 use super::*;
+use crate::nic::{Bell, Burst, Eal, EalConfig, HugePages, SoftNic, soft_pool, way};
 
 #[test]
 fn an_option_of_geneve_is_matched_and_one_that_nobody_asked_for_is_not() {
@@ -154,7 +156,7 @@ fn a_tunnel_that_is_not_clean_is_none() {
 
 /// There is no room for them in a key.
 #[test]
-fn mac_addresses_around_a_tunnel_over_ipv6_are_looked_at_by_what_is_done() {
+fn mac_addresses_around_a_tunnel_over_ipv6_are_looked_at_beside_the_key() {
     let frame = finished(&Packet::new(77));
     let outer = one(&rule(&[], vec![Action::TunnelPush(Box::new(tunnel(TunnelKind::Vxlan, true))), out()]), &frame);
     let program = |more: &[&str]| {
@@ -217,5 +219,92 @@ fn a_tunnel_over_ipv6_that_is_cut_or_not_bare_is_none() {
             let (key, places) = parse(&more);
             assert_eq!((key.get(Field::IpProto), places.inner), (17, 0), "{kind:?} behind {next}");
         }
+    }
+}
+
+/// What became of the frame of a tunnel over IPv6, of which a rule asks for MAC addresses around it.
+struct Came {
+    representor: Vec<Vec<u8>>,
+    misses: u64,
+    /// Frames that went out to the VF, which is not there.
+    out: u64,
+    rule: (u64, u32),
+    is_due: bool,
+    outer: Option<u64>,
+}
+
+/// Sends it by a switch. `due`: the rule is to show the representor a frame; `outer`: there is a rule for the packet around.
+fn by_a_switch(frame: &[u8], due: bool, outer: bool) -> Came {
+    const EVERY: u32 = 1000;
+    let pool = soft_pool(2, 1500).unwrap();
+    let ((to_tap, mut representor), (_, from_tap)) = (way().unwrap(), way().unwrap());
+    let mut uplink = SwitchPort::new(Side::Uplink(None), Some((to_tap, from_tap)));
+    assert!(uplink.kept.allocate(&pool, 1));
+    uplink.kept.frame_mut(0).fill(frame);
+    let ports = vec![uplink, SwitchPort::new(Side::Vf(None), None)];
+    let nic = SoftNic::new("nic", 1).unwrap();
+    let mut switch = Switch::new(1, nic, ports, (pool, 1522), Arc::new(Bell::new().unwrap()), None);
+    switch.refresh_every = EVERY;
+    let to_vf = || Action::Output(NicPort::Vf(0));
+    let around = ["tunnel_kind=1", "tunnel_ipv6_dst=fd00::2", "tunnel_eth_dst=02:00:00:00:aa:02"];
+    let inside = rule(&around, vec![Action::TunnelPop, to_vf()]);
+    let whole = rule(&["eth_type=0x86dd"], vec![to_vf()]);
+    for (id, rule) in [(1, inside), (2, whole)].into_iter().take(1 + usize::from(outer)) {
+        let (mut value, mask) = Key::of(&rule.matches);
+        value.set_port(0);
+        let does = Installed::new(Arc::new(Program::new(&rule, 2).unwrap()), if due && id == 1 { 1999 } else { 0 });
+        switch.tunnels += usize::from(does.program.is_of_tunnel());
+        switch.rules.insert(RuleId(id), 2 - id as u32, &value, &mask, does);
+    }
+    switch.run();
+    let mut burst = Burst::new();
+    representor.receive(&mut burst);
+    let (counters, rule) = (switch.counters(), switch.rules.get(RuleId(1)).unwrap());
+    Came {
+        representor: burst.iter().map(|frame| frame.to_vec()).collect(),
+        misses: counters[0].misses,
+        out: counters[1].drop_full,
+        rule: (rule.packets, rule.last),
+        is_due: rule.is_due(millis(), EVERY),
+        outer: switch.rules.get(RuleId(2)).map(|outer| outer.packets),
+    }
+}
+
+#[test]
+fn a_frame_with_other_mac_addresses_around_its_tunnel_is_no_frame_of_the_rules() {
+    const MARK: &str = "RINGSPAN_TEST_ALONE";
+    if std::env::var_os(MARK).is_none() {
+        // EAL is for a process of its own.
+        let name = std::thread::current().name().unwrap().to_owned();
+        let mut alone = std::process::Command::new(std::env::current_exe().unwrap());
+        let done = alone.args(["--exact", &name, "--nocapture", "--test-threads=1"]).env(MARK, "1").output().unwrap();
+        let text = String::from_utf8_lossy(&done.stdout);
+        assert!(
+            done.status.success() && text.contains("1 passed"),
+            "{text}\n{}",
+            String::from_utf8_lossy(&done.stderr)
+        );
+        return;
+    }
+    let name = format!("test-{}", std::process::id());
+    let _eal = Eal::start(&EalConfig { name, memory_mib: 64, near: None, huge_pages: HugePages::Off }).unwrap();
+    let frame = finished(&Packet::new(77));
+    let right = one(&rule(&[], vec![Action::TunnelPush(Box::new(tunnel(TunnelKind::Vxlan, true))), out()]), &frame);
+    let mut wrong = right.clone();
+    wrong[5] ^= 1;
+
+    let came = by_a_switch(&right, false, true);
+    assert_eq!((came.rule.0, came.outer, came.misses, came.out), (1, Some(0), 0, 1));
+    assert!(came.rule.1 != 0 && came.representor.is_empty());
+    let came = by_a_switch(&right, true, true);
+    assert!(!came.is_due && came.representor == [right], "the representor gets one of them");
+
+    for due in [false, true] {
+        let came = by_a_switch(&wrong, due, false);
+        assert_eq!((came.rule, came.misses, came.out), ((0, 0), 1, 0), "a miss, due: {due}");
+        assert!(came.is_due == due && came.representor == [wrong.clone()], "due: {due}");
+        let came = by_a_switch(&wrong, due, true);
+        assert_eq!((came.rule, came.outer, came.misses, came.out), ((0, 0), Some(1), 0, 1), "due: {due}");
+        assert!(came.is_due == due && came.representor.is_empty(), "due: {due}");
     }
 }
