@@ -310,7 +310,7 @@ fn when_a_port_or_the_bridge_goes_nothing_is_forwarded_to_it_any_more() -> Resul
         scene.daemon.call("flow.list", json!({}))?
     );
     let verified = scene.daemon.ok(&["ovs", "verify"])?;
-    ensure!(verified.contains("2 of 2 VF representors are on no bridge"), "{verified}");
+    ensure!(verified.contains("2 of 2 VF representors on no bridge"), "{verified}");
     // And back.
     scene.daemon.ok(&words)?;
     let first = ["ovs", "configure", "--bridge", "br0", "--datapath-type", "netdev", "--port", "nic0_vf0"];

@@ -3,6 +3,7 @@
 
 mod fields;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -61,14 +62,7 @@ impl Scene {
     }
 
     fn cross(&mut self, frames: u64) -> Result<()> {
-        let [first, second] = &mut self.guests[..] else { unreachable!() };
-        crossing::run(
-            &mut End::Guest(first),
-            &mut End::Guest(second),
-            Ways::Both,
-            Plan::new(frames, 64).in_any_order(),
-        )?;
-        Ok(())
+        cross(&mut self.guests, frames).map(drop)
     }
 
     /// Passes frames from each guest to the kernel's end of its VF's representor: the NIC has no rule for them.
@@ -112,6 +106,31 @@ impl Scene {
     }
 }
 
+/// Does this while frames cross both ways all the time, of which all arrive; how many did each way.
+fn meanwhile(guests: &mut [Guest], what: impl FnOnce() -> Result<()>) -> Result<u64> {
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let traffic = scope.spawn(|| {
+            let mut crossed = 0;
+            while !over.load(Ordering::Relaxed) {
+                crossed += cross(guests, 500)?;
+            }
+            anyhow::Ok(crossed)
+        });
+        let done = what();
+        over.store(true, Ordering::Relaxed);
+        let crossed = traffic.join().map_err(|_| anyhow::anyhow!("the traffic's thread panicked"))?;
+        done.and(crossed)
+    })
+}
+
+/// Passes frames both ways; how many each way.
+fn cross(guests: &mut [Guest], frames: u64) -> Result<u64> {
+    let [first, second] = guests else { unreachable!() };
+    let plan = Plan::new(frames, 64).in_any_order();
+    crossing::run(&mut End::Guest(first), &mut End::Guest(second), Ways::Both, plan).map(|(there, _)| there)
+}
+
 /// Packets that OVS saw.
 fn slow(flows: &[Value]) -> u64 {
     flows.iter().filter_map(|flow| flow["ovs"]["packets"].as_u64()).sum()
@@ -151,10 +170,16 @@ fn rules_outlive_the_daemon_and_not_what_ovs_wants() -> Result<()> {
     scene.cross(50)?;
     scene.offloaded(2)?;
     ensure!(scene.rules()? == 2, "the NIC has {} rules", scene.rules()?);
-    scene.daemon.kill()?;
-    scene.cross(1000)?;
-    scene.daemon.start_again()?;
-    scene.offloaded(2)?;
+    let Scene { guests, daemon, .. } = &mut scene;
+    let crossed = meanwhile(guests, || {
+        daemon.kill()?;
+        daemon.start_again()?;
+        wait::until(SOON, "both flows in the NIC again", || {
+            let flows = daemon.call("flow.list", json!({ "state": "offloaded" }))?;
+            Ok((flows["flows"].as_array().map(Vec::len) == Some(2)).then_some(()))
+        })
+    })?;
+    ensure!(crossed > 0, "nothing was sent while the daemon was away");
     scene.cross(1000)?;
     // A lane that dies loses its rules, and gets them again.
     ringspan_testkit::process::kill_hard(scene.daemon.lane_pid("main")?)?;
