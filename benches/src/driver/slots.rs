@@ -12,8 +12,8 @@ use super::LINE;
 const APART: usize = 64 + 128 + 128 + 2048;
 
 /// Buffers of equal room, in an order without a pattern: the allocator of a guest that has run for a while does not hand out neighbours in a row, so the
-/// processor's prefetcher must not be able to guess the next one. A permutation with equal steps is not enough. The generator
-/// writes right behind the back-end, and its prefetcher, which learns what comes next in a page, took lines for writing that the back-end had asked for.
+/// processor's prefetcher must not be able to guess the next one. With equal steps a sixth of the lines that a back-end had asked for was gone when it copied
+/// them, always at the same places of a page: the prefetcher of the generator, which writes right behind it, is the likely reason.
 #[derive(Debug, Clone)]
 pub struct Slots {
     memory: Arc<Memory>,
