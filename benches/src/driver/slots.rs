@@ -8,7 +8,7 @@ use ringspan_testkit::guest::Memory;
 use super::LINE;
 
 /// Bytes from one packet buffer of a DPDK guest to the next: 64 of the pool's object, 128 of `rte_mbuf`, 128 of headroom and 2048 for the frame
-/// (`RTE_MBUF_DEFAULT_BUF_SIZE`). Other guests that send small frames by the million do not have them closer.
+/// (`RTE_MBUF_DEFAULT_BUF_SIZE`).
 const APART: usize = 64 + 128 + 128 + 2048;
 
 /// Buffers of equal room, in an order without a pattern: the allocator of a guest that has run for a while does not hand out neighbours in a row, so the
