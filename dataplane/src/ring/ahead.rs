@@ -64,7 +64,7 @@ fn ask_for<const WRITE: bool>(
             if WRITE {
                 copy::prefetch_write(start.wrapping_add(line));
             } else {
-                copy::prefetch(start.wrapping_add(line));
+                copy::prefetch_far(start.wrapping_add(line));
             }
         }
         asked = index + 1;

@@ -113,6 +113,20 @@ pub(super) fn prefetch<T>(at: *const T) {
     let _ = at;
 }
 
+/// Asks for the cache line at `at`, to read it later: it goes to the second cache, and leaves the nearest, which holds less than a burst of long
+/// frames, to those that are copied now. A hint: any address is fine.
+#[inline(always)]
+pub(super) fn prefetch_far<T>(at: *const T) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    // SAFETY: prefetching never faults.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T2, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T2>(at.cast());
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    let _ = at;
+}
+
 /// Asks for the cache line at `at`, to write it: the guest's core gives it up early. A hint: any address is fine.
 #[inline(always)]
 pub(super) fn prefetch_write<T>(at: *const T) {
