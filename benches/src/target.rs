@@ -9,17 +9,17 @@ use crate::rates::RoundTrip;
 use crate::report::{Row, Spread};
 
 /// A kind of work, the cells that it stands for, and how many times the rate of net_vhost and of OVS-DPDK is aimed for. A cell belongs to the
-/// first of them that has it.
+/// first of them that has it: whatever else is switched in it, such as the length of the ring, it is that work.
 const TARGETS: &[(&str, &[&str], f64, f64)] = &[
-    ("64 B guest to NIC, split", &["tx/split/64"], 1.5, 2.2),
-    ("64 B guest to NIC, packed", &["tx/packed/64"], 2.0, 2.5),
+    ("64 B guest to NIC, split", &["tx/split/64/**"], 1.5, 2.2),
+    ("64 B guest to NIC, packed", &["tx/packed/64/**"], 2.0, 2.5),
     ("64 B full ring to NIC, split", &["drain/split/64"], 1.5, 2.2),
     ("64 B full ring to NIC, packed", &["drain/packed/64"], 2.0, 2.5),
-    ("64 B NIC to guest", &["rx/*/64"], 1.5, 2.0),
+    ("64 B NIC to guest", &["rx/*/64/**"], 1.5, 2.0),
     ("both directions at once", &["both/**"], 1.5, 2.0),
-    ("IMIX, mergeable on", &["*/*/imix"], 1.5, 1.8),
+    ("IMIX, mergeable on", &["*/*/imix", "*/*/imix/indirect", "*/*/imix/ring256", "*/*/imix/read"], 1.5, 1.8),
     ("9000 B guest to NIC, zero copy, device reads", &["tx/*/9000/read"], 1.4, 1.4),
-    ("1518 B guest to NIC", &["tx/*/1518"], 1.1, 1.1),
+    ("1518 B guest to NIC", &["tx/*/1518/**"], 1.1, 1.1),
     ("any other cell", &["*/**"], 1.0, 1.0),
 ];
 
@@ -156,6 +156,28 @@ mod tests {
         assert_eq!([reached(1.5, false, 1.6), reached(1.5, false, 1.5)], [Some(true); 2]);
         assert_eq!([reached(0.9, true, 0.8), reached(0.9, true, 0.9)], [Some(true); 2]);
         assert_eq!([reached(1.5, false, 1.4), reached(0.9, true, 1.0)], [Some(false); 2]);
+    }
+
+    #[test]
+    fn a_switch_does_not_take_a_cell_out_of_its_kind_of_work() {
+        let aim = |name: &str| {
+            let of = |(_, patterns, ..): &&(&str, &[&str], f64, f64)| patterns.iter().any(|p| Cell::matches(p, name));
+            TARGETS.iter().find(of).map(|(work, _, testpmd, ovs)| (*work, *testpmd, *ovs))
+        };
+        for switch in ["", "/indirect", "/inorder", "/ring256", "/4q", "/offload"] {
+            let name = format!("tx/packed/64{switch}");
+            assert_eq!(aim(&name), Some(("64 B guest to NIC, packed", 2.0, 2.5)), "{name}");
+        }
+        for switch in ["/indirect", "/ring256", "/read"] {
+            let name = format!("tx/split/imix{switch}");
+            assert_eq!(aim(&name), Some(("IMIX, mergeable on", 1.5, 1.8)), "{name}");
+        }
+        for name in ["rx/split/imix/nomrg", "rx/packed/9000/nomrg", "loop/split/64/indirect", "tx/split/9000"] {
+            assert_eq!(aim(name), Some(("any other cell", 1.0, 1.0)), "{name}");
+        }
+        let all = Cell::all();
+        let unknown: Vec<String> = all.iter().map(Cell::name).filter(|name| aim(name).is_none()).collect();
+        assert!(unknown.is_empty(), "{unknown:?}");
     }
 
     #[test]
