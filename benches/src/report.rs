@@ -265,8 +265,18 @@ pub struct Report {
     pub figures: Vec<Figure>,
     /// What was aimed for.
     pub verdicts: Vec<Verdict>,
+    /// Parts of the run that failed, and why: they are absent above.
+    pub faults: Vec<String>,
     /// All measurements, in order.
     pub samples: Vec<Sample>,
+}
+
+/// What a part of the run found; nothing where it failed, which is noted: what was found before is not lost for it.
+pub fn part<T: Default>(name: &str, found: anyhow::Result<T>, faults: &mut Vec<String>) -> T {
+    found.unwrap_or_else(|error| {
+        faults.push(format!("{name}: {error:#}"));
+        T::default()
+    })
 }
 
 /// What is said of a generator that is so many times as fast as the fastest back-end.
@@ -292,6 +302,7 @@ impl Report {
             instructions: vec![],
             figures: vec![],
             verdicts: vec![],
+            faults: vec![],
             samples: vec![],
         }
     }
@@ -304,6 +315,9 @@ impl Report {
         self.round_trips(&mut text);
         self.small(&mut text);
         self.targets(&mut text);
+        for fault in &self.faults {
+            let _ = writeln!(text, "FAILED: {fault}");
+        }
         if let Some(sentence) = self.disturbed() {
             let _ = writeln!(text, "{sentence}");
         }
@@ -516,83 +530,4 @@ impl Report {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_ratio_is_taken_round_by_round() {
-        let cell = Cell::select(&["tx/split/64"]).unwrap()[0];
-        let sample = |peer, round, apart, sent_pps| Sample {
-            cell: cell.name(),
-            peer,
-            round,
-            apart,
-            away: 0.0,
-            measured: Some(Measured { sent_pps, waiting: 0.5, ..Measured::default() }),
-            features: None,
-            zero_copied: None,
-            again: None,
-            fault: None,
-        };
-        let mut samples = vec![
-            sample(Peer::Ringspan, 0, 30.0, 2.0),
-            sample(Peer::Testpmd, 0, 30.0, 1.0),
-            sample(Peer::Ringspan, 1, 160.0, 30.0),
-            sample(Peer::Testpmd, 1, 150.0, 10.0),
-            // The cores moved in between.
-            sample(Peer::Ringspan, 2, 30.0, 50.0),
-            sample(Peer::Testpmd, 2, 160.0, 10.0),
-        ];
-        let ratio = |samples: &[Sample]| row(cell, None, samples).peer(Peer::Testpmd).unwrap().ratio;
-        assert_eq!(ratio(&samples), Some(Spread { least: 2.0, median: 2.5, most: 3.0 }));
-        assert!(row(cell, None, &samples).peer(Peer::Ovs).is_none());
-        // One of the cores did not run meanwhile.
-        samples[3].away = 0.4;
-        assert_eq!(ratio(&samples), Some(Spread { least: 2.0, median: 2.0, most: 2.0 }));
-        samples[1].away = 0.4;
-        assert_eq!(ratio(&samples), Some(Spread { least: 2.0, median: 2.5, most: 3.0 }), "it is all there is");
-        // If they always did, that is all there is.
-        samples.drain(..4);
-        assert_eq!(ratio(&samples), Some(Spread { least: 5.0, median: 5.0, most: 5.0 }));
-    }
-
-    #[test]
-    fn figures_have_their_limits_above_or_below() {
-        let figure = |value, at_least| Figure {
-            name: String::new(),
-            value,
-            spread: None,
-            limit: 90.0,
-            at_least,
-            unit: "%",
-            note: None,
-        };
-        assert!(figure(Some(90.0), true).keeps() && figure(Some(89.0), false).keeps());
-        assert!(!figure(Some(89.0), true).keeps() && !figure(Some(90.0), false).keeps());
-        assert!(!figure(None, true).keeps() && !figure(None, false).keeps());
-    }
-
-    #[test]
-    fn a_generator_that_could_be_the_bottleneck_is_a_miss() {
-        assert_eq!(times(1.996), "2.00 times the fastest back-end, MISS: wanted >= 2");
-        assert_eq!(times(2.4), "2.40 times the fastest back-end");
-    }
-
-    #[test]
-    fn one_direction_does_not_make_up_for_the_other() {
-        let cell = Cell::select(&["both/split/64"]).unwrap()[0];
-        let both = |sent_pps, received_pps| Measured { sent_pps, received_pps, ..Measured::default() };
-        assert_eq!(ratio(&both(12.0, 2.0), &both(5.0, 5.0), &cell), 0.4);
-        assert_eq!(ratio(&both(10.0, 15.0), &both(5.0, 5.0), &cell), 2.0);
-        assert_eq!(ratio(&both(10.0, 0.0), &both(5.0, 0.0), &cell), 2.0);
-    }
-
-    #[test]
-    fn what_a_reading_device_did_not_get_does_not_count() {
-        let cell = Cell::select(&["tx/split/9000/read"]).unwrap()[0];
-        let measured = Measured { sent_pps: 5.0, received_pps: 2.0, sent_bits: 50.0, ..Measured::default() };
-        assert_eq!(packets(&measured, &cell), 2.0);
-        assert_eq!(bits(&Measured { received_bits: 20.0, ..measured }, &cell), 20.0);
-        assert!(cell.arrives());
-    }
-}
+mod tests;

@@ -11,7 +11,7 @@ use ringspan_benches::driver::stamp::Frames;
 use ringspan_benches::load::Load;
 use ringspan_benches::machine::Machine;
 use ringspan_benches::peer::{LARGEST, Peer, Place};
-use ringspan_benches::report::{Report, packets, row};
+use ringspan_benches::report::{Report, packets, part, row};
 use ringspan_benches::run::Plan;
 use ringspan_benches::{figures, generator, instructions, migration, page, target, wake};
 use ringspan_testkit::{netns, testpmd, wait};
@@ -152,6 +152,9 @@ impl Migration {
     }
 }
 
+/// Seconds that `quick` may take, its programs built.
+const QUICK: f64 = 180.0;
+
 /// Writes a file of results, and says so.
 fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     if let Some(folder) = path.parent() {
@@ -222,12 +225,15 @@ impl Run {
         let (start, total) = (Instant::now(), plan.cells.len());
         println!("{machine}");
         println!("{total} cells, {} alternations: about {:.0} s for the rates", plan.rounds, plan.budget());
-        let generator = self.own(&plan)?;
+        // What fails is named in the report, which then has the rest.
+        let mut faults = vec![];
+        let generator = part("the generator", self.own(&plan), &mut faults);
         let mut line = Line::default();
         let mut limits = vec![];
         for cell in &plan.cells {
+            wait::check_stopped()?;
             line.show(&format!("{}: bare copies", cell.name()));
-            limits.push(plan.limit(cell)?);
+            limits.push(part(&format!("{}: bare copies", cell.name()), plan.limit(cell), &mut faults));
         }
         let (mut seen, all) = (vec![], plan.cells.clone());
         let samples = plan.run(|sample| {
@@ -252,25 +258,33 @@ impl Run {
             let formats: &[bool] = if quick { &[false] } else { &[false, true] };
             let slower = Plan { rounds: if quick { 3 } else { plan.rounds }, ..plan.clone() };
             for packed in formats {
-                round_trips.extend(slower.round_trips(*packed, |text| line.show(text))?);
+                let trips = slower.round_trips(*packed, |text| line.show(text));
+                wait::check_stopped()?;
+                round_trips.extend(part("round trips", trips, &mut faults));
             }
         }
         let (mut idle, mut wakes, mut small, mut bare_wake) = (vec![], vec![], vec![], None);
         if !self.no_figures {
             if !quick {
-                idle = plan.idle(|text| line.show(text))?;
+                idle = part("idle", plan.idle(|text| line.show(text)), &mut faults);
             }
             let fewer = Plan { rounds: if quick { 2 } else { plan.rounds }, ..plan.clone() };
-            wakes = fewer.wakes(!quick, |text| line.show(text))?;
-            bare_wake = Some(wake::bare(self.core, self.guest_core)?);
+            wait::check_stopped()?;
+            wakes = part("after silence", fewer.wakes(!quick, |text| line.show(text)), &mut faults);
+            bare_wake = part("a bare thread", wake::bare(self.core, self.guest_core).map(Some), &mut faults);
+            wait::check_stopped()?;
             line.show("the small figures");
             small = figures::all(self.core, self.guest_core, &plan.patience);
             small.extend(wake::figure(&wakes));
         }
         line.end();
         let rows: Vec<_> = plan.cells.iter().zip(limits).map(|(cell, limit)| row(*cell, limit, &samples)).collect();
-        let iperf =
-            if quick || self.no_iperf { vec![] } else { plan.iperf(plan.rounds.min(5), |text| eprintln!("{text}"))? };
+        let mut iperf = vec![];
+        if !quick && !self.no_iperf {
+            wait::check_stopped()?;
+            iperf = part("iperf3", plan.iperf(plan.rounds.min(5), |text| eprintln!("{text}")), &mut faults);
+        }
+        wait::check_stopped()?;
         let verdicts = target::verdicts(&rows, &round_trips, &iperf, &plan.peers);
         let report = Report {
             machine,
@@ -286,10 +300,17 @@ impl Run {
             instructions: vec![],
             figures: small,
             verdicts,
+            faults,
             samples,
         };
         self.finish(&report, "report")?;
-        println!("took {:.0} s", start.elapsed().as_secs_f64());
+        let took = start.elapsed().as_secs_f64();
+        // Who asked for other cells or more rounds gets what takes longer.
+        let asked = !self.cells.is_empty() || self.rounds.is_some() || self.seconds.is_some();
+        let late =
+            if quick && !asked && took >= QUICK { format!(", MISS: wanted < {QUICK:.0} s") } else { String::new() };
+        println!("took {took:.0} s{late}");
+        anyhow::ensure!(report.faults.is_empty(), "{} parts failed: {}", report.faults.len(), report.faults.join("; "));
         Ok(())
     }
 

@@ -31,6 +31,9 @@ pub fn html(report: &Report) -> String {
     if let Some(sentence) = report.disturbed() {
         let _ = write!(page, "<p class=\"warn\">{}</p>", escape(&sentence));
     }
+    for fault in &report.faults {
+        let _ = write!(page, "<p class=\"warn\">Failed: {}</p>", escape(fault));
+    }
     targets(report, &mut page);
     throughput(report, &mut page);
     ratios(report, &mut page);
