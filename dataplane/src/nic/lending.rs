@@ -50,26 +50,10 @@ impl Lending {
         let driver = port.driver();
         let from = |least: u16| config.zero_copy_from.unwrap_or(least).into();
         let lending = Self { port: Arc::downgrade(port), from: from(FROM_READ), dma: false, cleans: false };
-        if config.zero_copy == ZeroCopy::Off {
-            return Err("zero_copy = \"off\"".into());
-        }
-        match spec {
-            _ if driver.starts_with("mlx") => {
-                Err(format!("{driver} says that frames are sent only with a later one, and cannot be asked"))
-            }
-            DeviceSpec::Soft { .. } => Err("a software NIC writes to frames".into()),
-            _ if driver == "net_ring" && config.zero_copy == ZeroCopy::Always => Ok(lending),
-            _ if driver == "net_ring" => {
-                Err("a software ring holds frames until the other side reads them: zero_copy = \"always\" does it nevertheless".into())
-            }
-            DeviceSpec::Vdev { args, .. } if AT_ONCE.contains(&driver) => {
-                let least = if driver == "net_null" { read_by_null(args) } else { 0 };
-                Ok(Self { from: lending.from.max(least), ..lending })
-            }
-            DeviceSpec::Pci { .. } if config.zero_copy == ZeroCopy::Auto && !BY_DMA.contains(&driver) => {
-                Err(format!("{driver} was not yet seen to read guest memory: zero_copy = \"always\" has it do so"))
-            }
-            DeviceSpec::Pci { .. } => {
+        match reads(driver, spec, config.zero_copy)? {
+            Reads::Later => Ok(lending),
+            Reads::AtOnce(least) => Ok(Self { from: lending.from.max(least), ..lending }),
+            Reads::ByDma => {
                 // SAFETY: EAL is started.
                 if unsafe { sys::rte_eal_iova_mode() } != sys::RTE_IOVA_VA {
                     return Err("DPDK gives devices physical addresses, and guest memory has none in one piece".into());
@@ -80,7 +64,6 @@ impl Lending {
                 }
                 Ok(Self { from: from(FROM_DMA), dma: true, cleans: true, ..lending })
             }
-            _ => Err(format!("{driver} is not known to let go of frames in time")),
         }
     }
 
@@ -112,6 +95,41 @@ impl Drop for Mapping {
     }
 }
 
+/// When a device reads a frame in guest memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reads {
+    /// Before its transmit function returns: so many bytes at least, however short the frame is.
+    AtOnce(usize),
+    /// When the other side takes it.
+    Later,
+    /// By DMA, if it can be asked when it is done.
+    ByDma,
+}
+
+/// What a driver does, as far as that is known before it is asked; or why frames are copied for it.
+fn reads(driver: &str, spec: &DeviceSpec, zero_copy: ZeroCopy) -> Result<Reads, String> {
+    match spec {
+        _ if zero_copy == ZeroCopy::Off => Err("zero_copy = \"off\"".into()),
+        _ if driver.starts_with("mlx") => {
+            Err(format!("{driver} says that frames are sent only with a later one, and cannot be asked"))
+        }
+        DeviceSpec::Soft { .. } => Err("a software NIC writes to frames".into()),
+        _ if driver == "net_ring" && zero_copy == ZeroCopy::Always => Ok(Reads::Later),
+        _ if driver == "net_ring" => Err(
+            "a software ring holds frames until the other side reads them: zero_copy = \"always\" does it nevertheless"
+                .into(),
+        ),
+        DeviceSpec::Vdev { args, .. } if AT_ONCE.contains(&driver) => {
+            Ok(Reads::AtOnce(if driver == "net_null" { read_by_null(args) } else { 0 }))
+        }
+        DeviceSpec::Pci { .. } if zero_copy == ZeroCopy::Auto && !BY_DMA.contains(&driver) => {
+            Err(format!("{driver} was not yet seen to read guest memory: zero_copy = \"always\" has it do so"))
+        }
+        DeviceSpec::Pci { .. } => Ok(Reads::ByDma),
+        _ => Err(format!("{driver} is not known to let go of frames in time")),
+    }
+}
+
 /// net_null with `copy=1` reads as many bytes as its `size` says, of however short a frame.
 fn read_by_null(args: &str) -> usize {
     let value = |name: &str| {
@@ -128,6 +146,39 @@ fn read_by_null(args: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_driver_reads_where_it_was_seen_to_or_the_reason_for_copying_is_said() {
+        use ZeroCopy::{Always, Auto, Off};
+        let of = |driver, device: &str, zero_copy| reads(driver, &device.parse().unwrap(), zero_copy);
+        let pci = "pci:0000:0a:00.2";
+        for (driver, device, zero_copy, expected) in [
+            ("net_tap", "vdev:net_tap0,iface=up0", Auto, Reads::AtOnce(0)),
+            ("net_null", "vdev:net_null0,size=4000,copy=1", Auto, Reads::AtOnce(4000)),
+            ("net_ring", "vdev:net_ring0", Always, Reads::Later),
+            ("net_ring", "patch:cable/a", Always, Reads::Later),
+            ("net_e1000_igb", pci, Auto, Reads::ByDma),
+            ("net_e1000_igb_vf", pci, Auto, Reads::ByDma),
+            ("net_ice", pci, Always, Reads::ByDma),
+        ] {
+            assert_eq!(of(driver, device, zero_copy), Ok(expected), "{driver}, {device}, {zero_copy:?}");
+        }
+        for (driver, device, zero_copy, reason) in [
+            ("net_tap", "vdev:net_tap0,iface=up0", Off, "off"),
+            // Whatever it is told to do.
+            ("mlx5_pci", pci, Auto, "mlx5_pci says that frames are sent only with a later one, and cannot be asked"),
+            ("mlx5_pci", pci, Always, "mlx5_pci says that frames are sent only with a later one, and cannot be asked"),
+            ("mlx4_pci", pci, Always, "mlx4_pci says"),
+            ("net_ice", pci, Auto, "net_ice was not yet seen to read guest memory: zero_copy = \"always\""),
+            ("net_ring", "soft:nic0/vf3", Always, "a software NIC writes to frames"),
+            ("net_ring", "vdev:net_ring0", Auto, "a software ring holds frames"),
+            ("net_bonding", "bond:mode=1,pci:0000:0a:00.2,pci:0000:0b:00.2", Always, "net_bonding is not known"),
+            ("net_memif", "vdev:net_memif0", Always, "net_memif is not known"),
+        ] {
+            let said = of(driver, device, zero_copy).unwrap_err();
+            assert!(said.contains(reason), "{driver}, {device}, {zero_copy:?}: {said}");
+        }
+    }
 
     #[test]
     fn net_null_never_reads_behind_a_frame() {
