@@ -5,7 +5,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ringspan_protocol::nic::UplinkStatus;
-use ringspan_protocol::{MigrationStatus, ModeStatus, NodeStatus, PolicyStatus, PortName, ShareStatus, ZeroCopyStatus};
+use ringspan_protocol::{
+    MigrationStatus, ModeStatus, NodeStatus, PolicyStatus, PortName, ReceiveWake, ShareStatus, ZeroCopyStatus,
+};
 use serde_json::{Value, json};
 
 use super::client::Client;
@@ -195,7 +197,7 @@ fn show(port: &PortEntry) -> Result<(), Failure> {
             ("active pairs", status.active_pairs.to_string()),
             ("guest memory", format!("{} MiB in {} regions", status.memory_bytes >> 20, status.memory_regions)),
             ("driver", device.driver.clone()),
-            ("receive wake", word(&device.receive_wake)),
+            ("receive wake", wake(device.receive_wake)),
             ("spread", word(&device.spread)),
             ("link", format!("{}{speed}", if device.link_up { "up" } else { "down" })),
             ("device mac", device.mac.to_string()),
@@ -217,6 +219,14 @@ fn show(port: &PortEntry) -> Result<(), Failure> {
         writeln!(out, "{key:<width$}  {value}")?;
     }
     Ok(())
+}
+
+/// What wakes a worker that sleeps; a timer with how long it may take.
+fn wake(wake: ReceiveWake) -> String {
+    match wake {
+        ReceiveWake::Timer => format!("timer, {} ms at most", ReceiveWake::LONGEST_TIMER.as_millis()),
+        wake => word(&wake),
+    }
 }
 
 /// What a core has of a port.
@@ -374,5 +384,16 @@ fn watch_stats(client: &mut Client, params: &Value) -> Result<(), Failure> {
         }
         before = Some((at, now));
         std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timer_is_said_with_its_length() {
+        let said = [ReceiveWake::Interrupt, ReceiveWake::Event, ReceiveWake::Timer].map(wake);
+        assert_eq!(said, ["interrupt", "event", "timer, 2 ms at most"]);
     }
 }

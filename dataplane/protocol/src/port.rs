@@ -1,6 +1,7 @@
 //! A port: one guest NIC, with a vhost-user socket on one side and a device on the other.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -324,6 +325,11 @@ pub enum ReceiveWake {
     /// Nothing, or an interrupt that was not seen yet: the worker looks again after 2 ms at the latest.
     #[default]
     Timer,
+}
+
+impl ReceiveWake {
+    /// When a worker that nothing wakes looks again, at the latest.
+    pub const LONGEST_TIMER: Duration = Duration::from_millis(2);
 }
 
 /// Whether a device spreads what comes in over its queues, keeping the packets of a flow together.

@@ -18,11 +18,12 @@ use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::time::TimeSpec;
+use ringspan_protocol::ReceiveWake;
 
 /// How long a worker spins without a packet before its first nap.
 const SPIN: Duration = Duration::from_micros(100);
 /// Sleep where not everything can wake the worker: bounds, and how often it fits into the time without a packet.
-const NAP: std::ops::RangeInclusive<Duration> = Duration::from_micros(50)..=Duration::from_millis(2);
+const NAP: std::ops::RangeInclusive<Duration> = Duration::from_micros(50)..=ReceiveWake::LONGEST_TIMER;
 const NAPS: u32 = 16;
 /// Sleep where everything can. Half of what DPDK's bonding allows between two looks (LACP), and of the watchdog's period.
 const LONGEST: Duration = Duration::from_millis(50);
