@@ -1,7 +1,7 @@
 //! As many VFs as a distribution's DPDK has room for beside the rest, with a guest on each, all busy at once.
 
 use anyhow::{Context, Result, ensure};
-use ringspan_protocol::{Action, NicPort};
+use ringspan_protocol::{Action, NicPort, ReceiveWake};
 use ringspan_testkit::guest::NetHeader;
 use ringspan_testkit::guest::loopback::{claims, make};
 use ringspan_testkit::needs;
@@ -16,6 +16,11 @@ const LENGTH: usize = 200;
 fn twenty_four_guests_on_one_nic_each_reach_the_next_and_nobody_else() -> Result<()> {
     needs!(Root, Ringspan);
     let mut scene = Scene::new("soft-many", &kit::nic(VFS, &[]), usize::from(VFS))?;
+    // The switch rings their bells: no guest waits for a timer.
+    for vf in 0..VFS {
+        let device = scene.lane.port(&format!("vm{vf}"))?.device;
+        ensure!(device.receive_wake == ReceiveWake::Event, "VF {vf}: {device:?}");
+    }
     let next = |vf: u16| (vf + 1) % VFS;
     let rules = (0..VFS).map(|vf| rule(vf.into(), NicPort::Vf(vf), &[], vec![Action::Output(NicPort::Vf(next(vf)))]));
     scene.install(rules.collect())?;
