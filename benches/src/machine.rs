@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use ringspan_testkit::{paths, testpmd, wait};
 use serde::Serialize;
@@ -13,6 +13,12 @@ use crate::ovs;
 /// What a number of a benchmark depends on.
 #[derive(Debug, Clone, Serialize)]
 pub struct Machine {
+    /// What was measured: the checkout's commit, and whether it was changed since.
+    pub ringspan: String,
+    /// When, in seconds since 1970.
+    pub started: u64,
+    /// The words that this program was started with.
+    pub command: Vec<String>,
     /// The processor's name.
     pub processor: String,
     /// How many of them.
@@ -43,6 +49,9 @@ impl Machine {
             line.trim_start_matches(['\t', ' ', ':']).to_string()
         };
         Self {
+            ringspan: commit().unwrap_or_else(|| "unknown".into()),
+            started: UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs()),
+            command: std::env::args().skip(1).collect(),
             processor: of("model name"),
             processors: std::thread::available_parallelism().map_or(1, usize::from),
             ticks: ticks_per_second(),
@@ -56,6 +65,13 @@ impl Machine {
     }
 }
 
+/// None where there is no git, or no checkout.
+fn commit() -> Option<String> {
+    let mut git = Command::new(paths::on_path("git")?);
+    git.args(["describe", "--always", "--dirty"]).current_dir(paths::checkout());
+    Some(wait::run(&mut git, Duration::from_secs(10)).ok()?.success("git").ok()?.trim().to_string())
+}
+
 fn dpdk() -> Option<String> {
     let mut query = Command::new(paths::on_path("dpkg-query")?);
     query.args(["-W", "-f", "${Version}", "dpdk"]);
@@ -66,7 +82,8 @@ impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} x {} at {:.2} GHz{}, kernel {}, DPDK {}, {}, {}, load average {}",
+            "ringspan {}, {} x {} at {:.2} GHz{}, kernel {}, DPDK {}, {}, {}, load average {}",
+            self.ringspan,
             self.processors,
             self.processor,
             self.ticks / 1e9,
@@ -77,5 +94,19 @@ impl fmt::Display for Machine {
             if self.huge_pages { "hugepages" } else { "no hugepages" },
             self.load_average
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_can_be_told_by_what_was_measured_and_when() {
+        let machine = Machine::look();
+        assert!(machine.started > 1_700_000_000, "{}", machine.started);
+        let there = |text: &str| !text.is_empty() && !text.contains('\n');
+        assert!(there(&machine.ringspan) && there(&machine.processor), "{machine:?}");
+        assert!(machine.to_string().starts_with(&format!("ringspan {}, ", machine.ringspan)), "{machine}");
     }
 }
