@@ -2,7 +2,7 @@
 
 use super::encap;
 use crate::NicPort;
-use crate::rule::{Action, Field, FieldMatch, Rule, TunnelKind};
+use crate::rule::{Action, Field, FieldError, FieldMatch, Rule, TunnelKind};
 
 /// One action of rte_flow.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,12 +52,12 @@ pub struct Modify {
 }
 
 /// A field of a rule or a part of it that MODIFY_FIELD has a number for: the protocol it is of, name, number, bits, bits behind it.
-struct Settable {
+pub(super) struct Settable {
     field: Field,
     of: Option<(Field, u128)>,
     name: &'static str,
     number: u32,
-    width: u32,
+    pub(super) width: u32,
     shift: u32,
 }
 
@@ -97,26 +97,18 @@ const SETTABLE: &[Settable] = &[
 ];
 
 impl Settable {
+    /// By the test program's name.
+    pub(super) fn named(name: &str) -> Option<&'static Self> {
+        SETTABLE.iter().find(|settable| settable.name == name)
+    }
+
+    /// As a field of a rule that gets this value of no more bits than its own.
+    pub(super) fn to(&self, value: u128) -> Result<FieldMatch, FieldError> {
+        FieldMatch::new(self.field, value << self.shift, self.mask())
+    }
+
     fn mask(&self) -> u128 {
         (u128::MAX >> (128 - self.width)) << self.shift
-    }
-}
-
-impl Modify {
-    /// A field by the test program's name, with the value it gets.
-    pub(super) fn named(name: &str, value: Vec<u8>) -> Option<Self> {
-        let found = SETTABLE.iter().find(|settable| settable.name == name)?;
-        Some(Self { name: found.name, number: found.number, width: found.width, value })
-    }
-
-    /// What it sets, as a field of a rule. Nothing where the value has more bits than the field.
-    pub(super) fn field(&self) -> Option<FieldMatch> {
-        let found = SETTABLE.iter().find(|settable| settable.number == self.number)?;
-        let value = self.value.iter().fold(0, |value: u128, byte| value << 8 | u128::from(*byte));
-        if value & !(found.mask() >> found.shift) != 0 {
-            return None;
-        }
-        FieldMatch::new(found.field, value << found.shift, found.mask()).ok()
     }
 }
 

@@ -1,10 +1,10 @@
 //! Reads what was printed.
 
-use super::super::actions::Modify;
+use super::super::actions::Settable;
 use super::super::header::{Form, Header, Item, ItemKind};
 use super::super::{LEAST_PRIORITY, encap, pattern};
 use super::{SHORT, port};
-use crate::rule::{Action, Field, FieldMatch, Match, Rule, RuleId};
+use crate::rule::{Action, Field, FieldError, FieldMatch, Match, Rule, RuleId};
 use crate::{MacAddress, NicPort};
 
 /// Not a rule as it is printed.
@@ -36,7 +36,7 @@ struct Comment {
 /// Reads the lines of one rule.
 ///
 /// # Errors
-/// [`Unreadable`], with the first word that is none.
+/// [`Unreadable`], with the first word that is none; of a value that its field cannot have, with the field and what it can have.
 pub fn read(text: &str) -> Result<Rule, Unreadable> {
     let mut before = Before::default();
     let mut lines = text.lines().peekable();
@@ -56,8 +56,8 @@ pub fn read(text: &str) -> Result<Rule, Unreadable> {
             }
             "raw_decap" => before.decap = true,
             "sample_actions" => {
-                expect(&mut words, &[&before.samples.len().to_string(), "port_id", "id"])?;
-                before.samples.push(port(number(&mut words)?));
+                expect(&mut words, &[&before.samples.len().to_string(), "port_id"])?;
+                before.samples.push(port(named(&mut words, "id", 16)?));
             }
             other => return Err(Unreadable(other.into())),
         }
@@ -79,15 +79,33 @@ fn expect(words: &mut Words<'_>, wanted: &[&str]) -> Result<(), Unreadable> {
     Ok(())
 }
 
-fn number<T: TryFrom<u128>>(words: &mut Words<'_>) -> Result<T, Unreadable> {
+/// The next word as a number of at most so many bits, which is one of what is named.
+fn number<T: TryFrom<u128>>(words: &mut Words<'_>, of: &str, bits: u32) -> Result<T, Unreadable> {
     let text = word(words)?;
-    value(Form::Number, text).and_then(|value| value.try_into().ok()).ok_or_else(|| Unreadable(text.into()))
+    let found = value(Form::Number, text).filter(|number| *number <= most(bits));
+    found.and_then(|number| number.try_into().ok()).ok_or_else(|| unfit(of, text, Form::Number, bits))
 }
 
-/// A number of so many bits.
-fn narrow(words: &mut Words<'_>, bits: u32) -> Result<u16, Unreadable> {
-    let number: u16 = number(words)?;
-    if number >> bits == 0 { Ok(number) } else { Err(Unreadable(format!("{number} has more than {bits} bits"))) }
+/// A word, and the number behind it.
+fn named<T: TryFrom<u128>>(words: &mut Words<'_>, name: &str, bits: u32) -> Result<T, Unreadable> {
+    expect(words, &[name])?;
+    number(words, name, bits)
+}
+
+fn most(bits: u32) -> u128 {
+    u128::MAX >> (128 - bits)
+}
+
+/// A value that what is named cannot have, and what it can have.
+fn unfit(of: &str, text: &str, form: Form, bits: u32) -> Unreadable {
+    let can = match form {
+        Form::Mac => "a MAC address".into(),
+        Form::Ipv4 => "an address of IPv4".into(),
+        Form::Ipv6 => "an address of IPv6".into(),
+        Form::Number if bits < 4 => format!("a number from 0 to {}", most(bits)),
+        Form::Number => format!("a number from 0 to {0} ({0:#x})", most(bits)),
+    };
+    Unreadable(format!("{of} {text}: it is {can}"))
 }
 
 fn value(form: Form, text: &str) -> Option<u128> {
@@ -113,14 +131,14 @@ fn comment(words: &mut Words<'_>) -> Result<Comment, Unreadable> {
         match next {
             "also" => {
                 let text = word(words)?;
-                comment.also.push(text.parse().map_err(|_| Unreadable(text.into()))?);
+                comment.also.push(text.parse().map_err(|error: FieldError| Unreadable(error.to_string()))?);
             }
             "do" => {
-                let at = number(words)?;
+                let at = number(words, next, 16)?;
                 let text = word(words)?;
                 comment.undone.push((at, serde_json::from_str(text).map_err(|_| Unreadable(text.into()))?));
             }
-            "apart" => comment.apart.push(number(words)?),
+            "apart" => comment.apart.push(number(words, next, 16)?),
             "quiet" => comment.refresh = false,
             other => return Err(Unreadable(other.into())),
         }
@@ -129,11 +147,13 @@ fn comment(words: &mut Words<'_>) -> Result<Comment, Unreadable> {
 }
 
 fn rule(words: &mut Words<'_>, before: &Before, comment: Comment) -> Result<Rule, Unreadable> {
-    expect(words, &["flow", "create", "0", "priority"])?;
-    let priority: u32 = number(words)?;
-    let priority = LEAST_PRIORITY.checked_sub(priority).ok_or_else(|| Unreadable("a priority".into()))?;
+    expect(words, &["flow", "create", "0"])?;
+    let priority: u32 = named(words, "priority", 32)?;
+    let priority = LEAST_PRIORITY
+        .checked_sub(priority)
+        .ok_or_else(|| Unreadable(format!("priority {priority}: it is a number from 0 to {LEAST_PRIORITY}")))?;
     expect(words, &["transfer", "pattern", "represented_port", "ethdev_port_id", "is"])?;
-    let in_port = port(number(words)?);
+    let in_port = port(number(words, "ethdev_port_id", 16)?);
     expect(words, &["/"])?;
     let mut fields = pattern::fields(&items(words, "end")?);
     expect(words, &["actions"])?;
@@ -191,22 +211,24 @@ fn item(kind: ItemKind, words: &mut Words<'_>) -> Result<Item, Unreadable> {
         }
         if kind.next() == Some(name) {
             expect(words, &["is"])?;
-            item.next = Some(number::<u8>(words)? != 0);
+            item.next = Some(number::<u8>(words, name, 1)? != 0);
             continue;
         }
         let header = Header::named(kind, name).ok_or_else(|| Unreadable(name.into()))?;
         let (how, text) = (word(words)?, word(words)?);
-        let form = if how == "prefix" { Form::Number } else { header.form };
-        let value = value(form, text).ok_or_else(|| Unreadable(text.into()))?;
+        if how == "prefix" {
+            let bits = text.parse().ok().filter(|bits| (1..=header.bits).contains(bits));
+            let can = || Unreadable(format!("{name} prefix {text}: it is a number from 1 to {}", header.bits));
+            let others = header.bits - bits.ok_or_else(can)?;
+            header.put(&mut item.mask, header.mask() << others & header.mask());
+            continue;
+        }
+        let found = value(header.form, text).filter(|value| *value <= header.mask());
+        let value = found.ok_or_else(|| unfit(name, text, header.form, header.bits as u32))?;
         match how {
             "is" => item.put(header, value, header.mask()),
             "spec" => header.put(&mut item.spec, value),
             "mask" => header.put(&mut item.mask, value),
-            "prefix" => {
-                let bits = usize::try_from(value).ok().filter(|bits| (1..=header.bits).contains(bits));
-                let others = header.bits - bits.ok_or_else(|| Unreadable(text.into()))?;
-                header.put(&mut item.mask, header.mask() << others & header.mask());
-            }
             "last" => {
                 let mut last = Item::any(kind).spec;
                 header.put(&mut last, value);
@@ -222,34 +244,27 @@ fn step(words: &mut Words<'_>, before: &Before, actions: &mut Vec<Action>) -> Re
     match word(words)? {
         "count" => {}
         "drop" => actions.push(Action::Drop),
-        "represented_port" => {
-            expect(words, &["ethdev_port_id"])?;
-            actions.push(Action::Output(port(number(words)?)));
-        }
+        "represented_port" => actions.push(Action::Output(port(named(words, "ethdev_port_id", 16)?))),
         "sample" => {
-            expect(words, &["ratio", "1", "index"])?;
-            let index: usize = number(words)?;
+            expect(words, &["ratio", "1"])?;
+            let index: usize = named(words, "index", 16)?;
             actions.push(Action::Output(*before.samples.get(index).ok_or_else(missing)?));
         }
         "of_push_vlan" => {
-            expect(words, &["ethertype"])?;
-            actions.push(Action::PushVlan { tpid: number(words)?, tci: 0x1000 });
+            let tpid = named(words, "ethertype", 16)?;
             // Its id and priority come at once.
-            expect(words, &["/", "of_set_vlan_vid", "vlan_vid"])?;
-            let vid = narrow(words, 12)?;
-            expect(words, &["/", "of_set_vlan_pcp", "vlan_pcp"])?;
-            let pcp = narrow(words, 3)?;
-            if let Some(Action::PushVlan { tci, .. }) = actions.last_mut() {
-                *tci = pcp << 13 | 0x1000 | vid;
-            }
+            expect(words, &["/", "of_set_vlan_vid"])?;
+            let vid: u16 = named(words, "vlan_vid", 12)?;
+            expect(words, &["/", "of_set_vlan_pcp"])?;
+            let pcp: u16 = named(words, "vlan_pcp", 3)?;
+            actions.push(Action::PushVlan { tpid, tci: pcp << 13 | 0x1000 | vid });
         }
         "of_set_vlan_vid" => {
-            expect(words, &["vlan_vid"])?;
-            set(FieldMatch::new(Field::VlanTci, number(words)?, 0xfff).ok(), before, actions)?;
+            set(FieldMatch::new(Field::VlanTci, named(words, "vlan_vid", 12)?, 0xfff), before, actions)?;
         }
         "of_set_vlan_pcp" => {
-            expect(words, &["vlan_pcp"])?;
-            set(FieldMatch::new(Field::VlanTci, u128::from(narrow(words, 3)?) << 13, 0xe000).ok(), before, actions)?;
+            let pcp: u128 = named(words, "vlan_pcp", 3)?;
+            set(FieldMatch::new(Field::VlanTci, pcp << 13, 0xe000), before, actions)?;
         }
         "of_pop_vlan" => actions.push(Action::PopVlan),
         "modify_field" => {
@@ -258,11 +273,16 @@ fn step(words: &mut Words<'_>, before: &Before, actions: &mut Vec<Action>) -> Re
             expect(words, &["src_type", "value", "src_value"])?;
             let text = word(words)?;
             expect(words, &["width"])?;
-            let width: u32 = number(words)?;
-            let byte = |at: usize| text.get(at..at + 2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
-            let value: Option<Vec<u8>> = (0..text.len()).step_by(2).map(byte).collect();
-            let modify = value.and_then(|value| Modify::named(name, value)).filter(|modify| modify.width == width);
-            set(modify.and_then(|modify| modify.field()), before, actions)?;
+            let width = word(words)?;
+            let settable = Settable::named(name).ok_or_else(|| Unreadable(name.into()))?;
+            if width != settable.width.to_string() {
+                return Err(Unreadable(format!("{name} width {width}: it has {} bits", settable.width)));
+            }
+            // Whole bytes.
+            let value = value(Form::Number, &format!("0x{text}")).filter(|_| text.len().is_multiple_of(2));
+            let value = value.filter(|value| *value <= most(settable.width));
+            let value = value.ok_or_else(|| unfit(name, &format!("0x{text}"), Form::Number, settable.width))?;
+            set(settable.to(value), before, actions)?;
         }
         "dec_ttl" => actions.push(Action::DecTtl),
         "vxlan_decap" => actions.push(Action::TunnelPop),
@@ -290,17 +310,18 @@ fn step(words: &mut Words<'_>, before: &Before, actions: &mut Vec<Action>) -> Re
             let short = SHORT.iter().find(|short| short.action == other).ok_or_else(|| Unreadable(other.into()))?;
             expect(words, &[short.word])?;
             let text = word(words)?;
-            let modify =
-                value(short.form, text).and_then(|value| Modify::named(short.name, value.to_be_bytes().into()));
-            set(modify.and_then(|modify| modify.field()), before, actions)?;
+            let settable = Settable::named(short.name).ok_or_else(|| Unreadable(other.into()))?;
+            let value = value(short.form, text).filter(|value| *value <= most(settable.width));
+            let value = value.ok_or_else(|| unfit(short.word, text, short.form, settable.width))?;
+            set(settable.to(value), before, actions)?;
         }
     }
     Ok(())
 }
 
 /// One more field to set; the two parts of one field that come one behind the other are one, if they are not said to be two.
-fn set(field: Option<FieldMatch>, before: &Before, actions: &mut Vec<Action>) -> Result<(), Unreadable> {
-    let field = field.ok_or_else(|| Unreadable("a value that is set".into()))?;
+fn set(field: Result<FieldMatch, FieldError>, before: &Before, actions: &mut Vec<Action>) -> Result<(), Unreadable> {
+    let field = field.map_err(|error| Unreadable(error.to_string()))?;
     let is_apart = before.apart.contains(&actions.len());
     match actions.last_mut().filter(|_| !is_apart) {
         Some(Action::Set(known)) if known.field() == field.field() && known.mask() & field.mask() == 0 => {

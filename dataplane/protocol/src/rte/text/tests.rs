@@ -147,3 +147,97 @@ fn a_value_that_has_more_bits_than_what_is_set_is_no_rule() {
         assert!(with(wide).is_err(), "{set} {wide}: {:?}", with(wide));
     }
 }
+
+#[test]
+fn a_value_that_has_more_bits_than_what_is_matched_is_no_rule_and_says_what_would_be() {
+    let text = format!(
+        "# {ID}\nset raw_encap 0 eth / ipv4 ENCAP / udp / geneve / end_set\n\
+         flow create 0 priority 7 transfer pattern represented_port ethdev_port_id is 1 / \
+         eth type is 0x800 has_vlan is 0 / ipv4 MATCH / udp / end actions count / SET / represented_port ethdev_port_id 0 / end"
+    );
+    let with = |place: &str, words: &str| {
+        let mut text = text.replace(place, words);
+        for (place, words) in [("ENCAP", "tos is 0"), ("MATCH", "proto is 17"), ("SET", "count")] {
+            text = text.replace(place, words);
+        }
+        read(&text)
+    };
+    for (place, words, good, wide, said) in [
+        ("MATCH", "ttl is VALUE", "255", "256", "ttl 256: it is a number from 0 to 255 (0xff)"),
+        ("MATCH", "tos spec VALUE tos mask 0xff", "0xff", "0x1ff", "tos 0x1ff: it is a number from 0 to 255 (0xff)"),
+        ("MATCH", "tos spec 0 tos mask VALUE", "0xff", "0x1ff", "tos 0x1ff: it is a number from 0 to 255 (0xff)"),
+        (
+            "MATCH",
+            "fragment_offset spec 1 fragment_offset last VALUE",
+            "0x1fff",
+            "0x10000",
+            "fragment_offset 0x10000: ",
+        ),
+        ("MATCH", "dst spec 0.0.0.0 dst prefix VALUE", "32", "33", "dst prefix 33: it is a number from 1 to 32"),
+        ("MATCH", "dst spec 0.0.0.0 dst prefix VALUE", "1", "0", "dst prefix 0: it is a number from 1 to 32"),
+        ("MATCH", "dst is VALUE", "10.0.0.1", "10.0.0.256", "dst 10.0.0.256: it is an address of IPv4"),
+        ("MATCH", "/ ipv6 hop is VALUE", "255", "0x100", "hop 0x100: it is a number from 0 to 255 (0xff)"),
+        (
+            "MATCH",
+            "/ ipv6 flow is VALUE",
+            "0xfffff",
+            "0x100000",
+            "flow 0x100000: it is a number from 0 to 1048575 (0xfffff)",
+        ),
+        ("MATCH", "/ ipv6 has_frag_ext is VALUE", "1", "2", "has_frag_ext 2: it is a number from 0 to 1"),
+        (
+            "MATCH",
+            "/ vxlan vni is VALUE",
+            "0xffffff",
+            "0x1000000",
+            "vni 0x1000000: it is a number from 0 to 16777215 (0xffffff)",
+        ),
+        ("ENCAP", "tos is VALUE", "255", "0x100", "tos 0x100: it is a number from 0 to 255 (0xff)"),
+        ("SET", "set_ttl ttl_value VALUE", "255", "256", "ttl_value 256: it is a number from 0 to 255 (0xff)"),
+        ("SET", "set_ipv4_dscp dscp_value VALUE", "63", "64", "dscp_value 64: it is a number from 0 to 63 (0x3f)"),
+        ("SET", "of_set_vlan_pcp vlan_pcp VALUE", "7", "8", "vlan_pcp 8: it is a number from 0 to 7"),
+        (
+            "SET",
+            "of_push_vlan ethertype VALUE / of_set_vlan_vid vlan_vid 1 / of_set_vlan_pcp vlan_pcp 1",
+            "0x8100",
+            "0x18100",
+            "ethertype 0x18100: ",
+        ),
+        (
+            "SET",
+            "modify_field op set dst_type ipv4_dscp src_type value src_value VALUE width 6",
+            "3f",
+            "40",
+            "ipv4_dscp 0x40: it is a number from 0 to 63 (0x3f)",
+        ),
+        (
+            "SET",
+            "modify_field op set dst_type ipv4_src src_type value src_value VALUE width 32",
+            "0a000001",
+            "010a000001",
+            "ipv4_src 0x010a000001: ",
+        ),
+        (
+            "SET",
+            "modify_field op set dst_type ipv6_src src_type value src_value VALUE width 128",
+            &"01".repeat(16),
+            &"01".repeat(17),
+            "ipv6_src 0x0101",
+        ),
+    ] {
+        let [good, wide] = [good, wide].map(|value| with(place, &words.replace("VALUE", value)));
+        assert!(good.is_ok(), "{words}: {good:?}");
+        let error = wide.expect_err(words).to_string();
+        assert!(error.starts_with(&format!("not a rule as it is printed: {said}")), "{words}: {error}");
+    }
+    // What stands in the comment says it by itself.
+    let also = text.replacen(ID, &format!("{ID} also ip_ttl=256"), 1);
+    assert!(read(&also).unwrap_err().to_string().contains("ip_ttl: 0x100 has more than the field's 8 bits"));
+}
+
+#[test]
+fn a_priority_that_there_is_none_of_is_named() {
+    let text = print(&rule(NicPort::Vf(0), IP, r#"["drop"]"#)).unwrap();
+    let error = read(&text.replace("priority 7", "priority 8")).unwrap_err().to_string();
+    assert!(error.ends_with(": priority 8: it is a number from 0 to 7"), "{error}");
+}
