@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
@@ -50,8 +50,8 @@ pub(crate) struct End {
     pub interface: String,
     /// Its MAC address.
     pub mac: MacAddress,
-    /// An address of it. Of a tunnel over IPv6 a rule cannot match the MAC address, and so would take what is not for this host.
-    pub address: Ipv4Addr,
+    /// An address of it, but none that is another one on each link (fe80::/10).
+    pub address: IpAddr,
 }
 
 /// An uplink's representor, as the kernel has it.
@@ -90,11 +90,10 @@ impl Underlay {
             interface.addresses.extend(v4.or(address.as_sockaddr_in6().map(|v6| v6.ip().into())));
         }
         for (name, Interface { mac, addresses }) in &interfaces {
-            let of = |address: &IpAddr| match (mac, address) {
-                (Some(mac), IpAddr::V4(address)) => Some(End { interface: name.clone(), mac: *mac, address: *address }),
-                _ => None,
-            };
-            read.ends.extend(addresses.iter().filter_map(of));
+            let Some(mac) = *mac else { continue };
+            let is_of_link = |address: &IpAddr| matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
+            let addresses = addresses.iter().copied().filter(|address| !is_of_link(address));
+            read.ends.extend(addresses.map(|address| End { interface: name.clone(), mac, address }));
         }
         // Nothing goes by the uplinks when the host has no address there.
         let neighbours = if read.ends.is_empty() || far.is_empty() { Vec::new() } else { neighbours()? };
@@ -244,6 +243,7 @@ fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
     use std::time::Duration;
 
     use ringspan_testkit::netns::Netns;
@@ -284,7 +284,8 @@ mod tests {
         net.ip(&["route", "add", "203.0.113.0/24", "via", "198.51.100.9"])?;
         let uplinks = BTreeSet::from(["nic0".to_owned()]);
         let [near, beyond, nowhere] = ["198.51.100.2", "203.0.113.7", "192.0.2.1"].map(|text| text.parse().unwrap());
-        let far = BTreeSet::from([near, beyond, nowhere]);
+        let far_v6: IpAddr = "fd00::2".parse()?;
+        let far = BTreeSet::from([near, beyond, nowhere, far_v6]);
         let read = || {
             std::thread::scope(|scope| {
                 let read = scope.spawn(|| {
@@ -314,9 +315,19 @@ mod tests {
         // One that has a label is the interface's, too.
         net.ip(&["address", "add", "198.51.100.11/24", "dev", "nic0", "label", "nic0:1"])?;
         let labelled = read()?;
-        let second = "198.51.100.11".parse::<Ipv4Addr>()?;
+        let second = "198.51.100.11".parse::<IpAddr>()?;
         assert!(labelled.ends().iter().any(|end| end.address == second), "{:?}", labelled.ends());
-        assert!(labelled.way(near).unwrap().own.contains(&second.into()));
+        assert!(labelled.way(near).unwrap().own.contains(&second));
+        // Tunnels over IPv6 end there, too, and no other address of IPv4 is needed for that.
+        net.ip(&["address", "flush", "dev", "nic0"])?;
+        net.ip(&["address", "add", "fd00::1/64", "dev", "nic0", "nodad"])?;
+        net.ip(&["neighbour", "add", "fd00::2", "lladdr", "02:00:00:00:00:02", "dev", "nic0"])?;
+        let v6 = wait::until(Duration::from_secs(20), "neighbours over IPv6", || {
+            let read = read()?;
+            Ok(read.way(far_v6).is_ok().then_some(read))
+        })?;
+        assert_eq!(v6.ends(), [End { interface: "nic0".into(), mac: mac(1), address: "fd00::1".parse()? }]);
+        assert_eq!(v6.way(far_v6).unwrap().eth_dst, mac(2));
         // A port of a bridge gets nothing for the host.
         net.ip(&["link", "add", "bridge", "type", "bridge"])?;
         net.ip(&["link", "set", "nic0", "master", "bridge"])?;

@@ -48,7 +48,7 @@ const CODES: &[(&str, &str)] = &[
     ("other-nic", "It goes from one NIC to another: each has a switch of its own."),
     (
         "tunnel-port",
-        "It came out of a tunnel whose packets do not come in by a NIC's uplink, untagged; on the kernel's datapath, over IPv4.",
+        "It came out of a tunnel whose packets do not come in by a NIC's uplink, untagged, or not for an address of the host's there.",
     ),
     ("tunnel-pop", "It takes packets out of a tunnel: the flows of what is inside are offloaded instead."),
     (

@@ -56,9 +56,12 @@ impl TunnelIn {
         let [a, b, c, d, e, f] = end.mac.0;
         let mac = u64::from_be_bytes([0, 0, a, b, c, d, e, f]);
         let mac = FieldMatch::exact(Field::TunnelEthDst, mac.into()).ok()?;
-        let address = FieldMatch::exact(Field::TunnelIpv4Dst, u32::from(end.address).into()).ok()?;
-        let outer = Match::new([mac, address]).ok()?;
-        Some(Self { nic, kind, port, ipv6: false, outer })
+        let address = match end.address {
+            IpAddr::V4(address) => FieldMatch::exact(Field::TunnelIpv4Dst, u32::from(address).into()),
+            IpAddr::V6(address) => FieldMatch::exact(Field::TunnelIpv6Dst, address.into()),
+        };
+        let outer = Match::new([mac, address.ok()?]).ok()?;
+        Some(Self { nic, kind, port, ipv6: end.address.is_ipv6(), outer })
     }
 }
 

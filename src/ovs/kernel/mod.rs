@@ -12,7 +12,7 @@ mod error;
 mod flow;
 mod key;
 mod socket;
-mod tunnel;
+pub(crate) mod tunnel;
 
 use std::collections::HashSet;
 use std::io;

@@ -9,8 +9,11 @@ use proptest::prelude::*;
 use ringspan_protocol::{MacAddress, NicName, NicPort};
 
 use super::{Cause, Ports, compile, far_ends, tunnel_in};
+use crate::ovs::flow::key::Key;
 use crate::ovs::flow::parse;
 use crate::ovs::flow::{Flow, Names};
+use crate::ovs::kernel::attribute::Mask;
+use crate::ovs::kernel::tunnel::tunnel;
 use crate::ovs::underlay::{End, Underlay, Way};
 
 /// What stands in every line of the userspace datapath.
@@ -240,6 +243,53 @@ fn a_tunnel_of_the_kernels_is_made_and_ended_as_its_network_says() {
     let underlay = Underlay::of(&[(outer("172.16.0.2"), way("nic0_vf1"))], &[], &[]);
     ports.set_underlay(Some(Arc::new(underlay)));
     assert_eq!(rule(&ports, IP, &into).unwrap_err().code(), "set-tunnel");
+}
+
+#[test]
+fn a_tunnel_of_the_kernels_over_ipv6_ends_at_the_hosts_own_addresses_only() {
+    // As the kernel tells it: OVS_TUNNEL_KEY_ATTR_* with an id, two addresses and a TTL, and a mask without the TTL.
+    let attribute = |kind: u16, value: &[u8]| {
+        let mut bytes = [&((value.len() + 4) as u16).to_ne_bytes()[..], &kind.to_ne_bytes(), value].concat();
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    };
+    let address = |last: u8| {
+        let mut address = [0; 16];
+        (address[0], address[15]) = (0xfd, last);
+        address
+    };
+    let told = |dst: u8| {
+        let id = attribute(0, &0x64_u64.to_be_bytes());
+        let key = [id, attribute(12, &address(2)), attribute(13, &address(dst)), attribute(4, &[64])].concat();
+        let mask =
+            [attribute(0, &[0xff; 8]), attribute(12, &[0xff; 16]), attribute(13, &[0xff; 16]), attribute(4, &[0])];
+        let mut flow = flow(
+            "in_port(vxlan_sys_4789),eth(src=02:00:00:00:00:01,dst=02:00:00:00:00:02),eth_type(0x0806)",
+            "nic0_vf1",
+        );
+        flow.keys.insert(0, Key::Tunnel(Box::new(tunnel(&key, Mask::Bits(&mask.concat())).unwrap())));
+        flow
+    };
+    let end = |address: &str| End {
+        interface: "nic0".into(),
+        mac: MacAddress([2, 0, 0, 0, 0x0b, 1]),
+        address: address.parse().unwrap(),
+    };
+    let mut ports = ports();
+    let ends = [end("172.16.0.1"), end("fd00::1")];
+    ports.set_underlay(Some(Arc::new(Underlay::of(&[], &ends, &["vxlan_sys_4789"]))));
+    let (nic, rule) = compile(&told(1), &ports).unwrap();
+    assert_eq!((nic, rule.in_port), ("nic0".parse().unwrap(), NicPort::Uplink));
+    let fields: Vec<String> = rule.matches.fields().iter().map(ToString::to_string).collect();
+    for field in
+        ["tunnel_ipv6_src=fd00::2", "tunnel_ipv6_dst=fd00::1", "tunnel_eth_dst=02:00:00:00:0b:01", "tunnel_id=0x64"]
+    {
+        assert!(fields.iter().any(|one| one == field), "{field} in {fields:?}");
+    }
+    // What is for another address comes to the host by another way.
+    assert_eq!(compile(&told(9), &ports).unwrap_err().code(), "tunnel-port");
+    ports.set_underlay(Some(Arc::new(Underlay::of(&[], &ends[..1], &["vxlan_sys_4789"]))));
+    assert_eq!(compile(&told(1), &ports).unwrap_err().code(), "tunnel-port");
 }
 
 #[test]
