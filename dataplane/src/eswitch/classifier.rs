@@ -594,5 +594,6 @@ pub(super) fn prefetch<T>(at: *const T) {
     }
 }
 
+mod fitting;
 #[cfg(test)]
 mod tests;

@@ -55,7 +55,7 @@ impl Work {
 
     /// Frames in tunnels for which there is a rule: those get it, unless there is one for the packet around them: what takes packets out
     /// of tunnels in OVS was not to have those. Only a higher priority changes that. Where the MAC addresses around are not those of the rule
-    /// inside, it is not for that frame, which is then as if that rule were not there.
+    /// inside, it is not for that frame, which gets the one that it would get if that rule were not there.
     pub fn look_into_tunnels(&mut self, rules: &mut Classifier<Installed>, count: usize) {
         let Self { burst, keys, places, found, inner, inside, .. } = self;
         let mut tunnels = 0;
@@ -74,10 +74,13 @@ impl Work {
         }
         rules.look_up(&inside.keys[..tunnels], &mut inside.found);
         for (tunnel, at) in inside.of[..tunnels].iter().enumerate() {
-            let (at, rule) = (*at, inside.found[tunnel]);
+            let (at, mut rule) = (*at, inside.found[tunnel]);
+            let around = burst.frame(at).data();
+            if rules.body_mut(rule).is_some_and(|rule| !rule.program.fits_around(around)) {
+                rule = rules.look_up_fitting(&inside.keys[tunnel], |rule| rule.program.fits_around(around));
+            }
             if rule != NONE
                 && rules.priority(rule) > rules.priority(found[at])
-                && rules.body_mut(rule).is_some_and(|rule| rule.program.fits_around(burst.frame(at).data()))
                 && checksum_is_right(burst.frame(at), &places[at])
             {
                 inner[at] = places[at].inner;

@@ -75,6 +75,14 @@ proptest! {
                 Change::LookUp(keys) => {
                     let wanted: Vec<_> = keys.iter().map(|key| reference(&rules, key)).collect();
                     prop_assert_eq!(found(&mut classifier, &keys), wanted);
+                    // As if the others were not there.
+                    for odd in 0..2 {
+                        let some: Vec<_> = rules.iter().filter(|rule| rule.0.0 & 1 == odd).copied().collect();
+                        for key in &keys {
+                            let place = classifier.look_up_fitting(key, |id| id.0 & 1 == odd);
+                            prop_assert_eq!(classifier.entry(place).map(|entry| entry.body), reference(&some, key));
+                        }
+                    }
                 }
             }
             prop_assert_eq!(classifier.len(), rules.len());

@@ -230,11 +230,19 @@ struct Came {
     out: u64,
     rule: (u64, u32),
     is_due: bool,
-    outer: Option<u64>,
+    /// Frames of the other rules.
+    others: Vec<u64>,
 }
 
-/// Sends it by a switch. `due`: the rule is to show the representor a frame; `outer`: there is a rule for the packet around.
-fn by_a_switch(frame: &[u8], due: bool, outer: bool) -> Came {
+const TO_VF: Action = Action::Output(NicPort::Vf(0));
+
+/// A rule that takes frames out of a tunnel over IPv6.
+fn inside(around: &[&str]) -> Rule {
+    rule(&[&["tunnel_kind=1"], around].concat(), vec![Action::TunnelPop, TO_VF])
+}
+
+/// Sends it by a switch. `due`: the rule is to show the representor a frame; `others`: rules beside it, with their priorities; its own is 1.
+fn by_a_switch(frame: &[u8], due: bool, others: &[(u32, Rule)]) -> Came {
     const EVERY: u32 = 1000;
     let pool = soft_pool(2, 1500).unwrap();
     let ((to_tap, mut representor), (_, from_tap)) = (way().unwrap(), way().unwrap());
@@ -245,16 +253,13 @@ fn by_a_switch(frame: &[u8], due: bool, outer: bool) -> Came {
     let nic = SoftNic::new("nic", 1).unwrap();
     let mut switch = Switch::new(1, nic, ports, (pool, 1522), Arc::new(Bell::new().unwrap()), None);
     switch.refresh_every = EVERY;
-    let to_vf = || Action::Output(NicPort::Vf(0));
-    let around = ["tunnel_kind=1", "tunnel_ipv6_dst=fd00::2", "tunnel_eth_dst=02:00:00:00:aa:02"];
-    let inside = rule(&around, vec![Action::TunnelPop, to_vf()]);
-    let whole = rule(&["eth_type=0x86dd"], vec![to_vf()]);
-    for (id, rule) in [(1, inside), (2, whole)].into_iter().take(1 + usize::from(outer)) {
+    let its = (1, inside(&["tunnel_ipv6_dst=fd00::2", "tunnel_eth_dst=02:00:00:00:aa:02"]));
+    for (id, (priority, rule)) in (1..).zip([its].iter().chain(others)) {
         let (mut value, mask) = Key::of(&rule.matches);
         value.set_port(0);
         let does = Installed::new(Arc::new(Program::new(&rule, 2).unwrap()), if due && id == 1 { 1999 } else { 0 });
         switch.tunnels += usize::from(does.program.is_of_tunnel());
-        switch.rules.insert(RuleId(id), 2 - id as u32, &value, &mask, does);
+        switch.rules.insert(RuleId(id), *priority, &value, &mask, does);
     }
     switch.run();
     let mut burst = Burst::new();
@@ -266,45 +271,84 @@ fn by_a_switch(frame: &[u8], due: bool, outer: bool) -> Came {
         out: counters[1].drop_full,
         rule: (rule.packets, rule.last),
         is_due: rule.is_due(millis(), EVERY),
-        outer: switch.rules.get(RuleId(2)).map(|outer| outer.packets),
+        others: switch.rules.after(Some(RuleId(1))).map(|(_, other)| other.packets).collect(),
     }
+}
+
+/// EAL is for a process of its own: runs the test in one. Says whether this is it.
+fn is_alone() -> bool {
+    const MARK: &str = "RINGSPAN_TEST_ALONE";
+    if std::env::var_os(MARK).is_some() {
+        return true;
+    }
+    let name = std::thread::current().name().unwrap().to_owned();
+    let mut alone = std::process::Command::new(std::env::current_exe().unwrap());
+    let done = alone.args(["--exact", &name, "--nocapture", "--test-threads=1"]).env(MARK, "1").output().unwrap();
+    let text = String::from_utf8_lossy(&done.stdout);
+    let is_good = done.status.success() && text.contains("1 passed");
+    assert!(is_good, "{text}\n{}", String::from_utf8_lossy(&done.stderr));
+    false
+}
+
+fn eal() -> Eal {
+    let name = format!("test-{}", std::process::id());
+    Eal::start(&EalConfig { name, memory_mib: 64, near: None, huge_pages: HugePages::Off }).unwrap()
+}
+
+/// A packet of a tunnel over IPv6 to these last two bytes of a MAC address.
+fn to_mac(last: [u8; 2]) -> Vec<u8> {
+    let push = Action::TunnelPush(Box::new(tunnel(TunnelKind::Vxlan, true)));
+    let mut outer = one(&rule(&[], vec![push, out()]), &finished(&Packet::new(77)));
+    outer[4..6].copy_from_slice(&last);
+    outer
 }
 
 #[test]
 fn a_frame_with_other_mac_addresses_around_its_tunnel_is_no_frame_of_the_rules() {
-    const MARK: &str = "RINGSPAN_TEST_ALONE";
-    if std::env::var_os(MARK).is_none() {
-        // EAL is for a process of its own.
-        let name = std::thread::current().name().unwrap().to_owned();
-        let mut alone = std::process::Command::new(std::env::current_exe().unwrap());
-        let done = alone.args(["--exact", &name, "--nocapture", "--test-threads=1"]).env(MARK, "1").output().unwrap();
-        let text = String::from_utf8_lossy(&done.stdout);
-        assert!(
-            done.status.success() && text.contains("1 passed"),
-            "{text}\n{}",
-            String::from_utf8_lossy(&done.stderr)
-        );
+    if !is_alone() {
         return;
     }
-    let name = format!("test-{}", std::process::id());
-    let _eal = Eal::start(&EalConfig { name, memory_mib: 64, near: None, huge_pages: HugePages::Off }).unwrap();
-    let frame = finished(&Packet::new(77));
-    let right = one(&rule(&[], vec![Action::TunnelPush(Box::new(tunnel(TunnelKind::Vxlan, true))), out()]), &frame);
-    let mut wrong = right.clone();
-    wrong[5] ^= 1;
+    let _eal = eal();
+    let (right, wrong) = (to_mac([0xaa, 0x02]), to_mac([0xaa, 0x03]));
+    let outer = [(0, rule(&["eth_type=0x86dd"], vec![TO_VF]))];
 
-    let came = by_a_switch(&right, false, true);
-    assert_eq!((came.rule.0, came.outer, came.misses, came.out), (1, Some(0), 0, 1));
+    let came = by_a_switch(&right, false, &outer);
+    assert_eq!((came.rule.0, came.others, came.misses, came.out), (1, vec![0], 0, 1));
     assert!(came.rule.1 != 0 && came.representor.is_empty());
-    let came = by_a_switch(&right, true, true);
+    let came = by_a_switch(&right, true, &outer);
     assert!(!came.is_due && came.representor == [right], "the representor gets one of them");
 
     for due in [false, true] {
-        let came = by_a_switch(&wrong, due, false);
+        let came = by_a_switch(&wrong, due, &[]);
         assert_eq!((came.rule, came.misses, came.out), ((0, 0), 1, 0), "a miss, due: {due}");
         assert!(came.is_due == due && came.representor == [wrong.clone()], "due: {due}");
-        let came = by_a_switch(&wrong, due, true);
-        assert_eq!((came.rule, came.outer, came.misses, came.out), ((0, 0), Some(1), 0, 1), "due: {due}");
+        let came = by_a_switch(&wrong, due, &outer);
+        assert_eq!((came.rule, came.others, came.misses, came.out), ((0, 0), vec![1], 0, 1), "due: {due}");
         assert!(came.is_due == due && came.representor.is_empty(), "due: {due}");
+    }
+}
+
+#[test]
+fn of_rules_that_differ_in_the_mac_addresses_around_a_tunnel_over_ipv6_each_gets_its_frames() {
+    if !is_alone() {
+        return;
+    }
+    let _eal = eal();
+    let of = |priority, around: &[&str]| (priority, inside(around));
+    let others = [
+        of(1, &["tunnel_ipv6_dst=fd00::2", "tunnel_eth_dst=02:00:00:00:aa:03"]),
+        of(1, &["tunnel_ipv6_dst=fd00::2", "tunnel_eth_dst=00:00:00:00:ab:00/00:00:00:00:ff:00"]),
+        // Under another mask: of those that fit, the one of the higher priority.
+        of(1, &["tunnel_ipv6_dst=fd00::/ffff::", "tunnel_eth_dst=02:00:00:00:aa:04"]),
+        of(2, &["tunnel_ipv6_dst=fd00::2", "tunnel_eth_dst=02:00:00:00:aa:05"]),
+        of(1, &["tunnel_ipv6_dst=fd00::/ffff::", "tunnel_eth_dst=02:00:00:00:aa:05"]),
+    ];
+    for (last, gets) in
+        [([0xaa, 2], 0), ([0xaa, 3], 1), ([0xab, 2], 2), ([0xab, 3], 2), ([0xaa, 4], 3), ([0xaa, 5], 4), ([0xaa, 6], 9)]
+    {
+        let came = by_a_switch(&to_mac(last), false, &others);
+        let counted: Vec<u64> = [came.rule.0].into_iter().chain(came.others).collect();
+        assert_eq!(counted, (0..6).map(|at| u64::from(at == gets)).collect::<Vec<_>>(), "{last:x?}");
+        assert_eq!((came.misses, came.out), if gets == 9 { (1, 0) } else { (0, 1) }, "{last:x?}");
     }
 }
