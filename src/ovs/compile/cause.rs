@@ -7,6 +7,8 @@ use crate::ovs::flow::obstacle;
 pub(crate) enum Cause {
     /// It matches or does what no engine can.
     Flow(obstacle::Reason),
+    /// It matches options of GENEVE that no rule can say: so long.
+    TunnelOptions(String),
     /// It comes in by a port that is no NIC's.
     ForeignPort(String),
     /// It goes out by a port that is no NIC's.
@@ -81,6 +83,7 @@ impl Cause {
     pub(crate) fn code(&self) -> &'static str {
         match self {
             Self::Flow(reason) => reason.code(),
+            Self::TunnelOptions(_) => obstacle::Reason::MatchTunnelOptions.code(),
             Self::ForeignPort(_) => "in-port",
             Self::ForeignOutput(_) => "output",
             Self::OtherNic(_) => "other-nic",
@@ -104,6 +107,7 @@ impl Cause {
     pub(crate) fn sentence(&self) -> String {
         let general = match self {
             Self::Flow(reason) => reason.sentence(),
+            Self::TunnelOptions(_) => obstacle::Reason::MatchTunnelOptions.sentence(),
             _ => CODES.iter().find(|(code, _)| *code == self.code()).map_or("", |(_, sentence)| sentence),
         };
         match self.about() {
@@ -118,6 +122,7 @@ impl Cause {
                 Some(what.clone())
             }
             Self::SetTunnel(what)
+            | Self::TunnelOptions(what)
             | Self::Field(what)
             | Self::Meter(what)
             | Self::Rule(what)

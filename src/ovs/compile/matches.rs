@@ -7,6 +7,7 @@ use ringspan_protocol::MacAddress;
 use ringspan_protocol::rule::{Field, FieldMatch, Match};
 
 use super::{Cause, TunnelIn};
+use crate::ovs::flow::Flow;
 use crate::ovs::flow::key::{Arp, Fragment, Icmp, Ipv4, Ipv6, Key, L4Ports, Vlan};
 use crate::ovs::flow::masked::Masked;
 use crate::ovs::flow::tunnel::{GeneveOption, Tunnel};
@@ -284,6 +285,10 @@ pub(super) fn tunnel(tunnel: &Tunnel, through: &TunnelIn) -> Result<Fields, Caus
     // Whether options that are not there count cannot be seen in OVS's text: a rule without options is for packets without options.
     match tunnel.geneve.as_deref() {
         None | Some([]) => {}
+        // The software NIC's key has the addresses where it would have more.
+        Some(options) if is_over_ipv6(tunnel) && !matches!(options, [one] if one.data.len() == 4) => {
+            return Err(Cause::TunnelOptions(told(options)));
+        }
         Some(options) => fields.extend(geneve_options(options)?),
     }
     let absent = || Cause::Field("a tunnel without addresses".into());
@@ -315,6 +320,21 @@ pub(super) fn tunnel(tunnel: &Tunnel, through: &TunnelIn) -> Result<Fields, Caus
     }
     fields.push(field(Field::TunnelFlags, Masked { value: flags(value), mask: flags(mask) })?);
     both(fields, through.outer.fields())
+}
+
+/// Of which lengths the options of GENEVE are that a flow matches, and what a rule can say.
+pub(super) fn options_refused(flow: &Flow) -> Option<String> {
+    let options = flow.keys.iter().find_map(|key| match key {
+        Key::Tunnel(tunnel) => tunnel.geneve.as_deref(),
+        _ => None,
+    })?;
+    Some(told(options))
+}
+
+/// How long they are, and how long they may be: there is no more room in a software NIC's key.
+fn told(options: &[GeneveOption]) -> String {
+    let lengths: Vec<String> = options.iter().map(|option| option.data.len().to_string()).collect();
+    format!("options of {} bytes; the most is one of 12 or two of 4, over IPv6 one of 4", lengths.join(" and "))
 }
 
 /// The options that a rule can say ([`Field::TunnelOptionShape`]), with all of their classes, types and lengths.

@@ -29,7 +29,8 @@ use super::flow::{Flow, obstacle};
 pub(crate) fn compile(flow: &Flow, ports: &Ports) -> Result<(NicName, Rule), Cause> {
     let ufid = flow.ufid.ok_or(Cause::NoUfid)?;
     if let Some(reason) = first_obstacle(flow) {
-        return Err(Cause::Flow(reason));
+        let options = matches::options_refused(flow).filter(|_| reason == obstacle::Reason::MatchTunnelOptions);
+        return Err(options.map_or(Cause::Flow(reason), Cause::TunnelOptions));
     }
     let port = in_port(&flow.keys).ok_or(Cause::NoInPort)?;
     let tunnel = flow.keys.iter().find_map(|key| match key {

@@ -372,15 +372,34 @@ fn what_is_inside_a_tunnel_becomes_a_rule_of_the_uplink_that_it_comes_in_by() {
             "{more} in {matches}"
         );
     }
-    for option in [
-        "{class=0x102,type=0x80,len=16,0x1}",
-        "{class=0x102,type=0x80,len=8,0x1}{class=0x103,type=0x80,len=4,0x1}",
-        "{class=0x102,type=0x80,len=4,0x1}{class=0x103/0xff,type=0x80,len=4,0x1}",
-        "{class=0x102,type=0x80,len=4,0x1}{class=0x103,type=0x80,len=4,0x1}{class=0x104,type=0x80,len=4,0x1}",
+    for (option, bytes) in [
+        ("{class=0x102,type=0x80,len=16,0x1}", "16"),
+        ("{class=0x102,type=0x80,len=8,0x1}{class=0x103,type=0x80,len=4,0x1}", "8 and 4"),
+        ("{class=0x102,type=0x80,len=4,0x1}{class=0x103/0xff,type=0x80,len=4,0x1}", "4 and 4"),
+        (
+            "{class=0x102,type=0x80,len=4,0x1}{class=0x103,type=0x80,len=4,0x1}{class=0x104,type=0x80,len=4,0x1}",
+            "4 and 4 and 4",
+        ),
     ] {
         let cause = rule(&ports, &with(option), "nic0_vf1").unwrap_err();
         assert_eq!(cause.code(), "match-tunnel-options", "{option}");
+        let said = format!("(options of {bytes} bytes; the most is one of 12 or two of 4, over IPv6 one of 4)");
+        assert!(cause.sentence().ends_with(&said), "{}", cause.sentence());
     }
+    // Over IPv6 there is room for less.
+    let v6 = |text: &str| {
+        text.replace(
+            "(0x0800),ipv4(src=172.16.0.2,dst=172.16.0.1,proto=17,tos=0/0,ttl=64/0",
+            "(0x86dd),ipv6(src=fd00::2,dst=fd00::1,proto=17",
+        )
+        .replace("src=172.16.0.2,dst=172.16.0.1", "ipv6_src=fd00::2,ipv6_dst=fd00::1")
+    };
+    let (port, tunnel) = tunnel_in(&flow(&v6(&outer), "tnl_pop(genev_sys_6081)"), &ports).unwrap();
+    ports.add_tunnel(&port, tunnel);
+    assert!(rule(&ports, &v6(&with("{class=0x102,type=0x80,len=4,0x1}")), "nic0_vf1").is_ok());
+    let cause = rule(&ports, &v6(&with("{class=0x102,type=0x80,len=12,0x1}")), "nic0_vf1").unwrap_err();
+    let said = "(options of 12 bytes; the most is one of 12 or two of 4, over IPv6 one of 4)";
+    assert!(cause.code() == "match-tunnel-options" && cause.sentence().ends_with(said), "{cause:?}");
 }
 
 #[test]
