@@ -257,7 +257,7 @@ fn by_a_switch(frame: &[u8], due: bool, others: &[(u32, Rule)]) -> Came {
     for (id, (priority, rule)) in (1..).zip([its].iter().chain(others)) {
         let (mut value, mask) = Key::of(&rule.matches);
         value.set_port(0);
-        let does = Installed::new(Arc::new(Program::new(&rule, 2).unwrap()), if due && id == 1 { 1999 } else { 0 });
+        let does = Installed::new(Arc::new(Program::new(rule, 2).unwrap()), if due && id == 1 { 1999 } else { 0 });
         switch.tunnels += usize::from(does.program.is_of_tunnel());
         switch.rules.insert(RuleId(id), *priority, &value, &mask, does);
     }
