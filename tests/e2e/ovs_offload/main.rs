@@ -1,6 +1,7 @@
 //! Two guests on VFs of a software NIC, and Open vSwitch on its representors: what OVS decides is done in the NIC, and follows
 //! OVS in everything that it decides next.
 
+mod amid;
 mod fields;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,29 +31,39 @@ struct Scene {
 }
 
 impl Scene {
-    /// A NIC `nic0` with a guest on each of its two VFs, whose frames a bridge takes from one to the other.
+    /// A NIC `nic0` with a guest on each of its two VFs, whose frames a bridge takes from one to the other. Rules go half a second after Open vSwitch.
     fn new(label: &str) -> Result<Self> {
+        Self::with(label, 2, 500)
+    }
+
+    /// The same with so many VFs, and so many milliseconds.
+    fn with(label: &str, vfs: u16, grace_ms: u32) -> Result<Self> {
         let net = Netns::new(label)?;
         net.sysctl("net.ipv6.conf.default.disable_ipv6=1")?;
         let ovs = Ovs::start_in(Some(&net))?;
         let config = format!(
-            "[ovs]\nrun_dir = \"{}\"\ngrace_ms = 500\n[dataplane]\nmemory_mib = 256\n[[nic]]\nname = \"nic0\"\nvfs = 2\n",
+            "[ovs]\nrun_dir = \"{}\"\ngrace_ms = {grace_ms}\n[dataplane]\nmemory_mib = 256\n[[nic]]\nname = \"nic0\"\nvfs = {vfs}\n",
             ovs.run_dir().display()
         );
         let daemon = Daemon::start(&config, Some(&net))?;
         let mut guests = Vec::new();
-        for vf in 0..2 {
+        for vf in 0..vfs {
             daemon.add_port(&format!("vm{vf}"), &format!("soft:nic0/vf{vf}"), &[])?;
             let kind = if vf == 0 { Kind::Split } else { Kind::Packed };
             guests.push(Guest::start(Options::new(daemon.path(&format!("vm{vf}.sock"))).over(kind))?);
         }
         let scene = Self { guests, daemon, ovs, net };
-        for port in ["nic0_vf0", "nic0_vf1", "nic0"] {
-            let words = ["ovs", "configure", "--bridge", "br0", "--datapath-type", "netdev", "--port", port];
-            scene.daemon.ok(&words)?;
+        for port in (0..vfs).map(|vf| format!("nic0_vf{vf}")).chain(["nic0".into()]) {
+            scene.join_bridge(&port)?;
         }
         scene.flows(&FLOWS)?;
         Ok(scene)
+    }
+
+    /// Makes a representor a port of the bridge.
+    fn join_bridge(&self, port: &str) -> Result<()> {
+        let words = ["ovs", "configure", "--bridge", "br0", "--datapath-type", "netdev", "--port", port];
+        self.daemon.ok(&words).map(drop)
     }
 
     /// Gives the bridge these OpenFlow rules, and no others.
@@ -126,7 +137,7 @@ fn meanwhile(guests: &mut [Guest], what: impl FnOnce() -> Result<()>) -> Result<
 
 /// Passes frames both ways; how many each way.
 fn cross(guests: &mut [Guest], frames: u64) -> Result<u64> {
-    let [first, second] = guests else { unreachable!() };
+    let [first, second, ..] = guests else { unreachable!() };
     let plan = Plan::new(frames, 64).in_any_order();
     crossing::run(&mut End::Guest(first), &mut End::Guest(second), Ways::Both, plan).map(|(there, _)| there)
 }
