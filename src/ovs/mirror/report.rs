@@ -300,7 +300,7 @@ fn has_port(entry: &Entry, port: &str) -> bool {
 }
 
 fn state(entry: &Entry) -> FlowState {
-    match (&entry.state, entry.by_ovs) {
+    match (&entry.state, entry.by_ovs()) {
         (State::Offloaded(_), _) | (_, ByOvs::Tc | ByOvs::Dpdk) => FlowState::Offloaded,
         (_, ByOvs::Partly) => FlowState::Partial,
         (State::Pending, ByOvs::No) => FlowState::Pending,
@@ -311,7 +311,7 @@ fn state(entry: &Entry) -> FlowState {
 
 /// Why it stays with OVS, if no NIC has it by anybody's doing.
 fn cause(entry: &Entry) -> Option<&Cause> {
-    match (&entry.state, entry.by_ovs) {
+    match (&entry.state, entry.by_ovs()) {
         (State::Not(cause), ByOvs::No) => Some(cause),
         _ => None,
     }
@@ -319,7 +319,7 @@ fn cause(entry: &Entry) -> Option<&Cause> {
 
 fn view(ufid: u128, entry: &Entry) -> FlowView {
     let cause = cause(entry);
-    let layer = match (&entry.state, entry.by_ovs) {
+    let layer = match (&entry.state, entry.by_ovs()) {
         (State::Offloaded(_), _) | (_, ByOvs::No | ByOvs::Partly) => None,
         (_, ByOvs::Tc) => Some("tc".into()),
         (_, ByOvs::Dpdk) => Some("dpdk".into()),

@@ -73,8 +73,8 @@ pub(super) struct Told {
     text: Packed,
     /// What OVS counted.
     ovs: OfOvs,
-    /// Whether Open vSwitch itself brought it into a NIC.
-    by_ovs: ByOvs,
+    /// Whether Open vSwitch itself brought it into a NIC; the kernel does not tell.
+    by_ovs: Option<ByOvs>,
     /// OVS's name of it.
     pub ufid: u128,
     /// Who counted.
@@ -84,13 +84,13 @@ pub(super) struct Told {
 impl Told {
     /// A source has its own kinds.
     pub(super) fn new(kinds: &mut Kinds, ufid: u128, keys: &str, actions: &str, stats: &Stats) -> Self {
-        Self { text: kinds.pack(keys, actions), ovs: OfOvs::from(stats), by_ovs: ByOvs::No, ufid, thread: Thread::NONE }
+        Self { text: kinds.pack(keys, actions), ovs: OfOvs::from(stats), by_ovs: None, ufid, thread: Thread::NONE }
     }
 
     /// From a line of a dump; nothing when it is none of a flow.
     pub(super) fn from_line(kinds: &mut Kinds, line: &str) -> Option<Self> {
         let Line { ufid, keys, stats, by_ovs, actions } = take_apart(line)?;
-        Some(Self { by_ovs, ..Self::new(kinds, ufid, keys, actions, &stats) })
+        Some(Self { by_ovs: Some(by_ovs), ..Self::new(kinds, ufid, keys, actions, &stats) })
     }
 }
 
@@ -138,8 +138,8 @@ pub(super) struct Entry {
     pub torn: bool,
     /// Who counts it, if that is one thread: else it is among the [`Copies`].
     pub thread: Thread,
-    /// Whether Open vSwitch itself brought it into a NIC.
-    pub by_ovs: ByOvs,
+    /// Whether Open vSwitch itself brought it into a NIC, if that was told.
+    by_ovs: Option<ByOvs>,
 }
 
 impl Entry {
@@ -159,10 +159,17 @@ impl Entry {
         OfOvs { packets: self.packets, bytes: self.bytes, used_ms: self.used_ms } = ovs;
     }
 
-    /// A dump told whether Open vSwitch itself brought it into a NIC. It did if it did with the copies of all threads.
+    /// Whether Open vSwitch itself brought it into a NIC.
+    pub(super) fn by_ovs(&self) -> ByOvs {
+        self.by_ovs.unwrap_or_default()
+    }
+
+    /// A dump told whether Open vSwitch itself brought it into a NIC. It did if it did with the copies of all threads; what the kernel told of before
+    /// (`None`) is no copy that it did not.
     #[inline]
-    fn tell_by_ovs(&mut self, by_ovs: ByOvs, is_first: bool) {
-        self.by_ovs = if is_first { by_ovs } else { self.by_ovs.min(by_ovs) };
+    fn tell_by_ovs(&mut self, by_ovs: Option<ByOvs>, is_first: bool) {
+        let others = self.by_ovs.filter(|_| !is_first);
+        self.by_ovs = others.map_or(by_ovs, |others| by_ovs.map(|by_ovs| by_ovs.min(others)));
     }
 
     /// So much time passed since this was last called for all flows.
@@ -283,7 +290,7 @@ impl Table {
         if is_first {
             self.as_before = self.as_before.map(|flows| flows + 1);
         }
-        entry.tell_by_ovs(by_ovs, is_first);
+        entry.tell_by_ovs(Some(by_ovs), is_first);
         self.copies.count(ufid, entry, (self.copies.thread, OfOvs::from(&stats)), (dump, is_first));
         true
     }

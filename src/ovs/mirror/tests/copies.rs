@@ -7,7 +7,7 @@ use super::super::counted::OfOvs;
 use super::super::line::ByOvs;
 use super::super::packed::Kinds;
 use super::super::table::{Misses, Source, Table, Told};
-use crate::ovs::flow::Ufid;
+use crate::ovs::flow::{Stats, Ufid};
 
 type Packets = u64;
 /// A thread's copy: its core, with none the main thread, and its packets.
@@ -279,10 +279,34 @@ fn what_open_vswitch_offloaded_of_copies_does_not_depend_on_their_order() {
                     let lines = [heading(Some(0)), of(one, actions), heading(Some(1)), of(two, actions)];
                     let told = read(&mut table, lines, |_| {});
                     table.finish(Source::Text, told, Misses::default(), 10);
-                    assert_eq!(table.flows[&1].by_ovs, expected, "{one:?}, {two:?}, {actions}");
+                    assert_eq!(table.flows[&1].by_ovs(), expected, "{one:?}, {two:?}, {actions}");
                 }
             }
         }
+    }
+}
+
+#[test]
+fn a_flow_that_is_handed_over_amid_a_dump_is_with_tc_as_the_dump_says() {
+    let with_tc = line(1, 1, "b").replace("dp:ovs", "offloaded:yes, dp:tc");
+    let by_kernel = || Told::new(&mut Kinds::default(), 1, "recirc_id(0),in_port(a)", "b", &Stats::default());
+    // The kernel let go of it before the dump had told of it, or afterwards.
+    for told_before in [false, true] {
+        let mut table = Table::default();
+        table.put(by_kernel(), 10);
+        table.begin(Source::Text);
+        table.datapath("system@ovs-system");
+        let mut told = Vec::new();
+        if told_before {
+            told = read(&mut table, [with_tc.clone()], |_| {});
+        }
+        table.hand_over();
+        if !told_before {
+            told = read(&mut table, [with_tc.clone()], |_| {});
+        }
+        assert_eq!(table.flows[&1].by_ovs(), if told_before { ByOvs::No } else { ByOvs::Tc });
+        table.finish(Source::Text, told, Misses::default(), 10);
+        assert_eq!(table.flows[&1].by_ovs(), ByOvs::Tc, "{told_before}");
     }
 }
 
