@@ -1,11 +1,14 @@
 //! Methods about flows: what the mirror knows of them.
 
+use ringspan_protocol::{NicMode, NicPort, NicSpec};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ovs::place;
 use super::{Call, Nothing};
+use crate::attach::record::Record;
 use crate::control::engine::Lanes;
+use crate::control::locked;
 use crate::error::{Error, ErrorKind};
 use crate::ovs::client::Database;
 use crate::ovs::compile;
@@ -40,11 +43,24 @@ fn may_be(call: &Call, port: &str) -> bool {
     // The datapath's own port, those of its tunnels (vxlan_sys_4789), and ports without a name are in no database.
     let is_datapaths = port.starts_with("ovs-") || port.contains("_sys") || port.bytes().all(|b| b.is_ascii_digit());
     let is_nics = || Lanes::new(call.daemon).nics().iter().any(|nic| nic.ports.iter().any(|(_, name)| name == port));
-    if is_datapaths || call.daemon.mirror.names(port) || is_nics() {
+    if is_datapaths || call.daemon.mirror.names(port) || will_be(call, port) || is_nics() {
         return true;
     }
     let view = Database::connect(&place(call)).and_then(|mut database| View::read(&mut database));
     view.map_or(true, |view| view.interfaces().any(|(_, _, interface)| interface.name == port))
+}
+
+/// Whether a NIC that is wanted, or an attachment, will have it, also while no lane has made it: whoever watches may begin before that.
+fn will_be(call: &Call, port: &str) -> bool {
+    let is_of = |spec: &NicSpec| {
+        // The kernel names the representors of others than software NICs.
+        let has_representors = spec.mode == NicMode::Switchdev && spec.pci.is_none();
+        let mut ports = (0..spec.vfs).map(NicPort::Vf).chain([NicPort::Uplink]);
+        has_representors && ports.any(|one| one.representor(&spec.name) == port)
+    };
+    let attached = |record: &Record| record.representor.as_deref() == Some(port);
+    locked(&call.daemon.desired).nics.values().any(|nic| is_of(&nic.spec))
+        || call.daemon.attachments.all().iter().any(attached)
 }
 
 pub(super) fn stats(call: &mut Call, _: Nothing) -> Result<FlowStats, Error> {

@@ -8,7 +8,11 @@ use serde_json::{Value, json};
 use super::{Bench, kind};
 
 fn bench(ovs: &Ovs) -> Bench {
-    Bench::start(&format!("[ovs]\nrun_dir = \"{}\"\nrestart_command = [\"false\"]\n", ovs.run_dir().display()))
+    Bench::start(&config(ovs))
+}
+
+fn config(ovs: &Ovs) -> String {
+    format!("[ovs]\nrun_dir = \"{}\"\nrestart_command = [\"false\"]\n", ovs.run_dir().display())
 }
 
 fn outcomes(configured: &Value) -> Vec<(String, String)> {
@@ -191,5 +195,26 @@ fn flows_of_a_reason_or_a_port_that_is_not_there_are_not_asked_for_in_vain() -> 
     // Whether there is such a port nobody knows.
     drop(ovs);
     bench.call("flow.list", json!({ "port": "nope" })).unwrap();
+    Ok(())
+}
+
+#[test]
+fn flows_of_a_port_that_is_wanted_and_not_made_yet_are_waited_for() -> Result<()> {
+    needs!(Ovs);
+    let ovs = Ovs::start()?;
+    let nics = "[[nic]]\nname = \"nic0\"\nvfs = 2\n[[nic]]\nname = \"nic1\"\nvfs = 1\nmode = \"legacy\"\n";
+    let mut bench = Bench::stopped(&(config(&ovs) + nics));
+    // Its lane does not start, so that nobody has the NICs.
+    std::fs::write(bench.path("FAKE_LANE_DIES"), "")?;
+    bench.boot();
+    let watch = |port: &str| bench.call("flow.watch", json!({ "filter": { "port": port } }));
+    for port in ["nic0", "nic0_vf0", "nic0_vf1"] {
+        watch(port).unwrap();
+        bench.call("flow.list", json!({ "port": port })).unwrap();
+    }
+    // No such VF, and one without a representor.
+    for port in ["nic0_vf2", "nic1_vf0"] {
+        assert_eq!(kind(&watch(port).unwrap_err()), "not-found", "{port}");
+    }
     Ok(())
 }
