@@ -22,6 +22,8 @@ const ON_ITS_WAY: Duration = Duration::from_millis(50);
 const SOME: u64 = 500;
 /// What a busy machine may add to a time that is documented.
 const BUSY: Duration = Duration::from_secs(5);
+/// How long OVS is away: ten of the daemon's looks at it, and a tenth of the time for which rules stay.
+const AWAY: Duration = Duration::from_secs(1);
 /// How often a frame of a rule goes to OVS.
 const TO_OVS: Duration = Duration::from_secs(4);
 
@@ -254,6 +256,7 @@ fn frames_cross_while_open_vswitch_is_restarted() -> Result<()> {
             let stats = scene.daemon.call("flow.stats", json!({}))?;
             Ok(stats["trouble"].is_string().then_some(()))
         })?;
+        wait::pause(AWAY)?;
         [0, 1].into_iter().try_for_each(|way| traffic.comes(way, 1 - way))?;
         ensure!(scene.rules()? == 2, "the NIC has {} rules", scene.rules()?);
         let back = (Instant::now(), traffic.now());
