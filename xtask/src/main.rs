@@ -1,9 +1,10 @@
-//! Project commands: `cargo xtask demo | test | bench | lab | packages`.
+//! Project commands: `cargo xtask demo | test | bench | lab | fuzz | packages`.
 //!
 //! This program itself needs nothing but the Rust toolchain and a C linker, so that it can install the rest.
 
 mod debian13;
 mod demo;
+mod fuzz;
 mod hugepages;
 mod lab;
 mod leftovers;
@@ -29,6 +30,8 @@ enum Task {
     Test(test::Options),
     /// Check zero copy by DMA in an emulated SR-IOV host: QEMU's igb behind an IOMMU
     Lab(lab::Options),
+    /// Fuzz what reads bytes of strangers, with coverage as the guide
+    Fuzz(fuzz::Options),
     /// Install the Debian packages that building and testing need
     Packages,
     /// Measure ringspan beside other back-ends: everything, or `quick`, or what `bench --help` names
@@ -44,6 +47,7 @@ fn main() -> std::process::ExitCode {
         Task::Demo(options) => demo::run(&options),
         Task::Test(options) => test::run(&options),
         Task::Lab(options) => lab::run(&options),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::Packages => packages::ensure(packages::ALL),
         Task::Bench { arguments } => bench(&arguments),
     };

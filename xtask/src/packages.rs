@@ -35,6 +35,9 @@ pub const RUN: &[&str] = &[
 /// To compare with: another relay, and what counts instructions. Only `bench` installs these, because Debian starts the switch as a service.
 pub const BENCH: &[&str] = &["openvswitch-switch-dpdk", "valgrind"];
 
+/// To fuzz: the compiler of libFuzzer, which is C++.
+pub const FUZZ: &[&str] = &["g++"];
+
 /// Everything, with what the Debian 13 tree is made by.
 pub const ALL: &[&[&str]] = &[BUILD, RUN, &["debootstrap", "debian-archive-keyring"]];
 
