@@ -172,7 +172,13 @@ impl<'a> Scene<'a> {
         let len = match kind >> 4 & 7 {
             0..4 => u32::from(self.bytes.u8()),
             4 => 16 * u32::from(self.bytes.u8()),
-            5 | 6 => u32::from(self.bytes.u16()),
+            // Up to about where the region ends.
+            5 => {
+                let ends = REGIONS.iter().map(|&(start, len)| start + len as u64);
+                let left = ends.filter(|end| *end >= addr).min().map_or(0, |end| (end - addr) as u32);
+                left.wrapping_add(u32::from(self.bytes.u8() & 31)).wrapping_sub(16)
+            }
+            6 => u32::from(self.bytes.u16()),
             _ => self.bytes.u32(),
         };
         let flags = u16::from(self.bytes.u8());
