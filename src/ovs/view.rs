@@ -18,6 +18,9 @@ pub(crate) struct View {
     pub schema: String,
     /// Whether flows are to be offloaded (`other_config:hw-offload`).
     pub hw_offload: bool,
+    /// Whether it waits for the tables of its bridges (`other_config:flow-restore-wait`), as ovs-ctl lets it when it restarts it: until then
+    /// it takes no frame that has no flow.
+    pub restoring: bool,
     /// Whether it reads one VLAN header of a frame only, as it does unless `other_config:vlan-limit` says otherwise.
     #[serde(skip)]
     pub one_vlan: bool,
@@ -117,6 +120,7 @@ impl View {
             version: root.text("ovs_version").into(),
             schema: root.text("db_version").into(),
             hw_offload: config("hw-offload").is_some_and(|text| text.eq_ignore_ascii_case("true")),
+            restoring: config("flow-restore-wait").is_some_and(|text| text.eq_ignore_ascii_case("true")),
             one_vlan: number("vlan-limit", 1) == 1,
             tc_policy: config("tc-policy").unwrap_or("none").into(),
             max_idle_ms: number("max-idle", max_idle::DEFAULT_MS),

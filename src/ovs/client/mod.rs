@@ -89,6 +89,12 @@ pub(crate) enum OvsError {
         /// What to do.
         remedy: &'static str,
     },
+    /// It has no flows because it waits for those of its bridges; the connection is good.
+    #[error(
+        "Open vSwitch waits until the OpenFlow tables of its bridges are restored, and forwards nothing (other_config:flow-restore-wait): \
+         ovs-ctl takes that back by itself; if it was stopped before: ovs-vsctl remove Open_vSwitch . other_config flow-restore-wait"
+    )]
+    Restoring,
     /// It understood and refused; the connection is good.
     #[error("{peer} refused {method}: {reason}")]
     Refused {
@@ -104,7 +110,7 @@ pub(crate) enum OvsError {
 impl OvsError {
     /// Whether the connection can be used again.
     pub(crate) fn connection_is_good(&self) -> bool {
-        matches!(self, Self::Refused { .. })
+        matches!(self, Self::Refused { .. } | Self::Restoring)
     }
 }
 
@@ -113,7 +119,7 @@ impl From<OvsError> for Error {
         let kind = match error {
             OvsError::Refused { .. } | OvsError::Garbage { .. } | OvsError::TooLong { .. } => ErrorKind::Failed,
             OvsError::Silent { .. } => ErrorKind::Timeout,
-            OvsError::Unreachable { .. } | OvsError::Closed { .. } => ErrorKind::OvsDown,
+            OvsError::Unreachable { .. } | OvsError::Closed { .. } | OvsError::Restoring => ErrorKind::OvsDown,
         };
         let errno = match error {
             OvsError::Unreachable { errno, .. } => errno,

@@ -118,6 +118,8 @@ struct Peers {
     monitors: BTreeMap<String, FlowMonitor>,
     /// When it was last looked which bridges there are.
     looked: Option<Instant>,
+    /// Whether OVS waits for its tables: that it has no flows says nothing by then.
+    restoring: bool,
     /// All interfaces by name, with the types of their datapaths; nothing when that is not known.
     interfaces: Option<BTreeMap<String, String>>,
     /// Types of the datapaths that have a port of a NIC, and when that was last seen.
@@ -163,10 +165,19 @@ impl Lines for Taken<'_> {
 impl Peers {
     fn dump(&mut self, place: &Place, common: &Common) -> Result<Dump, OvsError> {
         let types = self.types(Instant::now(), |port| lock(&common.shared).work.has_port(port));
-        let switch = match &mut self.switch {
+        let mut switch = match self.switch.take() {
             Some(switch) => switch,
-            None => self.switch.insert(Switch::connect(place)?),
+            None => {
+                let switch = Switch::connect(place)?;
+                // It may have been started a moment ago.
+                self.reach_database(place);
+                self.look(place, common);
+                switch
+            }
         };
+        if self.restoring {
+            return Err(OvsError::Restoring);
+        }
         let names = switch.call("dpctl/dump-dps", &[])?;
         let begun = Instant::now();
         let kernel = {
@@ -196,17 +207,14 @@ impl Peers {
                 }
             }
         }
-        Ok(Dump { told: taken.told, misses: taken.misses, cost: begun.elapsed(), refused })
+        let Taken { told, misses, .. } = taken;
+        self.switch = Some(switch);
+        Ok(Dump { told, misses, cost: begun.elapsed(), refused })
     }
 
     /// Whether something told of a change within `limit`. Without a database the mirror only looks at its own times.
     fn changed(&mut self, place: &Place, common: &Common, limit: Duration) -> bool {
-        if self.database.is_none() && self.tried.is_none_or(|tried| tried.elapsed() >= RECONNECT) {
-            self.tried = Some(Instant::now());
-            match connect(place) {
-                Ok(database) => self.database = Some(database),
-                Err(error) => tracing::debug!("{error}"),
-            }
+        if self.reach_database(place) {
             self.look(place, common);
         }
         let fds = self.database.iter().map(AsFd::as_fd).chain(self.monitors.values().map(AsFd::as_fd));
@@ -247,6 +255,19 @@ impl Peers {
         changed
     }
 
+    /// Connects to the database server where that was not tried a little while ago; whether it was tried now.
+    fn reach_database(&mut self, place: &Place) -> bool {
+        if self.database.is_some() || self.tried.is_some_and(|tried| tried.elapsed() < RECONNECT) {
+            return false;
+        }
+        self.tried = Some(Instant::now());
+        match connect(place) {
+            Ok(database) => self.database = Some(database),
+            Err(error) => tracing::debug!("{error}"),
+        }
+        true
+    }
+
     /// Types of the datapaths that have a port of a NIC, or had one a little while ago; nothing when that is not known.
     fn types(&mut self, now: Instant, mut has_port: impl FnMut(&str) -> bool) -> Option<BTreeSet<String>> {
         let interfaces = self.interfaces.as_ref()?;
@@ -261,9 +282,10 @@ impl Peers {
     fn look(&mut self, place: &Place, common: &Common) {
         self.looked = Some(Instant::now());
         let Some(view) = self.database.as_mut().and_then(|database| View::read(database).ok()) else {
-            self.interfaces = None;
+            (self.interfaces, self.restoring) = (None, false);
             return;
         };
+        self.restoring = view.restoring;
         let owning = owner::open_vswitch(&view, place);
         let ports = lock(&common.shared).work.shared_ports();
         let ruled = owner::with_rules(ports.iter().map(String::as_str));

@@ -284,6 +284,50 @@ fn frames_cross_while_open_vswitch_is_restarted() -> Result<()> {
     scene.adds_up()
 }
 
+/// As `ovs-ctl restart` does it: the switch comes back, has no flows and takes no frames until its tables are restored.
+#[test]
+fn frames_cross_while_open_vswitch_waits_for_its_tables() -> Result<()> {
+    needs!(Root, Ringspan, Ovs);
+    let mut scene = Scene::amid("ovs-amid-restore")?;
+    let mut guests = std::mem::take(&mut scene.guests);
+    let ((waits, restored), frames) = Traffic::amid(&mut guests, |traffic| {
+        let both = || [0, 1].into_iter().try_for_each(|way| traffic.comes(way, 1 - way));
+        both()?;
+        let waits = (Instant::now(), traffic.now());
+        scene.ovs.stop_switch();
+        scene.ovs.vsctl(&["--no-wait", "set", "Open_vSwitch", ".", "other_config:flow-restore-wait=true"])?;
+        scene.ovs.start_switch()?;
+        wait::until(SOON, "word that Open vSwitch waits", || {
+            let stats = scene.daemon.call("flow.stats", json!({}))?;
+            Ok(stats["trouble"].as_str().is_some_and(|trouble| trouble.contains("flow-restore-wait")).then_some(()))
+        })?;
+        wait::pause(AWAY)?;
+        both()?;
+        ensure!(scene.rules()? == 2, "the NIC has {} rules", scene.rules()?);
+        scene.flows(&FLOWS)?;
+        let restored = (Instant::now(), traffic.now());
+        scene.ovs.vsctl(&["remove", "Open_vSwitch", ".", "other_config", "flow-restore-wait"])?;
+        wait::until(SOON, "that Open vSwitch answers again", || {
+            let stats = scene.daemon.call("flow.stats", json!({}))?;
+            Ok(stats["trouble"].is_null().then_some(()))
+        })?;
+        scene.offloaded(2)?;
+        both()?;
+        Ok((waits, restored))
+    })?;
+    for (way, frames) in frames.iter().enumerate() {
+        let without = &frames[waits.1[way] as usize..restored.1[way] as usize];
+        let time = restored.0 - waits.0;
+        let given = 2 + (time.as_secs_f64() / TO_OVS.as_secs_f64()) as usize;
+        let gone = lost(without);
+        ensure!(gone <= given, "way {way}: {gone} of {} frames were lost in {time:?} of waiting", without.len());
+        ensure!(came_to(frames, 2) == 0, "way {way}: {} frames came to the third guest", came_to(frames, 2));
+    }
+    scene.guests = guests;
+    scene.cross(1000)?;
+    scene.adds_up()
+}
+
 #[test]
 fn frames_stop_while_their_port_is_gone_and_follow_openflow() -> Result<()> {
     needs!(Root, Ringspan, Ovs);
