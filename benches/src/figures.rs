@@ -13,13 +13,16 @@ use ringspan_testkit::lane::{self, Lane};
 use crate::calm::Patience;
 use crate::latency::processor_seconds;
 use crate::ports;
-use crate::report::Figure;
+use crate::report::{Figure, unless_stopped};
 
 /// Attached guests whose cost is measured.
 const IDLE_GUESTS: usize = 16;
 
 /// All of them; what cannot be measured says why.
-pub fn all(core: usize, guest_core: usize, patience: &Patience) -> Vec<Figure> {
+///
+/// # Errors
+/// The run is to stop.
+pub fn all(core: usize, guest_core: usize, patience: &Patience) -> anyhow::Result<Vec<Figure>> {
     let figure = |name: &str, limit: f64, unit: &'static str, result: &anyhow::Result<f64>| Figure {
         name: name.into(),
         value: result.as_ref().ok().copied(),
@@ -29,17 +32,17 @@ pub fn all(core: usize, guest_core: usize, patience: &Patience) -> Vec<Figure> {
         unit,
         note: result.as_ref().err().map(|error| format!("{error:#}")),
     };
-    let lane = lane_figures(core);
+    let lane = unless_stopped(lane_figures(core))?;
     let of_lane = |pick: fn(&LaneFigures) -> f64| match &lane {
         Ok(figures) => Ok(pick(figures)),
         Err(error) => Err(anyhow::anyhow!("{error:#}")),
     };
-    let control = control_figures(core);
+    let control = unless_stopped(control_figures(core))?;
     let of_control = |pick: fn(&(f64, f64)) -> f64| match &control {
         Ok(figures) => Ok(pick(figures)),
         Err(error) => Err(anyhow::anyhow!("{error:#}")),
     };
-    let crowded = ports::crowded(core, guest_core, patience);
+    let crowded = unless_stopped(ports::crowded(core, guest_core, patience))?;
     let busy_port = Figure {
         name: format!("1 busy port of {}, its rate beside that alone", ports::PORTS),
         value: crowded.as_ref().ok().map(|spread| spread.median),
@@ -49,14 +52,14 @@ pub fn all(core: usize, guest_core: usize, patience: &Patience) -> Vec<Figure> {
         unit: "%",
         note: crowded.err().map(|error| format!("{error:#}")),
     };
-    vec![
+    Ok(vec![
         figure("lane, start to first answer", 1000.0, "ms", &of_lane(|f| f.ready_ms)),
         figure("daemon and lane, start to first port listening", 1000.0, "ms", &of_control(|f| f.0)),
         figure("port add of a virtual device (median)", 100.0, "ms", &of_lane(|f| f.port_add_ms)),
         figure("control, resident", 30.0, "MiB", &of_control(|f| f.1)),
         figure("lane with 16 attached, idle guests", 3.0, "% of a core", &of_lane(|f| f.idle_percent)),
         busy_port,
-    ]
+    ])
 }
 
 struct LaneFigures {

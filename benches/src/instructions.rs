@@ -15,6 +15,7 @@ use crate::cell::{Cell, Direction};
 use crate::driver::{Guest, PackedRing, Ring, SplitRing};
 use crate::load::Load;
 use crate::peer::{Backend, Peer, Place};
+use crate::report::unless_stopped;
 use crate::run::{guests, on_core, queues};
 
 /// Room beside a frame: whatever a back-end adds to it before it compares it with an MTU.
@@ -32,7 +33,10 @@ pub struct Instructions {
 }
 
 /// Counts in a cell for a back-end, over `seconds` of a very slow run.
-pub fn count(peer: Peer, cell: &Cell, place: Place, guest_core: usize, seconds: f64) -> Instructions {
+///
+/// # Errors
+/// The run is to stop.
+pub fn count(peer: Peer, cell: &Cell, place: Place, guest_core: usize, seconds: f64) -> anyhow::Result<Instructions> {
     // DPDK reserves more addresses for hugepages than valgrind has; and to fill pools of buffers for 9000 bytes that nobody sends takes
     // minutes there.
     let place = Place { huge_pages: false, largest: cell.frames.most().max(1518) + SPARE, ..place };
@@ -41,7 +45,8 @@ pub fn count(peer: Peer, cell: &Cell, place: Place, guest_core: usize, seconds: 
     } else {
         run::<SplitRing>(peer, cell, place, guest_core, seconds)
     };
-    Instructions { cell: cell.name(), peer, per_packet: per_packet.map_err(|error| format!("{error:#}")) }
+    let per_packet = unless_stopped(per_packet)?.map_err(|error| format!("{error:#}"));
+    Ok(Instructions { cell: cell.name(), peer, per_packet })
 }
 
 fn run<R: Ring>(peer: Peer, cell: &Cell, place: Place, guest_core: usize, seconds: f64) -> anyhow::Result<f64> {

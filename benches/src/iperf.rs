@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use crate::cell::{Device, Setup};
 use crate::peer::{Backend, Peer};
-use crate::report::Spread;
+use crate::report::{Spread, unless_stopped};
 use crate::run::Plan;
 
 /// Bits per second through one back-end.
@@ -109,7 +109,7 @@ impl Plan {
         for peer in self.peers.iter().copied().filter(|peer| *peer != Peer::Plain) {
             wait::check_stopped()?;
             progress(&format!("iperf3: booting a guest behind {}", peer.title()));
-            match Scene::new(peer, self) {
+            match unless_stopped(Scene::new(peer, self))? {
                 Ok(scene) => scenes.push(scene),
                 Err(error) => progress(&format!("iperf3: {}: {error:#}", peer.title())),
             }

@@ -28,7 +28,7 @@ use serde_json::json;
 use crate::iperf::PLAIN;
 use crate::numbers::{PORT, Talk, Tally};
 use crate::peer::Peer;
-use crate::report::Spread;
+use crate::report::{Spread, unless_stopped};
 
 const SOON: Duration = Duration::from_secs(60);
 /// A migration that takes longer has failed.
@@ -522,7 +522,11 @@ pub fn run(plan: &Plan, mut progress: impl FnMut(&str)) -> Result<Vec<Found>> {
             scene.told = ways;
             if failed {
                 *slot = None;
-                *slot = Scene::new(found.case, plan).ok();
+                let Ok(scene) = unless_stopped(Scene::new(found.case, plan)) else {
+                    progress("stopped by a signal: what was found so far follows");
+                    break 'rounds;
+                };
+                *slot = scene.ok();
             }
         }
     }

@@ -9,7 +9,7 @@ use crate::cell::{Cell, Direction};
 use crate::driver::{Guest, PackedRing, Ring, SplitRing};
 use crate::latency::{Latency, processor_seconds};
 use crate::peer::{Backend, Peer};
-use crate::report::{Spread, packets};
+use crate::report::{Spread, packets, unless_stopped};
 use crate::run::{Plan, guests, on_core, queues};
 
 /// Shares of the slowest back-end's rate at which round trips are measured, in percent.
@@ -68,9 +68,10 @@ impl Plan {
         Ok(Cell::select(&[name])?[0])
     }
 
-    pub(crate) fn backends(&self, cell: &Cell) -> Vec<(Peer, anyhow::Result<Backend>)> {
+    /// Back-ends that stand still, or why one could not be started. An error only if the run is to stop.
+    pub(crate) fn backends(&self, cell: &Cell) -> anyhow::Result<Vec<(Peer, anyhow::Result<Backend>)>> {
         let peers = self.peers.iter().copied().filter(|peer| peer.can(cell) && *peer != Peer::Plain);
-        peers.map(|peer| (peer, self.start(peer, cell.setup()))).collect()
+        peers.map(|peer| Ok((peer, unless_stopped(self.start(peer, cell.setup()))?))).collect()
     }
 
     /// Round trips of 64-byte frames through the loop device.
@@ -78,13 +79,13 @@ impl Plan {
         let cell = self.cell(Direction::Loop, packed)?;
         let mut backends = vec![];
         let mut slowest = f64::INFINITY;
-        for (peer, backend) in self.backends(&cell) {
+        for (peer, backend) in self.backends(&cell)? {
             let rate = backend.and_then(|backend| {
                 let measure = || self.measure(&backend, &cell);
                 let (found, _) = self.patience.measure(self.cores(), measure, |found| found.measured.still)?;
                 Ok((packets(&found.measured, &cell), backend))
             });
-            match rate {
+            match unless_stopped(rate)? {
                 Ok((0.0, _)) => progress(&format!("round trips: {}: nothing came back", peer.title())),
                 Ok((rate, backend)) => {
                     progress(&format!("round trips: {} does {:.2} Mpps", peer.title(), rate / 1e6));
@@ -156,7 +157,7 @@ impl Plan {
     pub fn idle(&self, mut progress: impl FnMut(&str)) -> anyhow::Result<Vec<Idle>> {
         let cell = self.cell(Direction::Tx, false)?;
         let mut found = vec![];
-        for (peer, backend) in self.backends(&cell) {
+        for (peer, backend) in self.backends(&cell)? {
             let backend = match backend {
                 Ok(backend) => backend,
                 Err(error) => {

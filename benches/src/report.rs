@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use ringspan_testkit::wait;
 use serde::Serialize;
 
 use crate::calm;
@@ -271,12 +272,26 @@ pub struct Report {
     pub samples: Vec<Sample>,
 }
 
+/// A result whose failure may be noted, and the run goes on.
+///
+/// # Errors
+/// It failed because a signal asked the run to stop. That is told once only: who notes it as a failure like another would go on for ever.
+pub fn unless_stopped<T>(result: anyhow::Result<T>) -> anyhow::Result<anyhow::Result<T>> {
+    match result {
+        Err(error) if error.chain().any(|cause| cause.is::<wait::Stopped>()) => Err(error),
+        result => Ok(result),
+    }
+}
+
 /// What a part of the run found; nothing where it failed, which is noted: what was found before is not lost for it.
-pub fn part<T: Default>(name: &str, found: anyhow::Result<T>, faults: &mut Vec<String>) -> T {
-    found.unwrap_or_else(|error| {
+///
+/// # Errors
+/// As [`unless_stopped`].
+pub fn part<T: Default>(name: &str, found: anyhow::Result<T>, faults: &mut Vec<String>) -> anyhow::Result<T> {
+    Ok(unless_stopped(found)?.unwrap_or_else(|error| {
         faults.push(format!("{name}: {error:#}"));
         T::default()
-    })
+    }))
 }
 
 /// What is said of a generator that is so many times as fast as the fastest back-end.

@@ -1,6 +1,7 @@
 //! The matrix: every back-end in every cell, in turns.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use serde::Serialize;
 
@@ -12,7 +13,7 @@ use crate::driver::{self, Guest, OutOfOrder, PackedRing, Pair, Ring, SplitRing};
 use crate::handback::{self, Work};
 use crate::load::{self, Load, Measured, Queues};
 use crate::peer::{Backend, Peer, Place};
-use crate::report::packets;
+use crate::report::{packets, unless_stopped};
 use ringspan_testkit::guest::feature;
 use ringspan_testkit::wait;
 
@@ -114,16 +115,22 @@ impl Plan {
                         if failed.contains(&peer) {
                             continue;
                         }
-                        let mut try_once = || match backends.entry(peer).or_insert_with(|| self.start(peer, setup)) {
-                            Ok(backend) => {
-                                let result = self.measure(backend, &cell);
-                                if result.is_err() {
-                                    // It may be in any state; one that cannot be started is not tried again.
-                                    backends.remove(&peer);
+                        let mut try_once = || {
+                            let backend = match backends.entry(peer) {
+                                Entry::Occupied(known) => known.into_mut(),
+                                Entry::Vacant(none) => none.insert(unless_stopped(self.start(peer, setup))?),
+                            };
+                            match backend {
+                                Ok(backend) => {
+                                    let result = self.measure(backend, &cell);
+                                    if result.is_err() {
+                                        // It may be in any state; one that cannot be started is not tried again.
+                                        backends.remove(&peer);
+                                    }
+                                    result
                                 }
-                                result
+                                Err(error) => Err(anyhow::anyhow!("{error:#}")),
                             }
-                            Err(error) => Err(anyhow::anyhow!("{error:#}")),
                         };
                         let (mut apart, mut reason) = (0.0, None);
                         let measure = || {
@@ -133,6 +140,7 @@ impl Plan {
                             if reason.is_some() { try_once() } else { result }
                         };
                         let result = self.patience.measure(self.cores(), measure, |found| found.measured.still);
+                        let result = unless_stopped(result)?;
                         let again = reason;
                         if result.is_err() {
                             failed.push(peer);

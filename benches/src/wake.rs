@@ -256,7 +256,7 @@ impl Plan {
         let mut wakes = vec![];
         for cell in [Some(looped), devices.then_some(between)].into_iter().flatten() {
             let mut backends = vec![];
-            for (peer, backend) in self.backends(&cell) {
+            for (peer, backend) in self.backends(&cell)? {
                 match backend {
                     Ok(backend) => backends.push((peer, backend, Seen::new())),
                     Err(error) => progress(&format!("wakes: {}: {error:#}", peer.title())),

@@ -227,13 +227,13 @@ impl Run {
         println!("{total} cells, {} alternations: about {:.0} s for the rates", plan.rounds, plan.budget());
         // What fails is named in the report, which then has the rest.
         let mut faults = vec![];
-        let generator = part("the generator", self.own(&plan), &mut faults);
+        let generator = part("the generator", self.own(&plan), &mut faults)?;
         let mut line = Line::default();
         let mut limits = vec![];
         for cell in &plan.cells {
             wait::check_stopped()?;
             line.show(&format!("{}: bare copies", cell.name()));
-            limits.push(part(&format!("{}: bare copies", cell.name()), plan.limit(cell), &mut faults));
+            limits.push(part(&format!("{}: bare copies", cell.name()), plan.limit(cell), &mut faults)?);
         }
         let (mut seen, all) = (vec![], plan.cells.clone());
         let samples = plan.run(|sample| {
@@ -259,30 +259,27 @@ impl Run {
             let slower = Plan { rounds: if quick { 3 } else { plan.rounds }, ..plan.clone() };
             for packed in formats {
                 let trips = slower.round_trips(*packed, |text| line.show(text));
-                wait::check_stopped()?;
-                round_trips.extend(part("round trips", trips, &mut faults));
+                round_trips.extend(part("round trips", trips, &mut faults)?);
             }
         }
         let (mut idle, mut wakes, mut small, mut bare_wake) = (vec![], vec![], vec![], None);
         if !self.no_figures {
             if !quick {
-                idle = part("idle", plan.idle(|text| line.show(text)), &mut faults);
+                idle = part("idle", plan.idle(|text| line.show(text)), &mut faults)?;
             }
             let fewer = Plan { rounds: if quick { 2 } else { plan.rounds }, ..plan.clone() };
-            wait::check_stopped()?;
-            wakes = part("after silence", fewer.wakes(!quick, |text| line.show(text)), &mut faults);
-            bare_wake = part("a bare thread", wake::bare(self.core, self.guest_core).map(Some), &mut faults);
+            wakes = part("after silence", fewer.wakes(!quick, |text| line.show(text)), &mut faults)?;
+            bare_wake = part("a bare thread", wake::bare(self.core, self.guest_core).map(Some), &mut faults)?;
             wait::check_stopped()?;
             line.show("the small figures");
-            small = figures::all(self.core, self.guest_core, &plan.patience);
+            small = figures::all(self.core, self.guest_core, &plan.patience)?;
             small.extend(wake::figure(&wakes));
         }
         line.end();
         let rows: Vec<_> = plan.cells.iter().zip(limits).map(|(cell, limit)| row(*cell, limit, &samples)).collect();
         let mut iperf = vec![];
         if !quick && !self.no_iperf {
-            wait::check_stopped()?;
-            iperf = part("iperf3", plan.iperf(plan.rounds.min(5), |text| eprintln!("{text}")), &mut faults);
+            iperf = part("iperf3", plan.iperf(plan.rounds.min(5), |text| eprintln!("{text}")), &mut faults)?;
         }
         wait::check_stopped()?;
         let verdicts = target::verdicts(&rows, &round_trips, &iperf, &plan.peers);
@@ -337,7 +334,7 @@ impl Run {
                 wait::check_stopped()?;
                 let seconds = self.seconds.unwrap_or(3.0);
                 line.show(&format!("{}: {} under callgrind", cell.name(), peer.title()));
-                all.push(instructions::count(*peer, cell, plan.place, self.guest_core, seconds));
+                all.push(instructions::count(*peer, cell, plan.place, self.guest_core, seconds)?);
             }
         }
         line.end();
