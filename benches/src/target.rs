@@ -85,19 +85,31 @@ fn failure(row: &Row) -> Option<String> {
     reason.or(still).or(copied).map(|reason| format!("{}: {reason}", row.name))
 }
 
-/// Compares what was measured with what is aimed for; `peers` are those that were to be measured. Where ringspan is one of them and has no
-/// figure, the target is missed.
-pub fn verdicts(rows: &[Row], trips: &[RoundTrip], iperf: &[Iperf], peers: &[Peer]) -> Vec<Verdict> {
-    let ours = peers.contains(&Peer::Ringspan);
-    let against = |peer: &Peer| peers.contains(peer);
+/// The place in [`TARGETS`] of a cell's kind of work.
+fn target_of(name: &str) -> Option<usize> {
+    TARGETS.iter().position(|(_, patterns, ..)| patterns.iter().any(|pattern| Cell::matches(pattern, name)))
+}
+
+/// What was to be measured beside the cells: a part that is missing as a whole leaves nothing else that tells of it.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// Of whom.
+    pub peers: &'a [Peer],
+    /// Round trips, over packed rings or not.
+    pub round_trips: &'a [bool],
+    /// iperf3 of Linux guests.
+    pub iperf: bool,
+}
+
+/// Compares what was measured with what is aimed for. Where ringspan was to be measured and has no figure, the target is missed.
+pub fn verdicts(rows: &[Row], trips: &[RoundTrip], iperf: &[Iperf], wanted: Wanted<'_>) -> Vec<Verdict> {
+    let against = |peer: &Peer| wanted.peers.contains(peer);
+    let ours = |peer: &Peer| against(&Peer::Ringspan) && against(peer);
     let mut verdicts = vec![];
-    let target_of = |row: &Row| {
-        TARGETS.iter().position(|(_, patterns, ..)| patterns.iter().any(|pattern| Cell::matches(pattern, &row.name)))
-    };
     for (index, (work, _, testpmd, ovs)) in TARGETS.iter().enumerate() {
         for (peer, ratio) in [(Peer::Testpmd, *testpmd), (Peer::Ovs, *ovs)] {
-            let own = rows.iter().filter(|row| target_of(row) == Some(index));
-            let found = own.filter_map(|row| {
+            let own = || rows.iter().filter(|row| target_of(&row.name) == Some(index));
+            let found = own().filter_map(|row| {
                 let of = row.peer(peer)?;
                 let rounds = of.rounds;
                 let few =
@@ -105,8 +117,7 @@ pub fn verdicts(rows: &[Row], trips: &[RoundTrip], iperf: &[Iperf], peers: &[Pee
                 Some((of.ratio?, format!("{}{few}", row.name)))
             });
             let worst = found.min_by(|a, b| a.0.median.total_cmp(&b.0.median));
-            let failed: Vec<String> =
-                rows.iter().filter(|row| target_of(row) == Some(index)).filter_map(failure).collect();
+            let failed: Vec<String> = own().filter_map(failure).collect();
             verdicts.push(match failed.is_empty() || !against(&peer) {
                 true => Verdict::new(work, peer, ratio, false, worst),
                 false => Verdict::failed(work, peer, ratio, false, &failed),
@@ -115,11 +126,17 @@ pub fn verdicts(rows: &[Row], trips: &[RoundTrip], iperf: &[Iperf], peers: &[Pee
     }
     for (what, pick) in [("round trip p50 at 50 % load", 0), ("round trip p90 at 50 % load", 1)] {
         for peer in [Peer::Testpmd, Peer::Ovs] {
-            let own = || trips.iter().filter(|trip| trip.peer == peer && trip.percent == 50);
-            let found = own().filter_map(|trip| Some((trip.ratios[pick]?, trip.format().to_string())));
+            let of = |peer: Peer| trips.iter().filter(move |trip| trip.peer == peer && trip.percent == 50);
+            let found = of(peer).filter_map(|trip| Some((trip.ratios[pick]?, trip.format().to_string())));
             let worst = found.max_by(|a, b| a.0.median.total_cmp(&b.0.median));
-            let failed = own().filter(|trip| ours && trip.ratios[pick].is_none());
-            let failed: Vec<String> = failed.map(|trip| format!("{}: ringspan has none", trip.format())).collect();
+            // The whole of a format may have failed, or ringspan alone.
+            let failed = wanted.round_trips.iter().filter(|packed| {
+                let own = of(Peer::Ringspan).any(|trip| trip.packed == **packed);
+                let none = of(peer).any(|trip| trip.packed == **packed && trip.ratios[pick].is_none());
+                ours(&peer) && (!own || none)
+            });
+            let name = |packed: &bool| if *packed { "packed" } else { "split" };
+            let failed: Vec<String> = failed.map(|packed| format!("{}: ringspan has none", name(packed))).collect();
             verdicts.push(match failed.is_empty() {
                 true => Verdict::new(what, peer, ROUND_TRIP, true, worst),
                 false => Verdict::failed(what, peer, ROUND_TRIP, true, &failed),
@@ -129,7 +146,9 @@ pub fn verdicts(rows: &[Row], trips: &[RoundTrip], iperf: &[Iperf], peers: &[Pee
     for peer in [Peer::Testpmd, Peer::Ovs] {
         let work = "iperf3 TCP of a Linux guest";
         let own = || iperf.iter().filter(|iperf| iperf.peer == peer);
-        if ours && own().any(|iperf| iperf.ratios.iter().any(Option::is_none)) {
+        let none = !iperf.iter().any(|iperf| iperf.peer == Peer::Ringspan)
+            || own().any(|iperf| iperf.ratios.iter().any(Option::is_none));
+        if wanted.iperf && ours(&peer) && none {
             verdicts.push(Verdict::failed(work, peer, 1.0, false, &["ringspan has none".into()]));
             continue;
         }
@@ -148,6 +167,9 @@ mod tests {
     use crate::load::Measured;
     use crate::report::row;
     use crate::run::Sample;
+
+    /// Cells of ringspan and net_vhost, and nothing else.
+    const CELLS: Wanted<'static> = Wanted { peers: &[Peer::Ringspan, Peer::Testpmd], round_trips: &[], iperf: false };
 
     #[test]
     fn at_most_and_at_least_are_told_apart() {
@@ -197,7 +219,7 @@ mod tests {
         };
         let reached = |share| {
             let samples = [sample(Peer::Ringspan, 9.0, Some(share)), sample(Peer::Testpmd, 3.0, None)];
-            let verdicts = verdicts(&[row(cell, None, &samples)], &[], &[], &[Peer::Ringspan, Peer::Testpmd]);
+            let verdicts = verdicts(&[row(cell, None, &samples)], &[], &[], CELLS);
             verdicts.iter().find(|v| v.work.starts_with("9000") && v.against == Peer::Testpmd).unwrap().reached
         };
         assert_eq!([reached(1.0), reached(0.0)], [Some(true), Some(false)]);
@@ -224,13 +246,58 @@ mod tests {
                 row(*cell, None, &[sample(cell, Peer::Ringspan, ours), sample(cell, Peer::Testpmd, Some(3.0))])
             })
             .collect();
-        let verdicts = verdicts(&rows, &[], &[], &[Peer::Ringspan, Peer::Testpmd]);
+        let verdicts = verdicts(&rows, &[], &[], CELLS);
         let of = |work: &str, peer| verdicts.iter().find(|v| v.work == work && v.against == peer).unwrap();
         let both = of("both directions at once", Peer::Testpmd);
         assert_eq!((both.reached, both.cell.as_str()), (Some(false), "both/packed/9000: the lane died"));
         assert_eq!(of("64 B guest to NIC, split", Peer::Testpmd).reached, Some(true));
         // Not asked for, and nothing to compare.
         assert_eq!(of("both directions at once", Peer::Ovs).reached, None);
+        assert_eq!(of("round trip p50 at 50 % load", Peer::Testpmd).reached, None);
         assert_eq!(of("iperf3 TCP of a Linux guest", Peer::Testpmd).reached, None);
+    }
+
+    #[test]
+    fn a_part_that_fails_as_a_whole_is_a_miss_and_one_that_another_fails_at_is_not() {
+        let of = |median: f64| Spread { median, least: median, most: median };
+        let trip = |peer, packed, ratio| RoundTrip {
+            peer,
+            packed,
+            percent: 50,
+            pps: 1e6,
+            p50: of(1.0),
+            p90: of(2.0),
+            p99: of(3.0),
+            p999: of(4.0),
+            lost: 0.0,
+            ratios: [ratio; 2],
+            samples: vec![],
+        };
+        let bits = [Iperf {
+            peer: Peer::Ringspan,
+            bits: [of(1e9); 2],
+            ratios: [None; 2],
+            features: String::new(),
+            ethtool: String::new(),
+            samples: vec![],
+        }];
+        let wanted = Wanted { round_trips: &[false, true], iperf: true, ..CELLS };
+        let judged = |trips: &[RoundTrip], iperf: &[Iperf], work: &str, peer| {
+            let verdicts = verdicts(&[], trips, iperf, wanted);
+            let verdict = verdicts.iter().find(|v| v.work == work && v.against == peer).unwrap();
+            (verdict.reached, verdict.cell.clone())
+        };
+        let (p50, p90, tcp) =
+            ("round trip p50 at 50 % load", "round trip p90 at 50 % load", "iperf3 TCP of a Linux guest");
+        let both = "split: ringspan has none; packed: ringspan has none";
+        assert_eq!(judged(&[], &[], p90, Peer::Testpmd), (Some(false), both.into()));
+        assert_eq!(judged(&[], &[], tcp, Peer::Testpmd), (Some(false), "ringspan has none".into()));
+        let split = [trip(Peer::Ringspan, false, None), trip(Peer::Testpmd, false, Some(of(0.5)))];
+        assert_eq!(judged(&split, &[], p50, Peer::Testpmd), (Some(false), "packed: ringspan has none".into()));
+        // The other has none: there is nothing to compare with. Nor is there where it was not asked for.
+        let alone = [false, true].map(|packed| trip(Peer::Ringspan, packed, None));
+        assert_eq!(judged(&alone, &bits, p50, Peer::Testpmd).0, None);
+        assert_eq!(judged(&alone, &bits, tcp, Peer::Testpmd).0, None);
+        assert_eq!([p50, tcp].map(|work| judged(&[], &[], work, Peer::Ovs).0), [None; 2]);
     }
 }

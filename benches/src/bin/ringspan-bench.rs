@@ -13,6 +13,7 @@ use ringspan_benches::machine::Machine;
 use ringspan_benches::peer::{LARGEST, Peer, Place};
 use ringspan_benches::report::{Report, packets, part, row};
 use ringspan_benches::run::Plan;
+use ringspan_benches::target::Wanted;
 use ringspan_benches::{figures, generator, instructions, migration, page, target, wake};
 use ringspan_testkit::{netns, testpmd, wait};
 
@@ -176,7 +177,8 @@ fn main() -> anyhow::Result<()> {
         Some(Command::Iperf(run)) => {
             let plan = run.plan(true)?;
             let found = plan.iperf(plan.rounds, |text| println!("{text}"))?;
-            for verdict in target::verdicts(&[], &[], &found, &plan.peers).iter().filter(|v| v.reached.is_some()) {
+            let wanted = Wanted { peers: &plan.peers, round_trips: &[], iperf: true };
+            for verdict in target::verdicts(&[], &[], &found, wanted).iter().filter(|v| v.reached.is_some()) {
                 let ratio = verdict.found.map_or(String::new(), |found| found.text(2));
                 println!("ringspan against {}: {ratio} {}, {}", verdict.against.title(), verdict.cell, verdict.word());
             }
@@ -253,14 +255,20 @@ impl Run {
                 sample.peer.title()
             ));
         })?;
+        let wanted = Wanted {
+            peers: &plan.peers,
+            round_trips: match (self.no_latency, quick) {
+                (true, _) => &[],
+                (false, true) => &[false],
+                (false, false) => &[false, true],
+            },
+            iperf: !quick && !self.no_iperf,
+        };
         let mut round_trips = vec![];
-        if !self.no_latency {
-            let formats: &[bool] = if quick { &[false] } else { &[false, true] };
-            let slower = Plan { rounds: if quick { 3 } else { plan.rounds }, ..plan.clone() };
-            for packed in formats {
-                let trips = slower.round_trips(*packed, |text| line.show(text));
-                round_trips.extend(part("round trips", trips, &mut faults)?);
-            }
+        let slower = Plan { rounds: if quick { 3 } else { plan.rounds }, ..plan.clone() };
+        for packed in wanted.round_trips {
+            let trips = slower.round_trips(*packed, |text| line.show(text));
+            round_trips.extend(part("round trips", trips, &mut faults)?);
         }
         let (mut idle, mut wakes, mut small, mut bare_wake) = (vec![], vec![], vec![], None);
         if !self.no_figures {
@@ -278,11 +286,11 @@ impl Run {
         line.end();
         let rows: Vec<_> = plan.cells.iter().zip(limits).map(|(cell, limit)| row(*cell, limit, &samples)).collect();
         let mut iperf = vec![];
-        if !quick && !self.no_iperf {
+        if wanted.iperf {
             iperf = part("iperf3", plan.iperf(plan.rounds.min(5), |text| eprintln!("{text}")), &mut faults)?;
         }
         wait::check_stopped()?;
-        let verdicts = target::verdicts(&rows, &round_trips, &iperf, &plan.peers);
+        let verdicts = target::verdicts(&rows, &round_trips, &iperf, wanted);
         let report = Report {
             machine,
             load: plan.load,
