@@ -2,6 +2,7 @@
 //! do so once, as they were sent, and where OVS wanted them.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -44,7 +45,8 @@ type Mark = (Instant, [u64; 2]);
 #[derive(Default)]
 struct Traffic {
     over: AtomicBool,
-    sent: [AtomicU64; 2],
+    /// Held while frames are sent: who looks sees each of them sent and counted, or neither.
+    sent: Mutex<[u64; 2]>,
     /// By way and guest.
     came: [[AtomicU64; GUESTS]; 2],
 }
@@ -78,10 +80,11 @@ impl Traffic {
                     *oldest += 1;
                 }
                 let room = WINDOW - (frames.len() - *oldest).min(WINDOW);
+                let mut counted = self.sent();
                 let sent = if over { 0 } else { send(&mut guests[way], way, frames.len() as u64, room) };
                 let now = Instant::now();
                 frames.extend((0..sent).map(|_| Frame { at: now, came: None }));
-                self.sent[way].store(frames.len() as u64, Ordering::Relaxed);
+                counted[way] = frames.len() as u64;
                 moved |= sent > 0;
             }
             for (guest, receiver) in guests.iter_mut().enumerate() {
@@ -125,9 +128,13 @@ impl Traffic {
         Ok(())
     }
 
+    fn sent(&self) -> MutexGuard<'_, [u64; 2]> {
+        self.sent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// How many frames of each way were sent by now: those that follow have this number and greater ones.
     fn now(&self) -> [u64; 2] {
-        [0, 1].map(|way| self.sent[way].load(Ordering::Relaxed))
+        *self.sent()
     }
 
     /// Waits until some frames of the way that are sent from now on have come to the guest.
