@@ -16,6 +16,8 @@ use crate::run::{Plan, guests, on_core, queues};
 const PERCENT: [u32; 3] = [10, 50, 90];
 /// Rates, in packets a second, at which processor time is measured.
 const RATES: [f64; 4] = [0.0, 1e3, 100e3, 1e6];
+/// Alternations of it, each of two seconds.
+const IDLE_ROUNDS: usize = 3;
 
 /// Round trips of one back-end at one rate.
 #[derive(Debug, Clone, Serialize)]
@@ -58,8 +60,8 @@ pub struct Idle {
     pub peer: Peer,
     /// Frames per second from one guest.
     pub pps: f64,
-    /// Percent of a core, all threads of the process together.
-    pub percent: f64,
+    /// Percent of a core, all threads of the process together, of each alternation.
+    pub percent: Spread,
 }
 
 impl Plan {
@@ -156,41 +158,55 @@ impl Plan {
     /// What a back-end uses of its core with one guest that sends little or nothing.
     pub fn idle(&self, mut progress: impl FnMut(&str)) -> anyhow::Result<Vec<Idle>> {
         let cell = self.cell(Direction::Tx, false)?;
-        let mut found = vec![];
+        let mut backends = vec![];
         for (peer, backend) in self.backends(&cell)? {
-            let backend = match backend {
-                Ok(backend) => backend,
-                Err(error) => {
-                    progress(&format!("idle: {}: {error:#}", peer.title()));
-                    continue;
-                }
-            };
-            backend.resume()?;
-            for pps in RATES {
-                wait::check_stopped()?;
-                let percent = on_core(self.guest_core, || {
-                    guests::<SplitRing, _>(&backend, &cell, self.place, |guests| {
-                        let mut queues = queues(guests, &cell);
-                        let mut spend = |seconds: f64| -> anyhow::Result<()> {
-                            if pps == 0.0 {
-                                wait::pause(Duration::from_secs_f64(seconds))?;
-                            } else {
-                                queues.paced(pps, 0.0, seconds)?;
-                            }
-                            Ok(())
-                        };
-                        // What a change of the load sets off is over after half a second.
-                        spend(0.5)?;
-                        let (start, before) = (Instant::now(), processor_seconds(backend.pid())?);
-                        spend(1.5)?;
-                        let used = processor_seconds(backend.pid())? - before;
-                        Ok(100.0 * used / start.elapsed().as_secs_f64())
-                    })
-                })?;
-                progress(&format!("{} at {pps} pps: {percent:.1} % of a core", peer.title()));
-                found.push(Idle { peer, pps, percent });
+            match backend {
+                Ok(backend) => backends.push((peer, backend)),
+                Err(error) => progress(&format!("idle: {}: {error:#}", peer.title())),
             }
         }
+        let mut found = vec![];
+        for pps in RATES {
+            let mut percent: Vec<Vec<f64>> = vec![vec![]; backends.len()];
+            for round in 0..IDLE_ROUNDS {
+                for turn in 0..backends.len() {
+                    wait::check_stopped()?;
+                    let index = if round % 2 == 1 { backends.len() - 1 - turn } else { turn };
+                    let (peer, backend) = &backends[index];
+                    let used = self.used(backend, &cell, pps)?;
+                    progress(&format!("{pps} pps, round {}: {} {used:.1} % of a core", round + 1, peer.title()));
+                    percent[index].push(used);
+                }
+            }
+            let own = backends.iter().zip(percent);
+            found.extend(own.filter_map(|((peer, _), own)| Some(Idle { peer: *peer, pps, percent: Spread::of(own)? })));
+        }
         Ok(found)
+    }
+
+    /// Percent of a core that a back-end uses, which stands still before, and after unless it failed.
+    fn used(&self, backend: &Backend, cell: &Cell, pps: f64) -> anyhow::Result<f64> {
+        backend.resume()?;
+        let used = on_core(self.guest_core, || {
+            guests::<SplitRing, _>(backend, cell, self.place, |guests| {
+                let mut queues = queues(guests, cell);
+                let mut spend = |seconds: f64| -> anyhow::Result<()> {
+                    if pps == 0.0 {
+                        wait::pause(Duration::from_secs_f64(seconds))?;
+                    } else {
+                        queues.paced(pps, 0.0, seconds)?;
+                    }
+                    Ok(())
+                };
+                // What a change of the load sets off is over after half a second.
+                spend(0.5)?;
+                let (start, before) = (Instant::now(), processor_seconds(backend.pid())?);
+                spend(1.5)?;
+                let used = processor_seconds(backend.pid())? - before;
+                Ok(100.0 * used / start.elapsed().as_secs_f64())
+            })
+        })?;
+        backend.pause()?;
+        Ok(used)
     }
 }

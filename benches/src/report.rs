@@ -476,7 +476,7 @@ impl Report {
     fn small(&self, text: &mut String) {
         for idle in &self.idle {
             let rate = if idle.pps == 0.0 { "0".into() } else { format!("{:.0}k", idle.pps / 1e3) };
-            let _ = writeln!(text, "{:<14} {rate:>6} pps: {:>6.1} % of a core", idle.peer.title(), idle.percent);
+            let _ = writeln!(text, "{:<14} {rate:>6} pps: {:>19} % of a core", idle.peer.title(), idle.percent.text(1));
         }
         for wake in &self.wakes {
             let (name, what) = (wake.peer.title(), wake.kind.title());

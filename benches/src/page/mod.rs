@@ -216,7 +216,7 @@ fn low(report: &Report, page: &mut String) {
         rates.dedup();
         rates.sort_by(f64::total_cmp);
         rates.dedup();
-        page.push_str("<h2>Idle and nearly idle</h2><p>Processor time of the whole process, in percent of a core, with one guest that sends so many packets a second. 16 guests that send nothing are among the small figures.</p><table><tr><th></th>");
+        page.push_str("<h2>Idle and nearly idle</h2><p>Processor time of the whole process, in percent of a core, with one guest that sends so many packets a second: median, least and most of three alternations. 16 guests that send nothing are among the small figures.</p><table><tr><th></th>");
         rates.iter().for_each(|rate| {
             let _ = write!(page, "<th>{}</th>", plot::si(*rate));
         });
@@ -225,7 +225,12 @@ fn low(report: &Report, page: &mut String) {
             let _ = write!(page, "<tr><td>{}</td>", peer.title());
             for rate in &rates {
                 let found = report.idle.iter().find(|idle| idle.peer == *peer && idle.pps == *rate);
-                let _ = write!(page, "<td>{}</td>", found.map_or(String::new(), |idle| format!("{:.1}", idle.percent)));
+                let _ = match found.map(|idle| idle.percent) {
+                    Some(Spread { median, least, most }) => {
+                        write!(page, "<td>{median:.1} <small>({least:.1}-{most:.1})</small></td>")
+                    }
+                    None => write!(page, "<td></td>"),
+                };
             }
             page.push_str("</tr>");
         }

@@ -97,6 +97,16 @@ fn what_fails_is_named_and_the_rest_is_kept() {
     assert!(serde_json::to_string(&report).unwrap().contains("no guest"));
 }
 
+#[test]
+fn processor_time_is_shown_with_its_extremes() {
+    let percent = Spread { median: 12.0, least: 11.5, most: 90.0 };
+    let idle = vec![Idle { peer: Peer::Ringspan, pps: 1e3, percent }];
+    let load = Load { burst: 64, warm_up: 0.0, measured: 0.1 };
+    let report = Report { idle, ..Report::empty(Machine::look(), load, 1) };
+    assert!(report.table().contains("1k pps:    12.0 (11.5-90.0) % of a core"), "{}", report.table());
+    assert!(page::html(&report).contains("12.0 <small>(11.5-90.0)</small>"));
+}
+
 /// Plots of each kind, and nothing that a browser would have to fetch.
 #[test]
 fn the_page_has_its_plots_and_needs_nothing_else() {
