@@ -53,7 +53,7 @@ fn may_be(call: &Call, port: &str) -> bool {
 /// Whether a NIC that is wanted, or an attachment, will have it, also while no lane has made it: whoever watches may begin before that.
 fn will_be(call: &Call, port: &str) -> bool {
     let is_of = |spec: &NicSpec| {
-        // The kernel names the representors of others than software NICs.
+        // The kernel names those of a NIC of kind "pci": its lane knows them, and the configuration does not.
         let has_representors = spec.mode == NicMode::Switchdev && spec.pci.is_none();
         let mut ports = (0..spec.vfs).map(NicPort::Vf).chain([NicPort::Uplink]);
         has_representors && ports.any(|one| one.representor(&spec.name) == port)
