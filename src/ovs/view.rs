@@ -20,6 +20,7 @@ pub(crate) struct View {
     pub hw_offload: bool,
     /// Whether it waits for the tables of its bridges (`other_config:flow-restore-wait`), as ovs-ctl lets it when it restarts it: until then
     /// it takes no frame that has no flow.
+    #[serde(default)]
     pub restoring: bool,
     /// Whether it reads one VLAN header of a frame only, as it does unless `other_config:vlan-limit` says otherwise.
     #[serde(skip)]
