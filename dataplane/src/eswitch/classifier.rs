@@ -9,6 +9,11 @@
 //! What the cache says is checked against the rule, so a collision of hashes never applies a rule that does not match. Any change of the
 //! rules empties it.
 
+mod fitting;
+mod table;
+#[cfg(test)]
+mod tests;
+
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
@@ -17,18 +22,14 @@ use std::sync::Arc;
 
 use ringspan_protocol::RuleId;
 
+use table::{Mask, Table, hash, port_bit, words_of};
+
 use super::cache::Cache;
 use super::key::{Key, WORDS};
 use crate::BURST;
 
 /// No rule.
 pub const NONE: u32 = u32::MAX;
-
-/// A slot that was never used, and one whose rule is gone: its tag is any.
-const FREE: u64 = 0;
-const GONE: u64 = 0xffff_ffff;
-/// Slots of a table at first.
-const LEAST: usize = 16;
 
 /// What makes one rule more important than another: the priority, the bits of its mask, and the lower id.
 type Rank = (u32, u32, Reverse<RuleId>);
@@ -48,34 +49,6 @@ pub struct Classifier<T> {
     looked_at: Key,
     words: Vec<u8>,
     cache: Cache,
-}
-
-/// A mask, which all rules of its table share.
-#[derive(Debug)]
-struct Mask {
-    key: Key,
-    /// How many bits it has.
-    bits: u32,
-}
-
-/// The rules of one mask.
-#[derive(Debug)]
-struct Table {
-    mask: Arc<Mask>,
-    /// Words of the mask that are not empty.
-    words: Vec<u8>,
-    /// Upper half: that of the hash. Lower half: place of the rule in `entries`, plus one. Half of them is free at least, so every
-    /// search ends.
-    slots: Vec<u64>,
-    /// Slots that are not [`FREE`].
-    used: usize,
-    /// How many rules have which priority.
-    priorities: BTreeMap<u32, usize>,
-    highest: u32,
-    /// Ports that its rules are for, as bits by [`port_bit`], ...
-    ports: u64,
-    /// ... and how many rules have each of them; nothing where the mask leaves the port open.
-    by_port: BTreeMap<u64, usize>,
 }
 
 /// One rule. With a body of 32 bytes it is three cache lines, of which a NIC may have hundreds of thousands; its hash is made anew when it goes.
@@ -187,7 +160,7 @@ impl<T> Classifier<T> {
         self.entries.put(place, entry);
         self.by_id.insert(id, place);
         match self.head(at, hash, value) {
-            None => self.add_slot(at, hash, place),
+            None => self.tables[at].add(hash, place),
             Some((slot, head)) => self.chain((at, slot), hash, head, place),
         }
         self.tables[at].raise(priority, value);
@@ -206,7 +179,7 @@ impl<T> Classifier<T> {
         let (mut slot, mut found) = self.tables[at].first(hash);
         loop {
             if found == place {
-                self.tables[at].slots[slot] = if entry.next == NONE { GONE } else { slot_of(hash, entry.next) };
+                self.tables[at].set(slot, hash, entry.next);
                 break;
             }
             match self.entry(found) {
@@ -219,7 +192,7 @@ impl<T> Classifier<T> {
             }
         }
         self.tables[at].lower(entry.priority, &entry.value);
-        if self.tables[at].priorities.is_empty() {
+        if self.tables[at].is_empty() {
             self.tables.remove(at);
             self.look_at_masks();
         }
@@ -281,7 +254,7 @@ impl<T> Classifier<T> {
             let (mut hashes, mut candidates) = ([0; BURST], [(0, NONE); BURST]);
             for_each(open, |at| {
                 hashes[at] = table.hash(&keys[at], self.secret);
-                prefetch(&raw const table.slots[table.home(hashes[at])]);
+                table.prefetch(hashes[at]);
             });
             for_each(open, |at| {
                 candidates[at] = table.first(hashes[at]);
@@ -380,19 +353,6 @@ impl<T> Classifier<T> {
         self.words = words_of(&self.looked_at);
     }
 
-    fn add_slot(&mut self, at: usize, hash: u64, place: u32) {
-        let table = &mut self.tables[at];
-        if (table.used + 1) * 2 > table.slots.len() {
-            // All that is needed is in the slots: the rules themselves would come from all over the memory, and frames wait meanwhile.
-            let old: Vec<u64> = table.slots.iter().copied().filter(|slot| is_live(*slot)).collect();
-            // A third of them is used at most: a sixth of them come before this is done again, or more.
-            table.slots = vec![FREE; ((old.len() + 1) * 3).next_power_of_two().max(LEAST)];
-            table.used = 0;
-            old.into_iter().for_each(|slot| table.fill(slot));
-        }
-        table.fill(slot_of(hash, place));
-    }
-
     /// Puts a rule where it belongs among those of the same value, of which the first one is in a slot of a table.
     fn chain(&mut self, (at, slot): (usize, usize), hash: u64, head: u32, place: u32) {
         let rank = self.entry(place).map(Entry::rank);
@@ -404,7 +364,7 @@ impl<T> Classifier<T> {
         }
         self.set_next(place, behind);
         if before == NONE {
-            self.tables[at].slots[slot] = slot_of(hash, place);
+            self.tables[at].set(slot, hash, place);
         } else {
             self.set_next(before, place);
         }
@@ -438,143 +398,6 @@ impl<T> Classifier<T> {
     }
 }
 
-impl Table {
-    fn new(mask: &Key) -> Self {
-        let words = words_of(mask);
-        let bits = mask.0.iter().map(|word| word.count_ones()).sum();
-        let (slots, priorities, by_port) = (vec![FREE; LEAST], BTreeMap::new(), BTreeMap::new());
-        let mask = Arc::new(Mask { key: *mask, bits });
-        Self { mask, words, slots, used: 0, priorities, highest: 0, ports: 0, by_port }
-    }
-
-    /// Whether each of its rules is for one port.
-    fn is_of_port(&self) -> bool {
-        self.mask.key.0[0] & PORT == PORT
-    }
-
-    fn importance(&self) -> (u32, u32) {
-        (self.highest, self.mask.bits)
-    }
-
-    #[inline]
-    fn hash(&self, key: &Key, secret: u64) -> u64 {
-        hash(&self.words, &self.mask.key, key, secret)
-    }
-
-    #[inline]
-    fn matches(&self, key: &Key, value: &Key) -> bool {
-        let mut differ = 0;
-        for word in &self.words {
-            let word = usize::from(*word) % WORDS;
-            differ |= (key.0[word] & self.mask.key.0[word]) ^ value.0[word];
-        }
-        differ == 0
-    }
-
-    /// The first slot that a hash may be in: by the half of it that slots keep.
-    #[inline]
-    fn home(&self, hash: u64) -> usize {
-        (hash >> 32) as usize & (self.slots.len() - 1)
-    }
-
-    /// The first slot with a hash like this one, and the rule in it.
-    #[inline]
-    fn first(&self, hash: u64) -> (usize, u32) {
-        self.candidate(hash, self.home(hash))
-    }
-
-    /// The first slot from `at` on with a hash like this one, and the rule in it; [`NONE`] when there is none.
-    #[inline]
-    fn candidate(&self, hash: u64, mut at: usize) -> (usize, u32) {
-        let last = self.slots.len() - 1;
-        loop {
-            at &= last;
-            match self.slots[at] {
-                FREE => return (at, NONE),
-                slot if slot >> 32 == hash >> 32 && is_live(slot) => return (at, slot as u32 - 1),
-                _ => at += 1,
-            }
-        }
-    }
-
-    fn fill(&mut self, slot: u64) {
-        let last = self.slots.len() - 1;
-        let mut at = self.home(slot);
-        while is_live(self.slots[at]) {
-            at = (at + 1) & last;
-        }
-        self.used += usize::from(self.slots[at] == FREE);
-        self.slots[at] = slot;
-    }
-
-    fn raise(&mut self, priority: u32, value: &Key) {
-        if self.is_of_port() {
-            *self.by_port.entry(port_bit(value)).or_default() += 1;
-            self.ports |= port_bit(value);
-        } else {
-            self.ports = u64::MAX;
-        }
-        *self.priorities.entry(priority).or_default() += 1;
-        self.highest = self.highest.max(priority);
-    }
-
-    fn lower(&mut self, priority: u32, value: &Key) {
-        if let Some(count) = self.by_port.get_mut(&port_bit(value)) {
-            *count -= 1;
-            if *count == 0 {
-                self.by_port.remove(&port_bit(value));
-                self.ports &= !port_bit(value);
-            }
-        }
-        if let Some(count) = self.priorities.get_mut(&priority) {
-            *count -= 1;
-            if *count == 0 {
-                self.priorities.remove(&priority);
-            }
-        }
-        self.highest = self.priorities.last_key_value().map_or(0, |(highest, _)| *highest);
-    }
-}
-
-/// The hash of the bits of a mask, which are in these words.
-#[inline]
-fn hash(words: &[u8], mask: &Key, key: &Key, secret: u64) -> u64 {
-    let mut hash = secret;
-    for word in words {
-        let word = usize::from(*word) % WORDS;
-        hash = mix(hash ^ (key.0[word] & mask.0[word]));
-    }
-    mix(hash)
-}
-
-fn words_of(mask: &Key) -> Vec<u8> {
-    (0..WORDS as u8).filter(|word| mask.0[usize::from(*word)] != 0).collect()
-}
-
-/// Bits of the first word that are the port.
-const PORT: u64 = 0xffff << 48;
-
-/// The bit of a key's port. Some ports share one.
-#[inline]
-fn port_bit(key: &Key) -> u64 {
-    1 << (key.0[0] >> 48 & 63)
-}
-
-fn is_live(slot: u64) -> bool {
-    slot != FREE && slot as u32 != GONE as u32
-}
-
-fn slot_of(hash: u64, place: u32) -> u64 {
-    hash >> 32 << 32 | u64::from(place + 1)
-}
-
-/// Folds the product of two words, as wyhash does.
-#[inline]
-fn mix(word: u64) -> u64 {
-    let product = u128::from(word ^ 0xf39c_c060_5ced_c835) * 0x9e37_79b9_7f4a_7c15_u128;
-    (product >> 64) as u64 ^ product as u64
-}
-
 /// Each place whose bit is set.
 #[inline(always)]
 fn for_each(mut bits: u64, mut visit: impl FnMut(usize)) {
@@ -593,7 +416,3 @@ pub(super) fn prefetch<T>(at: *const T) {
         _mm_prefetch::<_MM_HINT_T0>(at.cast());
     }
 }
-
-mod fitting;
-#[cfg(test)]
-mod tests;

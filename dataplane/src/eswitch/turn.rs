@@ -75,14 +75,16 @@ impl Work {
         rules.look_up(&inside.keys[..tunnels], &mut inside.found);
         for (tunnel, at) in inside.of[..tunnels].iter().enumerate() {
             let (at, mut rule) = (*at, inside.found[tunnel]);
+            let above = rules.priority(found[at]);
+            // One that fits is not more important than the one that was found.
+            if rules.priority(rule) <= above {
+                continue;
+            }
             let around = burst.frame(at).data();
             if rules.body_mut(rule).is_some_and(|rule| !rule.program.fits_around(around)) {
-                rule = rules.look_up_fitting(&inside.keys[tunnel], |rule| rule.program.fits_around(around));
+                rule = rules.look_up_fitting(&inside.keys[tunnel], above, |rule| rule.program.fits_around(around));
             }
-            if rule != NONE
-                && rules.priority(rule) > rules.priority(found[at])
-                && checksum_is_right(burst.frame(at), &places[at])
-            {
+            if rule != NONE && checksum_is_right(burst.frame(at), &places[at]) {
                 inner[at] = places[at].inner;
                 (keys[at], places[at], found[at]) = (inside.keys[tunnel], inside.places[tunnel], rule);
             }

@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::table::PORT;
 use super::*;
 
 /// What the classifier must give, by looking at every rule.
@@ -76,10 +77,11 @@ proptest! {
                     let wanted: Vec<_> = keys.iter().map(|key| reference(&rules, key)).collect();
                     prop_assert_eq!(found(&mut classifier, &keys), wanted);
                     // As if the others were not there.
-                    for odd in 0..2 {
-                        let some: Vec<_> = rules.iter().filter(|rule| rule.0.0 & 1 == odd).copied().collect();
+                    for (odd, above) in [0, 1].into_iter().flat_map(|odd| [None, Some(0), Some(1)].map(|above| (odd, above))) {
+                        let is_asked = |rule: &&(RuleId, u32, Key, Key)| rule.0.0 & 1 == odd && Some(rule.1) > above;
+                        let some: Vec<_> = rules.iter().filter(is_asked).copied().collect();
                         for key in &keys {
-                            let place = classifier.look_up_fitting(key, |id| id.0 & 1 == odd);
+                            let place = classifier.look_up_fitting(key, above, |id| id.0 & 1 == odd);
                             prop_assert_eq!(classifier.entry(place).map(|entry| entry.body), reference(&some, key));
                         }
                     }
