@@ -7,7 +7,7 @@ use crate::ovs::flow::obstacle;
 pub(crate) enum Cause {
     /// It matches or does what no engine can.
     Flow(obstacle::Reason),
-    /// It matches options of GENEVE that no rule can say: so long.
+    /// It matches options of GENEVE that no rule can say: too long, or in part.
     TunnelOptions(String),
     /// It comes in by a port that is no NIC's.
     ForeignPort(String),

@@ -287,7 +287,7 @@ pub(super) fn tunnel(tunnel: &Tunnel, through: &TunnelIn) -> Result<Fields, Caus
         None | Some([]) => {}
         // The software NIC's key has the addresses where it would have more.
         Some(options) if is_over_ipv6(tunnel) && !matches!(options, [one] if one.data.len() == 4) => {
-            return Err(Cause::TunnelOptions(told(options)));
+            return Err(Cause::TunnelOptions(told(options, true)));
         }
         Some(options) => fields.extend(geneve_options(options)?),
     }
@@ -322,18 +322,21 @@ pub(super) fn tunnel(tunnel: &Tunnel, through: &TunnelIn) -> Result<Fields, Caus
     both(fields, through.outer.fields())
 }
 
-/// Of which lengths the options of GENEVE are that a flow matches, and what a rule can say.
+/// What of the options of GENEVE that a flow matches a rule cannot say.
 pub(super) fn options_refused(flow: &Flow) -> Option<String> {
-    let options = flow.keys.iter().find_map(|key| match key {
-        Key::Tunnel(tunnel) => tunnel.geneve.as_deref(),
+    flow.keys.iter().find_map(|key| match key {
+        Key::Tunnel(tunnel) => Some(told(tunnel.geneve.as_deref()?, is_over_ipv6(tunnel))),
         _ => None,
-    })?;
-    Some(told(options))
+    })
 }
 
-/// How long they are, and how long they may be: there is no more room in a software NIC's key.
-fn told(options: &[GeneveOption]) -> String {
-    let lengths: Vec<String> = options.iter().map(|option| option.data.len().to_string()).collect();
+/// How long they are, and how long they may be: there is no more room in a software NIC's key. Where they have room, their lengths are not why.
+fn told(options: &[GeneveOption], ipv6: bool) -> String {
+    let lengths: Vec<usize> = options.iter().map(|option| option.data.len()).collect();
+    if lengths == [4] || !ipv6 && matches!(lengths[..], [8 | 12] | [4, 4]) {
+        return "class, type or length is not matched whole".into();
+    }
+    let lengths: Vec<String> = lengths.iter().map(usize::to_string).collect();
     format!("options of {} bytes; the most is one of 12 or two of 4, over IPv6 one of 4", lengths.join(" and "))
 }
 

@@ -375,7 +375,6 @@ fn what_is_inside_a_tunnel_becomes_a_rule_of_the_uplink_that_it_comes_in_by() {
     for (option, bytes) in [
         ("{class=0x102,type=0x80,len=16,0x1}", "16"),
         ("{class=0x102,type=0x80,len=8,0x1}{class=0x103,type=0x80,len=4,0x1}", "8 and 4"),
-        ("{class=0x102,type=0x80,len=4,0x1}{class=0x103/0xff,type=0x80,len=4,0x1}", "4 and 4"),
         (
             "{class=0x102,type=0x80,len=4,0x1}{class=0x103,type=0x80,len=4,0x1}{class=0x104,type=0x80,len=4,0x1}",
             "4 and 4 and 4",
@@ -385,6 +384,17 @@ fn what_is_inside_a_tunnel_becomes_a_rule_of_the_uplink_that_it_comes_in_by() {
         assert_eq!(cause.code(), "match-tunnel-options", "{option}");
         let said = format!("(options of {bytes} bytes; the most is one of 12 or two of 4, over IPv6 one of 4)");
         assert!(cause.sentence().ends_with(&said), "{}", cause.sentence());
+    }
+    // Where they have room, what is refused is not their lengths.
+    let in_part = "(class, type or length is not matched whole)";
+    for option in [
+        "{class=0x102,type=0x80,len=4,0x1}{class=0x103/0xff,type=0x80,len=4,0x1}",
+        "{class=0x102,type=0x80/0xf,len=12,0x1}",
+        "{class=0x102/0xff,type=0x80,len=4,0x1}",
+    ] {
+        let cause = rule(&ports, &with(option), "nic0_vf1").unwrap_err();
+        assert_eq!(cause.code(), "match-tunnel-options", "{option}");
+        assert!(cause.sentence().ends_with(in_part), "{}", cause.sentence());
     }
     // Over IPv6 there is room for less.
     let v6 = |text: &str| {
@@ -400,6 +410,12 @@ fn what_is_inside_a_tunnel_becomes_a_rule_of_the_uplink_that_it_comes_in_by() {
     let cause = rule(&ports, &v6(&with("{class=0x102,type=0x80,len=12,0x1}")), "nic0_vf1").unwrap_err();
     let said = "(options of 12 bytes; the most is one of 12 or two of 4, over IPv6 one of 4)";
     assert!(cause.code() == "match-tunnel-options" && cause.sentence().ends_with(said), "{cause:?}");
+    for (option, said) in
+        [("{class=0x102/0xff,type=0x80,len=12,0x1}", said), ("{class=0x102/0xff,type=0x80,len=4,0x1}", in_part)]
+    {
+        let cause = rule(&ports, &v6(&with(option)), "nic0_vf1").unwrap_err();
+        assert!(cause.sentence().ends_with(said), "{}", cause.sentence());
+    }
 }
 
 #[test]
