@@ -225,7 +225,7 @@ pub(crate) static METHODS: &[Method] = &[
         r#"{"name":"main","wait":true}"# => r#"{"id":1,"method":"lane.restart","item":"main","state":"done","started_ms":1790000000000,"ended_ms":1790000000900,"outcome":["lane main runs again with 1 port"]}"#),
     method!("ovs.show", Read, ovs::show, Nothing => ovs::Shown,
         "Open vSwitch as its database has it: settings, bridges, ports; and whether ovs-vswitchd runs.",
-        "{}" => r#"{"run_dir":"/run/openvswitch","pid":812,"version":"3.1.0","schema":"8.3.1","hw_offload":true,"tc_policy":"none","max_idle_ms":10000,"flow_limit":200000,"settled":true,"bridges":[{"name":"br0","datapath_type":"netdev","ports":[{"name":"nic0_vf3","tag":10,"interfaces":[{"name":"nic0_vf3","type":"system","ofport":4,"iface_id":"vm1-eth0"}]}]}]}"#),
+        "{}" => r#"{"run_dir":"/run/openvswitch","pid":812,"version":"3.1.0","schema":"8.3.1","hw_offload":true,"restoring":false,"tc_policy":"none","max_idle_ms":10000,"flow_limit":200000,"settled":true,"bridges":[{"name":"br0","datapath_type":"netdev","ports":[{"name":"nic0_vf3","tag":10,"interfaces":[{"name":"nic0_vf3","type":"system","ofport":4,"iface_id":"vm1-eth0"}]}]}]}"#),
     method!("ovs.configure", Change, ovs::configure, Configure => Configured,
         "Makes Open vSwitch as it is wanted; what is absent stays, and what is so already is left alone. Each item succeeds or fails by itself: look at each `outcome`. \
          ovs-vswitchd is restarted only with `restart`, and only when that is needed.",
