@@ -8,8 +8,9 @@ use std::collections::BTreeSet;
 use std::io::{IoSlice, Read};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
@@ -33,32 +34,45 @@ static SCENE: LazyLock<Mutex<Scene>> = LazyLock::new(|| Mutex::new(Scene::new())
 
 fuzz_target!(|bytes: &[u8]| SCENE.lock().expect("one at a time").play(Bytes(bytes)));
 
+/// What [`clean`] removes.
+static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+
+/// Called when the process exits, also after its last run; not where a finding ends it.
+extern "C" fn clean() {
+    if let Some(folder) = FOLDER.get() {
+        let _ = std::fs::remove_dir_all(folder);
+    }
+}
+
 struct Scene {
     recorder: Arc<Recorder>,
     ended: Receiver<()>,
     memory: OwnedFd,
     event: EventFd,
     other: OwnedFd,
-    /// Ends last.
-    folder: tempfile::TempDir,
+    /// Goes at the process's exit: nothing in a static is dropped.
+    folder: PathBuf,
     _session: Session,
 }
 
 impl Scene {
     fn new() -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
+        let folder = tempfile::tempdir().expect("a folder").keep();
+        // SAFETY: a function without arguments, which takes no lock that somebody else may hold.
+        assert_eq!(unsafe { libc::atexit(clean) }, 0);
+        FOLDER.set(folder.clone()).expect("one scene");
         let (end, ended) = channel();
         let recorder = Arc::new(Recorder { end: Mutex::new(end), now: Mutex::default() });
         let config = SessionConfig {
             name: "vm1".into(),
-            socket: folder.path().join("port.sock"),
+            socket: folder.join("port.sock"),
             role: Role::Server,
             owner: None,
             mode: None,
             compat: Compat::V1,
             offloads: true,
             mtu: 1500,
-            private_dir: folder.path().into(),
+            private_dir: folder.clone(),
         };
         let session = Session::start(config, recorder.clone()).expect("a session");
         let memory = memfd_create(c"fuzz", MFdFlags::MFD_CLOEXEC).expect("a memfd");
@@ -69,8 +83,9 @@ impl Scene {
     }
 
     fn play(&self, mut bytes: Bytes<'_>) {
-        let mut front = UnixStream::connect(self.folder.path().join("port.sock")).expect("it listens");
+        let mut front = UnixStream::connect(self.folder.join("port.sock")).expect("it listens");
         front.set_read_timeout(Some(LIMIT)).expect("a limit");
+        front.set_write_timeout(Some(LIMIT)).expect("a limit");
         // A header that lies about its payload makes the next message a part of this one: then nobody knows which answer comes.
         let mut in_step = true;
         while !bytes.is_empty() {
@@ -91,6 +106,7 @@ impl Scene {
         let now = self.recorder.now.lock().expect("nobody panicked");
         assert!(now.rings.is_empty(), "rings run without a front-end");
         assert!(now.map.as_ref().is_none_or(|map| map.bytes() == 0), "memory without a front-end");
+        assert!(now.last.upgrade().is_none(), "memory is still mapped without a front-end");
     }
 
     /// The next message, its descriptors, and whether it is answered; nothing where it has not the length that it says.
@@ -197,6 +213,8 @@ fn answer(front: &mut UnixStream) -> bool {
 #[derive(Default)]
 struct Now {
     map: Option<Arc<GuestMap>>,
+    /// The last one with memory in it.
+    last: Weak<GuestMap>,
     rings: BTreeSet<usize>,
 }
 
@@ -212,7 +230,11 @@ impl RingSink for Recorder {
     }
 
     fn memory(&self, map: Arc<GuestMap>) {
-        self.now.lock().expect("sound").map = Some(map);
+        let mut now = self.now.lock().expect("sound");
+        if map.bytes() > 0 {
+            now.last = Arc::downgrade(&map);
+        }
+        now.map = Some(map);
     }
 
     fn start(&self, index: usize, config: RingConfig) {

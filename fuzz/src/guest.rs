@@ -62,6 +62,18 @@ impl Guest {
         self.memory.read_obj(GuestAddress(addr)).expect("inside")
     }
 
+    /// The 32 bits there, which are in memory.
+    pub fn u32(&self, addr: u64) -> u32 {
+        self.memory.read_obj(GuestAddress(addr)).expect("inside")
+    }
+
+    /// Whether all of these bytes are in memory, which may cross regions.
+    pub fn has(&self, addr: u64, len: u64) -> bool {
+        let ends = REGIONS.iter().map(|&(start, len)| (start, start + len as u64));
+        let reaches = ends.fold(addr, |at, (start, end)| if (start..end).contains(&at) { end } else { at });
+        addr.checked_add(len).is_some_and(|end| end <= reaches)
+    }
+
     /// All of it.
     pub fn snapshot(&self) -> Vec<Vec<u8>> {
         REGIONS.iter().map(|&(start, len)| self.read(start, len).expect("inside")).collect()

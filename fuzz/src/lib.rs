@@ -40,3 +40,4 @@ pub mod eswitch {
 pub mod message;
 
 pub mod ovs_stream;
+pub mod walk;

@@ -4,7 +4,7 @@
 //! target itself (guest memory between pages that cannot be touched), so that no sanitizer, and no nightly compiler, is needed.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -12,12 +12,10 @@ use ringspan_testkit::paths;
 
 use crate::{packages, step};
 
-/// As cargo-fuzz has them.
+/// The coverage flags of cargo-fuzz.
 const FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
     -Cllvm-args=-sanitizer-coverage-trace-compares";
-/// Named, so that programs that run while building are not changed by the flags.
-const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 /// Targets that take a few source files, the most dangerous first.
 const QUICK: &[&str] = &["vhost_message", "vhost_session", "ring", "frame", "offload", "ovs_stream"];
 /// Targets that need the whole daemon built.
@@ -44,19 +42,23 @@ pub fn run(options: &Options) -> Result<()> {
             None => bail!("no target is called {name}: there are {}", [QUICK, DAEMON].concat().join(", ")),
         },
     };
-    packages::ensure(&[packages::FUZZ])?;
-    let fuzz = paths::checkout().join("fuzz");
-    // The dependencies' versions are the workspace's.
-    if !fuzz.join("Cargo.lock").exists() {
-        fs::copy(paths::checkout().join("Cargo.lock"), fuzz.join("Cargo.lock"))?;
+    if paths::on_path("c++").is_none() {
+        packages::ensure(&[packages::FUZZ])?;
     }
+    let fuzz = paths::checkout().join("fuzz");
     let target_folder = step::target_folder()?.join("fuzz");
-    let mut build = step::cargo(&["build", "--profile", "fuzz", "--target", TRIPLE]);
+    fs::create_dir_all(&target_folder)?;
+    take_versions(&fuzz, &target_folder)?;
+    // Named, so that programs that run while building are not changed by the flags.
+    let host = host()?;
+    let mut build = step::cargo(&["build", "--profile", "fuzz", "--target", &host]);
     build.args(chosen.iter().flat_map(|target| ["--bin", target]));
     if chosen.iter().any(|target| DAEMON.contains(target)) {
         build.args(["--features", "daemon"]);
     }
-    build.current_dir(&fuzz).env("RUSTFLAGS", FLAGS).env("CARGO_TARGET_DIR", &target_folder);
+    // It would go before RUSTFLAGS.
+    build.env_remove("CARGO_ENCODED_RUSTFLAGS").env("RUSTFLAGS", FLAGS);
+    build.current_dir(&fuzz).env("CARGO_TARGET_DIR", &target_folder);
     step::run(&mut build)?;
     for target in chosen {
         step::say(&format!("{target}, {} s", options.seconds));
@@ -65,9 +67,15 @@ pub fn run(options: &Options) -> Result<()> {
             fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
             Ok(folder)
         };
-        let mut fuzzer = Command::new(target_folder.join(TRIPLE).join("fuzz").join(target));
+        let corpus = folder("corpus")?;
+        if target == "flow_text" {
+            seed_lines(&corpus)?;
+        }
+        let mut fuzzer = Command::new(target_folder.join(&host).join("fuzz").join(target));
+        // With -jobs it writes logs into its folder.
         fuzzer
-            .arg(folder("corpus")?)
+            .current_dir(folder("artifacts")?)
+            .arg(corpus)
             .arg(format!("-max_total_time={}", options.seconds))
             .args([format!("-artifact_prefix={}/", folder("artifacts")?.display()), "-print_final_stats=1".into()]);
         let dictionary = fuzz.join(format!("{target}.dict"));
@@ -75,6 +83,38 @@ pub fn run(options: &Options) -> Result<()> {
             fuzzer.arg(format!("-dict={}", dictionary.display()));
         }
         step::run(fuzzer.args(&options.arguments))?;
+    }
+    Ok(())
+}
+
+/// The dependencies' versions are the workspace's, and again whenever those have changed.
+fn take_versions(fuzz: &Path, target_folder: &Path) -> Result<()> {
+    let wanted = fs::read(paths::checkout().join("Cargo.lock")).context("cannot read the workspace's Cargo.lock")?;
+    // Cargo adds to its own what only the targets need.
+    let (own, taken) = (fuzz.join("Cargo.lock"), target_folder.join("Cargo.lock.taken"));
+    if !own.exists() || fs::read(&taken).ok().as_ref() != Some(&wanted) {
+        fs::write(&own, &wanted).with_context(|| format!("cannot write {}", own.display()))?;
+        fs::write(&taken, &wanted).with_context(|| format!("cannot write {}", taken.display()))?;
+    }
+    Ok(())
+}
+
+/// What the compiler builds for by itself.
+fn host() -> Result<String> {
+    let output = Command::new("rustc").arg("-vV").output().context("cannot start rustc")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let host = text.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(host.context("rustc -vV names no host")?.into())
+}
+
+/// Fills an empty corpus with the lines that the parser is tested with.
+fn seed_lines(corpus: &Path) -> Result<()> {
+    if fs::read_dir(corpus)?.next().is_some() {
+        return Ok(());
+    }
+    let lines = fs::read_to_string(paths::checkout().join("src/ovs/flow/tests/lines.txt"))?;
+    for (at, line) in lines.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).enumerate() {
+        fs::write(corpus.join(format!("line-{at}")), line)?;
     }
     Ok(())
 }
