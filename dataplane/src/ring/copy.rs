@@ -113,8 +113,8 @@ pub(super) fn prefetch<T>(at: *const T) {
     let _ = at;
 }
 
-/// Asks for the cache line at `at`, to read it later: it goes to the second cache, and leaves the nearest, which holds less than a burst of long
-/// frames, to those that are copied now. A hint: any address is fine.
+/// Asks for the cache line at `at`, to read it later: it goes to a cache farther than the nearest (PREFETCHT2; which one depends on the processor), which holds less
+/// than a burst of long frames and is left to those that are copied now. A hint: any address is fine.
 #[inline(always)]
 pub(super) fn prefetch_far<T>(at: *const T) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
