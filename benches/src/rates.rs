@@ -51,6 +51,14 @@ impl RoundTrip {
     pub fn format(&self) -> &'static str {
         if self.packed { "packed" } else { "split" }
     }
+
+    /// As a measurement at half load would be, in which it has these ratios.
+    #[cfg(test)]
+    pub(crate) fn at_half_load(peer: Peer, packed: bool, ratio: Option<Spread>) -> Self {
+        let [p50, p90, p99, p999] = [1.0, 2.0, 3.0, 4.0].map(|us| Spread { median: us, least: us, most: us });
+        let (percent, pps, lost, ratios) = (50, 1e6, 0.0, [ratio; 2]);
+        Self { peer, packed, percent, pps, p50, p90, p99, p999, lost, ratios, samples: vec![] }
+    }
 }
 
 /// Processor time at a low rate.

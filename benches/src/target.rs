@@ -266,19 +266,7 @@ mod tests {
     #[test]
     fn a_part_that_fails_as_a_whole_is_a_miss_and_one_that_another_fails_at_is_not() {
         let of = |median: f64| Spread { median, least: median, most: median };
-        let trip = |peer, packed, ratio| RoundTrip {
-            peer,
-            packed,
-            percent: 50,
-            pps: 1e6,
-            p50: of(1.0),
-            p90: of(2.0),
-            p99: of(3.0),
-            p999: of(4.0),
-            lost: 0.0,
-            ratios: [ratio; 2],
-            samples: vec![],
-        };
+        let trip = RoundTrip::at_half_load;
         let bits = [Iperf {
             peer: Peer::Ringspan,
             bits: [of(1e9); 2],

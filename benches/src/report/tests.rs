@@ -126,21 +126,7 @@ fn the_page_has_its_plots_and_needs_nothing_else() {
     let rows = (cells.iter())
         .map(|cell| row(*cell, None, &[sample(cell, Peer::Ringspan, 4e6), sample(cell, Peer::Testpmd, 2e6)]))
         .collect();
-    let of = |median: f64| Spread { median, least: median, most: median };
-    let trip = |peer| RoundTrip {
-        peer,
-        packed: false,
-        percent: 50,
-        pps: 1e6,
-        p50: of(1.0),
-        p90: of(2.0),
-        p99: of(3.0),
-        p999: of(4.0),
-        lost: 0.0,
-        ratios: [None; 2],
-        samples: vec![],
-    };
-    let round_trips = vec![trip(Peer::Ringspan), trip(Peer::Testpmd)];
+    let round_trips = [Peer::Ringspan, Peer::Testpmd].map(|peer| RoundTrip::at_half_load(peer, false, None)).into();
     let load = Load { burst: 64, warm_up: 0.0, measured: 0.1 };
     let html = page::html(&Report { rows, round_trips, ..Report::empty(Machine::look(), load, 1) });
     for (heading, mark) in [

@@ -103,25 +103,23 @@ pub(super) unsafe fn copy_volatile(src: *const u8, dst: *mut u8, len: usize) {
 /// Asks for the cache line at `at`, to read it. A hint: any address is fine.
 #[inline(always)]
 pub(super) fn prefetch<T>(at: *const T) {
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
-    // SAFETY: prefetching never faults.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(at.cast());
-    }
-    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-    let _ = at;
+    prefetch_into::<false, T>(at);
 }
 
 /// Asks for the cache line at `at`, to read it later: it goes to a cache farther than the nearest (PREFETCHT2; which one depends on the processor), which holds less
 /// than a burst of long frames and is left to those that are copied now. A hint: any address is fine.
 #[inline(always)]
 pub(super) fn prefetch_far<T>(at: *const T) {
+    prefetch_into::<true, T>(at);
+}
+
+#[inline(always)]
+fn prefetch_into<const FAR: bool, T>(at: *const T) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     // SAFETY: prefetching never faults.
     unsafe {
-        use std::arch::x86_64::{_MM_HINT_T2, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T2>(at.cast());
+        use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T2, _mm_prefetch};
+        if FAR { _mm_prefetch::<_MM_HINT_T2>(at.cast()) } else { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
     #[cfg(not(all(target_arch = "x86_64", not(miri))))]
     let _ = at;

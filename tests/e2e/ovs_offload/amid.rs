@@ -188,6 +188,20 @@ fn last_to(frames: &[Frame], guest: usize, since: Instant) -> u128 {
     last.map_or(0, |frame| frame.at.saturating_duration_since(since).as_millis())
 }
 
+/// Whether all frames that were sent between these times arrived where they belong, but those that rules gave to OVS.
+fn crossed_without_ovs(frames: &Frames, from: Mark, to: Mark) -> Result<()> {
+    for (way, frames) in frames.iter().enumerate() {
+        let without = &frames[from.1[way] as usize..to.1[way] as usize];
+        let time = to.0 - from.0;
+        // Of a rule that is in use OVS is given a frame now and then, which nobody takes now.
+        let given = 2 + (time.as_secs_f64() / TO_OVS.as_secs_f64()) as usize;
+        let gone = lost(without);
+        ensure!(gone <= given, "way {way}: {gone} of {} frames were lost in {time:?} without OVS", without.len());
+        ensure!(came_to(frames, 2) == 0, "way {way}: {} frames came to the third guest", came_to(frames, 2));
+    }
+    Ok(())
+}
+
 impl Scene {
     /// With a third guest, to which nothing is to come by itself: where OpenFlow has no rule, OVS drops.
     fn amid(label: &str) -> Result<Self> {
@@ -277,15 +291,7 @@ fn frames_cross_while_open_vswitch_is_restarted() -> Result<()> {
         [0, 1].into_iter().try_for_each(|way| traffic.comes(way, 1 - way))?;
         Ok((away, back))
     })?;
-    for (way, frames) in frames.iter().enumerate() {
-        let without = &frames[away.1[way] as usize..back.1[way] as usize];
-        let time = back.0 - away.0;
-        // Of a rule that is in use OVS is given a frame now and then, which nobody takes now.
-        let given = 2 + (time.as_secs_f64() / TO_OVS.as_secs_f64()) as usize;
-        let gone = lost(without);
-        ensure!(gone <= given, "way {way}: {gone} of {} frames were lost in {time:?} without OVS", without.len());
-        ensure!(came_to(frames, 2) == 0, "way {way}: {} frames came to the third guest", came_to(frames, 2));
-    }
+    crossed_without_ovs(&frames, away, back)?;
     scene.guests = guests;
     scene.cross(1000)?;
     scene.adds_up()
@@ -322,14 +328,7 @@ fn frames_cross_while_open_vswitch_waits_for_its_tables() -> Result<()> {
         both()?;
         Ok((waits, restored))
     })?;
-    for (way, frames) in frames.iter().enumerate() {
-        let without = &frames[waits.1[way] as usize..restored.1[way] as usize];
-        let time = restored.0 - waits.0;
-        let given = 2 + (time.as_secs_f64() / TO_OVS.as_secs_f64()) as usize;
-        let gone = lost(without);
-        ensure!(gone <= given, "way {way}: {gone} of {} frames were lost in {time:?} of waiting", without.len());
-        ensure!(came_to(frames, 2) == 0, "way {way}: {} frames came to the third guest", came_to(frames, 2));
-    }
+    crossed_without_ovs(&frames, waits, restored)?;
     scene.guests = guests;
     scene.cross(1000)?;
     scene.adds_up()
