@@ -84,18 +84,20 @@ impl Wake {
     }
 }
 
-/// What the issue of idle workers asks of ringspan: full rate within 50 us of a kick.
-pub fn figure(wakes: &[Wake]) -> Option<Figure> {
-    let wake = wakes.iter().find(|wake| wake.peer == Peer::Ringspan && wake.kind == Kind::FullRate)?;
-    Some(Figure {
-        name: "full rate after a kick that ends a silence (median)".into(),
-        value: Some(wake.p50),
-        spread: None,
-        limit: 50.0,
-        at_least: false,
-        unit: "us",
-        note: None,
-    })
+/// What is asked of ringspan after a silence, as far as it was measured: to be at work within 50 us of a kick, and of a frame at a device
+/// that can wake.
+pub fn figures(wakes: &[Wake]) -> Vec<Figure> {
+    let asked = [
+        (Kind::FullRate, "full rate after a kick that ends a silence (median)"),
+        (Kind::Received, "guest has the frame that ends its device's silence (median)"),
+    ];
+    let found = asked.into_iter().filter_map(|(kind, name)| {
+        let wake = wakes.iter().find(|wake| wake.peer == Peer::Ringspan && wake.kind == kind)?;
+        let note = (wake.lost > 0).then(|| format!("{} of {} did not come", wake.lost, wake.lost + wake.samples.len()));
+        let value = wake.lost.eq(&0).then_some(wake.p50);
+        Some(Figure { name: name.into(), value, spread: None, limit: 50.0, at_least: false, unit: "us", note })
+    });
+    found.collect()
 }
 
 /// Waits without letting the core go.
@@ -319,6 +321,21 @@ mod tests {
         let wake = Wake::of(Peer::Ringspan, Kind::FullRate, &seen).unwrap();
         assert_eq!((wake.p50, wake.p99, wake.lost), (51.0, 100.0, 1));
         assert!(Wake::of(Peer::Ovs, Kind::Taken, &[None]).is_none());
-        assert!(!figure(&[wake]).unwrap().keeps());
+        // Nor does a median speak for those that did not come.
+        let late = figures(&[wake]);
+        assert_eq!((late.len(), late[0].keeps(), late[0].note.as_deref()), (1, false, Some("1 of 101 did not come")));
+    }
+
+    #[test]
+    fn kicks_and_frames_at_a_device_have_a_verdict_each() {
+        let wake = |peer, kind, us| Wake::of(peer, kind, &[Some(us)]).unwrap();
+        let wakes = [
+            wake(Peer::Testpmd, Kind::FullRate, 1.0),
+            wake(Peer::Ringspan, Kind::Taken, 1.0),
+            wake(Peer::Ringspan, Kind::FullRate, 51.0),
+            wake(Peer::Ringspan, Kind::Received, 49.0),
+        ];
+        assert_eq!(figures(&wakes).iter().map(Figure::keeps).collect::<Vec<_>>(), [false, true]);
+        assert!(figures(&wakes[..2]).is_empty());
     }
 }

@@ -30,7 +30,7 @@ struct Cli {
 enum Command {
     /// The main cells, round trips and small figures in less than 3 minutes
     Quick(Run),
-    /// Every cell, round trips at three loads, idle costs and small figures; the default
+    /// Every cell, round trips at three loads, idle costs, instructions and small figures; the default
     Full(Run),
     /// Instructions a packet, counted by callgrind
     Instructions(Run),
@@ -79,7 +79,7 @@ struct Run {
     /// Without round trips
     #[arg(long)]
     no_latency: bool,
-    /// Without idle costs and the small figures
+    /// Without idle costs, instructions and the small figures
     #[arg(long)]
     no_figures: bool,
     /// Without iperf3 of Linux guests
@@ -152,6 +152,11 @@ impl Migration {
         Ok(())
     }
 }
+
+/// Cells whose instructions are counted when nothing else is asked for.
+const COUNTED: &[&str] = &["tx/*/64", "rx/*/64"];
+/// Seconds that callgrind counts, unless told otherwise.
+const CALLGRIND: f64 = 3.0;
 
 /// Seconds that `quick` may take, its programs built.
 const QUICK: f64 = 180.0;
@@ -281,13 +286,19 @@ impl Run {
             wait::check_stopped()?;
             line.show("the small figures");
             small = figures::all(self.core, self.guest_core, &plan.patience)?;
-            small.extend(wake::figure(&wakes));
+            small.extend(wake::figures(&wakes));
         }
         line.end();
         let rows: Vec<_> = plan.cells.iter().zip(limits).map(|(cell, limit)| row(*cell, limit, &samples)).collect();
         let mut iperf = vec![];
         if wanted.iperf {
             iperf = part("iperf3", plan.iperf(plan.rounds.min(5), |text| eprintln!("{text}")), &mut faults)?;
+        }
+        let mut counted = vec![];
+        if !quick && !self.no_figures {
+            let cells = Cell::select(COUNTED)?;
+            counted = part("instructions", self.count(&plan, &cells, CALLGRIND, &mut line), &mut faults)?;
+            line.end();
         }
         wait::check_stopped()?;
         let verdicts = target::verdicts(&rows, &round_trips, &iperf, wanted);
@@ -302,7 +313,7 @@ impl Run {
             wakes,
             bare_wake,
             iperf,
-            instructions: vec![],
+            instructions: counted,
             figures: small,
             verdicts,
             faults,
@@ -330,24 +341,36 @@ impl Run {
         write(&html, &page::html(report))
     }
 
-    fn instructions(&self) -> anyhow::Result<()> {
-        let usual = ["tx/*/64", "rx/*/64", "tx/split/1518"].map(String::from).to_vec();
-        let cells = if self.cells.is_empty() { usual } else { self.cells.clone() };
-        let peers = if self.peers.is_empty() { Peer::ALL.to_vec() } else { self.peers.clone() };
-        let run = Self { cells, peers, ..self.clone() };
-        let plan = run.plan(true)?;
-        let (machine, mut line, mut all) = (Machine::look(), Line::default(), vec![]);
-        for cell in &plan.cells {
+    /// Instructions a packet in these cells, of all who can do them.
+    fn count(
+        &self,
+        plan: &Plan,
+        cells: &[Cell],
+        seconds: f64,
+        line: &mut Line,
+    ) -> anyhow::Result<Vec<instructions::Instructions>> {
+        let mut all = vec![];
+        for cell in cells {
             for peer in plan.peers.iter().filter(|peer| peer.can(cell)) {
                 wait::check_stopped()?;
-                let seconds = self.seconds.unwrap_or(3.0);
                 line.show(&format!("{}: {} under callgrind", cell.name(), peer.title()));
                 all.push(instructions::count(*peer, cell, plan.place, self.guest_core, seconds)?);
             }
         }
+        Ok(all)
+    }
+
+    fn instructions(&self) -> anyhow::Result<()> {
+        let usual = COUNTED.iter().chain(&["tx/split/1518"]).map(ToString::to_string).collect();
+        let cells = if self.cells.is_empty() { usual } else { self.cells.clone() };
+        let peers = if self.peers.is_empty() { Peer::ALL.to_vec() } else { self.peers.clone() };
+        let run = Self { cells, peers, ..self.clone() };
+        let plan = run.plan(true)?;
+        let (machine, mut line, seconds) = (Machine::look(), Line::default(), self.seconds.unwrap_or(CALLGRIND));
+        let counted = self.count(&plan, &plan.cells, seconds, &mut line)?;
         line.end();
-        let load = Load { measured: self.seconds.unwrap_or(3.0), ..plan.load };
-        self.finish(&Report { instructions: all, ..Report::empty(machine, load, 1) }, "instructions")
+        let load = Load { measured: seconds, ..plan.load };
+        self.finish(&Report { instructions: counted, ..Report::empty(machine, load, 1) }, "instructions")
     }
 
     fn wake(&self) -> anyhow::Result<()> {
@@ -355,7 +378,7 @@ impl Run {
         let wakes = plan.wakes(true, |text| line.show(text))?;
         let bare_wake = Some(wake::bare(self.core, self.guest_core)?);
         line.end();
-        let figures = wake::figure(&wakes).into_iter().collect();
+        let figures = wake::figures(&wakes);
         self.finish(&Report { wakes, bare_wake, figures, ..Report::empty(machine, plan.load, plan.rounds) }, "wake")
     }
 
