@@ -39,6 +39,8 @@ pub struct Packet {
     pub tcp_options: usize,
     /// TCP's flag CWR is set.
     pub ecn: bool,
+    /// TCP's flags FIN and PSH are set.
+    pub ends: bool,
     /// Bytes of payload.
     pub payload: usize,
     /// Makes packets differ.
@@ -48,7 +50,7 @@ pub struct Packet {
 impl Packet {
     /// TCP over IPv4 without any options.
     pub fn new(payload: usize) -> Self {
-        Self { tags: 0, ipv6: false, udp: false, options: 0, tcp_options: 0, ecn: true, payload, seed: 1 }
+        Self { tags: 0, ipv6: false, udp: false, options: 0, tcp_options: 0, ecn: true, ends: true, payload, seed: 1 }
     }
 
     /// Bytes before the TCP or UDP header.
@@ -76,6 +78,10 @@ impl Packet {
 
     fn cwr(&self) -> u8 {
         if self.ecn { CWR } else { 0 }
+    }
+
+    fn fin_and_psh(&self) -> u8 {
+        if self.ends { FIN_AND_PSH } else { 0 }
     }
 
     /// The frame as a guest's driver hands it over: the pseudo header's sum where the checksum goes.
@@ -123,7 +129,7 @@ impl Packet {
             frame.extend(pseudo);
         } else {
             frame.extend(SEQUENCE.to_be_bytes());
-            frame.extend([1, 2, 3, 4, (5 + self.tcp_options as u8) << 4, self.cwr() | ACK | FIN_AND_PSH, 1, 0]);
+            frame.extend([1, 2, 3, 4, (5 + self.tcp_options as u8) << 4, self.cwr() | ACK | self.fin_and_psh(), 1, 0]);
             frame.extend(pseudo);
             frame.extend([0, 0]);
             frame.resize(frame.len() + 4 * self.tcp_options, 1);
@@ -196,7 +202,7 @@ impl Packet {
                 let sequence = u32::from_be_bytes(segment[start + 4..start + 8].try_into()?);
                 let belongs = SEQUENCE.wrapping_add(payload.len() as u32);
                 ensure!(sequence == belongs, "segment {number}: sequence {sequence:#x}, not {belongs:#x}");
-                let belong = ACK | if number == 0 { self.cwr() } else { 0 } | if last { FIN_AND_PSH } else { 0 };
+                let belong = ACK | if number == 0 { self.cwr() } else { 0 } | if last { self.fin_and_psh() } else { 0 };
                 ensure!(segment[start + 13] == belong, "segment {number}: flags {:#x}", segment[start + 13]);
             }
             payload.extend(&segment[header_len..]);

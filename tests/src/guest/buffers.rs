@@ -53,6 +53,11 @@ impl Buffers {
         self.pieces[usize::from(buffer)]
     }
 
+    /// Those that are with the back-end.
+    pub fn lent(&self) -> impl Iterator<Item = Piece> {
+        self.pieces.iter().zip(&self.with_device).filter(|(_, lent)| **lent).map(|(piece, _)| *piece)
+    }
+
     /// Takes a free buffer, of which there must be one, to be given to the back-end.
     #[inline]
     pub fn lend(&mut self) -> u16 {

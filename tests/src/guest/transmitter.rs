@@ -100,6 +100,11 @@ impl Transmitter {
         self.queue.buffers.len() - self.queue.buffers.free()
     }
 
+    /// Guest addresses of the buffers that are with the back-end.
+    pub fn lent(&self) -> impl Iterator<Item = u64> {
+        self.queue.buffers.lent().map(|piece| piece.guest)
+    }
+
     /// What was sent, and given back, since the queue was made.
     pub fn counts(&self) -> Counts {
         self.queue.counts

@@ -7,13 +7,13 @@ use anyhow::{Context, Result, ensure};
 use ringspan_protocol::{LaneEventKind, PortPhase};
 use ringspan_testkit::guest::crossing::{self, End};
 use ringspan_testkit::guest::loopback::{Lengths, Plan};
-use ringspan_testkit::guest::{Guest, Kind, Layout, Memory, Options, feature};
+use ringspan_testkit::guest::{Guest, Kind, Layout, Memory, Options, Region, feature};
 use ringspan_testkit::wait;
 
 use super::flow::{Flow, all_back};
 use super::inside::{FROM, Host, MTU};
 use super::registers::Registers;
-use super::spread;
+use super::{offload, spread};
 
 /// A check: what it promises, and how that is seen.
 pub type Check = (&'static str, fn(&mut Host) -> Result<()>);
@@ -32,11 +32,13 @@ pub const VIRTUAL_FUNCTION: &[Check] = &[("a virtual function is made and taken"
 pub const BOTH: &[Check] = &[
     ("frames cross byte for byte, large ones without being copied", cross),
     ("frames cross from ordinary pages", cross_from_small_pages),
+    ("checksums and segments that are left to the NIC are right on the wire", offload::left_to_the_nic),
     ("guest memory is given anew while frames are on their way", give_memory_anew),
     ("memory comes region by region, and more comes and goes while frames are on their way", change_regions),
     ("with more regions than DPDK knows, frames are copied, and the reason is said", too_many_regions),
     ("the NIC stops sending: buffers stay with it until it goes on", hold_and_let_go),
     ("the NIC stops sending, and guest memory is given anew", give_memory_anew_while_frozen),
+    ("the NIC stops sending, and a region with frames that it has is taken away", take_region_away_while_frozen),
     ("the NIC stops sending, and the guest resets its driver", reset_while_frozen),
     ("the NIC stops sending, and the front-end is killed", kill_guest_while_frozen),
     ("the NIC stops sending, and the port is removed", remove_port_while_frozen),
@@ -212,7 +214,10 @@ fn frozen(
     kind: Kind,
     meanwhile: impl FnOnce(&mut Host, Guest) -> Result<Option<Guest>>,
 ) -> Result<Option<Guest>> {
-    let mut guest = Guest::start(options(host, kind))?;
+    let options = options(host, kind);
+    // As QEMU: regions may come and go one by one.
+    let protocol_features = options.protocol_features | feature::PROTOCOL_CONFIGURE_MEM_SLOTS;
+    let mut guest = Guest::start(Options { protocol_features, ..options })?;
     // What the NIC still reads must not be the guest's again: it would send this instead.
     guest.tx[0].scribble();
     let registers = Registers::of(host)?;
@@ -258,6 +263,39 @@ fn give_memory_anew_while_frozen(host: &mut Host) -> Result<()> {
             all_back(&mut guest)?;
             ensure!(took < Duration::from_secs(5), "the change took {took:?}");
             host.say(&format!("    {kind:?}: {HELD} frames in the NIC, the change took {} ms", took.as_millis()));
+            Ok(Some(guest))
+        })?;
+        let mut guest = guest.context("the guest is gone")?;
+        goes_on(host, &mut guest)?;
+        host.gone(guest)?;
+    }
+    Ok(())
+}
+
+/// As when memory is unplugged: the rings stay where they are, and frames that the NIC still has to read lie in what goes.
+fn take_region_away_while_frozen(host: &mut Host) -> Result<()> {
+    for kind in [Kind::Split, Kind::Packed] {
+        let guest = frozen(host, kind, |host, mut guest| {
+            let memory = guest.memory().clone();
+            let rings = [guest.tx[0].ring().addresses(), guest.rx[0].ring().addresses()].concat();
+            let has = |region: &Region, at: u64| (region.guest..region.guest + region.size).contains(&at);
+            let spare = |region: &&Region| !rings.iter().any(|&ring| has(region, ring));
+            let gone: Vec<&Region> = memory.regions().iter().filter(spare).collect();
+            let lent = guest.tx[0].lent().filter(|&at| gone.iter().any(|region| has(region, at))).count();
+            ensure!(lent > 0, "no frame lies in a region that has no ring");
+            let start = Instant::now();
+            for region in &gone {
+                guest.frontend()?.rem_mem_reg(region)?;
+            }
+            guest.frontend()?.barrier()?;
+            all_back(&mut guest)?;
+            let took = start.elapsed();
+            ensure!(took < Duration::from_secs(5 * gone.len() as u64), "the change took {took:?}");
+            for region in &gone {
+                guest.frontend()?.add_mem_reg(&memory, region)?;
+            }
+            let took = took.as_millis();
+            host.say(&format!("    {kind:?}: {lent} of {HELD} frames lie in what goes, which took {took} ms"));
             Ok(Some(guest))
         })?;
         let mut guest = guest.context("the guest is gone")?;

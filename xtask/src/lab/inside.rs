@@ -31,7 +31,7 @@ pub const FROM: u16 = 500;
 const HUGE_PAGES: u32 = 300;
 const LANE_MIB: u32 = 256;
 /// Where the frames of the test kit go to: the far end's own address, so that a NIC's inner switch knows it.
-const FAR_MAC: &str = "52:54:00:12:34:56";
+pub const FAR_MAC: &str = "52:54:00:12:34:56";
 
 /// The host, as the checks use it.
 pub struct Host {
@@ -41,7 +41,9 @@ pub struct Host {
     pub nic: Function,
     /// The one that the kernel drives: the far end of the wire.
     pub far_nic: Function,
-    /// Its interface.
+    /// Its interface, by name,
+    pub far_interface: String,
+    /// and frames there.
     pub far: FarEnd,
     /// Where that is.
     pub net: Netns,
@@ -131,7 +133,7 @@ impl Host {
         let start = Instant::now();
         let lane = Lane::start(options, folder.path())?;
         writeln!(story, "    a lane, ready after {:.1} s", start.elapsed().as_secs_f64())?;
-        Ok(Self { lane, nic, far_nic, far, net, pinned: 0, story, _folder: folder })
+        Ok(Self { lane, nic, far_nic, far_interface: interface, far, net, pinned: 0, story, _folder: folder })
     }
 
     /// A line for who watches.

@@ -21,6 +21,7 @@ mod killed;
 mod modules;
 mod netdevsim;
 mod numa;
+mod offload;
 mod registers;
 mod spread;
 mod two_vfs;
