@@ -22,6 +22,7 @@ fn plans(payload: std::ops::Range<usize>) -> impl Strategy<Value = Packet> {
             options,
             tcp_options,
             ecn: seed % 2 == 0,
+            ends: seed % 3 != 0,
             payload,
             seed,
         },

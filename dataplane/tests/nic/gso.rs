@@ -89,6 +89,7 @@ fn packets() -> impl Iterator<Item = Packet> {
         options: if number % 5 == 0 { number / 12 % 4 } else { 0 },
         tcp_options: number / 12 % 11,
         ecn: number % 7 == 0,
+        ends: number % 2 == 0,
         payload: 1 + number * 3,
         seed: number as u8,
     })
