@@ -265,9 +265,7 @@ fn give_memory_anew_while_frozen(host: &mut Host) -> Result<()> {
             host.say(&format!("    {kind:?}: {HELD} frames in the NIC, the change took {} ms", took.as_millis()));
             Ok(Some(guest))
         })?;
-        let mut guest = guest.context("the guest is gone")?;
-        goes_on(host, &mut guest)?;
-        host.gone(guest)?;
+        goes_on_and_ends(host, guest)?;
     }
     Ok(())
 }
@@ -298,9 +296,7 @@ fn take_region_away_while_frozen(host: &mut Host) -> Result<()> {
             host.say(&format!("    {kind:?}: {lent} of {HELD} frames lie in what goes, which took {took} ms"));
             Ok(Some(guest))
         })?;
-        let mut guest = guest.context("the guest is gone")?;
-        goes_on(host, &mut guest)?;
-        host.gone(guest)?;
+        goes_on_and_ends(host, guest)?;
     }
     Ok(())
 }
@@ -330,9 +326,7 @@ fn reset_while_frozen(host: &mut Host) -> Result<()> {
             guest.reset()?;
             Ok(Some(guest))
         })?;
-        let mut guest = guest.context("the guest is gone")?;
-        goes_on(host, &mut guest)?;
-        host.gone(guest)?;
+        goes_on_and_ends(host, guest)?;
     }
     Ok(())
 }
@@ -430,6 +424,13 @@ pub(super) fn take(host: &mut Host) -> Result<()> {
     host.lane.wait_port("vm", Duration::from_secs(30), |port| port.device.link_up)?;
     host.pinned = host.pinned_now()?;
     Ok(())
+}
+
+/// The guest is still there, frames cross, and nothing is left of it then.
+fn goes_on_and_ends(host: &mut Host, guest: Option<Guest>) -> Result<()> {
+    let mut guest = guest.context("the guest is gone")?;
+    goes_on(host, &mut guest)?;
+    host.gone(guest)
 }
 
 /// What was on its way is forgotten, and frames cross as if nothing had been.
