@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use ringspan_protocol::OffloadBy;
 use ringspan_testkit::capture::{Capture, tshark_finds_nothing_wrong};
 use ringspan_testkit::guest::net_header::DATA_VALID;
-use ringspan_testkit::guest::{Guest, Kind, NetHeader, Options, feature};
+use ringspan_testkit::guest::{Guest, Kind, NetHeader, feature};
 use ringspan_testkit::packet::Packet;
 use ringspan_testkit::paths;
 
@@ -140,7 +140,7 @@ pub fn left_to_the_nic(host: &mut Host) -> Result<()> {
 
 /// A guest that takes the NIC's word for checksums gets it for good ones at most.
 fn comes_in(host: &mut Host, kind: Kind) -> Result<()> {
-    let mut guest = Guest::start(Options { ..options(host, kind) }.with(feature::GUEST_CSUM))?;
+    let mut guest = Guest::start(options(host, kind).with(feature::GUEST_CSUM))?;
     let (mut vouched, mut count) = (0, 0);
     let nic = bytes_of(&host.lane.port("vm")?.device.mac.to_string());
     for like in kinds() {
@@ -162,7 +162,8 @@ fn comes_in(host: &mut Host, kind: Kind) -> Result<()> {
         }
     }
     host.say(&format!("    {kind:?}: {vouched} of {count} right checksums were vouched for, and no wrong one"));
-    ensure!(vouched > 0 || host.lane.port("vm")?.device.offloads.rx_checksum != OffloadBy::Device, "none was");
+    let offloads = host.lane.port("vm")?.device.offloads;
+    ensure!(vouched > 0 || offloads.rx_checksum != OffloadBy::Device, "the NIC vouched for none: {offloads:?}");
     host.gone(guest)
 }
 
